@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv check test test-long demo clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(INSTALLED) ## install everything, pinned, into .venv; PYTHON=python3.12 picks another Python
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo '$(PYTHON) is not Python 3.11, 3.12 or 3.13; name one, as in: make venv PYTHON=python3.12'; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -U 'pip>=25.1'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[demo]' --group dev
+	@touch $@
+
+check: $(INSTALLED) ## lint, formatting, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(INSTALLED) ## every test but the long ones
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(INSTALLED) ## the tests that take minutes; they print their figures
+	$(BIN)/python -m pytest -m long -s
+
+demo: $(INSTALLED) ## encode real photographs through a local S3 server
+	$(BIN)/python jobs/demo.py
+
+clean: ## remove caches, builds and the demo's files; .venv stays
+	rm -rf .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find inpaint_encode jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

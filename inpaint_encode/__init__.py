@@ -1,0 +1,32 @@
+"""Image/mask pairs become inpainting latents: the tensor function here, the distributed job in ``inpaint-encode``.
+
+Names load on first use, so that importing the package costs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .settings import EncodeJob
+    from .transform import grow_mask
+    from .vae import InpaintLatents, encode_for_inpaint, load_vae
+
+_HOMES = {
+    "EncodeJob": "settings",
+    "InpaintLatents": "vae",
+    "encode_for_inpaint": "vae",
+    "grow_mask": "transform",
+    "load_vae": "vae",
+}
+
+__all__ = ["EncodeJob", "InpaintLatents", "__version__", "encode_for_inpaint", "grow_mask", "load_vae"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,110 @@
+"""The command line: options in, exit codes out."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
+from rich.console import Console
+
+from . import __version__
+from .cluster import protect_local_ray
+from .errors import EncodeError, UsageError
+from .settings import EncodeJob
+
+__all__ = ["main"]
+
+app = App(
+    name="inpaint-encode",
+    version=__version__,
+    help="Image/mask pairs in a bucket become inpainting latents in Parquet.",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@app.command
+def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
+    """Encode every pair of two prefixes; run it again after any interruption, and it goes on.
+
+    Options may stand in a TOML file instead, spelled with underscores: --config job.toml; flags override it.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 3 more rejected pairs than --max-rejected allows.
+    """
+    protect_local_ray(job.run.address)
+    from .pipeline import run_job
+    from .progress import open_display
+
+    with open_display() as display:
+        report = run_job(job, display)
+    this = report["this_run"]
+    print(
+        f"{report['pairs']:,} pairs: {report['encoded']:,} encoded, {report['rejected']:,} rejected; this run "
+        f"{this['encoded'] + this['rejected']:,} in {this['seconds']:,.1f} s\n"
+        f"{job.output.output}: {report['files']:,} files, {report['data_bytes']:,} bytes"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code; the entry point of ``inpaint-encode`` and of every script in jobs/."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        tokens = _without_config(sys.argv[1:] if arguments is None else arguments)
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        _fail(str(error), UsageError.exit_code)
+    except EncodeError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from what is done", 130)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, markup=True, soft_wrap=True)
+    sys.exit(code)
+
+
+def _without_config(arguments: list[str]) -> list[str]:
+    """Take ``--config FILE`` out of the arguments and let its values stand in for flags that are not given."""
+    if "--config" not in arguments:
+        return arguments
+    at = arguments.index("--config")
+    if at + 1 == len(arguments):
+        raise UsageError("--config needs a TOML file")
+    app.config = _values_of(Path(arguments[at + 1]))
+    return arguments[:at] + arguments[at + 2 :]
+
+
+def _values_of(path: Path) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+
+    def fill(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        options = {argument.name.removeprefix("--").replace("-", "_"): argument for argument in arguments}
+        for name, value in values.items():
+            if name not in options:
+                raise UsageError(f"{path}: unknown option {name!r}{_nearest(name, list(options))}")
+            if not options[name].tokens:
+                options[name].append(Token(keyword=name, value=str(value), source=str(path)))
+
+    return fill
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Joining the Ray cluster that is there, or starting a quiet one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .settings import Workers
+
+__all__ = ["encoders", "joined", "protect_local_ray"]
+
+LOGICAL_CPUS = 4
+"""Least number of CPUs that a Ray on this machine is told to have: an encoder and the tasks around it must all fit."""
+
+
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Be connected to the cluster at ``address``, the one this process runs in, or a new local one.
+
+    A connection that this process had already is used and left as it is.
+    """
+    import ray
+
+    if ray.is_initialized():
+        _quieten()
+        yield
+        return
+    cluster = address or os.environ.get("RAY_ADDRESS")
+    options = {"address": cluster} if cluster else _local_options()
+    with _no_stderr():  # the libraries under Ray write there as they start; what goes wrong is raised
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    _quieten()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def encoders(workers: Workers) -> tuple[float, int]:
+    """Return how many GPUs an encoder takes, and the most encoders to start."""
+    import ray
+
+    there = ray.cluster_resources()
+    if workers.gpus_per_worker == "auto":
+        gpus = 1.0 if there.get("GPU") else 0.0
+    else:
+        gpus = float(workers.gpus_per_worker)
+    fitting = int(there.get("GPU", 0) / gpus) if gpus else 1
+    return gpus, workers.max_workers or max(workers.min_workers, fitting)
+
+
+def protect_local_ray(address: str) -> None:
+    """See to it that a Ray started by this process talks to this user only: by a token, unless that is settled.
+
+    Ray reads these variables once, when it is imported, so this must come first. A cluster that is there already
+    brings its own authentication, which is its owner's to set.
+    """
+    if address or os.environ.get("RAY_ADDRESS"):
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # every pool of actors prints a harmless error line
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _local_options() -> dict[str, object]:
+    cpus = max(LOGICAL_CPUS, os.cpu_count() or 1)
+    return {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+
+
+def _quieten() -> None:
+    """Leave the display to us, and let a job wait for GPU nodes as long as they take."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)

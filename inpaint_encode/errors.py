@@ -1,0 +1,44 @@
+"""Every way a job or a pair can fail, by name."""
+
+from __future__ import annotations
+
+__all__ = ["EncodeError", "JobFailed", "PairRejected", "TooManyRejected", "UsageError"]
+
+
+class EncodeError(Exception):
+    """Base of the errors that end a command; its message is one sentence for the person who ran it."""
+
+    exit_code = 1
+
+
+class JobFailed(EncodeError):
+    """The job could not go on: exit code 1. What it committed stays; the same command continues."""
+
+
+class UsageError(EncodeError):
+    """The command asks for something that cannot be done: exit code 2. Nothing was changed."""
+
+    exit_code = 2
+
+
+class TooManyRejected(EncodeError):
+    """More pairs were rejected than ``--max-rejected`` allows: exit code 3."""
+
+    exit_code = 3
+
+
+class PairRejected(Exception):
+    """One pair cannot become a row; the others go on.
+
+    ``error`` is a stable name, ``stage.what`` (``decode.truncated``); ``message`` says it with numbers.
+    """
+
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(error, message)
+        self.error = error
+        self.message = message
+
+    @property
+    def stage(self) -> str:
+        """The part of the name before the dot: ``fetch``, ``decode``, ``mask``, ``size`` or ``encode``."""
+        return self.error.partition(".")[0]

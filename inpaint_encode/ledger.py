@@ -1,0 +1,282 @@
+"""The output is its own ledger: what is there is done, and nothing else is believed.
+
+``<job>-<chunk>.parquet``            a chunk's rows; there means decided
+``_rejected/<job>-<chunk>.parquet``  the chunk's rejected pairs, written before its rows
+``_plan/<job>-<generation>-….parquet``  which pairs are in which chunk; complete once ``….json`` is there
+``_receipts/<job>-….parquet``        what committed chunks reported: a cache of the files' footers
+``_job.json``                        the settings that every row was made by
+``_lease.json``                      who is writing now
+``_report.json``                     counts and rates, written last
+
+A file's name follows from its chunk, and a chunk's rows are written only where none are: whoever comes late, a
+worker of a dead run or of this one, finds the decision made and adopts it. ``<job>`` is drawn anew when an output
+is begun, so that a late worker of an overwritten job cannot write among the new rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from . import plan, rows, storage
+from .errors import JobFailed
+from .lease import check_token
+
+__all__ = ["Committed", "Inventory", "Ledger"]
+
+_DECISION = b"inpaint_encode.chunk"
+_NAME = re.compile(
+    r"(?P<folder>|_rejected/|_plan/|_receipts/)(?P<job>[0-9a-f]{8})-(?P<number>\d+)(?P<rest>[0-9a-z-]*)\.(?:parquet|json)"
+)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a chunk's files hold, as decided by whoever was first."""
+
+    encoded: int
+    rejected: int
+    errors: dict[str, int]
+    data_bytes: int
+
+
+@dataclass
+class Inventory:
+    """What one listing of an output found."""
+
+    chunks: set[int] = field(default_factory=set)
+    """Decided chunks."""
+    rejects: set[int] = field(default_factory=set)
+    """Chunks with a rejects file."""
+    parts: list[str] = field(default_factory=list)
+    """Parts of complete generations of the plan, relative to the output."""
+    receipts: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    """Files of other jobs, to be removed."""
+    strangers: list[str] = field(default_factory=list)
+    """Data that this package did not write, never to be touched."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One job's files in an output; small and plain, so that every worker can carry it."""
+
+    output: str
+    job: str
+    token: str
+
+    def uri(self, *parts: str) -> str:
+        """Where something of this output is."""
+        return storage.join(self.output, *parts)
+
+    def data_uri(self, chunk: int) -> str:
+        """Where a chunk's rows are."""
+        return self.uri(f"{self.job}-{chunk:08d}.parquet")
+
+    def rejects_uri(self, chunk: int) -> str:
+        """Where a chunk's rejected pairs are."""
+        return self.uri("_rejected", f"{self.job}-{chunk:08d}.parquet")
+
+    def commit(self, work: Mapping[str, Any], data: pa.Table, rejects: pa.Table) -> Committed:
+        """Decide a chunk: its rejects first, then its rows, which are there whole or not at all.
+
+        If the chunk was decided before, that decision stands, and what it says is returned.
+
+        Args:
+            work: a row of `rows.WORK`; with ``keep`` the rows and rejects that the plan does not ask to encode
+                are carried over from the chunk's file.
+            data: rows of `rows.data_schema`.
+            rejects: rows of `rows.REJECTS`.
+
+        Raises:
+            JobFailed: another run has taken the lease.
+            OSError: the store or the disk refuses.
+        """
+        check_token(self.uri("_lease.json"), self.token)
+        return self.publish(work, data, rejects)
+
+    def publish(self, work: Mapping[str, Any], data: pa.Table, rejects: pa.Table) -> Committed:
+        """Do what `commit` does after its look at the lease."""
+        expect = storage.ABSENT
+        if work["keep"]:
+            before = _read_decision(self.data_uri(work["chunk"]))
+            if before.generation >= work["generation"]:
+                return self.adopt(work)
+            data, rejects = before.merged(data, rejects, _kept_keys(work))
+            expect = before.version
+        encoded = rows.parquet_bytes(_with_decision(data, work, rejects))
+        self._write_rejects(work["chunk"], rejects)
+        try:
+            storage.write(self.data_uri(work["chunk"]), encoded, expect=expect)
+        except storage.Conflict:
+            return self.adopt(work)
+        if work["keep"] and not rejects.num_rows:
+            storage.delete(self.rejects_uri(work["chunk"]))
+        return _committed(data.num_rows, rejects, len(encoded))
+
+    def adopt(self, work: Mapping[str, Any]) -> Committed:
+        """Take a decided chunk's file as the truth, and make its rejects file say the same.
+
+        Raises:
+            JobFailed: the file is of an older generation of the plan than this run's.
+        """
+        decided = _read_decision(self.data_uri(work["chunk"]))
+        if decided.generation < work["generation"]:
+            raise JobFailed(f"{self.data_uri(work['chunk'])} was written late by a dead run; run the command again")
+        self._write_rejects(work["chunk"], decided.rejects)
+        if not decided.rejects.num_rows:
+            storage.delete(self.rejects_uri(work["chunk"]))
+        return _committed(decided.rows, decided.rejects, decided.size)
+
+    def _write_rejects(self, chunk: int, rejects: pa.Table) -> None:
+        if rejects.num_rows:
+            storage.write(self.rejects_uri(chunk), rows.parquet_bytes(rejects))
+
+    def inventory(self) -> Inventory:
+        """List the output once and sort what is there."""
+        found = Inventory()
+        plan_files: list[str] = []
+        for listed in storage.list_objects(self.output):
+            for path in listed.paths:
+                self._sort(path, found, plan_files)
+        complete = {path.removesuffix(".json") for path in plan_files if path.endswith(".json")}
+        found.parts = sorted(p for p in plan_files if p.endswith(".parquet") and p.rpartition("-")[0] in complete)
+        found.receipts.sort()
+        return found
+
+    def _sort(self, path: str, found: Inventory, plan_files: list[str]) -> None:
+        name = _NAME.fullmatch(path)
+        if name is None:
+            if not path.startswith("_"):
+                found.strangers.append(path)
+        elif name["job"] != self.job:
+            found.foreign.append(path)
+        elif name["folder"] == "_plan/":
+            plan_files.append(path)
+        elif name["folder"] == "_receipts/":
+            found.receipts.append(path)
+        else:
+            (found.rejects if name["folder"] else found.chunks).add(int(name["number"]))
+
+    def write_plan(self, generation: int, table: pa.Table) -> list[str]:
+        """Keep one generation of the plan, which counts once all of it is there; return its parts."""
+        stem = f"_plan/{self.job}-{generation:04d}"
+        names = []
+        for number, part in enumerate(plan.parts(table)):
+            names.append(f"{stem}-{number:06d}.parquet")
+            storage.write(self.uri(names[-1]), rows.parquet_bytes(part))
+        storage.write(self.uri(f"{stem}.json"), json.dumps({"pairs": table.num_rows}).encode())
+        return names
+
+    def read_plan(self, parts: list[str]) -> pa.Table:
+        """Return all generations of the plan: `rows.PAIRS` with ``generation`` and ``part``."""
+        tables = [self._read_part(part) for part in parts]
+        schema = rows.PAIRS.append(pa.field("generation", pa.int32())).append(pa.field("part", pa.string()))
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def _read_part(self, part: str) -> pa.Table:
+        table = pq.read_table(pa.BufferReader(storage.read(self.uri(part)).data), schema=rows.PAIRS)
+        generation = pa.scalar(int(part.split("-")[1]), pa.int32())
+        columns = {"generation": generation, "part": pa.scalar(self.uri(part))}
+        for name, value in columns.items():
+            table = table.append_column(name, pa.repeat(value, table.num_rows))
+        return table
+
+    def write_receipts(self, run: str, number: int, receipts: list[dict[str, Any]]) -> None:
+        """Keep what chunks reported, so that the next run need not open their files."""
+        table = pa.Table.from_pylist(receipts, rows.RECEIPT)
+        storage.write(self.uri("_receipts", f"{self.job}-{run}-{number:06d}.parquet"), rows.parquet_bytes(table))
+
+    def decided(self, inventory: Inventory, generations: Mapping[int, int]) -> dict[int, Committed]:
+        """Return what the chunks hold that are decided at the generation that the plan has for them.
+
+        Receipts answer for most; only a chunk that was committed in a run's last moments is opened.
+        """
+        known = self._receipts(inventory)
+        answers = {}
+        for chunk in inventory.chunks & generations.keys():
+            if (chunk, generations[chunk]) in known:
+                answers[chunk] = known[chunk, generations[chunk]]
+            else:
+                decision = _read_decision(self.data_uri(chunk))
+                if decision.generation == generations[chunk]:
+                    answers[chunk] = _committed(decision.rows, decision.rejects, decision.size)
+        return answers
+
+    def _receipts(self, inventory: Inventory) -> dict[tuple[int, int], Committed]:
+        known = {}
+        for path in inventory.receipts:
+            table = pq.read_table(pa.BufferReader(storage.read(self.uri(path)).data), schema=rows.RECEIPT)
+            for row in table.to_pylist():
+                known[row["chunk"], row["generation"]] = Committed(
+                    row["encoded"], row["rejected"], dict(row["errors"]), row["data_bytes"]
+                )
+        return known
+
+    def settle(self, chunks: Mapping[int, Committed]) -> None:
+        """Make the rejects files say what the chunks' own files say, where a dead worker left another word."""
+        inventory = self.inventory()
+        for chunk in inventory.rejects - {chunk for chunk, held in chunks.items() if held.rejected}:
+            storage.delete(self.rejects_uri(chunk))
+        for chunk, held in chunks.items():
+            if held.rejected and chunk not in inventory.rejects:
+                self._write_rejects(chunk, _read_decision(self.data_uri(chunk)).rejects)
+
+    def rejected_keys(self, inventory: Inventory) -> pa.Array:
+        """Return the keys of all rejected pairs of decided chunks."""
+        files = [self.rejects_uri(chunk) for chunk in sorted(inventory.rejects & inventory.chunks)]
+        tables = [pq.read_table(pa.BufferReader(storage.read(uri).data), schema=rows.REJECTS) for uri in files]
+        return pa.concat_tables([rows.REJECTS.empty_table(), *tables])["key"].combine_chunks()
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """A chunk's data file, opened."""
+
+    generation: int
+    rejects: pa.Table
+    data: bytes
+    version: str
+    rows: int
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def merged(self, data: pa.Table, rejects: pa.Table, kept: pa.Array) -> tuple[pa.Table, pa.Table]:
+        """The new rows and rejects with those of ``kept`` keys added."""
+        old = rows.read_data(self.data, data.schema)
+        return (
+            pa.concat_tables([data, old.filter(pc.is_in(old["key"], kept))]),
+            pa.concat_tables([rejects, self.rejects.filter(pc.is_in(self.rejects["key"], kept))]),
+        )
+
+
+def _read_decision(uri: str) -> _Decision:
+    blob = storage.read(uri)
+    metadata = pq.read_metadata(pa.BufferReader(blob.data))
+    decision = json.loads(metadata.metadata[_DECISION])
+    rejects = pa.Table.from_pylist(decision["rejected"], rows.REJECTS)
+    return _Decision(decision["generation"], rejects, blob.data, blob.version, metadata.num_rows)
+
+
+def _with_decision(data: pa.Table, work: Mapping[str, Any], rejects: pa.Table) -> pa.Table:
+    decision = {"chunk": work["chunk"], "generation": work["generation"], "rejected": rejects.to_pylist()}
+    return data.replace_schema_metadata({**data.schema.metadata, _DECISION: json.dumps(decision)})
+
+
+def _kept_keys(work: Mapping[str, Any]) -> pa.Array:
+    pairs = plan.read_chunk(work["part"], work["chunk"])
+    return pairs.filter(pc.invert(pairs["encode"]))["key"].combine_chunks()
+
+
+def _committed(encoded: int, rejects: pa.Table, data_bytes: int) -> Committed:
+    counts = rejects["error"].value_counts().to_pylist()
+    return Committed(encoded, rejects.num_rows, {c["values"]: c["counts"] for c in counts}, data_bytes)

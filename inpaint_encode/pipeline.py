@@ -1,0 +1,164 @@
+"""The job: one expression in Ray Data, and the run around it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from . import storage
+from .cluster import encoders, joined
+from .errors import JobFailed, TooManyRejected, UsageError
+from .lease import Lease, hold
+from .ledger import Committed, Ledger
+from .progress import Display
+from .report import Tally, write_report
+from .resume import Remaining, job_record, open_output, remaining
+from .settings import EncodeJob
+from .sources import find_pairs
+from .stages import Encoder, commit, fetch_and_decode
+from .vae import VaeFacts, load_vae, vae_facts, warm_up
+
+__all__ = ["receipts_of", "run_job"]
+
+FLUSH_S = 30.0
+"""How often the receipts are kept; what a killed run had not kept yet is read from the files themselves."""
+
+
+CPU_ENCODER_CPUS = 2
+"""An encoder without a GPU; what it takes must differ from a fetch task's, or Ray runs both in one process in turn."""
+
+
+def receipts_of(
+    work: pa.Table, job: EncodeJob, facts: VaeFacts, ledger: Ledger, metadata: dict[str, Any]
+) -> ray.data.Dataset:
+    """Read, fetch, decode, encode, commit: a row of ``work`` is a chunk, and so is every row after it."""
+    gpus, workers = encoders(job.workers)
+    return (
+        ray.data.from_arrow(work)
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(
+            fetch_and_decode,
+            fn_kwargs={"multiple": facts.ratio, "threads": job.workers.fetch_threads},
+            batch_size=1,
+            batch_format="pyarrow",
+        )
+        .map_batches(
+            Encoder,
+            fn_constructor_args=(job.vae, job.rows, facts.weights_sha256, job.workers.batch_size, workers),
+            compute=ray.data.ActorPoolStrategy(min_size=min(job.workers.min_workers, workers), max_size=workers),
+            num_gpus=gpus or None,
+            num_cpus=1 if gpus else CPU_ENCODER_CPUS,
+            batch_size=1,
+            batch_format="pyarrow",
+        )
+        .map_batches(
+            commit,
+            fn_kwargs={"ledger": ledger, "samples_dtype": job.rows.samples_dtype, "metadata": metadata},
+            batch_size=1,
+            batch_format="pyarrow",
+        )
+    )
+
+
+def run_job(job: EncodeJob, display: Display) -> dict[str, Any]:
+    """Run the whole job and return its report; whatever was done there before is not done again.
+
+    Raises:
+        UsageError: before Ray is started, and before anything is written among rows of other settings.
+        TooManyRejected: more pairs were rejected than ``--max-rejected`` allows.
+        JobFailed: the job could not go on, or its counts do not add up.
+    """
+    output = _normalised_output(job)
+    display.say(f"listing {job.source.images} and {job.source.masks}")
+    found = find_pairs(job.source)
+    display.say(f"loading the VAE {job.vae.vae}")
+    facts = _facts(job)
+    with hold(storage.join(output, "_lease.json"), display.say) as lease:
+        record = job_record(job, facts.as_dict())
+        ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
+        left = remaining(ledger, inventory, job, found)
+        run = _Run(job, ledger, left, lease, display)
+        if left.work.num_rows:
+            metadata = {**record["rows"], **facts.as_dict(), "versions": record["versions"]}
+            with joined(job.run.address):
+                run.consume(receipts_of(left.work, job, facts, ledger, metadata))
+        ledger.settle(run.chunks)
+        about = {"job": ledger.job, **record}
+        report = write_report(ledger.uri("_report.json"), about, left.pairs, found, run.whole, run.tally)
+        run.refuse_too_many(finished=True)
+        return report
+
+
+def _normalised_output(job: EncodeJob) -> str:
+    try:
+        return storage.normalise(job.output.output)
+    except ValueError as error:
+        raise UsageError(f"--output {error}") from None
+
+
+def _facts(job: EncodeJob) -> VaeFacts:
+    vae = load_vae(job.vae)
+    warm_up(vae)
+    return vae_facts(vae, job.vae)
+
+
+class _Run:
+    """What the driver does while chunks are decided: count, show, keep receipts, and stop when it must."""
+
+    def __init__(self, job: EncodeJob, ledger: Ledger, left: Remaining, lease: Lease, display: Display) -> None:
+        self.chunks: dict[int, Committed] = dict(left.done)
+        self.whole = Tally.of(left.done.values())
+        self.tally = Tally()
+        self._options, self._ledger, self._lease, self._display = job.run, ledger, lease, display
+        self._name = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{lease.token[:4]}"
+        self._unkept: list[dict[str, Any]] = []
+        self._kept_files, self._kept_at = 0, time.monotonic()
+        display.start(left.pairs, self.whole.decided)
+
+    def consume(self, receipts: ray.data.Dataset) -> None:
+        """Take in every receipt; the chunks that were decided are kept whatever ends this."""
+        try:
+            for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for receipt in batch.to_pylist():
+                    self._take(receipt)
+        finally:
+            self._keep()
+
+    def refuse_too_many(self, *, finished: bool) -> None:
+        """Raise `TooManyRejected` if the whole output has more rejects than is allowed."""
+        rejected, decided = self.whole.rejected, self.whole.decided
+        if not self._options.allows(rejected, decided, finished=finished):
+            raise TooManyRejected(
+                f"{rejected:,} of {decided:,} pairs are rejected ({_most_common(self.whole)}); --max-rejected allows "
+                f"{self._options.max_rejected}; see {self._ledger.uri('_rejected')}"
+            )
+
+    def _take(self, receipt: dict[str, Any]) -> None:
+        if receipt["fatal"]:
+            raise JobFailed(f"{receipt['fatal']}; what is done stays, and the same command goes on from it")
+        if self._lease.lost.is_set():
+            raise JobFailed("another run has taken over this output; this one stops")
+        held = Committed(receipt["encoded"], receipt["rejected"], dict(receipt["errors"]), receipt["data_bytes"])
+        self.chunks[receipt["chunk"]] = held
+        self.whole.add(held)
+        self.tally.add(held, receipt["counters"])
+        self._display.update(self.whole.decided, self.whole.rejected, self.tally.rate)
+        self._unkept.append(receipt)
+        if time.monotonic() - self._kept_at > FLUSH_S:
+            self._keep()
+        self.refuse_too_many(finished=False)
+
+    def _keep(self) -> None:
+        if self._unkept:
+            self._ledger.write_receipts(self._name, self._kept_files, self._unkept)
+            self._unkept, self._kept_files = [], self._kept_files + 1
+        self._kept_at = time.monotonic()
+
+
+def _most_common(tally: Tally) -> str:
+    return ", ".join(f"{count:,} {error}" for error, count in tally.errors.most_common(3))

@@ -1,0 +1,105 @@
+"""What a person sees while the job runs: one live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Display", "open_display"]
+
+EVERY_S = 10.0
+"""How often a line is printed where there is no terminal."""
+
+
+class Display(Protocol):
+    """Says what happens, and how far the job is."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def say(self, line: str) -> None:
+        """Print one line."""
+
+    def start(self, total: int, done: int) -> None:
+        """Begin to count pairs: ``done`` of ``total`` are decided already."""
+
+    def update(self, done: int, rejected: int, rate: float) -> None:
+        """``done`` pairs are decided now, ``rejected`` of them rejected, ``rate`` a second in this run."""
+
+
+def open_display() -> Display:
+    """A live display if standard error is a terminal, else plain lines on it."""
+    return _Live() if sys.stderr.isatty() else _Lines()
+
+
+class _Live:
+    def __init__(self) -> None:
+        # A file of its own, since what Ray prints on standard error while it starts is thrown away.
+        self._console = Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w"))
+        self._progress = Progress(
+            TextColumn("[bold]encoding"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("[cyan]{task.fields[rate]}"),
+            TextColumn("{task.fields[rejected]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            expand=True,
+        )
+        self._task = self._progress.add_task("encode", visible=False, total=None, rate="", rejected="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(f"[dim]·[/dim] {line}", highlight=False)
+
+    def start(self, total: int, done: int) -> None:
+        self._progress.reset(self._task, total=total, completed=done, visible=True, rate="starting Ray", rejected="")
+
+    def update(self, done: int, rejected: int, rate: float) -> None:
+        rejects = f"[red]{rejected:,} rejected" if rejected else "[green]0 rejected"
+        self._progress.update(self._task, completed=done, rate=f"{rate:,.1f} pairs/s", rejected=rejects)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._total = 0
+        self._started_with = 0
+        self._last = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def start(self, total: int, done: int) -> None:
+        self._total, self._started_with = total, done
+        if done:
+            self.say(f"{done:,} of {total:,} pairs are done already")
+
+    def update(self, done: int, rejected: int, rate: float) -> None:
+        now = time.monotonic()
+        if done < self._total and now - self._last < EVERY_S:
+            return
+        self._last = now
+        left = f", {(self._total - done) / rate:,.0f} s left" if rate and done < self._total else ""
+        self.say(f"{done:,} of {self._total:,} pairs, {rejected:,} rejected, {rate:,.1f} pairs/s{left}")

@@ -1,0 +1,250 @@
+"""Every table that the job makes: what is written, and what travels between its stages.
+
+Open this file to know what is in the output. A *pair* becomes a *decoded* row, then an *encoded* row, then a
+row of the data file, or a row of the rejects file if its ``error`` is set on the way. Between stages a whole
+chunk is one Ray row (`fold`, `unfold`), so that Ray can neither split a chunk nor merge two.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+__all__ = [
+    "DECODED",
+    "ENCODED",
+    "FOOTER_KEY",
+    "PAIRS",
+    "RECEIPT",
+    "REJECTS",
+    "WORK",
+    "data_schema",
+    "data_table",
+    "fold",
+    "footer",
+    "pack_mask",
+    "parquet_bytes",
+    "read_data",
+    "rejects_table",
+    "tensor_array",
+    "unfold",
+    "unpack_mask",
+]
+
+FOOTER_KEY = b"inpaint_encode"
+"""Key of the JSON in every data file's metadata that says how its rows were made."""
+
+PAIRS = pa.schema(
+    [
+        ("chunk", pa.int64()),
+        ("key", pa.string()),
+        ("image_uri", pa.string()),
+        ("mask_uri", pa.string()),
+        ("image_version", pa.string()),
+        ("mask_version", pa.string()),
+        ("encode", pa.bool_()),
+    ]
+)
+"""The plan: which pair is in which chunk, the versions that the listing saw, and whether the pair is to be encoded
+or its row kept from the chunk's last generation. A null key stands for a chunk that has lost all its pairs."""
+
+WORK = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), ("part", pa.string()), ("keep", pa.bool_())])
+"""One Ray row, one chunk: where its plan is, and whether the rows that need no encoding are to be kept."""
+
+_ABOUT = pa.schema([*WORK, ("counters", pa.map_(pa.string(), pa.float64())), ("fatal", pa.string())])
+
+_SOURCE = [
+    pa.field("key", pa.string()),
+    pa.field("image_uri", pa.string()),
+    pa.field("mask_uri", pa.string()),
+    pa.field("image_version", pa.string()),
+    pa.field("mask_version", pa.string()),
+]
+_GEOMETRY = [
+    pa.field("source_height", pa.int32()),
+    pa.field("source_width", pa.int32()),
+    pa.field("crop_top", pa.int32()),
+    pa.field("crop_left", pa.int32()),
+]
+_SIZE = [pa.field("height", pa.int32()), pa.field("width", pa.int32())]
+_ERROR = [pa.field("error", pa.string()), pa.field("message", pa.string())]
+
+DECODED = pa.schema([*_SOURCE, *_GEOMETRY, *_SIZE, ("pixels", pa.large_binary()), ("mask", pa.large_binary()), *_ERROR])
+"""Cropped ``pixels`` as uint8 ``[height, width, 3]`` and the ungrown ``mask`` as packed bits."""
+
+ENCODED = pa.schema(
+    [
+        *_SOURCE,
+        *_GEOMETRY,
+        *_SIZE,
+        ("samples", pa.large_binary()),
+        ("samples_shape", pa.list_(pa.int64())),
+        ("noise_mask", pa.large_binary()),
+        ("mask_coverage", pa.float32()),
+        *_ERROR,
+    ]
+)
+"""``samples`` as raw values of the stored type, the grown ``noise_mask`` as packed bits."""
+
+REJECTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image_uri", pa.string()),
+        ("mask_uri", pa.string()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""A pair that did not become a row, and why."""
+
+RECEIPT = pa.schema(
+    [
+        ("chunk", pa.int64()),
+        ("generation", pa.int32()),
+        ("encoded", pa.int64()),
+        ("rejected", pa.int64()),
+        ("errors", pa.map_(pa.string(), pa.int64())),
+        ("data_bytes", pa.int64()),
+        ("counters", pa.map_(pa.string(), pa.float64())),
+        ("fatal", pa.string()),
+    ]
+)
+"""What the driver hears of a chunk. ``counters`` are seconds by stage, ``retries`` and the like; ``fatal`` is a
+sentence where the chunk could not be decided, which ends the job."""
+
+
+def tensor_field(name: str, value_type: pa.DataType) -> pa.Field:
+    """Field of a tensor column of any shapes, in the one layout that Ray and all common readers understand.
+
+    Storage is ``struct<data: large_list<T>, shape: list<int64>>``; the metadata is that of Ray Data's
+    variable-shaped tensor of three dimensions.
+    """
+    storage = pa.struct([("data", pa.large_list(value_type)), ("shape", pa.list_(pa.int64()))])
+    extension = {
+        "ARROW:extension:name": "ray.data.arrow_variable_shaped_tensor",
+        "ARROW:extension:metadata": "3",
+    }
+    return pa.field(name, storage, metadata=extension)
+
+
+def data_schema(samples_dtype: str, metadata: Mapping[str, Any]) -> pa.Schema:
+    """Schema of the data files. Shapes a row: ``samples [C, h, w]``, ``noise_mask [1, H, W]``."""
+    value_type = {"float16": pa.float16(), "float32": pa.float32()}[samples_dtype]
+    fields = [
+        pa.field("key", pa.string()),
+        tensor_field("samples", value_type),
+        tensor_field("noise_mask", pa.uint8()),
+        *_SOURCE[1:],
+        *_GEOMETRY,
+        pa.field("mask_coverage", pa.float32()),
+    ]
+    return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def data_table(encoded: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the rows of the data file: the `ENCODED` rows without an error, tensors in their columns."""
+    rows = encoded.filter(encoded["error"].is_null())
+    samples_dtype = np.dtype(schema.field("samples").type.field("data").type.value_type.to_pandas_dtype())
+    samples = [np.frombuffer(value.as_buffer(), samples_dtype) for value in rows["samples"]]
+    sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
+    masks = [unpack_mask(bits.as_buffer(), *size) for bits, size in zip(rows["noise_mask"], sizes, strict=True)]
+    tensors = {
+        "samples": tensor_array(samples, rows["samples_shape"].to_pylist(), schema.field("samples")),
+        "noise_mask": tensor_array(masks, [[1, *size] for size in sizes], schema.field("noise_mask")),
+    }
+    columns = [tensors.get(name, rows[name] if name in rows.column_names else None) for name in schema.names]
+    return pa.table(columns, schema=schema)
+
+
+def rejects_table(encoded: pa.Table) -> pa.Table:
+    """Return the rows of the rejects file: the `ENCODED` rows with an error."""
+    rows = encoded.filter(encoded["error"].is_valid())
+    stages = [error.partition(".")[0] for error in rows["error"].to_pylist()]
+    return rows.append_column("stage", pa.array(stages, pa.string())).select(REJECTS.names).cast(REJECTS)
+
+
+def tensor_array(values: Sequence[NDArray[Any]], shapes: Sequence[Sequence[int]], field: pa.Field) -> pa.Array:
+    """Column of ``field`` whose row ``i`` holds ``values[i]``, flattened, with ``shapes[i]``."""
+    value_type = field.type.field("data").type.value_type
+    flat = np.concatenate(values) if values else np.empty(0, value_type.to_pandas_dtype())
+    offsets = np.cumsum([0, *(value.size for value in values)], dtype=np.int64)
+    data = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat, value_type))
+    return pa.StructArray.from_arrays([data, pa.array(shapes, pa.list_(pa.int64()))], fields=list(field.type))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Encode ``table`` as one Parquet file with one row group, so that it can be committed by one call.
+
+    zstd throughout; dictionaries for strings and masks; byte-stream split for float32 samples alone, since
+    DuckDB cannot read it on float16.
+    """
+    strings = [field.name for field in table.schema if field.type == pa.string()]
+    dictionaries = [
+        *strings,
+        *(["noise_mask.data.list.element"] if "noise_mask" in table.column_names else []),
+    ]
+    out = io.BytesIO()
+    pq.write_table(
+        table,
+        out,
+        row_group_size=max(1, table.num_rows),
+        compression="zstd",
+        use_dictionary=dictionaries,
+        use_byte_stream_split=["samples.data.list.element"] if _stores_float32(table.schema) else False,
+        write_statistics=strings,
+    )
+    return out.getvalue()
+
+
+def _stores_float32(schema: pa.Schema) -> bool:
+    return "samples" in schema.names and schema.field("samples").type.field("data").type.value_type == pa.float32()
+
+
+def read_data(data: bytes, schema: pa.Schema) -> pa.Table:
+    """Read a data file as plain structs, whether or not Ray's tensor type is registered in this process."""
+    table = pq.read_table(pa.BufferReader(data))
+    columns = [column.combine_chunks() for column in table.select(schema.names).columns]
+    plain = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in columns]
+    return pa.table([column.cast(field.type) for column, field in zip(plain, schema, strict=True)], schema=schema)
+
+
+def footer(data: bytes) -> dict[str, Any]:
+    """Return the JSON under `FOOTER_KEY` of a data file."""
+    metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
+    return dict(json.loads(metadata[FOOTER_KEY]))
+
+
+def pack_mask(mask: NDArray[np.uint8]) -> bytes:
+    """Eight pixels a byte, rows run together; `unpack_mask` is the inverse."""
+    return np.packbits(mask).tobytes()
+
+
+def unpack_mask(bits: Any, height: int, width: int) -> NDArray[np.uint8]:
+    """Return the ``height * width`` pixels, 0 or 1, flat, of `pack_mask`'s bytes."""
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=height * width)
+
+
+def fold(table: pa.Table, work: Mapping[str, Any], counters: Mapping[str, float], fatal: str | None) -> pa.Table:
+    """One Ray row: ``work`` and what is said of the chunk, and each column of ``table`` as a list, without a copy."""
+    whole = table.combine_chunks()
+    offsets = pa.array([0, whole.num_rows], pa.int64())
+    columns = {name: pa.LargeListArray.from_arrays(offsets, _contiguous(whole[name])) for name in whole.column_names}
+    about = pa.Table.from_pylist([{**work, "counters": list(counters.items()), "fatal": fatal}], _ABOUT)
+    return pa.table({**dict(zip(_ABOUT.names, about.columns, strict=True)), **columns})
+
+
+def unfold(row: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the table of ``schema`` that `fold` put into ``row``."""
+    return pa.table([row[name].combine_chunks().flatten() for name in schema.names], schema=schema)
+
+
+def _contiguous(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)

@@ -1,0 +1,152 @@
+"""What a job is told: every option, its default and its consequence, validated before Ray starts.
+
+One class for each question: where the pairs come from, what a row is, who does the work, how the run behaves.
+The command line and TOML files spell the fields the same way: ``grow_mask_by`` is ``--grow-mask-by``.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Annotated, Literal, Self
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+__all__ = ["CONTRACT_VERSION", "EncodeJob", "Output", "RowSettings", "RunOptions", "Source", "VaeSource", "Workers"]
+
+CONTRACT_VERSION = 1
+"""Version of the transform that `inpaint_encode.transform` and `inpaint_encode.vae` carry out."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+
+def _section(title: str, order: int) -> Parameter:
+    return Parameter(name="*", group=Group(title, sort_key=order))
+
+
+@_section("Where the pairs come from", 1)
+class Source(_Frozen):
+    """Two prefixes; image and mask belong together when their relative paths agree but for the suffix."""
+
+    images: str
+    """Prefix of the images: s3://bucket/prefix, file:///path or a plain path; read recursively."""
+    masks: str
+    """Prefix of the masks; white is repainted."""
+
+
+@_section("The VAE", 2)
+class VaeSource(_Frozen):
+    """Which VAE to load, and from where."""
+
+    vae: str
+    """A folder in the diffusers layout or a Hugging Face hub id; weights in safetensors only."""
+    subfolder: str = ""
+    """Folder of the VAE inside a whole pipeline, usually "vae"."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; a commit keeps a long job from changing under you."""
+
+
+@_section("What a row is", 3)
+class RowSettings(_Frozen):
+    """Settings that shape every row; an output holds rows of one such set only."""
+
+    grow_mask_by: Annotated[int, Field(ge=0, le=64)] = 6
+    """Side in pixels of the square that dilates the mask: a larger one hides more of the seam."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The VAE's compute type; auto is bfloat16 on GPUs of compute capability 8.0 and up, else float32."""
+    samples_dtype: Literal["float16", "float32"] = "float16"
+    """How latents are stored; float32 doubles their bytes."""
+    deterministic: bool = False
+    """The same bits for the same pairs on the same kind of hardware, whatever dies or comes late."""
+
+
+@_section("The output", 4)
+class Output(_Frozen):
+    """Where rows go and in what pieces."""
+
+    output: str
+    """Folder or prefix of the output; everything in it that is not data begins with "_"."""
+    overwrite: bool = False
+    """Start anew: remove what an earlier job wrote there, then encode every pair."""
+    chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Pairs in one file, the unit of work: fewer lose less when a worker dies, and cost more requests."""
+    chunk_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    """Bytes of image files after which a chunk ends early, so that large images do not fill a worker's memory."""
+
+
+@_section("Who does the work", 5)
+class Workers(_Frozen):
+    """How much of the cluster the job asks for."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Most images of one size in one forward pass; more fill a GPU better and need more of its memory."""
+    gpus_per_worker: Annotated[str, Field(pattern=r"^(auto|\d+(\.\d+)?)$")] = "auto"
+    """GPUs of one VAE worker: 0 is the CPU, 0.5 lets two share a GPU, auto is 1 where the cluster has one now."""
+    min_workers: Annotated[int, Field(ge=1)] = 1
+    """VAE workers that the job starts with."""
+    max_workers: Annotated[int, Field(ge=0)] = 0
+    """Most VAE workers; 0 is one for each share of a GPU the cluster has now, or one without GPUs."""
+    fetch_threads: Annotated[int, Field(ge=1, le=256)] = 16
+    """Downloads under way at once in each fetch task."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.max_workers and self.max_workers < self.min_workers:
+            raise ValueError(
+                f"--max-workers {self.max_workers} is below --min-workers {self.min_workers}; raise it or set 0"
+            )
+        return self
+
+
+@_section("How the run behaves", 6)
+class RunOptions(_Frozen):
+    """Limits and manners of one run; they leave no trace in the rows."""
+
+    max_rejected: str = "1%"
+    """Rejected pairs to accept, a count or a percentage; with more the job ends with exit code 3."""
+    retry_rejected: bool = False
+    """Try the rejected pairs again; without it a rejection is a decision like any other."""
+    refresh: bool = False
+    """Encode again the pairs whose image or mask has changed since; every other row stays."""
+    drop_vanished: bool = False
+    """With --refresh, drop the rows whose image or mask is gone from the source."""
+    address: str = ""
+    """Ray cluster to join; by default the one this process runs in, else one is started on this machine."""
+
+    @field_validator("max_rejected")
+    @classmethod
+    def _count_or_percentage(cls, value: str) -> str:
+        if not re.fullmatch(r"\d+|\d+(\.\d+)?%", value):
+            raise ValueError(f"--max-rejected {value!r} is neither a count such as 100 nor a percentage such as 1%")
+        return value
+
+    @model_validator(mode="after")
+    def _drop_needs_refresh(self) -> Self:
+        if self.drop_vanished and not self.refresh:
+            raise ValueError("--drop-vanished is a part of --refresh; give both")
+        return self
+
+    def allows(self, rejected: int, decided: int, *, finished: bool) -> bool:
+        """Whether ``rejected`` of ``decided`` pairs are acceptable.
+
+        A percentage is judged at the end, and before the end only after 1,000 decided pairs.
+        """
+        if not self.max_rejected.endswith("%"):
+            return rejected <= int(self.max_rejected)
+        if not finished and decided < 1_000:
+            return True
+        return rejected * 100 <= Decimal(self.max_rejected[:-1]) * decided
+
+
+class EncodeJob(_Frozen):
+    """Everything that ``inpaint-encode encode`` can be told."""
+
+    source: Source
+    vae: VaeSource
+    output: Output
+    rows: RowSettings = RowSettings()
+    workers: Workers = Workers()
+    run: RunOptions = RunOptions()

@@ -1,0 +1,121 @@
+"""What tests share: one real S3 server and one real Ray for the whole session, small VAEs, and a silent display."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inpaint_encode.demo.s3server import LocalS3
+
+# Before anything imports ray, which reads them once.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A real S3 server; its credentials and endpoint are in the environment from here on."""
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+        os.environ.update(server.environment)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3):
+    """A real local Ray that every test of the session shares; its workers know the S3 server."""
+    import ray
+
+    context = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory):
+    """A small AutoencoderKL of random weights at ratio 8 in the diffusers layout."""
+    return save_vae(tmp_path_factory.mktemp("vae"), levels=4)
+
+
+def save_vae(folder: Path, *, levels: int, channels: int = 4, seed: int = 0) -> str:
+    """Save an AutoencoderKL whose ratio is ``2 ** (levels - 1)``."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    AutoencoderKL(
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+class Silent:
+    """A display that keeps what it is told."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def start(self, total, done):
+        self.total, self.done_before = total, done
+
+    def update(self, done, rejected, rate):
+        pass
+
+
+@pytest.fixture
+def display():
+    return Silent()
+
+
+@pytest.fixture
+def make_job(vae_folder):
+    """Build an `EncodeJob` from flat options, as the command line does."""
+    from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+
+    def make(images, masks, output, **options):
+        options = {"vae": vae_folder, "samples_dtype": "float32", "max_rejected": "100%", **options}
+        given = {"images": images, "masks": masks, "output": output, **options}
+        sections = {"source": Source, "vae": VaeSource, "output": Output, "rows": RowSettings, "workers": Workers}
+        parts = {
+            name: kind(
+                **{
+                    field: str(value) if isinstance(value, Path) else value
+                    for field, value in given.items()
+                    if field in kind.model_fields
+                }
+            )
+            for name, kind in {**sections, "run": RunOptions}.items()
+        }
+        unknown = given.keys() - {field for part in parts.values() for field in type(part).model_fields}
+        assert not unknown, unknown
+        return EncodeJob(**parts)
+
+    return make
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run ``inpaint-encode`` as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "inpaint_encode.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **environment},
+    )

@@ -1,0 +1,274 @@
+"""The whole job on a real S3 server and a real Ray: every row against the contract, every count against the source."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from inpaint_encode import storage
+from inpaint_encode.demo.pairs import upload, write_demo_pairs, write_random_pairs
+from inpaint_encode.pipeline import run_job
+from inpaint_encode.rows import FOOTER_KEY
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae import load_vae
+from tests.conftest import command, save_vae
+
+
+def expected(image: bytes, mask: bytes, vae, ratio: int, grow: int) -> tuple[np.ndarray, np.ndarray]:
+    """The contract once more, in the plainest words: ``samples [C, h, w]`` and ``noise_mask [1, H, W]``."""
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(image)).convert("RGB"))).float() / 255
+    levels = torch.from_numpy(np.array(Image.open(io.BytesIO(mask)).convert("L"))).float() / 255
+    height, width = pixels.shape[:2]
+    levels = F.interpolate(levels[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+    top, left = (height % ratio) // 2, (width % ratio) // 2
+    inside = slice(top, top + height // ratio * ratio), slice(left, left + width // ratio * ratio)
+    pixels, hole = pixels[inside], levels[inside].round()
+    grey = (pixels - 0.5) * (1 - hole[..., None]) + 0.5
+    samples = vae.encode((2 * grey - 1).permute(2, 0, 1)[None]).latent_dist.mode()[0]
+    return samples.numpy(), grown(hole.numpy(), grow)[None]
+
+
+def grown(hole: np.ndarray, side: int) -> np.ndarray:
+    """Each output pixel is the largest of inputs ``i - p .. i - p + side - 1``, p = ceil((side - 1) / 2)."""
+    if side < 2:
+        return hole.astype(np.uint8)
+    before = side // 2
+    around = np.pad(hole, (before, side - 1 - before))
+    windows = np.lib.stride_tricks.sliding_window_view(around, (side, side))
+    return windows.max(axis=(-1, -2)).astype(np.uint8)
+
+
+def check_every_row(folder, prefix, output, vae_folder, *, ratio=8, grow=6) -> int:
+    """Hold every row against `expected`; return how many there were."""
+    vae = load_vae(VaeSource(vae=vae_folder))
+    rows = ray.data.read_parquet(output, file_extensions=["parquet"]).take_all()
+    for row in rows:
+        image = (folder / row["image_uri"].removeprefix(f"{prefix}/")).read_bytes()
+        mask = (folder / row["mask_uri"].removeprefix(f"{prefix}/")).read_bytes()
+        with torch.inference_mode():
+            samples, noise_mask = expected(image, mask, vae, ratio, grow)
+        assert row["noise_mask"].dtype == np.uint8
+        assert np.array_equal(row["noise_mask"], noise_mask), row["key"]
+        assert row["samples"].dtype == np.float32
+        assert row["samples"].shape == samples.shape
+        assert np.abs(row["samples"] - samples).max() <= 1e-5, row["key"]
+        assert row["mask_coverage"] == np.float32(noise_mask.mean(dtype=np.float64))
+    return len(rows)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, s3, ray_cluster, vae_folder):
+    """The demo set on disk and in the bucket, and its output."""
+    folder = tmp_path_factory.mktemp("demo")
+    pairs = write_demo_pairs(folder)
+    upload(folder, s3.uri("demo-in"))
+    output = s3.uri("demo-out")
+    options = ["--images", s3.uri("demo-in", "images"), "--masks", s3.uri("demo-in", "masks"), "--output", output]
+    options += ["--vae", vae_folder, "--samples-dtype", "float32", "--chunk-rows", 8, "--max-rejected", "10%"]
+    done = command("encode", *options, RAY_ADDRESS=ray_cluster)
+    assert done.returncode == 0, done.stderr
+    return {
+        "folder": folder,
+        "pairs": pairs,
+        "output": output,
+        "prefix": s3.uri("demo-in"),
+        "options": options,
+        "done": done,
+    }
+
+
+def read_report(output: str) -> dict:
+    return json.loads(storage.read(f"{output}/_report.json").data)
+
+
+def test_demo_rows_are_the_contract(demo, vae_folder):
+    count = check_every_row(demo["folder"], demo["prefix"], demo["output"], vae_folder)
+    assert count == len(demo["pairs"].pairs) - 1
+
+
+def test_demo_counts_add_up(demo):
+    report, pairs = read_report(demo["output"]), demo["pairs"]
+    assert report["pairs"] == len(pairs.pairs) == report["encoded"] + report["rejected"]
+    assert report["rejected_by_error"] == {"decode.truncated": 1}
+    assert report["unpaired_images"] == len(pairs.unpaired_images)
+    assert report["unpaired_masks"] == len(pairs.unpaired_masks)
+    assert report["ignored_files"] == len(pairs.ignored_files)
+    assert report["this_run"]["pairs_per_second"] > 0
+    assert {"fetch_s", "decode_s", "wait_s", "encode_s", "write_s"} <= report["this_run"]["counters"].keys()
+
+
+def test_demo_reject_says_what_happened(demo):
+    rejects = pq.read_table(io.BytesIO(only_file(demo["output"], "_rejected/")))
+    (row,) = rejects.to_pylist()
+    assert row["key"] == demo["pairs"].broken
+    assert row["stage"] == "decode"
+    assert row["error"] == "decode.truncated"
+    assert row["image_uri"] in row["message"]
+    assert "bytes" in row["message"]
+
+
+def only_file(output: str, folder: str) -> bytes:
+    (path,) = [p for listed in storage.list_objects(output) for p in listed.paths if p.startswith(folder)]
+    return storage.read(f"{output}/{path}").data
+
+
+def test_pyarrow_reads_the_folder_as_it_is(demo):
+    """With a plain pyarrow that has never heard of Ray, as in another program."""
+    import subprocess
+    import sys
+
+    script = (
+        "import pyarrow.parquet as pq, s3fs, sys\n"
+        "table = pq.read_table(sys.argv[1], filesystem=s3fs.S3FileSystem())\n"
+        "row = table.slice(0, 1).to_pylist()[0]\n"
+        "print(table.num_rows, table.schema.field('samples').type, row['samples']['shape'])\n"
+        "assert 'ray' not in sys.modules"
+    )
+    path = demo["output"].removeprefix("s3://")
+    out = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True).stdout
+    assert out.startswith("20 struct<data: large_list<")
+
+
+def test_footer_says_how_the_rows_were_made(demo, vae_folder):
+    path = next(p for listed in storage.list_objects(demo["output"]) for p in listed.paths if not p.startswith("_"))
+    blob = storage.read(f"{demo['output']}/{path}").data
+    made_by = json.loads(pq.read_schema(pa.BufferReader(blob)).metadata[FOOTER_KEY])
+    assert made_by["contract"] == 1
+    assert made_by["grow_mask_by"] == 6
+    assert made_by["posterior"] == "mean"
+    assert made_by["vae_class"] == "AutoencoderKL"
+    assert made_by["vae_source"] == vae_folder
+    assert (made_by["ratio"], made_by["latent_channels"]) == (8, 4)
+    assert made_by["scaling_factor"] == 0.18215
+    assert len(made_by["weights_sha256"]) == 64
+    assert {"inpaint-encode", "torch", "diffusers"} <= made_by["versions"].keys()
+
+
+def test_encodings_of_the_columns(demo):
+    path = next(p for listed in storage.list_objects(demo["output"]) for p in listed.paths if not p.startswith("_"))
+    group = pq.read_metadata(pa.BufferReader(storage.read(f"{demo['output']}/{path}").data)).row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert {column.compression for column in columns.values()} == {"ZSTD"}
+    assert "BYTE_STREAM_SPLIT" in columns["samples.data.list.element"].encodings
+    assert "RLE_DICTIONARY" in columns["noise_mask.data.list.element"].encodings
+    assert "RLE_DICTIONARY" in columns["key"].encodings
+    split = [name for name, column in columns.items() if "BYTE_STREAM_SPLIT" in column.encodings]
+    assert split == ["samples.data.list.element"]
+
+
+def test_a_second_run_has_nothing_to_do(demo, ray_cluster):
+    before = {
+        p: v
+        for listed in storage.list_objects(demo["output"])
+        for p, v in zip(listed.paths, listed.versions, strict=True)
+    }
+    again = command("encode", *demo["options"], RAY_ADDRESS=ray_cluster)
+    assert again.returncode == 0, again.stderr
+    assert read_report(demo["output"])["this_run"]["files"] == 0
+    after = {
+        p: v
+        for listed in storage.list_objects(demo["output"])
+        for p, v in zip(listed.paths, listed.versions, strict=True)
+    }
+    before.pop("_report.json"), after.pop("_report.json")
+    assert before == after
+
+
+def test_200_random_sizes(tmp_path, s3, ray_cluster, make_job, vae_folder, display):
+    keys = write_random_pairs(tmp_path, 200, seed=7)
+    prefix = s3.uri("random-in")
+    upload(tmp_path, prefix)
+    report = run_job(make_job(f"{prefix}/images", f"{prefix}/masks", s3.uri("random-out"), chunk_rows=64), display)
+    assert (report["encoded"], report["rejected"]) == (len(keys), 0)
+    assert check_every_row(tmp_path, prefix, s3.uri("random-out"), vae_folder) == 200
+
+
+@pytest.mark.parametrize(("levels", "grow"), [(3, 0), (5, 64)])
+def test_other_ratios_and_growths(tmp_path, ray_cluster, make_job, display, levels, grow):
+    """Ratio 4 and 16, on a disk; the ratio comes from the model, so that a side below it is a named reject."""
+    write_random_pairs(tmp_path / "in", 12, seed=3, smallest=20, largest=90)
+    Image.new("RGB", (50, 3)).save(tmp_path / "in/images/thin.png")
+    Image.new("L", (50, 3)).save(tmp_path / "in/masks/thin.png")
+    vae = save_vae(tmp_path / "vae", levels=levels, channels=6)
+    job = make_job(tmp_path / "in/images", tmp_path / "in/masks", tmp_path / "out", vae=vae, grow_mask_by=grow)
+    report = run_job(job, display)
+    assert report["rejected_by_error"] == {"size.too_small": 1}
+    ratio = 2 ** (levels - 1)
+    assert (
+        check_every_row(tmp_path / "in", str(tmp_path / "in"), str(tmp_path / "out"), vae, ratio=ratio, grow=grow) == 12
+    )
+
+
+class TestExitCodes:
+    """What a shell sees."""
+
+    @pytest.fixture
+    def pairs(self, tmp_path):
+        write_random_pairs(tmp_path, 3, seed=1)
+        return ["--images", tmp_path / "images", "--masks", tmp_path / "masks", "--output", tmp_path / "out"]
+
+    def test_wrong_option_names_the_nearest(self, pairs, vae_folder):
+        done = command("encode", *pairs, "--vae", vae_folder, "--grow-mask", "3")
+        assert done.returncode == 2
+        assert "--grow-mask-by" in done.stderr
+
+    def test_value_out_of_range(self, pairs, vae_folder):
+        done = command("encode", *pairs, "--vae", vae_folder, "--grow-mask-by", "65")
+        assert done.returncode == 2
+        assert "64" in done.stderr
+
+    def test_no_pair_at_all(self, tmp_path, pairs, vae_folder):
+        (tmp_path / "empty").mkdir()
+        done = command("encode", *pairs[:2], "--masks", tmp_path / "empty", *pairs[4:], "--vae", vae_folder)
+        assert done.returncode == 2
+        assert "no image has a mask" in done.stderr
+
+    def test_two_images_with_one_key(self, tmp_path, pairs, vae_folder):
+        first = next((tmp_path / "images").rglob("*.*"))
+        first.with_suffix(".webp").write_bytes(first.read_bytes())
+        done = command("encode", *pairs, "--vae", vae_folder)
+        assert done.returncode == 2
+        assert first.with_suffix(".webp").name in done.stderr
+
+    def test_no_such_model(self, tmp_path, pairs):
+        done = command("encode", *pairs, "--vae", tmp_path / "nothing")
+        assert done.returncode == 2
+        assert "safetensors" in done.stderr
+
+    def test_pickled_weights_are_refused(self, tmp_path, pairs, vae_folder):
+        folder = tmp_path / "pickled"
+        folder.mkdir()
+        (folder / "config.json").write_text((tmp_path / vae_folder / "config.json").read_text())
+        torch.save({}, folder / "diffusion_pytorch_model.bin")
+        done = command("encode", *pairs, "--vae", folder)
+        assert done.returncode == 2
+        assert "safetensors" in done.stderr
+
+    def test_more_rejects_than_allowed(self, tmp_path, pairs, vae_folder, ray_cluster):
+        next((tmp_path / "images").rglob("*.*")).write_bytes(b"<html>not found</html>")
+        done = command("encode", *pairs, "--vae", vae_folder, "--max-rejected", "0", RAY_ADDRESS=ray_cluster)
+        assert done.returncode == 3, done.stderr
+        assert "1 decode.not_an_image" in done.stderr
+
+    def test_config_file_and_flags_over_it(self, tmp_path, pairs, vae_folder):
+        config = tmp_path / "job.toml"
+        config.write_text(
+            f'images = "{pairs[1]}"\nmasks = "{tmp_path}/nothing"\nvae = "{vae_folder}"\ngrow_mask_by = 9\n'
+        )
+        done = command("encode", "--config", config, *pairs[4:])
+        assert done.returncode == 2
+        assert f"{tmp_path}/nothing holds 0 files" in done.stderr
+
+    def test_unknown_name_in_a_config_file(self, tmp_path, pairs):
+        config = tmp_path / "job.toml"
+        config.write_text("grow_mask = 9\n")
+        done = command("encode", "--config", config, *pairs)
+        assert done.returncode == 2
+        assert "did you mean 'grow_mask_by'" in done.stderr

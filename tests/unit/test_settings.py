@@ -1,0 +1,110 @@
+"""A job is refused before Ray starts: every range, every spelling, and what ``--max-rejected`` lets pass."""
+
+import pytest
+from pydantic import ValidationError
+
+from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+
+SOURCE = Source(images="s3://in/images", masks="s3://in/masks")
+JOB = EncodeJob(source=SOURCE, vae=VaeSource(vae="some/vae"), output=Output(output="s3://out"))
+
+
+def test_defaults_are_the_node_s():
+    assert JOB.rows == RowSettings(grow_mask_by=6, dtype="auto", samples_dtype="float16")
+    assert (JOB.output.overwrite, JOB.run.max_rejected) == (False, "1%")
+
+
+@pytest.mark.parametrize("missing", ["source", "vae", "output"])
+def test_a_job_names_its_source_vae_and_output(missing):
+    parts = JOB.model_dump()
+    del parts[missing]
+    with pytest.raises(ValidationError, match=missing):
+        EncodeJob(**parts)
+
+
+@pytest.mark.parametrize("part", [JOB, JOB.source, JOB.vae, JOB.output, JOB.rows, JOB.workers, JOB.run])
+def test_every_part_is_frozen_and_takes_no_unknown_field(part):
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(part, next(iter(type(part).model_fields)), "changed")
+    with pytest.raises(ValidationError, match=r"grow_mask\n.*not permitted"):
+        type(part)(**part.model_dump(), grow_mask=6)
+
+
+def test_a_job_survives_json():
+    assert EncodeJob.model_validate_json(JOB.model_dump_json()) == JOB
+
+
+RANGES = [
+    (RowSettings, {}, "grow_mask_by", [0, 6, 64], [-1, 65, 6.5, "six"]),
+    (RowSettings, {}, "dtype", ["auto", "float32", "bfloat16", "float16"], ["fp16", "", "int8"]),
+    (RowSettings, {}, "samples_dtype", ["float16", "float32"], ["auto", "bfloat16"]),
+    (Output, {"output": "o"}, "chunk_rows", [1, 100_000], [0, -1, 100_001]),
+    (Output, {"output": "o"}, "chunk_bytes", [1, 2**40], [0, -1]),
+    (Workers, {}, "batch_size", [1, 512], [0, -8]),
+    (
+        Workers,
+        {},
+        "gpus_per_worker",
+        ["auto", "0", "0.5", "2"],
+        ["-1", "half", "", "1.", ".5", "1e3", "auto "],
+    ),
+    (Workers, {}, "min_workers", [1, 9], [0, -1]),
+    (Workers, {}, "max_workers", [0, 1, 9], [-1]),
+    (Workers, {}, "fetch_threads", [1, 256], [0, 257]),
+    (
+        RunOptions,
+        {},
+        "max_rejected",
+        ["0", "100", "0%", "1%", "0.25%"],
+        ["", "%", "-1", "1.5", "1 %", ".5%", "few"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("part", "given", "field", "good", "bad"), RANGES, ids=[row[2] for row in RANGES])
+def test_ranges(part, given, field, good, bad):
+    for value in good:
+        assert getattr(part(**given, **{field: value}), field) == value
+    for value in bad:
+        with pytest.raises(ValidationError, match=field.replace("_", "[-_]")):
+            part(**given, **{field: value})
+
+
+def test_workers_come_in_order():
+    assert Workers(min_workers=3, max_workers=3).max_workers == 3
+    assert Workers(min_workers=3, max_workers=0).max_workers == 0
+    with pytest.raises(ValidationError, match="--max-workers 2 is below --min-workers 3"):
+        Workers(min_workers=3, max_workers=2)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("decided", [5, 1_000_000])
+def test_a_count_is_judged_at_any_time(finished, decided):
+    run = RunOptions(max_rejected="5")
+    assert run.allows(5, decided, finished=finished)
+    assert not run.allows(6, decided, finished=finished)
+    assert not RunOptions(max_rejected="0").allows(1, decided, finished=finished)
+
+
+@pytest.mark.parametrize(
+    ("limit", "rejected", "decided", "early", "at_the_end"),
+    [
+        ("1%", 0, 0, True, True),
+        ("1%", 1, 100, True, True),
+        ("1%", 2, 100, True, False),
+        ("1%", 999, 999, True, False),
+        ("1%", 10, 1_000, True, True),
+        ("1%", 11, 1_000, False, False),
+        ("0.25%", 25, 10_000, True, True),
+        ("0.57%", 57, 10_000, True, True),
+        ("0.25%", 2_501, 1_000_000, False, False),
+        ("0%", 0, 5_000, True, True),
+        ("0%", 1, 5_000, False, False),
+        ("0%", 1, 10, True, False),
+        ("100%", 5_000, 5_000, True, True),
+    ],
+)
+def test_a_percentage_is_judged_at_the_end_or_after_1000_rows(limit, rejected, decided, early, at_the_end):
+    run = RunOptions(max_rejected=limit)
+    assert run.allows(rejected, decided, finished=False) is early
+    assert run.allows(rejected, decided, finished=True) is at_the_end
