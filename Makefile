@@ -31,7 +31,7 @@ test-long: $(INSTALLED) ## the tests that take minutes; they print their figures
 	$(BIN)/python -m pytest -m long -s
 
 demo: $(INSTALLED) ## encode real photographs through a local S3 server
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m inpaint_encode.demo
 
 clean: ## remove caches, builds and the demo's files; .venv stays
 	rm -rf .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,10 +33,10 @@ def joined(address: str) -> Iterator[None]:
         return
     cluster = address or os.environ.get("RAY_ADDRESS")
     options = {"address": cluster} if cluster else _local_options()
-    with _no_stderr():  # the libraries under Ray write there as they start; what goes wrong is raised
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-    _quieten()
     try:
+        with _interrupts_held(), _no_stderr():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        _quieten()
         yield
     finally:
         ray.shutdown()
@@ -69,7 +71,27 @@ def protect_local_ray(address: str) -> None:
 
 
 @contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait: a Ray that is interrupted while it starts leaves processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda n, _: held.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+@contextmanager
 def _no_stderr() -> Iterator[None]:
+    """Throw away what the libraries under Ray write there as they start; what goes wrong is raised."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,8 +1,13 @@
 """What tests share: one real S3 server and one real Ray for the whole session, small VAEs, and a silent display."""
 
+import contextlib
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +37,41 @@ def ray_cluster(s3):
     context = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     yield context.address_info["address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def detached_ray(s3, tmp_path_factory):
+    """A real Ray of its own process, so that a forked driver can join it and be killed without harm to it."""
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # its sockets' paths may not be long
+    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4"]
+    command += [
+        "--node-ip-address=127.0.0.1",
+        f"--temp-dir={folder}",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_port(port)
+    yield f"127.0.0.1:{port}"
+    process.kill()  # its children die with it, and a polite end takes it half a minute
+    process.wait(30)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(port: int, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on port {port}")
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +124,7 @@ def display():
     return Silent()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_job(vae_folder):
     """Build an `EncodeJob` from flat options, as the command line does."""
     from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers

@@ -1,0 +1,147 @@
+"""``python -m inpaint_encode.demo``: a bucket, a job on it, and its output, on this machine alone.
+
+Everything is real but the VAE's weights, which are random: an S3 server on loopback, Ray, and the job itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Column, Table
+
+from inpaint_encode.cli import INTERRUPTED, stop_on_signals
+from inpaint_encode.cli import main as inpaint_encode
+from inpaint_encode.cluster import joined, protect_local_ray
+from inpaint_encode.images import decode_pair
+
+from .pairs import DemoSet, upload, write_demo_pairs
+from .s3server import LocalS3
+from .sheet import SheetRow, contact_sheet
+
+SHOWN = 7
+"""Lines of the contact sheet."""
+
+console = Console()
+
+
+def main() -> None:
+    """Run the demonstration in ``.demo`` below the current folder, anew each time."""
+    folder = Path(".demo")
+    shutil.rmtree(folder, ignore_errors=True)
+    protect_local_ray("")
+    stop_on_signals()
+    try:
+        with LocalS3(folder) as s3:
+            os.environ.update(s3.environment)
+            _demonstrate(folder, s3)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _demonstrate(folder: Path, s3: LocalS3) -> None:
+    pairs = write_demo_pairs(folder / "source")
+    count = upload(folder / "source", s3.uri())
+    console.print(f"An S3 server runs at {s3.endpoint}; {count} objects are in s3://{s3.bucket}, {_words(pairs)}\n")
+    vae = _random_vae(folder / "vae")
+    with joined(""):
+        arguments = ["--images", s3.uri("images"), "--masks", s3.uri("masks"), "--vae", str(vae)]
+        arguments += ["--output", s3.uri("latents"), "--chunk-rows", "8", "--max-rejected", "1"]
+        console.print(f"[bold]$ inpaint-encode encode {' '.join(arguments)}", soft_wrap=True, highlight=False)
+        inpaint_encode(["encode", *arguments])
+        rows = list(_rows_by_ray(s3.uri("latents")))
+    _print_rows(rows, _rejects_by_pyarrow(s3.uri("latents")))
+    sheet = folder / "contact-sheet.png"
+    contact_sheet([_sheet_row(row, folder / "source", s3.uri()) for row in _spread(rows)], sheet)
+    copy = folder / "latents"
+    _copy(s3.uri("latents"), copy)
+    console.print(f"\nThe output is in [bold]{copy}[/], a picture of it is [bold]{sheet}[/]", soft_wrap=True)
+
+
+def _words(pairs: DemoSet) -> str:
+    return (
+        f"{len(pairs.pairs)} pairs among them, one of which is broken ({pairs.broken}), an image without a mask, "
+        "a mask without an image, and a caption"
+    )
+
+
+def _random_vae(folder: Path) -> Path:
+    """A small AutoencoderKL at ratio 8; its latents mean nothing, but they are as large as real ones."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    levels = 4
+    AutoencoderKL(
+        block_out_channels=(16,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=4,
+        norm_num_groups=8,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _rows_by_ray(output: str) -> Iterator[dict[str, Any]]:
+    """Read the output as a user of Ray does: tensors come as arrays of the right shape and type."""
+    import ray.data
+
+    yield from ray.data.read_parquet(output, file_extensions=["parquet"]).sort("key").iter_rows()
+
+
+def _rejects_by_pyarrow(output: str) -> list[dict[str, Any]]:
+    """Read the rejects as a user of pyarrow does."""
+    import pyarrow.parquet as pq
+    import s3fs
+
+    path = output.removeprefix("s3://")
+    table = pq.read_table(path, filesystem=s3fs.S3FileSystem(), columns=["key", "samples"])
+    console.print(f"\npyarrow reads {table.num_rows} rows from {output}; Ray reads the same:")
+    rejected: list[dict[str, Any]] = pq.read_table(f"{path}/_rejected", filesystem=s3fs.S3FileSystem()).to_pylist()
+    return rejected
+
+
+def _print_rows(rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
+    types = f"samples are {rows[0]['samples'].dtype}, masks {rows[0]['noise_mask'].dtype}"
+    names = ("key", "image", "crop from", "samples", "noise_mask", "repainted")
+    table = Table(*(Column(name, no_wrap=True) for name in names), title=types)
+    for row in rows:
+        table.add_row(
+            row["key"],
+            f"{row['source_height']} x {row['source_width']}",
+            f"{row['crop_top']}, {row['crop_left']}",
+            " x ".join(map(str, row["samples"].shape)),
+            " x ".join(map(str, row["noise_mask"].shape)),
+            f"{row['mask_coverage']:.1%}",
+        )
+    console.print(table)
+    for row in rejected:
+        console.print(f"[red]rejected[/] {row['key']}: {row['error']}: {row['message']}", soft_wrap=True)
+
+
+def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [rows[index] for index in np.linspace(0, len(rows) - 1, SHOWN).round().astype(int)]
+
+
+def _sheet_row(row: dict[str, Any], source: Path, prefix: str) -> SheetRow:
+    image, mask = (source / row[name].removeprefix(f"{prefix}/") for name in ("image_uri", "mask_uri"))
+    ratio = row["noise_mask"].shape[1] // row["samples"].shape[1]
+    decoded = decode_pair(image.read_bytes(), mask.read_bytes(), ratio)
+    return SheetRow(row["key"], decoded.pixels, decoded.mask, row["noise_mask"][0], row["samples"].astype(np.float32))
+
+
+def _copy(output: str, folder: Path) -> None:
+    """The server ends with the demonstration, its files should not."""
+    import s3fs
+
+    s3fs.S3FileSystem().get(f"{output.removeprefix('s3://')}/", f"{folder}/", recursive=True)
+
+
+if __name__ == "__main__":
+    main()

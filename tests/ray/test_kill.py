@@ -1,0 +1,112 @@
+"""Kill the driver at random moments, start it again, and find every row exactly once, bit for bit.
+
+Each run is a process of its own, forked from one that has imported torch already, so that a restart costs a second;
+it connects to the session's Ray as any driver does, and SIGKILL gives it no chance to clean up.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from inpaint_encode.demo.pairs import upload, write_random_pairs
+from tests.conftest import Silent
+from tests.outputs import rows_of, whole_output
+
+PAIRS = 160
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, s3):
+    folder = tmp_path_factory.mktemp("kill")
+    keys = write_random_pairs(folder, PAIRS, seed=11, smallest=32, largest=96)
+    (folder / "images" / f"{keys[5]}.png").unlink(missing_ok=True)
+    (folder / "images" / f"{keys[5]}.jpg").write_bytes(b"not a jpeg")
+    upload(folder, s3.uri("kill-in"))
+    return s3.uri("kill-in", "images"), s3.uri("kill-in", "masks"), sorted(keys)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, s3, forked_run, make_job):
+    """The rows of a run that nothing befell."""
+    job = make_job(*source[:2], s3.uri("kill-undisturbed"), chunk_rows=8, deterministic=True)
+    assert wait(forked_run(job)) == 0
+    return rows_of(s3.uri("kill-undisturbed"))
+
+
+def run_forked(job, address):
+    """A run of ``job``, in a process that the fork server made."""
+    from inpaint_encode.pipeline import run_job
+
+    run_job(job.model_copy(update={"run": job.run.model_copy(update={"address": address})}), Silent())
+
+
+@pytest.fixture(scope="module")
+def forked_run(detached_ray):
+    """Start a run in a process of its own, which has all modules already but no client and no Ray."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["inpaint_encode.pipeline", "inpaint_encode.encoder", "diffusers.models"])
+
+    def start(job):
+        process = processes.Process(target=run_forked, args=(job, detached_ray))
+        process.start()
+        return process
+
+    return start
+
+
+def wait(process) -> int:
+    process.join(120)
+    return process.exitcode
+
+
+def killed_after(process, seconds: float) -> bool:
+    """SIGKILL it then; whether it was still alive."""
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def kill_and_finish(run, job, kills: int, seed: int, longest_s: float) -> int:
+    """Kill a job at random moments until it has been killed ``kills`` times or is done; let it finish."""
+    rng, killed = random.Random(seed), 0
+    while killed < kills and killed_after(run(job), rng.uniform(0.0, longest_s)):
+        killed += 1
+    assert wait(run(job)) == 0
+    return killed
+
+
+def check(source, output, undisturbed):
+    report = whole_output(output)
+    assert (report["encoded"], report["rejected"]) == (PAIRS - 1, 1)
+    rows = rows_of(output)
+    assert sorted(rows) == sorted(undisturbed)
+    assert len(rows) == PAIRS - 1
+    assert rows == undisturbed
+
+
+def test_killed_at_random_moments(source, undisturbed, s3, forked_run, make_job):
+    output = s3.uri("kill-short")
+    job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
+    killed = kill_and_finish(forked_run, job, kills=6, seed=1, longest_s=9.0)
+    print(f"killed {killed} times")
+    assert killed >= 2
+    check(source, output, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(4 * 3600)
+def test_25_kills_for_many_seeds(source, undisturbed, s3, forked_run, make_job):
+    """``INPAINT_ENCODE_SEEDS`` jobs, each killed at 25 random moments or as many as it lives to see."""
+    seeds, total, begun = int(os.environ.get("INPAINT_ENCODE_SEEDS", "100")), 0, time.monotonic()
+    for seed in range(seeds):
+        output = s3.uri(f"kill-{seed}")
+        job = make_job(*source[:2], output, chunk_rows=4, deterministic=True)
+        killed = kill_and_finish(forked_run, job, kills=25, seed=seed, longest_s=9.0)
+        check(source, output, undisturbed)
+        total += killed
+        print(f"seed {seed}: {killed} kills, exact; {total} kills in {time.monotonic() - begun:,.0f} s", flush=True)
