@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import signal
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +19,14 @@ from rich.console import Console
 from . import __version__
 from .cluster import protect_local_ray
 from .errors import EncodeError, UsageError
-from .settings import EncodeJob
+from .settings import EncodeJob, VerifyOptions
 
-__all__ = ["main"]
+__all__ = ["INTERRUPTED", "main", "stop_on_signals"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+GRACE_S = 15.0
 
 app = App(
     name="inpaint-encode",
@@ -50,9 +57,27 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
     )
 
 
+@app.command
+def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
+    """Check every file of an output against its plan, its settings and its sources, whoever wrote it and whatever died.
+
+    Chunks that are not encoded yet are counted, and no damage. With --repair no encode may run at the same time.
+    Exit codes: 0 whole, 1 could not be checked, 2 wrong use, 4 not whole.
+    """
+    protect_local_ray(options.address)
+    from .progress import open_display
+    from .verdict import show
+    from .verify import verify_output
+
+    with open_display() as display:
+        verdict = verify_output(options, display.say)
+    show(verdict, Console(width=None if sys.stdout.isatty() else 140))
+    verdict.refuse_unless_whole()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; the entry point of ``inpaint-encode`` and of every script in jobs/."""
-    signal.signal(signal.SIGTERM, _terminate)
+    stop_on_signals()
     try:
         tokens = _without_config(sys.argv[1:] if arguments is None else arguments)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
@@ -61,10 +86,22 @@ def main(arguments: list[str] | None = None) -> None:
     except EncodeError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from what is done", 130)
+        _fail("interrupted; the same command goes on from what is done", INTERRUPTED)
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
+def stop_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM end this process in good order, and in any order after `GRACE_S` seconds.
+
+    The second half is needed: an interrupt that meets a library in one of its callbacks is lost there.
+    """
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    last_resort = threading.Timer(GRACE_S, os._exit, args=(INTERRUPTED,))
+    last_resort.daemon = True
+    last_resort.start()
     raise KeyboardInterrupt
 
 

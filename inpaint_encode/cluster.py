@@ -56,10 +56,10 @@ def encoders(workers: Workers) -> tuple[float, int]:
 
 
 def protect_local_ray(address: str) -> None:
-    """See to it that a Ray started by this process talks to this user only: by a token, unless that is settled.
+    """See to it that a Ray started by this process obeys this user only: by a token, unless that is settled.
 
-    Ray reads these variables once, when it is imported, so this must come first. A cluster that is there already
-    brings its own authentication, which is its owner's to set.
+    Its ports are open on the machine's address, whatever address it is told. Ray reads these variables once, when it
+    is imported, so this must come first. A cluster that is there already brings its own authentication.
     """
     if address or os.environ.get("RAY_ADDRESS"):
         return
@@ -105,7 +105,7 @@ def _no_stderr() -> Iterator[None]:
 
 def _local_options() -> dict[str, object]:
     cpus = max(LOGICAL_CPUS, os.cpu_count() or 1)
-    return {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    return {"num_cpus": cpus, "include_dashboard": False}
 
 
 def _quieten() -> None:

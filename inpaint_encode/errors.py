@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EncodeError", "JobFailed", "PairRejected", "TooManyRejected", "UsageError"]
+__all__ = ["EncodeError", "JobFailed", "NotWhole", "PairRejected", "TooManyRejected", "UsageError"]
 
 
 class EncodeError(Exception):
@@ -25,6 +25,12 @@ class TooManyRejected(EncodeError):
     """More pairs were rejected than ``--max-rejected`` allows: exit code 3."""
 
     exit_code = 3
+
+
+class NotWhole(EncodeError):
+    """``verify`` found damage, or chunks that are not done yet: exit code 4."""
+
+    exit_code = 4
 
 
 class PairRejected(Exception):

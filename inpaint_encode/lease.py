@@ -68,23 +68,26 @@ class Lease:
 
     def _renew(self) -> None:
         renewals = 0
-        while not self._ended.wait(RENEW_S):
+        while not self.lost.is_set() and not self._ended.wait(RENEW_S):
             renewals += 1
             try:
                 self._version = storage.write(self._uri, self._holder.encode(renewals), expect=self._version)
             except storage.Conflict:
-                if not self._is_still_mine():
-                    self.lost.set()
-                    return
+                self._look_whose()
             except OSError:
                 continue  # a store that is down now may be back before the lease is cold
 
-    def _is_still_mine(self) -> bool:
-        """A renewal whose answer was lost conflicts with itself."""
-        with contextlib.suppress(OSError):
+    def _look_whose(self) -> None:
+        """A renewal whose answer was lost conflicts with itself, and then the lease is still ours."""
+        try:
             holder, self._version = _read(self._uri)
-            return holder.token == self.token
-        return False
+        except FileNotFoundError:
+            self.lost.set()
+        except OSError:
+            return  # the next renewal conflicts again
+        else:
+            if holder.token != self.token:
+                self.lost.set()
 
 
 def hold(uri: str, say: Callable[[str], None]) -> Lease:
@@ -99,13 +102,14 @@ def hold(uri: str, say: Callable[[str], None]) -> Lease:
     """
     me = _myself()
     while True:
-        try:
+        with contextlib.suppress(storage.Conflict):
             return Lease(uri, me, storage.write(uri, me.encode(0), expect=storage.ABSENT))
-        except storage.Conflict:
-            pass
         with contextlib.suppress(FileNotFoundError, storage.Conflict):
-            version = _cold_version(uri, say)
-            return Lease(uri, me, storage.write(uri, me.encode(0), expect=version))
+            holder, version = _read(uri)
+            if holder.token != me.token:  # ours if the answer to our own write was lost
+                _wait_until_cold(uri, holder, version, say)
+                version = storage.write(uri, me.encode(0), expect=version)
+            return Lease(uri, me, version)
 
 
 def check_token(uri: str, token: str) -> None:
@@ -120,16 +124,15 @@ def check_token(uri: str, token: str) -> None:
     raise JobFailed("another run has taken over this output; this one stops here, and nothing it wrote is lost")
 
 
-def _cold_version(uri: str, say: Callable[[str], None]) -> str:
-    """Return the lease's version once its holder is known to be gone.
+def _wait_until_cold(uri: str, holder: _Holder, version: str, say: Callable[[str], None]) -> None:
+    """Return once the holder of that version is known to be gone.
 
     Raises:
         UsageError: it was renewed while we watched.
     """
-    holder, version = _read(uri)
     if _is_gone(holder):
         say(f"the run that held this output (process {holder.pid} on {holder.host}) has died; going on from it")
-        return version
+        return
     say(f"waiting up to {LEASE_S:.0f} s: process {holder.pid} on {holder.host} held this output and may be alive")
     deadline = time.monotonic() + LEASE_S
     while time.monotonic() < deadline:
@@ -140,7 +143,6 @@ def _cold_version(uri: str, say: Callable[[str], None]) -> str:
                 f"process {holder.pid} on {holder.host} is writing to this output now; wait for it, stop it, "
                 "or choose another --output"
             )
-    return version
 
 
 def _read(uri: str) -> tuple[_Holder, str]:

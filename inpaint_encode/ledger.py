@@ -175,19 +175,23 @@ class Ledger:
         storage.write(self.uri(f"{stem}.json"), json.dumps({"pairs": table.num_rows}).encode())
         return names
 
-    def read_plan(self, parts: list[str]) -> pa.Table:
-        """Return all generations of the plan: `rows.PAIRS` with ``generation`` and ``part``."""
-        tables = [self._read_part(part) for part in parts]
-        schema = rows.PAIRS.append(pa.field("generation", pa.int32())).append(pa.field("part", pa.string()))
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+    def read_plan(self, parts: list[str], columns: list[str]) -> pa.Table:
+        """Return ``columns`` of the planned pairs, all generations of them, with a ``generation`` column."""
+        schema = pa.schema([rows.PAIRS.field(name) for name in columns])
+        tables = [_with_generation(self._read(part, schema), part) for part in parts]
+        return pa.concat_tables([_with_generation(schema.empty_table(), "-0"), *tables])
 
-    def _read_part(self, part: str) -> pa.Table:
-        table = pq.read_table(pa.BufferReader(storage.read(self.uri(part)).data), schema=rows.PAIRS)
-        generation = pa.scalar(int(part.split("-")[1]), pa.int32())
-        columns = {"generation": generation, "part": pa.scalar(self.uri(part))}
-        for name, value in columns.items():
-            table = table.append_column(name, pa.repeat(value, table.num_rows))
-        return table
+    def planned_chunks(self, parts: list[str]) -> pa.Table:
+        """Return `rows.WORK` without ``keep``: each chunk at its newest generation, and the part that states it."""
+        tables = []
+        for part in parts:
+            chunks = _with_generation(self._read(part, pa.schema([rows.PAIRS.field("chunk")])), part)
+            once = chunks.group_by(["chunk", "generation"], use_threads=False).aggregate([])
+            tables.append(once.append_column("part", pa.array([self.uri(part)] * once.num_rows)))
+        return plan.newest(pa.concat_tables(tables))
+
+    def _read(self, path: str, schema: pa.Schema) -> pa.Table:
+        return pq.read_table(pa.BufferReader(storage.read(self.uri(path)).data), columns=schema.names).cast(schema)
 
     def write_receipts(self, run: str, number: int, receipts: list[dict[str, Any]]) -> None:
         """Keep what chunks reported, so that the next run need not open their files."""
@@ -213,8 +217,7 @@ class Ledger:
     def _receipts(self, inventory: Inventory) -> dict[tuple[int, int], Committed]:
         known = {}
         for path in inventory.receipts:
-            table = pq.read_table(pa.BufferReader(storage.read(self.uri(path)).data), schema=rows.RECEIPT)
-            for row in table.to_pylist():
+            for row in self._read(path, rows.RECEIPT).to_pylist():
                 known[row["chunk"], row["generation"]] = Committed(
                     row["encoded"], row["rejected"], dict(row["errors"]), row["data_bytes"]
                 )
@@ -231,9 +234,14 @@ class Ledger:
 
     def rejected_keys(self, inventory: Inventory) -> pa.Array:
         """Return the keys of all rejected pairs of decided chunks."""
-        files = [self.rejects_uri(chunk) for chunk in sorted(inventory.rejects & inventory.chunks)]
-        tables = [pq.read_table(pa.BufferReader(storage.read(uri).data), schema=rows.REJECTS) for uri in files]
+        files = [f"_rejected/{self.job}-{chunk:08d}.parquet" for chunk in sorted(inventory.rejects & inventory.chunks)]
+        tables = [self._read(path, rows.REJECTS) for path in files]
         return pa.concat_tables([rows.REJECTS.empty_table(), *tables])["key"].combine_chunks()
+
+
+def _with_generation(table: pa.Table, part: str) -> pa.Table:
+    generation = pa.scalar(int(part.split("-")[1]), pa.int32())
+    return table.append_column("generation", pa.repeat(generation, table.num_rows))
 
 
 @dataclass(frozen=True)

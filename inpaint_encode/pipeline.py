@@ -74,7 +74,7 @@ def run_job(job: EncodeJob, display: Display) -> dict[str, Any]:
         JobFailed: the job could not go on, or its counts do not add up.
     """
     output = _normalised_output(job)
-    display.say(f"listing {job.source.images} and {job.source.masks}")
+    display.say("listing the images and the masks")
     found = find_pairs(job.source)
     display.say(f"loading the VAE {job.vae.vae}")
     facts = _facts(job)

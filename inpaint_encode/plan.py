@@ -51,32 +51,25 @@ def parts(plan: pa.Table) -> Iterator[pa.Table]:
         yield plan.slice(start, end - start)
 
 
-def newest(generations: pa.Table) -> pa.Table:
-    """Of a table with a ``generation`` column, return each chunk's rows of its newest generation."""
-    last = generations.group_by("chunk").aggregate([("generation", "max")])
-    joined = generations.join(last, "chunk")
-    current = joined.filter(pc.equal(joined["generation"], joined["generation_max"]))
-    return current.drop_columns("generation_max").sort_by([("chunk", "ascending"), ("key", "ascending")])
+def newest(pairs: pa.Table) -> pa.Table:
+    """Of a table with ``chunk`` and ``generation``, return the rows of each chunk's newest generation."""
+    if pc.min_max(pairs["generation"])["min"] == pc.min_max(pairs["generation"])["max"]:
+        return pairs
+    last = pairs.select(["chunk", "generation"]).group_by("chunk").aggregate([("generation", "max")])
+    newest_of = last["generation_max"].take(pc.index_in(pairs["chunk"], value_set=last["chunk"]))
+    return pairs.filter(pc.equal(pairs["generation"], newest_of))
 
 
-def added(current: pa.Table, found: pa.Table) -> pa.Table:
+def added(planned: pa.Table, found: pa.Table) -> pa.Table:
     """Return the found pairs whose keys are not planned yet, sorted by key."""
-    return found.join(current.select(["key"]), "key", join_type="left anti").sort_by("key")
+    return found.filter(pc.invert(pc.is_in(found["key"], value_set=planned["key"]))).sort_by("key")
 
 
-def changed(current: pa.Table, found: pa.Table) -> pa.Table:
-    """Return ``key`` and the new versions and URIs of the planned pairs whose files are not the same any more."""
-    both = found.join(
-        current.select(["key", "image_version", "mask_version"]),
-        "key",
-        join_type="inner",
-        right_suffix="_planned",
-    )
-    differs = pc.or_(
-        pc.not_equal(both["image_version"], both["image_version_planned"]),
-        pc.not_equal(both["mask_version"], both["mask_version_planned"]),
-    )
-    return both.filter(differs).select(["key", "image_uri", "mask_uri", "image_version", "mask_version"])
+def changed(planned: pa.Table, found: pa.Table) -> pa.Table:
+    """Return the found pairs that are planned with other versions."""
+    where = pc.index_in(found["key"], value_set=planned["key"])
+    differs = [pc.not_equal(found[name], planned[name].take(where)) for name in ("image_version", "mask_version")]
+    return found.filter(pc.fill_null(pc.or_(*differs), False))
 
 
 def with_keys(again: pa.Table, current: pa.Table, keys: pa.Array) -> pa.Table:

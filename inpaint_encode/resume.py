@@ -73,46 +73,46 @@ def open_output(output: str, record: Mapping[str, Any], *, overwrite: bool, toke
 
 def remaining(ledger: Ledger, inventory: Inventory, job: EncodeJob, found: FoundPairs) -> Remaining:
     """Plan what the source holds and the plan does not, and return what is to be done."""
-    generations = ledger.read_plan(inventory.parts)
-    generations = _extended(ledger, generations, job, found.pairs)
+    parts = _extended(ledger, inventory.parts, job, found)
     if job.run.refresh or job.run.retry_rejected:
-        generations = _revised(ledger, generations, inventory, job.run, found.pairs)
-    newest = plan.newest(generations)
-    chunks = newest.group_by(["chunk", "generation", "part"], use_threads=False).aggregate([])
+        parts = _revised(ledger, parts, inventory, job.run, found)
+    chunks = ledger.planned_chunks(parts)
     wanted = dict(zip(chunks["chunk"].to_pylist(), chunks["generation"].to_pylist(), strict=True))
     done = ledger.decided(inventory, wanted)
     keep = pc.is_in(chunks["chunk"], pa.array(sorted(inventory.chunks), pa.int64()))
     todo = pc.invert(pc.is_in(chunks["chunk"], pa.array(sorted(done), pa.int64())))
-    work = chunks.append_column("keep", keep).filter(todo).select(rows.WORK.names).cast(rows.WORK)
-    return Remaining(work, done, pc.sum(pc.is_valid(newest["key"])).as_py() or 0)
+    work = chunks.append_column("keep", keep).filter(todo).select(rows.WORK.names).cast(rows.WORK).sort_by("chunk")
+    pairs = plan.newest(ledger.read_plan(parts, ["chunk", "key"]))["key"]
+    return Remaining(work, done, len(pairs) - pairs.null_count)
 
 
-def _extended(ledger: Ledger, generations: pa.Table, job: EncodeJob, found: pa.Table) -> pa.Table:
+def _extended(ledger: Ledger, parts: list[str], job: EncodeJob, found: FoundPairs) -> list[str]:
     """Add a generation of new chunks for pairs that are not planned yet."""
-    fresh = plan.added(generations, found) if generations.num_rows else found
+    planned = ledger.read_plan(parts, ["chunk", "key"])
+    fresh = plan.added(planned, found.pairs)
     if not fresh.num_rows:
-        return generations
-    first = (pc.max(generations["chunk"]).as_py() or 0) + 1 if generations.num_rows else 0
-    return _recorded(ledger, generations, plan.cut(fresh, job.output.chunk_rows, job.output.chunk_bytes, first))
+        return parts
+    first = pc.max(planned["chunk"]).as_py() + 1 if planned.num_rows else 0
+    cut = plan.cut(found.with_uris(fresh), job.output.chunk_rows, job.output.chunk_bytes, first)
+    return parts + ledger.write_plan(_next_generation(parts), cut)
 
 
-def _revised(ledger: Ledger, generations: pa.Table, inventory: Inventory, run: RunOptions, found: pa.Table) -> pa.Table:
+def _revised(ledger: Ledger, parts: list[str], inventory: Inventory, run: RunOptions, found: FoundPairs) -> list[str]:
     """Add a generation that states anew the chunks whose pairs changed, vanished or are to be tried again."""
-    current = plan.newest(generations)
-    again = plan.changed(current, found) if run.refresh else found.schema.empty_table().select(["key"])
+    planned = plan.newest(ledger.read_plan(parts, rows.PAIRS.names))
+    again = plan.changed(planned, found.pairs) if run.refresh else found.pairs.slice(0, 0)
+    again = found.with_uris(again).select(["key", "image_uri", "mask_uri", "image_version", "mask_version"])
     if run.retry_rejected:
-        again = plan.with_keys(again, current, ledger.rejected_keys(inventory))
-    gone = current["key"].combine_chunks().filter(pc.invert(pc.is_in(current["key"], found["key"].combine_chunks())))
-    dropped = gone.drop_null() if run.drop_vanished else pa.array([], pa.string())
+        again = plan.with_keys(again, planned, ledger.rejected_keys(inventory))
+    gone = planned.filter(pc.invert(pc.is_in(planned["key"], value_set=found.pairs["key"])))["key"].drop_null()
+    dropped = gone.combine_chunks() if run.drop_vanished else pa.array([], pa.string())
     if not again.num_rows and not len(dropped):
-        return generations
-    return _recorded(ledger, generations, plan.revise(current, again, dropped))
+        return parts
+    return parts + ledger.write_plan(_next_generation(parts), plan.revise(planned, again, dropped))
 
 
-def _recorded(ledger: Ledger, generations: pa.Table, table: pa.Table) -> pa.Table:
-    number = (pc.max(generations["generation"]).as_py() + 1) if generations.num_rows else 0
-    names = ledger.write_plan(number, table)
-    return pa.concat_tables([generations, ledger.read_plan(names)])
+def _next_generation(parts: list[str]) -> int:
+    return int(parts[-1].split("-")[1]) + 1 if parts else 0
 
 
 def _refuse_differences(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:

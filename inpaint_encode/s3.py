@@ -1,8 +1,9 @@
 """S3 and what speaks like it: obstore for reads and listings, s3fs for writes and deletes.
 
-obstore costs a tenth of s3fs's CPU time a read. Both take credentials from botocore's usual chain (environment,
-profiles, web identity, instance role) and the endpoint from ``AWS_ENDPOINT_URL``, and neither retries by
-itself: `inpaint_encode.storage` does, within one budget.
+obstore costs a tenth of s3fs's CPU time a read or listing. Both take credentials from botocore's usual chain
+(environment, profiles, web identity, instance role) and the endpoint from ``AWS_ENDPOINT_URL``, and neither
+retries by itself, but for s3fs's sending once more what a kept connection's end may have swallowed:
+`inpaint_encode.storage` does, within one budget.
 """
 
 from __future__ import annotations
@@ -15,40 +16,96 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import botocore.session
 import obstore
 import s3fs
-from botocore.exceptions import BotoCoreError, NoCredentialsError
-from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
+from botocore.exceptions import (
+    BotoCoreError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.parsers import ResponseParserError
+from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
 from .storage import ABSENT, Blob, Conflict, Listed, Unavailable
 
-__all__ = ["delete", "list_page", "read", "write"]
+__all__ = ["Listing", "delete", "read", "write"]
 
 _PAGE = 1_000  # what S3 gives in one answer
 _CONNECT_S = 5
 _ANSWER_S = 20
-_TRANSIENT = {errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED}
+"""How long nothing may come."""
+_READ_S = 300
+_CALL_S = 2 * (_CONNECT_S + _ANSWER_S)
+"""For a whole call of s3fs, which may send twice."""
+_SLOWEST_WRITE = 2**17
+"""Bytes a second, on top of that: s3fs has no time-out of its own while it sends."""
+
+_DENIED = (
+    PermissionError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+_WRONG = (ValueError, InvalidPathError, ParamValidationError)
+"""What a client says to a name that it cannot send."""
+_PASSING_STATUSES = {408, 409, 429, 500, 502, 503, 504}
+_PASSING_CODES = {"RequestTimeout", "IncompleteBody", "SlowDown"}
+"""May come with any status, such as 400."""
+_DENIED_CODES = {"ExpiredToken", "InvalidToken"}
 
 
-def list_page(prefix: str, after: str | None) -> Listed | None:
-    """Return the next objects under ``prefix``, in the order of their paths, from ``after`` on; None at the end."""
-    bucket, path = _split(prefix)
-    below = f"{path}/" if path else ""
-    offset = None if after is None else below + after
-    with _named_errors():
-        stream = obstore.list(_store(bucket), below or None, offset=offset, chunk_size=_PAGE)
-        page = next(iter(stream), None)
-    if page is None:
-        return None
-    return Listed(
-        paths=[entry["path"][len(below) :] for entry in page],
-        sizes=[entry["size"] for entry in page],
-        versions=[entry["e_tag"] or "" for entry in page],
-    )
+class Listing:
+    """The objects under ``prefix``, page by page; after a fault it goes on from where it was.
+
+    obstore tells a folder's marker, the empty object ``folder/``, without its slash, and a listing does not go
+    on rightly from such a name. So a page ends with an object of some bytes.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._bucket, path = _split(prefix)
+        self._below = f"{path}/" if path else ""
+        self._after: str | None = None
+        self._stream: Any = None
+        self._kept: list[Any] = []
+
+    def next_page(self) -> Listed | None:
+        """Return the next objects, in the store's order; None at the end."""
+        try:
+            with _named_errors():
+                return self._next_page()
+        except BaseException:
+            self._stream, self._kept = None, []
+            raise
+
+    def _next_page(self) -> Listed | None:
+        if self._stream is None:
+            below = self._below or None
+            self._stream = obstore.list(_store(self._bucket), below, offset=self._after, chunk_size=_PAGE)
+        entries = self._kept
+        for chunk in self._stream:
+            entries = [*entries, *chunk]
+            end = max((number for number, entry in enumerate(entries, 1) if entry["size"]), default=0)
+            if end:
+                self._after, self._kept = entries[end - 1]["path"], entries[end:]
+                return self._listed(entries[:end])
+        self._kept = []
+        return self._listed(entries) if entries else None
+
+    def _listed(self, entries: list[Any]) -> Listed:
+        entries = [entry for entry in entries if entry["path"].startswith(self._below)]  # not the prefix's marker
+        return Listed(
+            paths=[entry["path"][len(self._below) :] for entry in entries],
+            sizes=[entry["size"] for entry in entries],
+            versions=[entry["e_tag"] or "" for entry in entries],
+        )
 
 
 def read(uri: str) -> Blob:
@@ -61,18 +118,26 @@ def read(uri: str) -> Blob:
 
 def write(uri: str, data: bytes, expect: str | None) -> str:
     """See `inpaint_encode.storage.write`; one PUT whatever the size, up to the store's limit of 5 GB."""
-    condition = {} if not expect else {"IfMatch": expect}
-    mode = "create" if expect == ABSENT else "overwrite"
-    path = uri.removeprefix("s3://")
-    with _named_errors():
-        answer = _s3fs().pipe_file(path, data, chunksize=len(data) + 1, mode=mode, **condition)
-        return str(answer["ETag"])
+    bucket, path = _split(uri)
+    condition = {} if expect is None else {"IfNoneMatch": "*"} if expect == ABSENT else {"IfMatch": expect}
+    seconds = _CALL_S + len(data) / _SLOWEST_WRITE
+    try:
+        with _named_errors():
+            answer = _s3fs().call_s3("put_object", Bucket=bucket, Key=path, Body=data, timeout=seconds, **condition)
+    except FileNotFoundError as error:
+        if expect:
+            raise Conflict(f"{uri} is not there any more") from error  # AWS answers 404 to If-Match, others 412
+        raise
+    if not answer.get("ETag"):
+        raise OSError(errno.EINVAL, "the store tells no ETag, and without one nothing is safe from a second writer")
+    return str(answer["ETag"])
 
 
 def delete(uri: str) -> None:
     """See `inpaint_encode.storage.delete`."""
+    bucket, path = _split(uri)
     with contextlib.suppress(FileNotFoundError), _named_errors():
-        _s3fs().rm_file(uri.removeprefix("s3://"))
+        _s3fs().call_s3("delete_object", Bucket=bucket, Key=path, timeout=_CALL_S)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -101,7 +166,8 @@ def _store(bucket: str) -> S3Store:
         client_options={
             "allow_http": bool(endpoint and endpoint.startswith("http://")),
             "connect_timeout": timedelta(seconds=_CONNECT_S),
-            "timeout": timedelta(seconds=_ANSWER_S),
+            "read_timeout": timedelta(seconds=_ANSWER_S),
+            "timeout": timedelta(seconds=_READ_S),
         },
         retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
         **({"endpoint": endpoint} if endpoint else {}),
@@ -130,9 +196,19 @@ def _s3fs() -> s3fs.S3FileSystem:
         "retries": {"total_max_attempts": 1},
     }
     anonymous = _session().get_credentials() is None
-    files = s3fs.S3FileSystem(anon=anonymous, endpoint_url=_endpoint(), config_kwargs=timeouts)
+    files = s3fs.S3FileSystem(
+        anon=anonymous, endpoint_url=_endpoint(), config_kwargs=timeouts, skip_instance_cache=True
+    )
     files.retries = 1
     return files
+
+
+class _Answer(NamedTuple):
+    """What the store answered; the status is 0 if it did not."""
+
+    status: int
+    code: str
+    message: str
 
 
 @contextmanager
@@ -140,41 +216,41 @@ def _named_errors() -> Iterator[None]:
     """Both clients' errors, as the ones that `inpaint_encode.storage` promises."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, _first_line(error)) from error
-    except (PermissionDeniedError, UnauthenticatedError, NoCredentialsError) as error:
-        raise PermissionError(errno.EACCES, _first_line(error)) from error
-    except GenericError as error:
-        raise _from_status(error) from error
-    except (TimeoutError, BotoCoreError, ConnectionError) as error:
-        raise Unavailable(errno.EIO, _first_line(error)) from error
-    except OSError as error:
-        raise _from_errno(error) from error
+    except (BaseError, BotoCoreError, ResponseParserError, OSError, ValueError) as error:
+        raise _named(error, _answer(error)) from error
 
 
-def _from_status(error: GenericError) -> OSError:
+def _named(error: Exception, answer: _Answer) -> Exception:
     """A 4xx other than time-out, conflict and slow-down will not pass by waiting."""
-    status = re.search(r"status code: (\d{3})", str(error))
-    code = status[1] if status else ""
-    if code == "404":
-        return FileNotFoundError(errno.ENOENT, _first_line(error))
-    if code in {"401", "403"}:
-        return PermissionError(errno.EACCES, _first_line(error))
-    if code.startswith(("3", "4")) and code not in {"408", "409", "429"}:
-        return OSError(errno.EINVAL, _first_line(error))
-    return Unavailable(errno.EIO, _first_line(error))
+    line = _one_line(error, answer)
+    if isinstance(error, FileNotFoundError) or answer.status == 404:
+        return FileNotFoundError(errno.ENOENT, line)
+    if isinstance(error, _DENIED) or answer.status in {401, 403} or answer.code in _DENIED_CODES:
+        return PermissionError(errno.EACCES, line)
+    if answer.status == 412:
+        return Conflict(line)
+    passing = answer.status in _PASSING_STATUSES or answer.code in _PASSING_CODES
+    if isinstance(error, _WRONG) or (answer.status and not passing):
+        return OSError(errno.EINVAL, line)
+    return Unavailable(errno.EIO, line)
 
 
-def _from_errno(error: OSError) -> Exception:
-    if isinstance(error, PermissionError | Unavailable):
-        return error
-    if "pre-conditions" in str(error) or "ConditionalRequestConflict" in str(error):
-        return Conflict(str(error))
-    return Unavailable(errno.EIO, _first_line(error)) if error.errno in _TRANSIENT else error
+def _answer(error: Exception) -> _Answer:
+    """s3fs has what botocore parsed, as its error's cause; obstore has the answer in its error's text."""
+    parsed = getattr(error.__cause__, "response", None)
+    if parsed:
+        told = parsed.get("Error", {})
+        status = parsed.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return _Answer(int(status), told.get("Code", ""), told.get("Message", ""))
+    text = str(error)
+    found = [re.search(pattern, text) for pattern in (r"status code: (\d{3})", "<Code>(.*?)<", "<Message>(.*?)<")]
+    status, code, message = (match[1] if match else "" for match in found)
+    return _Answer(int(status or 0), code, message)
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: Exception, answer: _Answer) -> str:
     """The part of a client's many-lined error that a person needs."""
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    answer = re.search(r"status code: (\d{3}[^:]*)", line)
-    return f"the store answered {answer[1]}" if answer else line
+    if answer.status:
+        return " ".join(f"the store answered {answer.status} {answer.code} {answer.message}".split())
+    line = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    return line or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)

@@ -13,7 +13,17 @@ from typing import Annotated, Literal, Self
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["CONTRACT_VERSION", "EncodeJob", "Output", "RowSettings", "RunOptions", "Source", "VaeSource", "Workers"]
+__all__ = [
+    "CONTRACT_VERSION",
+    "EncodeJob",
+    "Output",
+    "RowSettings",
+    "RunOptions",
+    "Source",
+    "VaeSource",
+    "VerifyOptions",
+    "Workers",
+]
 
 CONTRACT_VERSION = 1
 """Version of the transform that `inpaint_encode.transform` and `inpaint_encode.vae` carry out."""
@@ -150,3 +160,21 @@ class EncodeJob(_Frozen):
     rows: RowSettings = RowSettings()
     workers: Workers = Workers()
     run: RunOptions = RunOptions()
+
+
+@_section("What to verify", 1)
+class VerifyOptions(_Frozen):
+    """Everything that ``inpaint-encode verify`` can be told."""
+
+    output: str
+    """Folder or prefix that an encode command wrote."""
+    sample: Annotated[int, Field(ge=0)] = 0
+    """Rows, drawn at random, to fetch, encode again on this machine and compare; 0 loads no VAE."""
+    seed: int = 0
+    """Which rows --sample draws: the same seed draws the same rows of the same output."""
+    vae: str = ""
+    """Where --sample loads the VAE from, if not from where the job did; its weights must be the same."""
+    repair: bool = False
+    """Remove what is damaged or left over, so that the same encode command makes it again."""
+    address: str = ""
+    """Ray cluster to join; by default the one this process runs in, else one is started on this machine."""

@@ -18,19 +18,28 @@ from .settings import Source
 __all__ = ["FoundPairs", "find_pairs"]
 
 _STEM_AND_SUFFIX = r"^(?P<key>.+)\.(?P<suffix>[^./]+)$"
-_LISTED = pa.schema([("key", pa.string()), ("uri", pa.string()), ("version", pa.string()), ("size", pa.int64())])
+_LISTED = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])
 
 
 class FoundPairs(NamedTuple):
     """What the two prefixes hold."""
 
     pairs: pa.Table
-    """``key, image_uri, mask_uri, image_version, mask_version, image_bytes``, sorted by key; keys are unique."""
+    """``key, image_suffix, mask_suffix, image_version, mask_version, image_bytes``; keys are unique, in no order.
+    A hundred bytes a pair: URIs are made of the keys where they are needed, by `with_uris`."""
     unpaired_images: pa.Array
     """Their URIs."""
     unpaired_masks: pa.Array
     ignored_files: int
     """Objects without an image's suffix."""
+    images_prefix: str
+    masks_prefix: str
+
+    def with_uris(self, pairs: pa.Table) -> pa.Table:
+        """Add ``image_uri`` and ``mask_uri`` to some of the pairs."""
+        images = _uris(self.images_prefix, pairs["key"], pairs["image_suffix"])
+        masks = _uris(self.masks_prefix, pairs["key"], pairs["mask_suffix"])
+        return pairs.append_column("image_uri", images).append_column("mask_uri", masks)
 
 
 def find_pairs(source: Source) -> FoundPairs:
@@ -39,20 +48,29 @@ def find_pairs(source: Source) -> FoundPairs:
     Raises:
         UsageError: a prefix cannot be read, two files claim one key, or there is no pair at all.
     """
-    images_prefix, masks_prefix = storage.normalise(source.images), storage.normalise(source.masks)
+    images_prefix, masks_prefix = _prefix("--images", source.images), _prefix("--masks", source.masks)
     if images_prefix == masks_prefix:
         raise UsageError(f"--images and --masks are both {source.images}; give each its own prefix")
     images, ignored_images = _listing("--images", images_prefix, nested=masks_prefix)
     masks, ignored_masks = _listing("--masks", masks_prefix, nested=images_prefix)
-    pairs = _join(images, masks, "inner")
+    pairs = _paired(images, masks)
     if not pairs.num_rows:
         raise UsageError(_no_pairs(source, images, masks))
     return FoundPairs(
-        pairs=_as_pairs(pairs).sort_by("key"),
-        unpaired_images=_join(images, masks, "left anti")["uri"].combine_chunks().sort(),
-        unpaired_masks=_join(masks, images, "left anti")["uri"].combine_chunks().sort(),
+        pairs=pairs,
+        unpaired_images=_unpaired(images_prefix, images, masks),
+        unpaired_masks=_unpaired(masks_prefix, masks, images),
         ignored_files=ignored_images + ignored_masks,
+        images_prefix=images_prefix,
+        masks_prefix=masks_prefix,
     )
+
+
+def _prefix(option: str, uri: str) -> str:
+    try:
+        return storage.normalise(uri)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def _listing(option: str, prefix: str, nested: str) -> tuple[pa.Table, int]:
@@ -63,8 +81,9 @@ def _listing(option: str, prefix: str, nested: str) -> tuple[pa.Table, int]:
         raise UsageError(
             f"{option} {prefix} cannot be listed: {error.strerror or error}; check the prefix and the credentials"
         ) from error
-    table = pa.Table.from_batches([batch for batch, _ in batches], _LISTED)
-    _refuse_shared_keys(option, table)
+    table = pa.Table.from_batches([batch for batch, _ in batches], _LISTED).combine_chunks()
+    if pc.count_distinct(table["key"]).as_py() < table.num_rows:
+        raise UsageError(_shared_keys(option, prefix, table))
     return table, sum(ignored for _, ignored in batches)
 
 
@@ -81,7 +100,7 @@ def _image_batch(prefix: str, listed: storage.Listed, skip: str | None) -> tuple
     mine = pc.invert(pc.starts_with(paths, skip)) if skip else pc.true_unless_null(paths)
     columns = [
         pc.struct_field(parts, "key"),
-        pc.binary_join_element_wise(pa.scalar(prefix), paths, "/"),
+        pc.struct_field(parts, "suffix"),
         pa.array(listed.versions, pa.string()),
         pa.array(listed.sizes, pa.int64()),
     ]
@@ -90,36 +109,47 @@ def _image_batch(prefix: str, listed: storage.Listed, skip: str | None) -> tuple
     return batch, ignored
 
 
-def _refuse_shared_keys(option: str, table: pa.Table) -> None:
+def _uris(prefix: str, keys: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.ChunkedArray:
+    paths = pc.binary_join_element_wise(keys, suffixes, ".")
+    return pc.binary_join_element_wise(pa.scalar(prefix), paths, "/")
+
+
+def _paired(images: pa.Table, masks: pa.Table) -> pa.Table:
+    """Put to each image the mask of its key, where there is one."""
+    where = pc.index_in(images["key"], value_set=masks["key"])
+    images, masks = images.filter(pc.is_valid(where)), masks.take(where.drop_null())
+    columns = {
+        "key": images["key"],
+        "image_suffix": images["suffix"],
+        "mask_suffix": masks["suffix"],
+        "image_version": images["version"],
+        "mask_version": masks["version"],
+        "image_bytes": images["size"],
+    }
+    return pa.table(columns)
+
+
+def _unpaired(prefix: str, files: pa.Table, others: pa.Table) -> pa.Array:
+    alone = files.filter(pc.invert(pc.is_in(files["key"], value_set=others["key"])))
+    return _uris(prefix, alone["key"], alone["suffix"]).combine_chunks().sort()
+
+
+def _shared_keys(option: str, prefix: str, table: pa.Table) -> str:
     counts = table.group_by("key").aggregate([("key", "count")])
     shared = counts.filter(pc.greater(counts["key_count"], 1))["key"]
-    if len(shared):
-        uris = sorted(table.filter(pc.equal(table["key"], shared[0]))["uri"].to_pylist())
-        raise UsageError(
-            f"{option}: {len(shared)} keys are claimed by more than one file, the first by {' and '.join(uris[:3])}; "
-            "move or rename all but one of each, so that a key means one file"
-        )
-
-
-def _join(left: pa.Table, right: pa.Table, kind: str) -> pa.Table:
-    return left.join(right, "key", join_type=kind, left_suffix="", right_suffix="_of_mask")
-
-
-def _as_pairs(joined: pa.Table) -> pa.Table:
-    names = {
-        "key": "key",
-        "uri": "image_uri",
-        "uri_of_mask": "mask_uri",
-        "version": "image_version",
-        "version_of_mask": "mask_version",
-        "size": "image_bytes",
-    }
-    return joined.select(list(names)).rename_columns(list(names.values()))
+    rivals = table.filter(pc.equal(table["key"], shared[0]))
+    uris = sorted(_uris(prefix, rivals["key"], rivals["suffix"]).to_pylist())
+    return (
+        f"{option}: {len(shared)} keys are claimed by more than one file, the first by {' and '.join(uris[:3])}; "
+        "move or rename all but one of each, so that a key means one file"
+    )
 
 
 def _no_pairs(source: Source, images: pa.Table, masks: pa.Table) -> str:
     def examples(table: pa.Table) -> str:
-        return f"{table.num_rows:,} files" + (f" such as {table['uri'][0]}" if table.num_rows else "")
+        return f"{table.num_rows:,} files" + (
+            f" such as {table['key'][0]}.{table['suffix'][0]}" if table.num_rows else ""
+        )
 
     return (
         f"no image has a mask: --images {source.images} holds {examples(images)}, "

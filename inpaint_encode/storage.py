@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ ABSENT = ""
 """As an expected version: there must be no such object yet."""
 
 RETRY_BUDGET_S = 25.0
-"""How long one request is tried again; the last try may take as long as its own time-out on top."""
+"""How long one request is tried again; the last wait, and the last try up to its own time-out, come on top."""
 
 TEMPORARY = "_tmp-"
 """How the names of unfinished files on disks begin; readers skip them, and the next run removes them."""
@@ -75,6 +76,9 @@ def normalise(uri: str) -> str:
     Raises:
         ValueError: the scheme is none of ``s3://``, ``file://`` and a plain path.
     """
+    scheme, _, rest = uri.rpartition("://")
+    if scheme and "@" in rest.partition("/")[0]:
+        raise ValueError("a URI must not hold credentials; put them into the environment or a profile")
     if uri.startswith("s3://"):
         return uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
@@ -99,10 +103,9 @@ def list_objects(prefix: str) -> Iterator[Listed]:
     if not prefix.startswith("s3://"):
         yield from _list_disk(Path(prefix))
         return
-    after = None
-    while page := _retrying(lambda: _s3().list_page(prefix, after)):  # noqa: B023 - called at once
+    listing = _s3().Listing(prefix)
+    while page := _retrying(listing.next_page):
         yield page
-        after = page.paths[-1]
 
 
 def read(uri: str) -> Blob:
@@ -171,12 +174,25 @@ def _retrying(call: Callable[[], _T]) -> _T:
 
 
 def _list_disk(prefix: Path) -> Iterator[Listed]:
-    for folder, _, names in os.walk(prefix):
-        files = sorted(name for name in names if not name.startswith(TEMPORARY))
-        stats = [os.stat(f"{folder}/{name}") for name in files]  # noqa: PTH116 - a Path a file is slow in millions
+    for folder, _, names in os.walk(prefix, onerror=_raise_unless_gone):
+        found = [(name, _stat(f"{folder}/{name}")) for name in sorted(names) if not name.startswith(TEMPORARY)]
+        files = {name: stat for name, stat in found if stat}
         where = "" if folder == str(prefix) else f"{folder[len(str(prefix)) + 1 :]}/"
-        sizes = [stat.st_size for stat in stats]
-        yield Listed([where + name for name in files], sizes, [_disk_version(stat) for stat in stats])
+        sizes = [stat.st_size for stat in files.values()]
+        yield Listed([where + name for name in files], sizes, [_disk_version(stat) for stat in files.values()])
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """None if the file has gone since its folder was read, or is a link to nothing."""
+    try:
+        return os.stat(path)  # noqa: PTH116 - a Path a file is slow in millions
+    except FileNotFoundError:
+        return None
 
 
 def _disk_version(stat: os.stat_result) -> str:
@@ -200,6 +216,8 @@ def _write_synced(path: Path, data: bytes) -> str:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
+        now = time.time_ns()
+        os.utime(file.fileno(), ns=(now, now))  # the file system's own clock stands still for milliseconds
         os.fsync(file.fileno())
         return _disk_version(os.fstat(file.fileno()))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 from inpaint_encode.demo.s3server import LocalS3
 
 # Before anything imports ray, which reads them once.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,7 +36,7 @@ def ray_cluster(s3):
     """A real local Ray that every test of the session shares; its workers know the S3 server."""
     import ray
 
-    context = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    context = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield context.address_info["address"]
     ray.shutdown()
 

@@ -38,9 +38,14 @@ def rejects_of(output: str) -> list[dict]:
     return [row for table in tables for row in table.to_pylist()]
 
 
+def whole_report(output: str) -> dict:
+    """The report, which a run writes last."""
+    return json.loads(storage.read(f"{output}/_report.json").data)
+
+
 def whole_output(output: str) -> dict:
     """Return the report, after holding it against what is there: rows and rejects are disjoint and complete."""
-    report = json.loads(storage.read(f"{output}/_report.json").data)
+    report = whole_report(output)
     keys, rejected = set(rows_of(output)), [row["key"] for row in rejects_of(output)]
     assert len(rejected) == len(set(rejected))
     assert not keys & set(rejected)

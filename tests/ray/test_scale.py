@@ -1,0 +1,103 @@
+"""A job that is nearly done at a size where anything kept for every key in Python would show."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from inpaint_encode import plan, rows, storage
+from inpaint_encode.resume import job_record, open_output, remaining
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.sources import find_pairs
+from inpaint_encode.vae import load_vae, vae_facts
+from tests.outputs import whole_report
+
+DONE = 1_000_000
+NEW = 50
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two million files are not left behind for a later session to remove."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_resume_over_a_million_done_rows(folder, make_job, vae_folder):
+    """From the command to the first new row in under 60 s, with under 1 GB in the driver."""
+    make_sources(folder / "in")
+    job = make_job(folder / "in/images", folder / "in/masks", folder / "out")
+    begun = time.monotonic()
+    make_done(job)
+    print(f"{DONE:,} rows made in {time.monotonic() - begun:,.0f} s")
+    for number in range(NEW):
+        for side, mode in (("images", "RGB"), ("masks", "L")):
+            Image.new(mode, (16, 16)).save(folder / "in" / side / f"new-{number}.png")
+    seconds, peak = resume(job, vae_folder)
+    print(f"first new row after {seconds:.1f} s, peak memory of the driver {peak / 1e6:,.0f} MB")
+    report = whole_report(str(folder / "out"))
+    assert (report["encoded"], report["this_run"]["encoded"]) == (DONE + NEW, NEW)
+    assert seconds < 60
+    assert peak < 1e9
+
+
+def make_sources(folder: Path) -> None:
+    """Empty files: the pairs are done, so that nothing ever reads them."""
+    for side, suffix in (("images", "jpg"), ("masks", "png")):
+        for block in range(DONE // 1_000):
+            directory = folder / side / f"{block:04d}"
+            directory.mkdir(parents=True)
+            for number in range(1_000):
+                os.close(os.open(f"{directory}/{number:03d}.{suffix}", os.O_CREAT | os.O_WRONLY))
+
+
+def make_done(job) -> None:
+    """An output in which every planned pair is a row, written by the product's own ledger."""
+    source = VaeSource(vae=job.vae.vae)
+    record = job_record(job, vae_facts(load_vae(source), source).as_dict())
+    ledger, inventory = open_output(storage.normalise(job.output.output), record, overwrite=False, token="")
+    left = remaining(ledger, inventory, job, find_pairs(job.source))
+    schema = rows.data_schema("float32", record["rows"])
+    for work in left.work.to_pylist():
+        encoded = tiny_rows(plan.read_chunk(work["part"], work["chunk"]))
+        ledger.publish(work, rows.data_table(encoded, schema), rows.REJECTS.empty_table())
+
+
+def tiny_rows(pairs: pa.Table) -> pa.Table:
+    tensors = {"samples": np.zeros(4, np.float32).tobytes(), "samples_shape": [4, 1, 1]}
+    tensors |= {"noise_mask": rows.pack_mask(np.zeros(64, np.uint8)), "height": 8, "width": 8, "mask_coverage": 0.0}
+    return pa.Table.from_pylist([{**pair, **tensors} for pair in pairs.to_pylist()], rows.ENCODED)
+
+
+def resume(job, vae_folder) -> tuple[float, float]:
+    """Run the command; return the seconds to the first new row and the driver's peak of resident bytes."""
+    source, output = job.source, Path(job.output.output)
+    done = len(list(output.glob("*.parquet")))
+    arguments = ["--images", source.images, "--masks", source.masks, "--vae", vae_folder, "--output", output]
+    command = [sys.executable, "-m", "inpaint_encode.cli", "encode", *arguments, "--samples-dtype", "float32"]
+    begun, first, peak = time.monotonic(), None, 0.0
+    process = subprocess.Popen([str(part) for part in command])
+    while process.poll() is None:
+        peak = max(peak, resident_peak(process.pid))
+        if first is None and sum(1 for _ in output.glob("*.parquet")) > done:
+            first = time.monotonic() - begun
+        time.sleep(0.2)
+    assert process.returncode == 0
+    return first, peak
+
+
+def resident_peak(pid: int) -> float:
+    try:
+        return 1024.0 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+    except (OSError, TypeError):
+        return 0.0
