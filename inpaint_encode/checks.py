@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from . import plan, rows, storage
 from .geometry import crop_box
-from .ledger import Ledger
+from .ledger import DECISION_KEY, Ledger
 
 __all__ = [
     "CHUNK",
@@ -59,7 +59,6 @@ FOUND = pa.schema(
 """What the driver hears of a chunk. ``generation`` is the file's own, null where the file cannot be read; ``fatal``
 is a sentence where it could not be checked, which ends the command."""
 
-_DECISION_KEY = b"inpaint_encode.chunk"
 _ROWS_AT_ONCE = 16
 
 
@@ -115,7 +114,7 @@ class DataFile:
             self.rows: int = self._file.metadata.num_rows
             self.schema: pa.Schema = self._file.schema_arrow
             self.made_by: dict[str, Any] = _footer_json(self.schema, rows.FOOTER_KEY)
-            decision = _footer_json(self.schema, _DECISION_KEY)
+            decision = _footer_json(self.schema, DECISION_KEY)
             self.chunk, self.generation = int(decision["chunk"]), int(decision["generation"])
             self.rejects: pa.Table = pa.Table.from_pylist(decision["rejected"], rows.REJECTS)
             if self.rejects["error"].null_count:

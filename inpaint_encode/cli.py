@@ -15,6 +15,7 @@ from typing import Annotated
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 from rich.console import Console
+from rich.markup import escape
 
 from . import __version__
 from .cluster import protect_local_ray
@@ -106,7 +107,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, markup=True, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

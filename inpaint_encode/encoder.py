@@ -38,8 +38,11 @@ class BatchEncoder:
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-        self.dtype = compute_dtype(settings.dtype, device, vae.config)
-        self._vae = vae.to(device, self.dtype)
+        dtype = compute_dtype(settings.dtype, device, vae.config)
+        if dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
+        self.precision = str(dtype).removeprefix("torch.")
+        self._vae = vae.to(device, dtype)
         self._device = device
         self._grow_mask_by = settings.grow_mask_by
         self._samples_dtype = {"float16": torch.float16, "float32": torch.float32}[settings.samples_dtype]
@@ -72,7 +75,7 @@ class BatchEncoder:
         return EncodedBatch(
             samples=samples.to(self._samples_dtype).cpu().numpy(),
             noise_mask=grown.cpu().numpy(),
-            coverage=grown.float().mean(dim=(1, 2)).cpu().numpy(),
+            coverage=(grown.sum(dim=(1, 2)).double() / grown[0].numel()).float().cpu().numpy(),
         )
 
     def _on_device(self, values: NDArray[np.uint8]) -> Tensor:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +30,11 @@ from . import plan, rows, storage
 from .errors import JobFailed
 from .lease import check_token
 
-__all__ = ["Committed", "Inventory", "Ledger"]
+__all__ = ["DECISION_KEY", "Committed", "Inventory", "Ledger"]
 
-_DECISION = b"inpaint_encode.chunk"
+DECISION_KEY = b"inpaint_encode.chunk"
+"""Key of the JSON in a data file's metadata that says which chunk it decides, and which pairs it rejects."""
+
 _NAME = re.compile(
     r"(?P<folder>|_rejected/|_plan/|_receipts/)(?P<job>[0-9a-f]{8})-(?P<number>\d+)(?P<rest>[0-9a-z-]*)\.(?:parquet|json)"
 )
@@ -45,6 +48,7 @@ class Committed:
     rejected: int
     errors: dict[str, int]
     data_bytes: int
+    version: str
 
 
 @dataclass
@@ -53,6 +57,8 @@ class Inventory:
 
     chunks: set[int] = field(default_factory=set)
     """Decided chunks."""
+    versions: dict[int, str] = field(default_factory=dict)
+    """Their data files' versions."""
     rejects: set[int] = field(default_factory=set)
     """Chunks with a rejects file."""
     parts: list[str] = field(default_factory=list)
@@ -114,12 +120,12 @@ class Ledger:
         encoded = rows.parquet_bytes(_with_decision(data, work, rejects))
         self._write_rejects(work["chunk"], rejects)
         try:
-            storage.write(self.data_uri(work["chunk"]), encoded, expect=expect)
+            version = storage.write(self.data_uri(work["chunk"]), encoded, expect=expect)
         except storage.Conflict:
             return self.adopt(work)
         if work["keep"] and not rejects.num_rows:
             storage.delete(self.rejects_uri(work["chunk"]))
-        return _committed(data.num_rows, rejects, len(encoded))
+        return _committed(data.num_rows, rejects, len(encoded), version)
 
     def adopt(self, work: Mapping[str, Any]) -> Committed:
         """Take a decided chunk's file as the truth, and make its rejects file say the same.
@@ -133,7 +139,7 @@ class Ledger:
         self._write_rejects(work["chunk"], decided.rejects)
         if not decided.rejects.num_rows:
             storage.delete(self.rejects_uri(work["chunk"]))
-        return _committed(decided.rows, decided.rejects, decided.size)
+        return decided.committed()
 
     def _write_rejects(self, chunk: int, rejects: pa.Table) -> None:
         if rejects.num_rows:
@@ -144,14 +150,14 @@ class Ledger:
         found = Inventory()
         plan_files: list[str] = []
         for listed in storage.list_objects(self.output):
-            for path in listed.paths:
-                self._sort(path, found, plan_files)
+            for path, version in zip(listed.paths, listed.versions, strict=True):
+                self._sort(path, version, found, plan_files)
         complete = {path.removesuffix(".json") for path in plan_files if path.endswith(".json")}
         found.parts = sorted(p for p in plan_files if p.endswith(".parquet") and p.rpartition("-")[0] in complete)
         found.receipts.sort()
         return found
 
-    def _sort(self, path: str, found: Inventory, plan_files: list[str]) -> None:
+    def _sort(self, path: str, version: str, found: Inventory, plan_files: list[str]) -> None:
         name = _NAME.fullmatch(path)
         if name is None:
             if not path.startswith("_"):
@@ -162,18 +168,29 @@ class Ledger:
             plan_files.append(path)
         elif name["folder"] == "_receipts/":
             found.receipts.append(path)
+        elif name["folder"] == "_rejected/":
+            found.rejects.add(int(name["number"]))
         else:
-            (found.rejects if name["folder"] else found.chunks).add(int(name["number"]))
+            found.chunks.add(int(name["number"]))
+            found.versions[int(name["number"])] = version
 
     def write_plan(self, generation: int, table: pa.Table) -> list[str]:
         """Keep one generation of the plan, which counts once all of it is there; return its parts."""
         stem = f"_plan/{self.job}-{generation:04d}"
+        self._forget_parts(stem)
         names = []
         for number, part in enumerate(plan.parts(table)):
             names.append(f"{stem}-{number:06d}.parquet")
             storage.write(self.uri(names[-1]), rows.parquet_bytes(part))
         storage.write(self.uri(f"{stem}.json"), json.dumps({"pairs": table.num_rows}).encode())
         return names
+
+    def _forget_parts(self, stem: str) -> None:
+        """A run that died while it planned may have left more parts than this one will write."""
+        for listed in storage.list_objects(self.uri("_plan")):
+            for path in listed.paths:
+                if f"_plan/{path}".startswith(stem):
+                    storage.delete(self.uri("_plan", path))
 
     def read_plan(self, parts: list[str], columns: list[str]) -> pa.Table:
         """Return ``columns`` of the planned pairs, all generations of them, with a ``generation`` column."""
@@ -191,7 +208,9 @@ class Ledger:
         return plan.newest(pa.concat_tables(tables))
 
     def _read(self, path: str, schema: pa.Schema) -> pa.Table:
-        return pq.read_table(pa.BufferReader(storage.read(self.uri(path)).data), columns=schema.names).cast(schema)
+        data = storage.read(self.uri(path)).data
+        with _damage_named(self.uri(path)):
+            return pq.read_table(pa.BufferReader(data), columns=schema.names).cast(schema)
 
     def write_receipts(self, run: str, number: int, receipts: list[dict[str, Any]]) -> None:
         """Keep what chunks reported, so that the next run need not open their files."""
@@ -206,12 +225,13 @@ class Ledger:
         known = self._receipts(inventory)
         answers = {}
         for chunk in inventory.chunks & generations.keys():
-            if (chunk, generations[chunk]) in known:
-                answers[chunk] = known[chunk, generations[chunk]]
+            receipt = known.get((chunk, generations[chunk]))
+            if receipt and receipt.version == inventory.versions[chunk]:
+                answers[chunk] = receipt
             else:
                 decision = _read_decision(self.data_uri(chunk))
                 if decision.generation == generations[chunk]:
-                    answers[chunk] = _committed(decision.rows, decision.rejects, decision.size)
+                    answers[chunk] = decision.committed()
         return answers
 
     def _receipts(self, inventory: Inventory) -> dict[tuple[int, int], Committed]:
@@ -219,7 +239,7 @@ class Ledger:
         for path in inventory.receipts:
             for row in self._read(path, rows.RECEIPT).to_pylist():
                 known[row["chunk"], row["generation"]] = Committed(
-                    row["encoded"], row["rejected"], dict(row["errors"]), row["data_bytes"]
+                    row["encoded"], row["rejected"], dict(row["errors"]), row["data_bytes"], row["version"]
                 )
         return known
 
@@ -239,6 +259,14 @@ class Ledger:
         return pa.concat_tables([rows.REJECTS.empty_table(), *tables])["key"].combine_chunks()
 
 
+@contextmanager
+def _damage_named(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise JobFailed(f"{uri} is not whole ({error}); `inpaint-encode verify OUTPUT --repair` removes it") from error
+
+
 def _with_generation(table: pa.Table, part: str) -> pa.Table:
     generation = pa.scalar(int(part.split("-")[1]), pa.int32())
     return table.append_column("generation", pa.repeat(generation, table.num_rows))
@@ -254,9 +282,8 @@ class _Decision:
     version: str
     rows: int
 
-    @property
-    def size(self) -> int:
-        return len(self.data)
+    def committed(self) -> Committed:
+        return _committed(self.rows, self.rejects, len(self.data), self.version)
 
     def merged(self, data: pa.Table, rejects: pa.Table, kept: pa.Array) -> tuple[pa.Table, pa.Table]:
         """The new rows and rejects with those of ``kept`` keys added."""
@@ -269,15 +296,16 @@ class _Decision:
 
 def _read_decision(uri: str) -> _Decision:
     blob = storage.read(uri)
-    metadata = pq.read_metadata(pa.BufferReader(blob.data))
-    decision = json.loads(metadata.metadata[_DECISION])
+    with _damage_named(uri):
+        metadata = pq.read_metadata(pa.BufferReader(blob.data))
+        decision = json.loads(metadata.metadata[DECISION_KEY])
     rejects = pa.Table.from_pylist(decision["rejected"], rows.REJECTS)
     return _Decision(decision["generation"], rejects, blob.data, blob.version, metadata.num_rows)
 
 
 def _with_decision(data: pa.Table, work: Mapping[str, Any], rejects: pa.Table) -> pa.Table:
     decision = {"chunk": work["chunk"], "generation": work["generation"], "rejected": rejects.to_pylist()}
-    return data.replace_schema_metadata({**data.schema.metadata, _DECISION: json.dumps(decision)})
+    return data.replace_schema_metadata({**data.schema.metadata, DECISION_KEY: json.dumps(decision)})
 
 
 def _kept_keys(work: Mapping[str, Any]) -> pa.Array:
@@ -285,6 +313,6 @@ def _kept_keys(work: Mapping[str, Any]) -> pa.Array:
     return pairs.filter(pc.invert(pairs["encode"]))["key"].combine_chunks()
 
 
-def _committed(encoded: int, rejects: pa.Table, data_bytes: int) -> Committed:
+def _committed(encoded: int, rejects: pa.Table, data_bytes: int, version: str) -> Committed:
     counts = rejects["error"].value_counts().to_pylist()
-    return Committed(encoded, rejects.num_rows, {c["values"]: c["counts"] for c in counts}, data_bytes)
+    return Committed(encoded, rejects.num_rows, {c["values"]: c["counts"] for c in counts}, data_bytes, version)

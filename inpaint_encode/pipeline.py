@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -107,6 +108,9 @@ def _facts(job: EncodeJob) -> VaeFacts:
     return vae_facts(vae, job.vae)
 
 
+_HELD = [field.name for field in fields(Committed)]
+
+
 class _Run:
     """What the driver does while chunks are decided: count, show, keep receipts, and stop when it must."""
 
@@ -143,7 +147,7 @@ class _Run:
             raise JobFailed(f"{receipt['fatal']}; what is done stays, and the same command goes on from it")
         if self._lease.lost.is_set():
             raise JobFailed("another run has taken over this output; this one stops")
-        held = Committed(receipt["encoded"], receipt["rejected"], dict(receipt["errors"]), receipt["data_bytes"])
+        held = Committed(**{name: receipt[name] for name in _HELD} | {"errors": dict(receipt["errors"])})
         self.chunks[receipt["chunk"]] = held
         self.whole.add(held)
         self.tally.add(held, receipt["counters"])

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 __all__ = ["Display", "open_display"]
@@ -66,7 +67,7 @@ class _Live:
         self._progress.stop()
 
     def say(self, line: str) -> None:
-        self._console.print(f"[dim]·[/dim] {line}", highlight=False)
+        self._console.print(f"[dim]·[/dim] {escape(line)}", highlight=False)
 
     def start(self, total: int, done: int) -> None:
         self._progress.reset(self._task, total=total, completed=done, visible=True, rate="starting Ray", rejected="")

@@ -88,6 +88,7 @@ ENCODED = pa.schema(
         ("samples_shape", pa.list_(pa.int64())),
         ("noise_mask", pa.large_binary()),
         ("mask_coverage", pa.float32()),
+        ("precision", pa.string()),
         *_ERROR,
     ]
 )
@@ -113,6 +114,7 @@ RECEIPT = pa.schema(
         ("rejected", pa.int64()),
         ("errors", pa.map_(pa.string(), pa.int64())),
         ("data_bytes", pa.int64()),
+        ("version", pa.string()),
         ("counters", pa.map_(pa.string(), pa.float64())),
         ("fatal", pa.string()),
     ]
@@ -145,6 +147,7 @@ def data_schema(samples_dtype: str, metadata: Mapping[str, Any]) -> pa.Schema:
         *_SOURCE[1:],
         *_GEOMETRY,
         pa.field("mask_coverage", pa.float32()),
+        pa.field("precision", pa.string()),
     ]
     return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(metadata, sort_keys=True)})
 
@@ -183,7 +186,8 @@ def tensor_array(values: Sequence[NDArray[Any]], shapes: Sequence[Sequence[int]]
 def parquet_bytes(table: pa.Table) -> bytes:
     """Encode ``table`` as one Parquet file with one row group, so that it can be committed by one call.
 
-    zstd throughout; dictionaries for strings and masks; byte-stream split for float32 samples alone, since
+    zstd and page checksums throughout; dictionaries for strings and masks; byte-stream split for float32 samples alone,
+    since
     DuckDB cannot read it on float16.
     """
     strings = [field.name for field in table.schema if field.type == pa.string()]
@@ -200,6 +204,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
         use_dictionary=dictionaries,
         use_byte_stream_split=["samples.data.list.element"] if _stores_float32(table.schema) else False,
         write_statistics=strings,
+        write_page_checksum=True,
     )
     return out.getvalue()
 
@@ -210,7 +215,7 @@ def _stores_float32(schema: pa.Schema) -> bool:
 
 def read_data(data: bytes, schema: pa.Schema) -> pa.Table:
     """Read a data file as plain structs, whether or not Ray's tensor type is registered in this process."""
-    table = pq.read_table(pa.BufferReader(data))
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     columns = [column.combine_chunks() for column in table.select(schema.names).columns]
     plain = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in columns]
     return pa.table([column.cast(field.type) for column, field in zip(plain, schema, strict=True)], schema=schema)

@@ -223,7 +223,8 @@ class Encoder:
     def _encode_batch(self, pixels: NDArray[np.uint8], masks: NDArray[np.uint8]) -> list[_Row]:
         """Encode a batch; if it fails, its halves, so that one image's failure is that image's alone."""
         try:
-            return [_result(*one) for one in zip(*self._encoder.encode(pixels, masks), strict=True)]
+            batch = self._encoder.encode(pixels, masks)
+            return [_result(*one) | {"precision": self._encoder.precision} for one in zip(*batch, strict=True)]
         except RuntimeError as error:  # torch's, out of memory included
             if len(pixels) > 1:
                 half = len(pixels) // 2
@@ -264,7 +265,7 @@ def _result(samples: NDArray[Any], noise_mask: NDArray[np.uint8], coverage: np.f
 
 
 def _result_columns(results: list[_Row]) -> dict[str, pa.ChunkedArray]:
-    names = ["samples", "samples_shape", "noise_mask", "mask_coverage", "error", "message"]
+    names = ["samples", "samples_shape", "noise_mask", "mask_coverage", "precision", "error", "message"]
     schema = pa.schema([rows.ENCODED.field(name) for name in names])
     table = pa.Table.from_pylist(results, schema)
     return dict(zip(names, table.columns, strict=True))
@@ -280,7 +281,15 @@ def _nothing_encoded(results: list[_Row]) -> str | None:
 def commit(row: pa.Table, *, ledger: Ledger, samples_dtype: str, metadata: _Row) -> pa.Table:
     """Write a chunk of `rows.ENCODED` into the output; return its receipt."""
     chunk = _Chunk.unfolded(row, rows.ENCODED)
-    receipt = {**chunk.work, "encoded": 0, "rejected": 0, "errors": [], "data_bytes": 0, "fatal": chunk.fatal}
+    receipt = {
+        **chunk.work,
+        "encoded": 0,
+        "rejected": 0,
+        "errors": [],
+        "data_bytes": 0,
+        "version": "",
+        "fatal": chunk.fatal,
+    }
     if chunk.fatal is None:
         try:
             with chunk.counters.timed("write"):

@@ -42,7 +42,7 @@ RETRY_BUDGET_S = 25.0
 """How long one request is tried again; the last wait, and the last try up to its own time-out, come on top."""
 
 TEMPORARY = "_tmp-"
-"""How the names of unfinished files on disks begin; readers skip them, and the next run removes them."""
+"""How the names of unfinished files on disks begin; readers and listings skip them, `verify --repair` removes them."""
 
 _T = TypeVar("_T")
 

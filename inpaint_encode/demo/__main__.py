@@ -109,15 +109,15 @@ def _rejects_by_pyarrow(output: str) -> list[dict[str, Any]]:
 
 def _print_rows(rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
     types = f"samples are {rows[0]['samples'].dtype}, masks {rows[0]['noise_mask'].dtype}"
-    names = ("key", "image", "crop from", "samples", "noise_mask", "repainted")
+    names = ("key", "image", "from", "samples", "noise_mask", "grown")
     table = Table(*(Column(name, no_wrap=True) for name in names), title=types)
     for row in rows:
         table.add_row(
             row["key"],
-            f"{row['source_height']} x {row['source_width']}",
+            f"{row['source_height']}x{row['source_width']}",
             f"{row['crop_top']}, {row['crop_left']}",
-            " x ".join(map(str, row["samples"].shape)),
-            " x ".join(map(str, row["noise_mask"].shape)),
+            "x".join(map(str, row["samples"].shape)),
+            "x".join(map(str, row["noise_mask"].shape)),
             f"{row['mask_coverage']:.1%}",
         )
     console.print(table)
