@@ -67,8 +67,8 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     """
     protect_local_ray(options.address)
     from .progress import open_display
-    from .verdict import show
-    from .verify import verify_output
+    from .verify.run import verify_output
+    from .verify.verdict import show
 
     with open_display() as display:
         verdict = verify_output(options, display.say)

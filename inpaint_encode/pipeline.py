@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayError
 
 from . import storage
 from .cluster import encoders, joined
@@ -130,6 +132,10 @@ class _Run:
             for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for receipt in batch.to_pylist():
                     self._take(receipt)
+        except RayError as error:
+            raise JobFailed(
+                f"Ray gave up: {_cause(error)}; what is done stays, and the same command goes on"
+            ) from error
         finally:
             self._keep()
 
@@ -162,6 +168,12 @@ class _Run:
             self._ledger.write_receipts(self._name, self._kept_files, self._unkept)
             self._unkept, self._kept_files = [], self._kept_files + 1
         self._kept_at = time.monotonic()
+
+
+def _cause(error: RayError) -> str:
+    """Of the tracebacks that Ray strings together, the one line that names the error they began with."""
+    named = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", str(error), re.MULTILINE)
+    return ": ".join(named[0]) if named else str(error).strip().splitlines()[-1]
 
 
 def _most_common(tally: Tally) -> str:

@@ -26,6 +26,7 @@ _ERRORS = {
     "internal_error": (500, "InternalError"),
     "busy": (409, "ConditionalRequestConflict"),
     "expired": (400, "ExpiredToken"),
+    "denied": (403, "AccessDenied"),
     "gone": (404, "NoSuchKey"),
 }
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray.data
 from PIL import Image
 
 from inpaint_encode import rows, storage
@@ -320,6 +321,37 @@ def test_a_source_object_that_is_deleted_during_the_job(job, pairs, output, disp
     whole_output(output)
 
 
+def test_a_source_object_that_is_replaced_during_the_job(job, pairs, output, display, monkeypatch):
+    """The row says of which version it is, and a refresh sees that the plan was made for another."""
+    from inpaint_encode import pipeline
+
+    planned = pipeline.remaining
+    path = next(path for path in sorted((pairs / "images").rglob("*.png")) if path.stat().st_size > 60)
+
+    def remaining_then_replaced(*arguments):
+        left = planned(*arguments)
+        Image.effect_noise(Image.open(path).size, 90).convert("RGB").save(path)
+        return left
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "remaining", remaining_then_replaced)
+        run_job(job(), display)
+    row = next(row for row in table_of(output) if row["image_uri"] == str(path))
+    assert row["image_version"] == storage.read(str(path)).version
+    before = rows_of(output)
+    run_job(job(refresh=True), display)
+    assert rows_of(output) == before
+    assert run_job(job(refresh=True), display)["this_run"]["files"] == 0
+
+
+def table_of(output: str) -> list[dict]:
+    return (
+        ray.data.read_parquet(output, file_extensions=["parquet"])
+        .select_columns(["image_uri", "image_version"])
+        .take_all()
+    )
+
+
 class TestStoresThatFail:
     """The command on a Ray of its own, whose workers see the store that fails."""
 
@@ -343,6 +375,7 @@ class TestStoresThatFail:
         assert (report["encoded"], report["rejected"]) == (24, 0)
         assert report["this_run"]["counters"]["retries"] > 0
 
+    @pytest.mark.long
     def test_a_store_that_answers_nobody_ends_the_job_within_a_minute(self, uploaded, s3):
         from tests.proxy import FaultyProxy
 
@@ -354,6 +387,23 @@ class TestStoresThatFail:
         assert "cannot be listed" in done.stderr
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.long
+    def test_an_output_that_turns_read_only_is_a_sentence_and_a_resume_completes(self, uploaded, s3):
+        from tests.proxy import FaultyProxy
+
+        prefix, options = uploaded
+        only = lambda method, path: method == "PUT" and path.endswith("0002.parquet")  # noqa: E731
+        with FaultyProxy(s3, share=1.0, seed=1, kinds=("denied",), only=only) as proxy:
+            done = command("encode", *options, **proxy.environment)
+        assert done.returncode == 1
+        assert "cannot be written" in done.stderr
+        assert "same command goes on" in done.stderr
+        assert "Traceback" not in done.stderr
+        again = command("encode", *options)
+        assert again.returncode == 0, again.stderr
+        assert whole_output(f"{prefix}/out")["encoded"] == 24
+
+    @pytest.mark.long
     def test_a_store_that_dies_in_mid_job_stops_it_with_a_sentence_and_no_rejects(self, uploaded, s3):
         """Listing and plan are fine, then no image is answered: that decides about none of the pairs."""
         from tests.proxy import FaultyProxy

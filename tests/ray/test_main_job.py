@@ -1,5 +1,6 @@
 """The whole job on a real S3 server and a real Ray: every row against the contract, every count against the source."""
 
+import dataclasses
 import io
 import json
 
@@ -12,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from inpaint_encode import storage
+from inpaint_encode import pipeline, storage
 from inpaint_encode.demo.pairs import upload, write_demo_pairs, write_random_pairs
+from inpaint_encode.errors import JobFailed
 from inpaint_encode.pipeline import run_job
 from inpaint_encode.rows import FOOTER_KEY
 from inpaint_encode.settings import VaeSource
@@ -204,6 +206,15 @@ def test_other_ratios_and_growths(tmp_path, ray_cluster, make_job, display, leve
     assert (
         check_every_row(tmp_path / "in", str(tmp_path / "in"), str(tmp_path / "out"), vae, ratio=ratio, grow=grow) == 12
     )
+
+
+def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_job, display, monkeypatch):
+    """The constructor fails on the node, and the person who ran the job reads why."""
+    write_random_pairs(tmp_path, 3, seed=1)
+    facts = dataclasses.replace(pipeline._facts(make_job("i", "m", "o")), weights_sha256="0" * 64)
+    monkeypatch.setattr(pipeline, "_facts", lambda _: facts)
+    with pytest.raises(JobFailed, match=r"has weights [0-9a-f]{12} on this node and 000000000000 where"):
+        run_job(make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out"), display)
 
 
 class TestExitCodes:

@@ -18,10 +18,10 @@ from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, NotWhole, UsageError
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.pipeline import run_job
-from inpaint_encode.resample import draw
 from inpaint_encode.settings import VerifyOptions
-from inpaint_encode.verdict import CHECKS, SHOWN, show
-from inpaint_encode.verify import verify_output
+from inpaint_encode.verify.resample import draw
+from inpaint_encode.verify.run import verify_output
+from inpaint_encode.verify.verdict import CHECKS, SHOWN, show
 from tests.conftest import Silent, command, save_vae
 from tests.outputs import rejects_of, rows_of, whole_output
 

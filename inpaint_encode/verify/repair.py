@@ -5,11 +5,12 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import rows, storage
+from inpaint_encode import rows, storage
+from inpaint_encode.errors import JobFailed
+from inpaint_encode.lease import Lease
+from inpaint_encode.ledger import Inventory, Ledger
+
 from .checks import Unreadable, read_receipts
-from .errors import JobFailed
-from .lease import Lease
-from .ledger import Inventory, Ledger
 from .verdict import DATA_CHECKS, Verdict
 
 __all__ = ["repair"]

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from inpaint_encode.errors import NotWhole
+
 from .checks import Found, Problem
-from .errors import NotWhole
 
 if TYPE_CHECKING:
     from .resample import Resampled

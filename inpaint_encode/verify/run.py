@@ -15,16 +15,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
-from . import rows, storage
+from inpaint_encode import rows, storage
+from inpaint_encode.cluster import joined
+from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.lease import hold
+from inpaint_encode.ledger import Inventory, Ledger
+from inpaint_encode.plan import CHUNKS_PER_PART
+from inpaint_encode.progress import EVERY_S
+from inpaint_encode.settings import CONTRACT_VERSION, VerifyOptions
+
 from .checks import CHUNK, Found, Problem, Unreadable, check, parsing, read_receipts
-from .cluster import joined
-from .errors import JobFailed, UsageError
-from .lease import hold
-from .ledger import Inventory, Ledger
-from .plan import CHUNKS_PER_PART
-from .progress import EVERY_S
 from .repair import repair
-from .settings import CONTRACT_VERSION, VerifyOptions
 from .verdict import CHECKS, Verdict
 
 __all__ = ["findings_of", "verify_output"]

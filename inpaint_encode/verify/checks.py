@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from . import plan, rows, storage
-from .geometry import crop_box
-from .ledger import DECISION_KEY, Ledger
+from inpaint_encode import plan, rows, storage
+from inpaint_encode.geometry import crop_box
+from inpaint_encode.ledger import DECISION_KEY, Ledger
 
 __all__ = [
     "CHUNK",
@@ -66,7 +66,7 @@ class Problem(NamedTuple):
     """One thing that is wrong with one file."""
 
     check: str
-    """Which check found it, one of `inpaint_encode.verdict.CHECKS`."""
+    """Which check found it, one of `inpaint_encode.verify.verdict.CHECKS`."""
     file: str
     sentence: str
     chunk: int = -1

@@ -17,13 +17,14 @@ import numpy as np
 from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
-from . import storage
+from inpaint_encode import storage
+from inpaint_encode.encoder import BatchEncoder
+from inpaint_encode.errors import JobFailed, PairRejected
+from inpaint_encode.images import decode_pair
+from inpaint_encode.ledger import Ledger
+from inpaint_encode.settings import RowSettings, VaeSource
+
 from .checks import DataFile, Problem, Row
-from .encoder import BatchEncoder
-from .errors import JobFailed, PairRejected
-from .images import decode_pair
-from .ledger import Ledger
-from .settings import RowSettings, VaeSource
 
 __all__ = ["LEAST_TOLERANCE", "SHARES", "Resampled", "draw", "encode_again"]
 

@@ -1,0 +1,1 @@
+"""Hold an output against its plan: `run` over all chunks, `checks` of one, `resample` some, `repair` what is wrong."""
