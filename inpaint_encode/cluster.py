@@ -61,13 +61,13 @@ def protect_local_ray(address: str) -> None:
     Its ports are open on the machine's address, whatever address it is told. Ray reads these variables once, when it
     is imported, so this must come first. A cluster that is there already brings its own authentication.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # every pool of actors prints a harmless error line
     if address or os.environ.get("RAY_ADDRESS"):
         return
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # every pool of actors prints a harmless error line
 
 
 @contextmanager
