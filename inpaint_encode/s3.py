@@ -154,13 +154,18 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+def _region() -> str:
+    """Botocore itself does not look at AWS_REGION, though every other SDK of AWS does."""
+    return os.environ.get("AWS_REGION") or _session().get_config_variable("region") or "us-east-1"
+
+
 @lru_cache
 def _store(bucket: str) -> S3Store:
     endpoint = _endpoint()
     known = _session().get_credentials() is not None
     return S3Store(
         bucket,
-        region=_session().get_config_variable("region") or "us-east-1",
+        region=_region(),
         skip_signature=not known,
         credential_provider=_credentials if known else None,
         client_options={
@@ -197,7 +202,11 @@ def _s3fs() -> s3fs.S3FileSystem:
     }
     anonymous = _session().get_credentials() is None
     files = s3fs.S3FileSystem(
-        anon=anonymous, endpoint_url=_endpoint(), config_kwargs=timeouts, skip_instance_cache=True
+        anon=anonymous,
+        endpoint_url=_endpoint(),
+        client_kwargs={"region_name": _region()},
+        config_kwargs=timeouts,
+        skip_instance_cache=True,
     )
     files.retries = 1
     return files
