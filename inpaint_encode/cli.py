@@ -14,12 +14,13 @@ from types import FrameType
 from typing import Annotated
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from . import __version__
 from .cluster import protect_local_ray
-from .errors import EncodeError, UsageError
+from .errors import EncodeError, JobFailed, UsageError
 from .settings import EncodeJob, VerifyOptions
 
 __all__ = ["INTERRUPTED", "main", "stop_on_signals"]
@@ -83,9 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
         tokens = _without_config(sys.argv[1:] if arguments is None else arguments)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        _fail(str(error), UsageError.exit_code)
+        cause = error.__cause__
+        _fail(_sentences(cause) if isinstance(cause, ValidationError) else str(error), UsageError.exit_code)
     except EncodeError as error:
         _fail(str(error), error.exit_code)
+    except (OSError, UnicodeError) as error:
+        _fail(f"{error.__class__.__name__}: {error}; what is done stays", JobFailed.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from what is done", INTERRUPTED)
 
@@ -113,6 +117,7 @@ def _fail(message: str, code: int) -> None:
 
 def _without_config(arguments: list[str]) -> list[str]:
     """Take ``--config FILE`` out of the arguments and let its values stand in for flags that are not given."""
+    arguments = [part for argument in arguments for part in _split_config(argument)]
     if "--config" not in arguments:
         return arguments
     at = arguments.index("--config")
@@ -122,10 +127,24 @@ def _without_config(arguments: list[str]) -> list[str]:
     return arguments[:at] + arguments[at + 2 :]
 
 
+def _split_config(argument: str) -> list[str]:
+    return ["--config", argument.removeprefix("--config=")] if argument.startswith("--config=") else [argument]
+
+
+def _sentences(error: ValidationError) -> str:
+    """What pydantic found, an option at a time, in the words of the command line."""
+    return "; ".join(
+        one["msg"].removeprefix("Value error, ")
+        if one["type"] == "value_error"
+        else f"--{str(one['loc'][-1]).replace('_', '-')} {one['input']}: {one['msg']}"
+        for one in error.errors()
+    )
+
+
 def _values_of(path: Path) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
     try:
         values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"--config {path}: {error}") from error
 
     def fill(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

@@ -10,7 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from .errors import JobFailed, UsageError
 from .settings import Workers
 
 __all__ = ["encoders", "joined", "protect_local_ray"]
@@ -35,15 +37,31 @@ def joined(address: str) -> Iterator[None]:
     options = {"address": cluster} if cluster else _local_options()
     try:
         with _interrupts_held(), _no_stderr():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            _start(options)
         _quieten()
         yield
     finally:
         ray.shutdown()
 
 
-def encoders(workers: Workers) -> tuple[float, int]:
-    """Return how many GPUs an encoder takes, and the most encoders to start."""
+def _start(options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        where = (
+            f"the Ray cluster at {options['address']} cannot be joined" if "address" in options else "Ray did not start"
+        )
+        raise JobFailed(f"{where}: {str(error).strip().splitlines()[0]}") from error
+
+
+def encoders(workers: Workers, address: str) -> tuple[float, int]:
+    """Return how many GPUs an encoder takes, and the most encoders to start.
+
+    Raises:
+        UsageError: they need GPUs, and the Ray that this process started has none and never will.
+    """
     import ray
 
     there = ray.cluster_resources()
@@ -51,6 +69,10 @@ def encoders(workers: Workers) -> tuple[float, int]:
         gpus = 1.0 if there.get("GPU") else 0.0
     else:
         gpus = float(workers.gpus_per_worker)
+    if gpus > there.get("GPU", 0) and not (address or os.environ.get("RAY_ADDRESS")):
+        raise UsageError(
+            f"--gpus-per-worker {workers.gpus_per_worker}, but this machine has no such GPU; use 0 or auto"
+        )
     fitting = int(there.get("GPU", 0) / gpus) if gpus else 1
     return gpus, workers.max_workers or max(workers.min_workers, fitting)
 
@@ -103,7 +125,7 @@ def _no_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _local_options() -> dict[str, object]:
+def _local_options() -> dict[str, Any]:
     cpus = max(LOGICAL_CPUS, os.cpu_count() or 1)
     return {"num_cpus": cpus, "include_dashboard": False}
 

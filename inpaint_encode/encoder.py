@@ -51,8 +51,8 @@ class BatchEncoder:
         warm_up(self._vae)
 
     @classmethod
-    def load(cls, source: VaeSource, settings: RowSettings, expected_sha256: str) -> BatchEncoder:
-        """Load the VAE onto the GPU, if there is one, and make sure that it is the one the job was begun with.
+    def load(cls, source: VaeSource, settings: RowSettings, expected_sha256: str, device: str) -> BatchEncoder:
+        """Load the VAE onto ``device`` and make sure that it is the one the job was begun with.
 
         Raises:
             JobFailed: this node has other weights under the same name.
@@ -64,7 +64,11 @@ class BatchEncoder:
                 f"--vae {source.vae} has weights {found[:12]} on this node and {expected_sha256[:12]} where the job "
                 "was begun; give a --revision, or the same folder on every node"
             )
-        return cls(vae, settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(vae, settings, torch.device(device))
+
+    def check(self) -> None:
+        """Encode a small image once more; raises if the device or the model is not usable any more."""
+        warm_up(self._vae)
 
     def encode(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> EncodedBatch:
         """Neutralise, encode and grow a batch of equal sizes: uint8 ``[B, H, W, 3]`` and 0/1 ``[B, H, W]``."""

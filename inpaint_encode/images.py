@@ -1,8 +1,10 @@
 """Bytes become pixels and a mask; every decode rule and its named errors are here.
 
-* An image is JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF and becomes 8-bit RGB; alpha is dropped.
+* An image is JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF and becomes 8-bit RGB; alpha is dropped, and 16-bit
+  grey is rounded to 8 bits.
 * A mask is any of these and becomes one level a pixel: grey as it is, colour by its luma; 16-bit grey keeps
   its precision.
+* 32-bit and floating-point pixels have no stated range, so they are rejected.
 * EXIF orientation is applied to image and mask alike, before anything is measured.
 * A file that ends early is rejected, never filled up with grey.
 """
@@ -10,6 +12,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +29,9 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "
 
 MAX_PIXELS = 64_000_000
 """A header that declares more is refused before a pixel is decoded."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_WIDE = {"I": "32-bit integers", "F": "floating-point"}
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is an error with a name, not a warning
 
@@ -63,10 +69,13 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Return the RGB levels ``[H, W, 3]`` of an image file.
 
     Raises:
-        PairRejected: ``decode.not_an_image``, ``decode.too_large``, ``decode.truncated`` or ``decode.corrupt``.
+        PairRejected: ``decode.not_an_image``, ``decode.too_large``, ``decode.unsupported``, ``decode.truncated``
+            or ``decode.corrupt``.
     """
-    with _open(data, "decode") as image:
-        return np.asarray(_pixels(image, "decode", len(data)).convert("RGB"))
+    pixels = _pixels(data, "decode", _as_rgb)
+    if pixels.ndim == 2:
+        return np.repeat(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    return pixels
 
 
 def decode_mask(data: bytes) -> NDArray[Any]:
@@ -75,16 +84,17 @@ def decode_mask(data: bytes) -> NDArray[Any]:
     Raises:
         PairRejected: the names of `decode_image` with ``mask`` in the place of ``decode``.
     """
-    with _open(data, "mask") as image:
-        pixels = _pixels(image, "mask", len(data))
-        if pixels.mode.startswith("I"):
-            return np.asarray(pixels).astype(np.uint16)
-        return np.asarray(_without_palette(pixels).convert("L"))
+    return _pixels(data, "mask", _as_levels)
 
 
-def _without_palette(image: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def _as_levels(image: Image.Image) -> Image.Image:
     """Palettes become colours first, and alpha is dropped before luma is taken."""
-    return image.convert("RGB") if image.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"} else image
+    with_colours = image.convert("RGB") if image.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"} else image
+    return with_colours.convert("L")
 
 
 def _binary_mask(levels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
@@ -102,7 +112,7 @@ def _binary_mask(levels: NDArray[Any], height: int, width: int) -> NDArray[np.ui
 
 def _open(data: bytes, stage: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Exception as error:  # Pillow's plugins raise nearly every type on hostile headers
         raise PairRejected(f"{stage}.not_an_image", _describe_start(data)) from error
     if image.width * image.height > MAX_PIXELS:
@@ -111,14 +121,28 @@ def _open(data: bytes, stage: str) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image, stage: str, size: int) -> Image.Image:
-    try:
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # as above: a damaged body may end in any type of error
-        what = "truncated" if "truncated" in str(error) else "corrupt"
-        message = f"{image.format} of {image.width} x {image.height} pixels in {size:,} bytes: {error}"
-        raise PairRejected(f"{stage}.{what}", message) from error
+def _pixels(data: bytes, stage: str, convert: Callable[[Image.Image], Image.Image]) -> NDArray[Any]:
+    """Decode to 8 bits by ``convert``, or to uint16 ``[H, W]`` where the file is 16-bit grey."""
+    with _open(data, stage) as image:
+        about = f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
+        if image.mode in {"I", "F"} and not _is_16_bit(image):
+            raise PairRejected(
+                f"{stage}.unsupported", f"{about}: its levels are {_WIDE[image.mode]}, of no stated range"
+            )
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):
+                return np.asarray(upright).astype(np.uint16)
+            return np.asarray(convert(upright))
+        except Exception as error:  # as above: a damaged body may end in any type of error
+            what = "truncated" if "truncated" in str(error) else "corrupt"
+            raise PairRejected(f"{stage}.{what}", f"{about}: {error}") from error
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    """Pillow before 11.3 opens 16-bit grey PNG in its 32-bit mode."""
+    return image.mode == "I" and image.format == "PNG"
 
 
 def _describe_start(data: bytes) -> str:

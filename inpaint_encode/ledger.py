@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +36,8 @@ DECISION_KEY = b"inpaint_encode.chunk"
 """Key of the JSON in a data file's metadata that says which chunk it decides, and which pairs it rejects."""
 
 _NAME = re.compile(
-    r"(?P<folder>|_rejected/|_plan/|_receipts/)(?P<job>[0-9a-f]{8})-(?P<number>\d+)(?P<rest>[0-9a-z-]*)\.(?:parquet|json)"
+    r"(?P<folder>_plan/|_receipts/)(?P<job>[0-9a-f]{8})-[0-9a-z-]+\.(?:parquet|json)"
+    r"|(?P<chunk_folder>|_rejected/)(?P<chunk_job>[0-9a-f]{8})-(?P<chunk>\d{8})\.parquet"
 )
 
 
@@ -49,6 +50,9 @@ class Committed:
     errors: dict[str, int]
     data_bytes: int
     version: str
+    """Of the data file."""
+    rejects_version: str
+    """Of the rejects file, empty where there is none."""
 
 
 @dataclass
@@ -61,11 +65,12 @@ class Inventory:
     """Their data files' versions."""
     rejects: set[int] = field(default_factory=set)
     """Chunks with a rejects file."""
+    rejects_versions: dict[int, str] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     """Parts of complete generations of the plan, relative to the output."""
     receipts: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    """Files of other jobs, to be removed."""
+    """Files of the jobs that this one replaces, to be removed."""
     strangers: list[str] = field(default_factory=list)
     """Data that this package did not write, never to be touched."""
 
@@ -77,6 +82,8 @@ class Ledger:
     output: str
     job: str
     token: str
+    replaces: tuple[str, ...] = ()
+    """Jobs that were overwritten here; a late worker of theirs may still write."""
 
     def uri(self, *parts: str) -> str:
         """Where something of this output is."""
@@ -105,11 +112,20 @@ class Ledger:
             JobFailed: another run has taken the lease.
             OSError: the store or the disk refuses.
         """
-        check_token(self.uri("_lease.json"), self.token)
-        return self.publish(work, data, rejects)
+        return self.publish(work, data, rejects, self.still_mine)
 
-    def publish(self, work: Mapping[str, Any], data: pa.Table, rejects: pa.Table) -> Committed:
-        """Do what `commit` does after its look at the lease."""
+    def still_mine(self) -> None:
+        """Make sure that this run holds the lease.
+
+        Raises:
+            JobFailed: another run has taken it.
+        """
+        check_token(self.uri("_lease.json"), self.token)
+
+    def publish(
+        self, work: Mapping[str, Any], data: pa.Table, rejects: pa.Table, check: Callable[[], None] = lambda: None
+    ) -> Committed:
+        """Do what `commit` does, with ``check`` in the place of its last look at the lease."""
         expect = storage.ABSENT
         if work["keep"]:
             before = _read_decision(self.data_uri(work["chunk"]))
@@ -118,14 +134,15 @@ class Ledger:
             data, rejects = before.merged(data, rejects, _kept_keys(work))
             expect = before.version
         encoded = rows.parquet_bytes(_with_decision(data, work, rejects))
-        self._write_rejects(work["chunk"], rejects)
+        check()
+        rejects_version = self._write_rejects(work["chunk"], rejects)
         try:
             version = storage.write(self.data_uri(work["chunk"]), encoded, expect=expect)
         except storage.Conflict:
             return self.adopt(work)
         if work["keep"] and not rejects.num_rows:
             storage.delete(self.rejects_uri(work["chunk"]))
-        return _committed(data.num_rows, rejects, len(encoded), version)
+        return _committed(data.num_rows, rejects, len(encoded), version, rejects_version)
 
     def adopt(self, work: Mapping[str, Any]) -> Committed:
         """Take a decided chunk's file as the truth, and make its rejects file say the same.
@@ -136,14 +153,17 @@ class Ledger:
         decided = _read_decision(self.data_uri(work["chunk"]))
         if decided.generation < work["generation"]:
             raise JobFailed(f"{self.data_uri(work['chunk'])} was written late by a dead run; run the command again")
-        self._write_rejects(work["chunk"], decided.rejects)
-        if not decided.rejects.num_rows:
-            storage.delete(self.rejects_uri(work["chunk"]))
-        return decided.committed()
+        return self._agreed(work["chunk"], decided)
 
-    def _write_rejects(self, chunk: int, rejects: pa.Table) -> None:
-        if rejects.num_rows:
-            storage.write(self.rejects_uri(chunk), rows.parquet_bytes(rejects))
+    def _agreed(self, chunk: int, decided: _Decision) -> Committed:
+        """Make the rejects file say what the data file says."""
+        version = self._write_rejects(chunk, decided.rejects)
+        if not version:
+            storage.delete(self.rejects_uri(chunk))
+        return _committed(decided.rows, decided.rejects, len(decided.data), decided.version, version)
+
+    def _write_rejects(self, chunk: int, rejects: pa.Table) -> str:
+        return storage.write(self.rejects_uri(chunk), rows.parquet_bytes(rejects)) if rejects.num_rows else ""
 
     def inventory(self) -> Inventory:
         """List the output once and sort what is there."""
@@ -162,17 +182,21 @@ class Ledger:
         if name is None:
             if not path.startswith("_"):
                 found.strangers.append(path)
-        elif name["job"] != self.job:
-            found.foreign.append(path)
+        elif (job := name["job"] or name["chunk_job"]) != self.job:
+            if job in self.replaces:
+                found.foreign.append(path)
+            elif name["chunk_folder"] == "":
+                found.strangers.append(path)
         elif name["folder"] == "_plan/":
             plan_files.append(path)
         elif name["folder"] == "_receipts/":
             found.receipts.append(path)
-        elif name["folder"] == "_rejected/":
-            found.rejects.add(int(name["number"]))
+        elif name["chunk_folder"]:
+            found.rejects.add(int(name["chunk"]))
+            found.rejects_versions[int(name["chunk"])] = version
         else:
-            found.chunks.add(int(name["number"]))
-            found.versions[int(name["number"])] = version
+            found.chunks.add(int(name["chunk"]))
+            found.versions[int(name["chunk"])] = version
 
     def write_plan(self, generation: int, table: pa.Table) -> list[str]:
         """Keep one generation of the plan, which counts once all of it is there; return its parts."""
@@ -182,6 +206,7 @@ class Ledger:
         for number, part in enumerate(plan.parts(table)):
             names.append(f"{stem}-{number:06d}.parquet")
             storage.write(self.uri(names[-1]), rows.parquet_bytes(part))
+        self.still_mine()
         storage.write(self.uri(f"{stem}.json"), json.dumps({"pairs": table.num_rows}).encode())
         return names
 
@@ -220,7 +245,8 @@ class Ledger:
     def decided(self, inventory: Inventory, generations: Mapping[int, int]) -> dict[int, Committed]:
         """Return what the chunks hold that are decided at the generation that the plan has for them.
 
-        Receipts answer for most; only a chunk that was committed in a run's last moments is opened.
+        Receipts answer for most; only a chunk that was committed in a run's last moments is opened, and its
+        rejects file is made to agree, since whoever wrote it may have died in between.
         """
         known = self._receipts(inventory)
         answers = {}
@@ -231,7 +257,7 @@ class Ledger:
             else:
                 decision = _read_decision(self.data_uri(chunk))
                 if decision.generation == generations[chunk]:
-                    answers[chunk] = decision.committed()
+                    answers[chunk] = self._agreed(chunk, decision)
         return answers
 
     def _receipts(self, inventory: Inventory) -> dict[tuple[int, int], Committed]:
@@ -239,18 +265,32 @@ class Ledger:
         for path in inventory.receipts:
             for row in self._read(path, rows.RECEIPT).to_pylist():
                 known[row["chunk"], row["generation"]] = Committed(
-                    row["encoded"], row["rejected"], dict(row["errors"]), row["data_bytes"], row["version"]
+                    row["encoded"],
+                    row["rejected"],
+                    dict(row["errors"]),
+                    row["data_bytes"],
+                    row["version"],
+                    row["rejects_version"],
                 )
         return known
 
     def settle(self, chunks: Mapping[int, Committed]) -> None:
-        """Make the rejects files say what the chunks' own files say, where a dead worker left another word."""
+        """Put right what late workers left: rejects files that the chunks' own files gainsay, replaced jobs' files.
+
+        Raises:
+            JobFailed: another run has taken the lease, or a decided chunk's file has gone since.
+        """
+        self.still_mine()
         inventory = self.inventory()
-        for chunk in inventory.rejects - {chunk for chunk, held in chunks.items() if held.rejected}:
-            storage.delete(self.rejects_uri(chunk))
-        for chunk, held in chunks.items():
-            if held.rejected and chunk not in inventory.rejects:
-                self._write_rejects(chunk, _read_decision(self.data_uri(chunk)).rejects)
+        if gone := chunks.keys() - inventory.chunks:
+            raise JobFailed(
+                f"{self.data_uri(min(gone))} was removed while the job ran; the same command writes it again"
+            )
+        for path in inventory.foreign:
+            storage.delete(self.uri(path))
+        for chunk in inventory.rejects | chunks.keys():
+            if inventory.rejects_versions.get(chunk, "") != chunks[chunk].rejects_version:
+                self._agreed(chunk, _read_decision(self.data_uri(chunk)))
 
     def rejected_keys(self, inventory: Inventory) -> pa.Array:
         """Return the keys of all rejected pairs of decided chunks."""
@@ -282,9 +322,6 @@ class _Decision:
     version: str
     rows: int
 
-    def committed(self) -> Committed:
-        return _committed(self.rows, self.rejects, len(self.data), self.version)
-
     def merged(self, data: pa.Table, rejects: pa.Table, kept: pa.Array) -> tuple[pa.Table, pa.Table]:
         """The new rows and rejects with those of ``kept`` keys added."""
         old = rows.read_data(self.data, data.schema)
@@ -313,6 +350,8 @@ def _kept_keys(work: Mapping[str, Any]) -> pa.Array:
     return pairs.filter(pc.invert(pairs["encode"]))["key"].combine_chunks()
 
 
-def _committed(encoded: int, rejects: pa.Table, data_bytes: int, version: str) -> Committed:
+def _committed(encoded: int, rejects: pa.Table, data_bytes: int, version: str, rejects_version: str) -> Committed:
     counts = rejects["error"].value_counts().to_pylist()
-    return Committed(encoded, rejects.num_rows, {c["values"]: c["counts"] for c in counts}, data_bytes, version)
+    return Committed(
+        encoded, rejects.num_rows, {c["values"]: c["counts"] for c in counts}, data_bytes, version, rejects_version
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+import torch
 from ray.exceptions import RayError
 
 from . import storage
@@ -24,7 +25,7 @@ from .resume import Remaining, job_record, open_output, remaining
 from .settings import EncodeJob
 from .sources import find_pairs
 from .stages import Encoder, commit, fetch_and_decode
-from .vae import VaeFacts, load_vae, vae_facts, warm_up
+from .vae import VaeFacts, compute_dtype, load_vae, vae_facts, warm_up
 
 __all__ = ["receipts_of", "run_job"]
 
@@ -40,7 +41,7 @@ def receipts_of(
     work: pa.Table, job: EncodeJob, facts: VaeFacts, ledger: Ledger, metadata: dict[str, Any]
 ) -> ray.data.Dataset:
     """Read, fetch, decode, encode, commit: a row of ``work`` is a chunk, and so is every row after it."""
-    gpus, workers = encoders(job.workers)
+    gpus, workers = encoders(job.workers, job.run.address)
     return (
         ray.data.from_arrow(work)
         .repartition(target_num_rows_per_block=1)
@@ -52,7 +53,7 @@ def receipts_of(
         )
         .map_batches(
             Encoder,
-            fn_constructor_args=(job.vae, job.rows, facts.weights_sha256, job.workers.batch_size, workers),
+            fn_constructor_args=(job.vae, job.rows, facts.weights_sha256, job.workers.batch_size, gpus, workers),
             compute=ray.data.ActorPoolStrategy(min_size=min(job.workers.min_workers, workers), max_size=workers),
             num_gpus=gpus or None,
             num_cpus=1 if gpus else CPU_ENCODER_CPUS,
@@ -92,6 +93,7 @@ def run_job(job: EncodeJob, display: Display) -> dict[str, Any]:
                 run.consume(receipts_of(left.work, job, facts, ledger, metadata))
         ledger.settle(run.chunks)
         about = {"job": ledger.job, **record}
+        ledger.still_mine()
         report = write_report(ledger.uri("_report.json"), about, left.pairs, found, run.whole, run.tally)
         run.refuse_too_many(finished=True)
         return report
@@ -107,6 +109,7 @@ def _normalised_output(job: EncodeJob) -> str:
 def _facts(job: EncodeJob) -> VaeFacts:
     vae = load_vae(job.vae)
     warm_up(vae)
+    compute_dtype(job.rows.dtype, torch.device("cpu"), vae.config)  # refuses what would fail on every worker
     return vae_facts(vae, job.vae)
 
 

@@ -80,18 +80,21 @@ def with_keys(again: pa.Table, current: pa.Table, keys: pa.Array) -> pa.Table:
     return pa.concat_tables([again, more.select(again.column_names)])
 
 
-def revise(current: pa.Table, again: pa.Table, dropped: pa.Array) -> pa.Table:
+def revise(current: pa.Table, again: pa.Table, dropped: pa.Array, undecided: pa.Array) -> pa.Table:
     """State anew the chunks that are touched: ``again`` is encoded, ``dropped`` leaves, every other row is kept.
 
     Args:
         current: `newest` of the plan.
         again: ``key`` and, as far as they have changed, URIs and versions.
         dropped: keys.
+        undecided: chunks that an interrupted run left at an older generation; what they were to encode, they still are.
     """
     touched = pa.concat_arrays([again["key"].combine_chunks(), dropped.cast(pa.string())])
     chunks = pc.unique(current.filter(pc.is_in(current["key"], touched))["chunk"])
     stated = current.filter(pc.is_in(current["chunk"], chunks))
-    stated = _with(stated, "encode", pc.is_in(stated["key"], again["key"].combine_chunks()))
+    unfinished = pc.and_(stated["encode"], pc.is_in(stated["chunk"], undecided))
+    named = pc.is_in(stated["key"], value_set=again["key"].combine_chunks())
+    stated = _with(stated, "encode", pc.or_(named, unfinished))
     stated = _with(stated, "key", pc.if_else(pc.is_in(stated["key"], dropped), None, stated["key"]))
     for name in set(again.column_names) - {"key"}:
         stated = _with(stated, name, _replaced(stated, again, name))

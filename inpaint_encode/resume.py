@@ -56,16 +56,21 @@ def open_output(output: str, record: Mapping[str, Any], *, overwrite: bool, toke
         blob = storage.read(uri)
     except FileNotFoundError:
         blob = None
-    kept = None if blob is None or overwrite else json.loads(blob.data)
+    there = None if blob is None else json.loads(blob.data)
+    kept = None if overwrite else there
     if kept is not None:
         _refuse_differences(output, kept, record)
-    ledger = Ledger(output, kept["job"] if kept else uuid.uuid4().hex[:8], token)
+    replaced = there["replaces"] + ([there["job"]] if overwrite else []) if there else []
+    ledger = Ledger(output, kept["job"] if kept else uuid.uuid4().hex[:8], token, tuple(replaced))
     inventory = ledger.inventory()
     _refuse_strangers(output, inventory)
     if kept is None:
-        whole = {"job": ledger.job, "created": datetime.now(UTC).isoformat(timespec="seconds"), **record}
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        whole = {"job": ledger.job, "replaces": replaced, "created": created, **record}
+        ledger.still_mine()
         storage.write(uri, json.dumps(whole, indent=2).encode())
         storage.delete(ledger.uri("_report.json"))
+    ledger.still_mine()
     for path in inventory.foreign:
         storage.delete(ledger.uri(path))
     return ledger, inventory
@@ -88,7 +93,7 @@ def remaining(ledger: Ledger, inventory: Inventory, job: EncodeJob, found: Found
 
 def _extended(ledger: Ledger, parts: list[str], job: EncodeJob, found: FoundPairs) -> list[str]:
     """Add a generation of new chunks for pairs that are not planned yet."""
-    planned = ledger.read_plan(parts, ["chunk", "key"])
+    planned = plan.newest(ledger.read_plan(parts, ["chunk", "key"]))
     fresh = plan.added(planned, found.pairs)
     if not fresh.num_rows:
         return parts
@@ -108,7 +113,13 @@ def _revised(ledger: Ledger, parts: list[str], inventory: Inventory, run: RunOpt
     dropped = gone.combine_chunks() if run.drop_vanished else pa.array([], pa.string())
     if not again.num_rows and not len(dropped):
         return parts
-    return parts + ledger.write_plan(_next_generation(parts), plan.revise(planned, again, dropped))
+    undecided = pa.array(sorted(_undecided(ledger, inventory, ledger.planned_chunks(parts))), pa.int64())
+    return parts + ledger.write_plan(_next_generation(parts), plan.revise(planned, again, dropped, undecided))
+
+
+def _undecided(ledger: Ledger, inventory: Inventory, chunks: pa.Table) -> set[int]:
+    wanted = dict(zip(chunks["chunk"].to_pylist(), chunks["generation"].to_pylist(), strict=True))
+    return wanted.keys() - ledger.decided(inventory, wanted).keys()
 
 
 def _next_generation(parts: list[str]) -> int:
@@ -132,6 +143,6 @@ def _refuse_differences(output: str, kept: Mapping[str, Any], record: Mapping[st
 def _refuse_strangers(output: str, inventory: Inventory) -> None:
     if inventory.strangers:
         raise UsageError(
-            f"{output} holds {len(inventory.strangers)} files that are not this tool's, such as "
+            f"{output} holds {len(inventory.strangers)} files that are not this job's, such as "
             f"{inventory.strangers[0]}; choose an empty folder, since a reader takes all files of one"
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -28,7 +29,6 @@ __all__ = [
     "data_schema",
     "data_table",
     "fold",
-    "footer",
     "pack_mask",
     "parquet_bytes",
     "read_data",
@@ -115,6 +115,7 @@ RECEIPT = pa.schema(
         ("errors", pa.map_(pa.string(), pa.int64())),
         ("data_bytes", pa.int64()),
         ("version", pa.string()),
+        ("rejects_version", pa.string()),
         ("counters", pa.map_(pa.string(), pa.float64())),
         ("fatal", pa.string()),
     ]
@@ -184,7 +185,7 @@ def tensor_array(values: Sequence[NDArray[Any]], shapes: Sequence[Sequence[int]]
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Encode ``table`` as one Parquet file with one row group, so that it can be committed by one call.
+    """Encode ``table`` as one Parquet file in memory, so that it can be committed by one call.
 
     zstd and page checksums throughout; dictionaries for strings and masks; byte-stream split for float32 samples alone,
     since
@@ -199,7 +200,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     pq.write_table(
         table,
         out,
-        row_group_size=max(1, table.num_rows),
+        row_group_size=_rows_in_a_group(table),
         compression="zstd",
         use_dictionary=dictionaries,
         use_byte_stream_split=["samples.data.list.element"] if _stores_float32(table.schema) else False,
@@ -207,6 +208,14 @@ def parquet_bytes(table: pa.Table) -> bytes:
         write_page_checksum=True,
     )
     return out.getvalue()
+
+
+def _rows_in_a_group(table: pa.Table) -> int:
+    """Eight million mask pixels or less: what the writer holds for a group grows with every one of them."""
+    if "noise_mask" not in table.column_names or not table.num_rows:
+        return max(1, int(table.num_rows))
+    pixels = pc.list_value_length(pc.struct_field(table["noise_mask"], "data"))
+    return max(1, 2**23 // max(1, int(pc.max(pixels).as_py())))
 
 
 def _stores_float32(schema: pa.Schema) -> bool:
@@ -219,12 +228,6 @@ def read_data(data: bytes, schema: pa.Schema) -> pa.Table:
     columns = [column.combine_chunks() for column in table.select(schema.names).columns]
     plain = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in columns]
     return pa.table([column.cast(field.type) for column, field in zip(plain, schema, strict=True)], schema=schema)
-
-
-def footer(data: bytes) -> dict[str, Any]:
-    """Return the JSON under `FOOTER_KEY` of a data file."""
-    metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
-    return dict(json.loads(metadata[FOOTER_KEY]))
 
 
 def pack_mask(mask: NDArray[np.uint8]) -> bytes:

@@ -70,7 +70,7 @@ class RowSettings(_Frozen):
     samples_dtype: Literal["float16", "float32"] = "float16"
     """How latents are stored; float32 doubles their bytes."""
     deterministic: bool = False
-    """The same bits for the same pairs on the same kind of hardware, whatever dies or comes late."""
+    """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs."""
 
 
 @_section("The output", 4)
@@ -84,7 +84,7 @@ class Output(_Frozen):
     chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Pairs in one file, the unit of work: fewer lose less when a worker dies, and cost more requests."""
     chunk_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
-    """Bytes of image files after which a chunk ends early, so that large images do not fill a worker's memory."""
+    """Bytes of image files after which a chunk ends early: a task holds a chunk's pixels, some ten times as much."""
 
 
 @_section("Who does the work", 5)
@@ -93,7 +93,7 @@ class Workers(_Frozen):
 
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Most images of one size in one forward pass; more fill a GPU better and need more of its memory."""
-    gpus_per_worker: Annotated[str, Field(pattern=r"^(auto|\d+(\.\d+)?)$")] = "auto"
+    gpus_per_worker: Annotated[str, Field(pattern=r"^(auto|\d+|0\.\d+)$")] = "auto"
     """GPUs of one VAE worker: 0 is the CPU, 0.5 lets two share a GPU, auto is 1 where the cluster has one now."""
     min_workers: Annotated[int, Field(ge=1)] = 1
     """VAE workers that the job starts with."""

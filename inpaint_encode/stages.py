@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ __all__ = ["Encoder", "commit", "fetch_and_decode"]
 _T = TypeVar("_T")
 _Row = dict[str, Any]
 _Files = tuple[storage.Blob, storage.Blob]
+_Fetched = tuple[_Row, _Files | PairRejected]
 
 
 class _Counters:
@@ -84,9 +85,20 @@ def fetch_and_decode(row: pa.Table, *, multiple: int, threads: int) -> pa.Table:
     wanted = [pair for pair in pairs if pair["encode"] or not work["keep"]]
     fetcher = _Fetcher()
     with ThreadPoolExecutor(threads) as pool:
-        answers = _waits(zip(wanted, pool.map(fetcher.fetch_pair, wanted), strict=True), chunk.counters)
+        answers = _waits(_fetched(pool, fetcher, wanted, 2 * threads), chunk.counters)
         decoded = [_decode_row(pair, files, multiple, chunk.counters) for pair, files in answers]
     return chunk.folded(pa.Table.from_pylist(decoded, rows.DECODED), fetcher.down or _nobody_is_served(decoded))
+
+
+def _fetched(pool: ThreadPoolExecutor, fetcher: _Fetcher, pairs: list[_Row], ahead: int) -> Iterator[_Fetched]:
+    """Yield pairs and their files in order, with no more than ``ahead`` pairs' bytes waiting to be decoded."""
+    waiting: deque[tuple[_Row, Future[_Files | PairRejected]]] = deque()
+    for pair in pairs:
+        waiting.append((pair, pool.submit(fetcher.fetch_pair, pair)))
+        if len(waiting) >= ahead:
+            pair, files = waiting.popleft()
+            yield pair, files.result()
+    yield from ((pair, files.result()) for pair, files in waiting)
 
 
 def _waits(answers: Iterable[_T], counters: _Counters) -> Iterator[_T]:
@@ -121,13 +133,25 @@ class _Fetcher:
         except FileNotFoundError:
             raise PairRejected("fetch.not_found", f"{uri} is not there any more") from None
         except PermissionError as error:
-            raise PairRejected("fetch.denied", f"{uri}: {error.strerror or error}") from error
+            raise self._denied(uri, error) from error
         except storage.Unavailable as error:
             raise self._unavailable(uri, error) from error
         except OSError as error:
             raise PairRejected("fetch.failed", f"{uri}: {error.strerror or error}") from error
         self._last_good = uri
         return blob
+
+    def _denied(self, uri: str, error: OSError) -> PairRejected:
+        """If an object that was allowed before is not any more, it is the credentials, not the object."""
+        message = f"{uri}: {error.strerror or error}"
+        try:
+            if self._last_good:
+                storage.read(self._last_good)
+        except PermissionError:
+            self.down = f"the store allows nothing any more; {message}"
+        except OSError:
+            pass  # says nothing about this object
+        return PairRejected("fetch.denied", message)
 
     def _unavailable(self, uri: str, error: OSError) -> PairRejected:
         """If an object that was fine before gets no answer either, waiting for the others is in vain."""
@@ -160,6 +184,8 @@ def _decode_row(pair: _Row, files: _Files | PairRejected, multiple: int, counter
         return {**pair, **versions, **_decoded_columns(decoded)}
     except PairRejected as rejection:
         return {**pair, **_rejection_columns(pair, rejection)}
+    except Exception as error:  # no file, however odd, may stop the others
+        return {**pair, **_rejection_columns(pair, PairRejected("decode.corrupt", repr(error)))}
 
 
 def _decoded_columns(decoded: DecodedPair) -> _Row:
@@ -185,16 +211,18 @@ class Encoder:
     """An actor that holds one VAE: the constructor loads it and encodes once, so that a bad model fails there."""
 
     def __init__(
-        self, source: VaeSource, settings: RowSettings, weights_sha256: str, batch_size: int, workers: int
+        self, source: VaeSource, settings: RowSettings, weights_sha256: str, batch_size: int, gpus: float, workers: int
     ) -> None:
         import torch
 
         from .encoder import BatchEncoder
 
-        if not torch.cuda.is_available():
+        on_gpu = gpus > 0 and torch.cuda.is_available()
+        if not on_gpu:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-        self._encoder = BatchEncoder.load(source, settings, weights_sha256)
-        self._settings, self._batch_size = settings, batch_size
+        self._encoder = BatchEncoder.load(source, settings, weights_sha256, "cuda" if on_gpu else "cpu")
+        # What else is in a batch changes the last bits of a row.
+        self._batch_size = 1 if settings.deterministic else batch_size
         self._idle_since = time.perf_counter()
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -229,6 +257,7 @@ class Encoder:
             if len(pixels) > 1:
                 half = len(pixels) // 2
                 return self._encode_batch(pixels[:half], masks[:half]) + self._encode_batch(pixels[half:], masks[half:])
+            self._encoder.check()  # an error that broke the device is not this image's
             message = f"{pixels.shape[1]} x {pixels.shape[2]} pixels: {str(error).splitlines()[0]}"
             return [{"error": "encode.failed", "message": message}]
 
@@ -288,6 +317,7 @@ def commit(row: pa.Table, *, ledger: Ledger, samples_dtype: str, metadata: _Row)
         "errors": [],
         "data_bytes": 0,
         "version": "",
+        "rejects_version": "",
         "fatal": chunk.fatal,
     }
     if chunk.fatal is None:

@@ -79,10 +79,10 @@ def normalise(uri: str) -> str:
     scheme, _, rest = uri.rpartition("://")
     if scheme and "@" in rest.partition("/")[0]:
         raise ValueError("a URI must not hold credentials; put them into the environment or a profile")
-    if uri.startswith("s3://"):
+    if scheme == "s3" and rest.strip("/"):
         return uri.rstrip("/")
-    if "://" in uri and not uri.startswith("file://"):
-        raise ValueError(f"{uri}: only s3://, file:// and plain paths can be read and written")
+    if scheme not in ("", "file"):
+        raise ValueError(f"{uri}: only s3://bucket, file:// and plain paths can be read and written")
     return str(Path(uri.removeprefix("file://")).absolute())
 
 

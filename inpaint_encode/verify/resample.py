@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
@@ -95,7 +96,8 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     made_by = job["rows"]
     names = RowSettings.model_fields.keys() - {"samples_dtype"}
     settings = RowSettings(**{name: made_by[name] for name in names}, samples_dtype="float32")
-    encoder = BatchEncoder.load(_vae_source(vae or job["vae_source"]), settings, made_by["weights_sha256"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = BatchEncoder.load(_vae_source(vae or job["vae_source"]), settings, made_by["weights_sha256"], device)
     result = Resampled()
     for chunk, indices in drawn.items():
         file = DataFile(storage.read(ledger.data_uri(chunk)).data)

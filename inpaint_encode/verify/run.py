@@ -77,7 +77,7 @@ def verify_output(options: VerifyOptions, say: Callable[[str], None]) -> Verdict
     _read_job(output)  # else a lease would be written where no output is
     with hold(storage.join(output, "_lease.json"), say) if options.repair else nullcontext() as lease:
         job = _read_job(output)
-        ledger = Ledger(output, job["job"], lease.token if lease else "")
+        ledger = Ledger(output, job["job"], lease.token if lease else "", tuple(job["replaces"]))
         inventory = ledger.inventory()
         verdict = _judged(ledger, inventory, job, options, say)
         if lease:

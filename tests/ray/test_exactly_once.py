@@ -81,7 +81,7 @@ def test_an_overwrite_that_was_killed_goes_on_without_a_mix(job, output, display
     """The new ``_job.json`` is there, the old rows too: what is not the new job's goes before anything is encoded."""
     run_job(job(), display)
     text = json.loads(storage.read(f"{output}/_job.json").data)
-    text |= {"job": "0123abcd", "rows": {**text["rows"], "grow_mask_by": 2}}
+    text |= {"job": "0123abcd", "replaces": [text["job"]], "rows": {**text["rows"], "grow_mask_by": 2}}
     storage.write(f"{output}/_job.json", json.dumps(text).encode())
     run_job(job(grow_mask_by=2), display)
     assert {path.split("-")[0] for path in data_files(output)} == {"0123abcd"}
@@ -93,6 +93,47 @@ def test_a_strangers_folder_is_refused(job, output, display):
     with pytest.raises(UsageError, match=r"holiday\.csv"):
         run_job(job(), display)
     assert storage.read(f"{output}/holiday.csv").data == b"1,2"
+
+
+def test_data_of_unknown_origin_is_refused_and_kept(job, output, display):
+    """A name like ours is not ours: nothing is removed but what this output's own ``_job.json`` says was replaced."""
+    storage.write(f"{output}/20240115-00000001.parquet", b"somebody's")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="20240115-00000001"):
+            run_job(job(overwrite=overwrite), display)
+    assert storage.read(f"{output}/20240115-00000001.parquet").data == b"somebody's"
+
+
+def test_what_a_late_worker_of_an_overwritten_job_writes_goes_at_the_end(job, output, display, monkeypatch):
+    from inpaint_encode import pipeline
+
+    run_job(job(), display)
+    old = {path: storage.read(f"{output}/{path}").data for path in data_files(output)}
+    planned = pipeline.remaining
+
+    def remaining_then_late(*arguments):
+        left = planned(*arguments)
+        for path, data in old.items():
+            storage.write(f"{output}/{path}", data)
+        return left
+
+    monkeypatch.setattr(pipeline, "remaining", remaining_then_late)
+    run_job(job(grow_mask_by=3, overwrite=True), display)
+    assert not old.keys() & set(files_of(output))
+    assert whole_output(output)["encoded"] == 9
+
+
+def test_a_rejects_file_that_gainsays_the_decision_is_put_right(job, output, display):
+    """A late worker wrote its rejects and died before it could find the chunk decided."""
+    run_job(job(), display)
+    (path,) = [path for path in files_of(output) if path.startswith("_rejected/")]
+    (reject,) = rejects_of(output)
+    row = next(iter(rows_of(output)))
+    both = pa.Table.from_pylist([reject, {**reject, "key": row}], rows.REJECTS)
+    storage.write(f"{output}/{path}", rows.parquet_bytes(both))
+    run_job(job(), display)
+    whole_output(output)
+    assert [one["key"] for one in rejects_of(output)] == [reject["key"]]
 
 
 def test_pairs_added_later_are_new_chunks(job, pairs, output, display):
@@ -191,6 +232,35 @@ def test_an_interrupted_refresh_goes_on(job, pairs, output, display):
     report = run_job(job(), display)
     assert report["this_run"]["files"] == 1
     assert {key for key, row in rows_of(output).items() if row != before[key]} == {changed}
+    whole_output(output)
+
+
+def test_a_refresh_over_an_interrupted_refresh_forgets_nothing(job, pairs, output, display):
+    """Two pairs of one chunk change one after the other, and the first refresh dies before the chunk is done."""
+    run_job(job(chunk_rows=50), display)
+    before = rows_of(output)
+    first, second = sorted(before)[:2]
+    (path,) = data_files(output)
+    old = storage.read(f"{output}/{path}").data
+    replace_image(pairs, first)
+    run_job(job(chunk_rows=50, refresh=True), display)
+    storage.write(f"{output}/{path}", old)
+    replace_image(pairs, second)
+    run_job(job(chunk_rows=50, refresh=True), display)
+    assert {key for key, row in rows_of(output).items() if row != before[key]} == {first, second}
+    whole_output(output)
+
+
+def test_a_dropped_pair_that_comes_back_is_encoded_again(job, pairs, output, display, tmp_path):
+    run_job(job(), display)
+    before = rows_of(output)
+    path = next((pairs / "images").glob(f"{sorted(before)[0]}.*"))
+    path.rename(tmp_path / path.name)
+    run_job(job(refresh=True, drop_vanished=True), display)
+    assert len(rows_of(output)) == len(before) - 1
+    (tmp_path / path.name).rename(path)
+    run_job(job(), display)
+    assert rows_of(output).keys() == before.keys()
     whole_output(output)
 
 

@@ -138,6 +138,57 @@ def test_pyarrow_reads_the_folder_as_it_is(demo):
     assert out.startswith("20 struct<data: large_list<")
 
 
+@pytest.fixture(scope="module")
+def copied(demo, tmp_path_factory):
+    """The output's files on a disk, for readers without S3."""
+    folder = tmp_path_factory.mktemp("copied")
+    for path in [p for listed in storage.list_objects(demo["output"]) for p in listed.paths]:
+        storage.write(str(folder / path), storage.read(f"{demo['output']}/{path}").data)
+    return folder
+
+
+class TestOtherReaders:
+    """What the README says of reading the output, each with all rows, shapes and values."""
+
+    @pytest.fixture
+    def rows(self, demo):
+        rows = ray.data.read_parquet(demo["output"], file_extensions=["parquet"]).take_all()
+        return {row["key"]: row for row in rows}
+
+    def test_duckdb(self, copied, rows):
+        import duckdb
+
+        query = f"SELECT key, samples.shape, samples.data, list_sum(noise_mask.data) FROM '{copied}/*.parquet'"
+        found = duckdb.sql(query).fetchall()
+        assert {row[0] for row in found} == rows.keys()
+        for key, shape, data, repainted in found:
+            assert tuple(shape) == rows[key]["samples"].shape
+            assert np.array_equal(np.array(data, np.float32), rows[key]["samples"].ravel())
+            assert repainted == rows[key]["noise_mask"].sum()
+
+    def test_polars(self, copied, rows):
+        import polars as pl
+
+        found = pl.read_parquet(f"{copied}/*.parquet")
+        assert set(found["key"]) == rows.keys()
+
+    def test_pandas(self, copied, rows):
+        import pandas as pd
+
+        found = pd.read_parquet(copied).set_index("key")
+        assert set(found.index) == rows.keys()
+
+    def test_pyarrow_and_torch(self, demo, rows):
+        import s3fs
+
+        table = pq.read_table(demo["output"].removeprefix("s3://"), filesystem=s3fs.S3FileSystem())
+        first = table.slice(0, 1).to_pylist()[0]
+        samples = first["samples"]
+        if isinstance(samples, dict):
+            samples = np.array(samples["data"], np.float32).reshape(samples["shape"])
+        assert torch.equal(torch.from_numpy(samples), torch.from_numpy(rows[first["key"]]["samples"]))
+
+
 def test_footer_says_how_the_rows_were_made(demo, vae_folder):
     path = next(p for listed in storage.list_objects(demo["output"]) for p in listed.paths if not p.startswith("_"))
     blob = storage.read(f"{demo['output']}/{path}").data

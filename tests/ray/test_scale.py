@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from inpaint_encode import plan, rows, storage
+from inpaint_encode.lease import hold
 from inpaint_encode.resume import job_record, open_output, remaining
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.sources import find_pairs
@@ -65,8 +66,10 @@ def make_done(job) -> None:
     """An output in which every planned pair is a row, written by the product's own ledger."""
     source = VaeSource(vae=job.vae.vae)
     record = job_record(job, vae_facts(load_vae(source), source).as_dict())
-    ledger, inventory = open_output(storage.normalise(job.output.output), record, overwrite=False, token="")
-    left = remaining(ledger, inventory, job, find_pairs(job.source))
+    output = storage.normalise(job.output.output)
+    with hold(f"{output}/_lease.json", print) as lease:
+        ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
+        left = remaining(ledger, inventory, job, find_pairs(job.source))
     schema = rows.data_schema("float32", record["rows"])
     for work in left.work.to_pylist():
         encoded = tiny_rows(plan.read_chunk(work["part"], work["chunk"]))

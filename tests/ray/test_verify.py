@@ -16,6 +16,7 @@ from rich.console import Console
 from inpaint_encode import rows
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, NotWhole, UsageError
+from inpaint_encode.lease import hold
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.pipeline import run_job
 from inpaint_encode.settings import VerifyOptions
@@ -157,6 +158,9 @@ def settings_of_another_job(output):
 
 
 def foreign_file(output):
+    """Of a job that was overwritten here."""
+    job = json.loads((output / "_job.json").read_text())
+    (output / "_job.json").write_text(json.dumps({**job, "replaces": ["00000000"]}))
     (output / "00000000-00000077.parquet").write_bytes(data_file(output, 1).read_bytes())
 
 
@@ -320,8 +324,8 @@ def revise(output):
     (path,) = (output / "_plan").glob("*.parquet")
     stated = pq.read_table(path, schema=rows.PAIRS).slice(2 * CHUNK_ROWS, CHUNK_ROWS)
     stated = stated.set_column(stated.column_names.index("encode"), "encode", pa.array([True, False, False]))
-    ledger = Ledger(str(output), json.loads((output / "_job.json").read_text())["job"], "")
-    ledger.write_plan(1, stated)
+    with hold(str(output / "_lease.json"), print) as lease:
+        Ledger(str(output), json.loads((output / "_job.json").read_text())["job"], lease.token).write_plan(1, stated)
 
 
 def test_a_plan_with_a_part_lost(output):

@@ -1,0 +1,107 @@
+"""Decode rules, each against levels that the test made itself."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inpaint_encode.errors import PairRejected
+from inpaint_encode.images import decode_image, decode_mask, decode_pair
+
+LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+WIDE = np.array([[0, 255, 256, 32767], [32768, 33000, 65279, 65535]], np.uint16)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+class TestImages:
+    def test_rgb_and_grey_are_taken_as_they_are(self):
+        colours = np.stack([LEVELS, LEVELS.T, 255 - LEVELS], axis=-1)
+        assert np.array_equal(decode_image(encoded(Image.fromarray(colours))), colours)
+        assert np.array_equal(decode_image(encoded(Image.fromarray(LEVELS))), np.stack([LEVELS] * 3, axis=-1))
+
+    def test_alpha_is_dropped_not_blended(self):
+        pixels = np.stack([LEVELS, LEVELS.T, 255 - LEVELS, LEVELS], axis=-1)
+        assert np.array_equal(decode_image(encoded(Image.fromarray(pixels, "RGBA"))), pixels[..., :3])
+
+    def test_16_bit_grey_is_rounded_not_clipped(self):
+        found = decode_image(encoded(Image.fromarray(WIDE)))
+        assert np.array_equal(found, np.stack([np.round(WIDE / 257)] * 3, axis=-1))
+
+    def test_orientation_is_applied(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        upright = decode_image(encoded(Image.fromarray(LEVELS[:4]), exif=exif))
+        assert np.array_equal(upright[..., 0], np.rot90(LEVELS[:4], -1))
+
+
+class TestMasks:
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
+    def test_grey_in_any_mode_keeps_its_levels(self, mode):
+        assert np.array_equal(decode_mask(encoded(Image.fromarray(LEVELS).convert(mode))), LEVELS)
+
+    def test_one_bit(self):
+        assert np.array_equal(decode_mask(encoded(Image.fromarray(LEVELS > 99))), (LEVELS > 99) * np.uint8(255))
+
+    def test_16_bit_keeps_its_precision(self):
+        assert np.array_equal(decode_mask(encoded(Image.fromarray(WIDE))), WIDE)
+
+    @pytest.mark.parametrize(("levels", "repainted"), [((127, 128), (0, 1)), ((0, 255), (0, 1))])
+    def test_threshold(self, levels, repainted):
+        mask = np.repeat(np.array([levels], np.uint8), 2, axis=0)
+        pair = decode_pair(encoded(Image.new("RGB", (2, 2))), encoded(Image.fromarray(mask)), 1)
+        assert np.array_equal(pair.mask, [repainted] * 2)
+
+    def test_threshold_of_16_bits(self):
+        pair = decode_pair(encoded(Image.new("RGB", (4, 2))), encoded(Image.fromarray(WIDE)), 1)
+        assert np.array_equal(pair.mask, WIDE >= 32768)
+
+
+class TestRejected:
+    def reject(self, data: bytes, decode=decode_image) -> PairRejected:
+        with pytest.raises(PairRejected) as caught:
+            decode(data)
+        return caught.value
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+    def test_a_file_that_ends_early_is_never_half_grey(self, kind):
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        data = encoded(Image.fromarray(noise), kind)
+        assert self.reject(data[: len(data) // 2]).error.startswith("decode.")
+
+    def test_names(self):
+        assert self.reject(b"").error == "decode.not_an_image"
+        assert self.reject(b"<html>gone</html>").error == "decode.not_an_image"
+        jpeg = encoded(Image.effect_noise((64, 64), 50), "JPEG")
+        assert self.reject(jpeg[: len(jpeg) // 2]).error == "decode.truncated"
+        assert self.reject(jpeg[: len(jpeg) // 2], decode_mask).error == "mask.truncated"
+
+    def test_a_bomb_is_refused_by_its_header(self):
+        bomb = encoded(Image.new("1", (30_000, 30_000)))
+        rejection = self.reject(bomb)
+        assert rejection.error == "decode.too_large"
+        assert "30000 x 30000" in rejection.message
+
+    @pytest.mark.parametrize("values", [np.zeros((4, 4), np.int32), np.zeros((4, 4), np.float32)])
+    def test_levels_of_no_stated_range(self, values):
+        data = encoded(Image.fromarray(values), "TIFF")
+        assert self.reject(data).error == "decode.unsupported"
+        assert self.reject(data, decode_mask).error == "mask.unsupported"
+
+    def test_a_colour_space_that_cannot_be_converted(self):
+        lab = encoded(Image.new("LAB", (4, 4)), "TIFF")
+        assert self.reject(lab, decode_mask).error == "mask.corrupt"
+
+    def test_formats_that_are_not_listed_are_not_tried(self):
+        assert self.reject(encoded(Image.new("RGB", (8, 8)), "PCX")).error == "decode.not_an_image"
+        assert self.reject(encoded(Image.new("RGB", (8, 8)), "EPS")).error == "decode.not_an_image"
+
+    def test_a_side_below_the_multiple(self):
+        with pytest.raises(PairRejected, match="7 x 64") as caught:
+            decode_pair(encoded(Image.new("RGB", (64, 7))), encoded(Image.new("L", (64, 7))), 8)
+        assert caught.value.error == "size.too_small"
