@@ -127,6 +127,7 @@ class _Run:
         self._name = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{lease.token[:4]}"
         self._unkept: list[dict[str, Any]] = []
         self._kept_files, self._kept_at = 0, time.monotonic()
+        self._paced_from: tuple[float, int] | None = None
         display.start(left.pairs, self.whole.decided)
 
     def consume(self, receipts: ray.data.Dataset) -> None:
@@ -160,11 +161,18 @@ class _Run:
         self.chunks[receipt["chunk"]] = held
         self.whole.add(held)
         self.tally.add(held, receipt["counters"])
-        self._display.update(self.whole.decided, self.whole.rejected, self.tally.rate)
+        self._display.update(self.whole.decided, self.whole.rejected, self._pace())
         self._unkept.append(receipt)
         if time.monotonic() - self._kept_at > FLUSH_S:
             self._keep()
         self.refuse_too_many(finished=False)
+
+    def _pace(self) -> float:
+        """Pairs a second since the first receipt: what the rest will take, without Ray's start."""
+        now = time.monotonic()
+        self._paced_from = self._paced_from or (now, self.tally.decided)
+        since, before = self._paced_from
+        return (self.tally.decided - before) / (now - since) if now > since else 0.0
 
     def _keep(self) -> None:
         if self._unkept:

@@ -32,12 +32,16 @@ class Display(Protocol):
         """Begin to count pairs: ``done`` of ``total`` are decided already."""
 
     def update(self, done: int, rejected: int, rate: float) -> None:
-        """``done`` pairs are decided now, ``rejected`` of them rejected, ``rate`` a second in this run."""
+        """``done`` pairs are decided now, ``rejected`` of them rejected; ``rate`` a second, 0 if not known yet."""
 
 
 def open_display() -> Display:
     """A live display if standard error is a terminal, else plain lines on it."""
     return _Live() if sys.stderr.isatty() else _Lines()
+
+
+def _words(rate: float) -> str:
+    return f"{rate:,.1f} pairs/s" if rate else "under way"
 
 
 class _Live:
@@ -74,7 +78,7 @@ class _Live:
 
     def update(self, done: int, rejected: int, rate: float) -> None:
         rejects = f"[red]{rejected:,} rejected" if rejected else "[green]0 rejected"
-        self._progress.update(self._task, completed=done, rate=f"{rate:,.1f} pairs/s", rejected=rejects)
+        self._progress.update(self._task, completed=done, rate=_words(rate), rejected=rejects)
 
 
 class _Lines:
@@ -103,4 +107,4 @@ class _Lines:
             return
         self._last = now
         left = f", {(self._total - done) / rate:,.0f} s left" if rate and done < self._total else ""
-        self.say(f"{done:,} of {self._total:,} pairs, {rejected:,} rejected, {rate:,.1f} pairs/s{left}")
+        self.say(f"{done:,} of {self._total:,} pairs, {rejected:,} rejected, {_words(rate)}{left}")
