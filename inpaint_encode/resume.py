@@ -82,8 +82,7 @@ def remaining(ledger: Ledger, inventory: Inventory, job: EncodeJob, found: Found
     if job.run.refresh or job.run.retry_rejected:
         parts = _revised(ledger, parts, inventory, job.run, found)
     chunks = ledger.planned_chunks(parts)
-    wanted = dict(zip(chunks["chunk"].to_pylist(), chunks["generation"].to_pylist(), strict=True))
-    done = ledger.decided(inventory, wanted)
+    done = ledger.decided(inventory, _generations(chunks))
     keep = pc.is_in(chunks["chunk"], pa.array(sorted(inventory.chunks), pa.int64()))
     todo = pc.invert(pc.is_in(chunks["chunk"], pa.array(sorted(done), pa.int64())))
     work = chunks.append_column("keep", keep).filter(todo).select(rows.WORK.names).cast(rows.WORK).sort_by("chunk")
@@ -118,8 +117,12 @@ def _revised(ledger: Ledger, parts: list[str], inventory: Inventory, run: RunOpt
 
 
 def _undecided(ledger: Ledger, inventory: Inventory, chunks: pa.Table) -> set[int]:
-    wanted = dict(zip(chunks["chunk"].to_pylist(), chunks["generation"].to_pylist(), strict=True))
+    wanted = _generations(chunks)
     return wanted.keys() - ledger.decided(inventory, wanted).keys()
+
+
+def _generations(chunks: pa.Table) -> dict[int, int]:
+    return dict(zip(chunks["chunk"].to_pylist(), chunks["generation"].to_pylist(), strict=True))
 
 
 def _next_generation(parts: list[str]) -> int:

@@ -89,24 +89,35 @@ def check(source, output, undisturbed):
     assert rows == undisturbed
 
 
-def test_killed_at_random_moments(source, undisturbed, s3, forked_run, make_job):
-    output = s3.uri("kill-short")
-    job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
-    killed = kill_and_finish(forked_run, job, kills=6, seed=1, longest_s=9.0)
-    print(f"killed {killed} times")
-    assert killed >= 2
-    check(source, output, undisturbed)
+@pytest.fixture
+def killed_job(source, undisturbed, s3, forked_run, make_job):
+    """Kill one job ``kills`` times, let it finish, hold it against the undisturbed one; return the kills it met."""
+
+    def run(kills: int, seed: int) -> int:
+        output = s3.uri(f"killed-{kills}-{seed}")
+        job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
+        killed = kill_and_finish(forked_run, job, kills=kills, seed=seed, longest_s=9.0)
+        check(source, output, undisturbed)
+        return killed
+
+    return run
+
+
+def test_killed_at_random_moments(killed_job):
+    assert killed_job(kills=6, seed=1) >= 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_killed_25_times(killed_job):
+    print(f"killed {killed_job(kills=25, seed=2)} times, exact")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
-def test_25_kills_for_many_seeds(source, undisturbed, s3, forked_run, make_job):
-    """``INPAINT_ENCODE_SEEDS`` jobs, each killed at 25 random moments or as many as it lives to see."""
+def test_100_seeds(killed_job):
+    """``INPAINT_ENCODE_SEEDS`` jobs, each killed at up to six random moments."""
     seeds, total, begun = int(os.environ.get("INPAINT_ENCODE_SEEDS", "100")), 0, time.monotonic()
-    for seed in range(seeds):
-        output = s3.uri(f"kill-{seed}")
-        job = make_job(*source[:2], output, chunk_rows=4, deterministic=True)
-        killed = kill_and_finish(forked_run, job, kills=25, seed=seed, longest_s=9.0)
-        check(source, output, undisturbed)
-        total += killed
-        print(f"seed {seed}: {killed} kills, exact; {total} kills in {time.monotonic() - begun:,.0f} s", flush=True)
+    for seed in range(100, 100 + seeds):
+        total += killed_job(kills=6, seed=seed)
+        print(f"seed {seed}: exact; {total} kills so far, {time.monotonic() - begun:,.0f} s", flush=True)
