@@ -35,6 +35,7 @@ app = App(
     version=__version__,
     help="Image/mask pairs in a bucket become inpainting latents in Parquet.",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
 )
 
 

@@ -49,7 +49,7 @@ def _start(options: dict[str, Any]) -> None:
 
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # Ray raises a bare Exception when a node does not come up
         where = (
             f"the Ray cluster at {options['address']} cannot be joined" if "address" in options else "Ray did not start"
         )

@@ -89,6 +89,7 @@ def run_job(job: EncodeJob, display: Display) -> dict[str, Any]:
         run = _Run(job, ledger, left, lease, display)
         if left.work.num_rows:
             metadata = {**record["rows"], **facts.as_dict(), "versions": record["versions"]}
+            display.say("waiting for Ray")
             with joined(job.run.address):
                 run.consume(receipts_of(left.work, job, facts, ledger, metadata))
         ledger.settle(run.chunks)
