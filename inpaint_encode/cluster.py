@@ -53,7 +53,8 @@ def _start(options: dict[str, Any]) -> None:
         where = (
             f"the Ray cluster at {options['address']} cannot be joined" if "address" in options else "Ray did not start"
         )
-        raise JobFailed(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip() or type(error).__name__
+        raise JobFailed(f"{where}: {reason.splitlines()[0]}") from error
 
 
 def encoders(workers: Workers, address: str) -> tuple[float, int]:
