@@ -6,18 +6,20 @@
   its precision.
 * 32-bit and floating-point pixels have no stated range, so they are rejected.
 * EXIF orientation is applied to image and mask alike, before anything is measured.
-* A file that ends early is rejected, never filled up with grey.
+* A file that ends early is rejected, never filled up with grey; so is a JPEG whose data are damaged where its decoder
+  can tell.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import re
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .errors import PairRejected
 from .geometry import CropBox, crop_box
@@ -31,6 +33,10 @@ MAX_PIXELS = 64_000_000
 """A header that declares more is refused before a pixel is decoded."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_ORIENTATION = 0x0112
+"""EXIF's tag."""
+_ENDS_EARLY = re.compile("truncated|premature end of jpeg file", re.IGNORECASE)
+_Mode = Literal["RGB", "L"]
 _WIDE = {"I": "32-bit integers", "F": "floating-point"}
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is an error with a name, not a warning
@@ -72,10 +78,10 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         PairRejected: ``decode.not_an_image``, ``decode.too_large``, ``decode.unsupported``, ``decode.truncated``
             or ``decode.corrupt``.
     """
-    pixels = _pixels(data, "decode", _as_rgb)
-    if pixels.ndim == 2:
-        return np.repeat(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-    return pixels
+    levels = _levels(data, "decode", "RGB")
+    if levels.dtype == np.uint16:
+        levels = ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
 
 
 def decode_mask(data: bytes) -> NDArray[Any]:
@@ -84,17 +90,7 @@ def decode_mask(data: bytes) -> NDArray[Any]:
     Raises:
         PairRejected: the names of `decode_image` with ``mask`` in the place of ``decode``.
     """
-    return _pixels(data, "mask", _as_levels)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")
-
-
-def _as_levels(image: Image.Image) -> Image.Image:
-    """Palettes become colours first, and alpha is dropped before luma is taken."""
-    with_colours = image.convert("RGB") if image.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"} else image
-    return with_colours.convert("L")
+    return _levels(data, "mask", "L")
 
 
 def _binary_mask(levels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
@@ -121,8 +117,8 @@ def _open(data: bytes, stage: str) -> Image.Image:
     return image
 
 
-def _pixels(data: bytes, stage: str, convert: Callable[[Image.Image], Image.Image]) -> NDArray[Any]:
-    """Decode to 8 bits by ``convert``, or to uint16 ``[H, W]`` where the file is 16-bit grey."""
+def _levels(data: bytes, stage: str, mode: _Mode) -> NDArray[Any]:
+    """Decode to the upright 8-bit levels of ``mode``, or to uint16 ``[H, W]`` where the file is 16-bit grey."""
     with _open(data, stage) as image:
         about = f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
         if image.mode in {"I", "F"} and not _is_16_bit(image):
@@ -130,14 +126,43 @@ def _pixels(data: bytes, stage: str, convert: Callable[[Image.Image], Image.Imag
                 f"{stage}.unsupported", f"{about}: its levels are {_WIDE[image.mode]}, of no stated range"
             )
         try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                return np.asarray(upright).astype(np.uint16)
-            return np.asarray(convert(upright))
+            return _upright(_stored_levels(image, data, mode), image.getexif().get(_ORIENTATION, 1))
         except Exception as error:  # as above: a damaged body may end in any type of error
-            what = "truncated" if "truncated" in str(error) else "corrupt"
+            what = "truncated" if _ENDS_EARLY.search(str(error)) else "corrupt"
             raise PairRejected(f"{stage}.{what}", f"{about}: {error}") from error
+
+
+def _stored_levels(image: Image.Image, data: bytes, mode: _Mode) -> NDArray[Any]:
+    """The levels as the file stores them.
+
+    JPEG goes to libjpeg-turbo directly: the same levels as Pillow's in a third of its time, and an error where Pillow
+    fills the rest of a damaged scan with grey.
+    """
+    if image.format in {"JPEG", "MPO"} and image.mode in {"L", "RGB"}:
+        levels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, {"L": "GRAY", "RGB": "RGB"}[image.mode])
+        if image.mode == "L":
+            return levels[..., 0]
+        return levels if mode == "RGB" else np.asarray(Image.fromarray(levels).convert("L"))
+    image.load()
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.uint16)
+    return np.asarray(_in_mode(image, mode))
+
+
+def _in_mode(image: Image.Image, mode: _Mode) -> Image.Image:
+    """Palettes become colours first, and alpha is dropped before luma is taken."""
+    if mode == "L" and image.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"}:
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _upright(levels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo an EXIF orientation, 1 to 8: how the camera was held when it stored ``[H, W]`` or ``[H, W, 3]``."""
+    if orientation in {5, 6, 7, 8}:
+        levels = levels.swapaxes(0, 1)
+    if orientation in {3, 4, 7, 8}:
+        levels = levels[::-1]
+    return levels[:, ::-1] if orientation in {2, 3, 6, 7} else levels
 
 
 def _is_16_bit(image: Image.Image) -> bool:

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.images import decode_image, decode_mask, decode_pair
@@ -33,17 +33,37 @@ class TestImages:
         found = decode_image(encoded(Image.fromarray(WIDE)))
         assert np.array_equal(found, np.stack([np.round(WIDE / 257)] * 3, axis=-1))
 
-    def test_orientation_is_applied(self):
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_orientation_is_applied(self, orientation):
         exif = Image.Exif()
-        exif[0x0112] = 6
-        upright = decode_image(encoded(Image.fromarray(LEVELS[:4]), exif=exif))
-        assert np.array_equal(upright[..., 0], np.rot90(LEVELS[:4], -1))
+        exif[0x0112] = orientation
+        colours = np.stack([LEVELS[:4], LEVELS[4:8], LEVELS[8:12]], axis=-1)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(Image.fromarray(colours), exif=exif))))
+        assert np.array_equal(decode_image(encoded(Image.fromarray(colours), exif=exif)), np.asarray(expected))
+
+    @pytest.mark.parametrize("size", [(64, 48), (33, 17), (1, 1)])
+    @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+    def test_jpeg_has_the_levels_that_pillow_decodes(self, size, subsampling, options):
+        noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        data = encoded(Image.fromarray(noise), "JPEG", quality=90, subsampling=subsampling, **options)
+        assert np.array_equal(decode_image(data), np.asarray(Image.open(io.BytesIO(data))))
+
+    @pytest.mark.parametrize(("mode", "options"), [("L", {}), ("CMYK", {}), ("RGB", {"keep_rgb": True})])
+    def test_jpeg_of_other_colours(self, mode, options):
+        data = encoded(Image.effect_noise((40, 30), 60).convert(mode), "JPEG", **options)
+        assert np.array_equal(decode_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 class TestMasks:
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
     def test_grey_in_any_mode_keeps_its_levels(self, mode):
         assert np.array_equal(decode_mask(encoded(Image.fromarray(LEVELS).convert(mode))), LEVELS)
+
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    def test_jpeg(self, mode):
+        data = encoded(Image.effect_noise((40, 30), 60).convert(mode), "JPEG")
+        assert np.array_equal(decode_mask(data), np.asarray(Image.open(io.BytesIO(data)).convert("L")))
 
     def test_one_bit(self):
         assert np.array_equal(decode_mask(encoded(Image.fromarray(LEVELS > 99))), (LEVELS > 99) * np.uint8(255))
@@ -80,6 +100,15 @@ class TestRejected:
         jpeg = encoded(Image.effect_noise((64, 64), 50), "JPEG")
         assert self.reject(jpeg[: len(jpeg) // 2]).error == "decode.truncated"
         assert self.reject(jpeg[: len(jpeg) // 2], decode_mask).error == "mask.truncated"
+
+    @pytest.mark.parametrize("damage", ["cut, with an end marker", "a missing middle"])
+    def test_jpeg_damage_that_pillow_shrugs_at(self, damage):
+        whole = encoded(Image.effect_noise((96, 96), 60).convert("RGB"), "JPEG")
+        third = len(whole) // 3
+        data = whole[: 2 * third] + b"\xff\xd9" if damage.startswith("cut") else whole[:third] + whole[2 * third :]
+        Image.open(io.BytesIO(data)).load()
+        assert self.reject(data).error == "decode.corrupt"
+        assert self.reject(data, decode_mask).error == "mask.corrupt"
 
     def test_a_bomb_is_refused_by_its_header(self):
         bomb = encoded(Image.new("1", (30_000, 30_000)))
