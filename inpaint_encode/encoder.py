@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from .batch import Batch, EncodedBatch, Launched
 from .errors import JobFailed
 from .settings import RowSettings, VaeSource
 from .transform import grow_mask, neutralise
+from .tune import tuned
 from .vae import compute_dtype, load_vae, posterior_mean, warm_up, weights_sha256
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-__all__ = ["BatchEncoder", "EncodedBatch"]
-
-
-class EncodedBatch(NamedTuple):
-    """A batch of rows, on the CPU."""
-
-    samples: NDArray[Any]
-    """``[B, C, h, w]`` in the type that is stored; infinite where a float16 cannot hold the value."""
-    noise_mask: NDArray[np.uint8]
-    """``[B, H, W]``, grown."""
-    coverage: NDArray[np.float32]
-    """``[B]``: share of ``noise_mask`` that is 1."""
+__all__ = ["BatchEncoder"]
 
 
 class BatchEncoder:
     """One warmed-up VAE on one device, in the type it computes in."""
 
-    def __init__(self, vae: AutoencoderKL, settings: RowSettings, device: torch.device) -> None:
+    def __init__(self, vae: AutoencoderKL, settings: RowSettings, device: torch.device, *, compiled: bool) -> None:
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
@@ -43,15 +35,21 @@ class BatchEncoder:
             torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
         self.precision = str(dtype).removeprefix("torch.")
         self._vae = vae.to(device, dtype)
+        if not settings.deterministic:
+            self._vae = tuned(self._vae, compiled=compiled)
         self._device = device
         self._grow_mask_by = settings.grow_mask_by
         self._samples_dtype = {"float16": torch.float16, "float32": torch.float32}[settings.samples_dtype]
         # A GPU divides by a plain number by multiplying with its inverse, which is off by a bit: by a tensor it is not.
         self._full_scale = torch.tensor([255.0], device=device)
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._turn = threading.Lock()
         warm_up(self._vae)
 
     @classmethod
-    def load(cls, source: VaeSource, settings: RowSettings, expected_sha256: str, device: str) -> BatchEncoder:
+    def load(
+        cls, source: VaeSource, settings: RowSettings, expected_sha256: str, device: str, *, compiled: bool
+    ) -> BatchEncoder:
         """Load the VAE onto ``device`` and make sure that it is the one the job was begun with.
 
         Raises:
@@ -64,23 +62,83 @@ class BatchEncoder:
                 f"--vae {source.vae} has weights {found[:12]} on this node and {expected_sha256[:12]} where the job "
                 "was begun; give a --revision, or the same folder on every node"
             )
-        return cls(vae, settings, torch.device(device))
+        return cls(vae, settings, torch.device(device), compiled=compiled)
 
     def check(self) -> None:
         """Encode a small image once more; raises if the device or the model is not usable any more."""
-        warm_up(self._vae)
+        with self._turn:
+            warm_up(self._vae)
 
-    def encode(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> EncodedBatch:
-        """Neutralise, encode and grow a batch of equal sizes: uint8 ``[B, H, W, 3]`` and 0/1 ``[B, H, W]``."""
-        levels = self._on_device(pixels).float() / self._full_scale
-        binary = self._on_device(mask)
-        samples = posterior_mean(self._vae, neutralise(levels, binary.float()))
-        grown = grow_mask(binary, self._grow_mask_by)
-        return EncodedBatch(
-            samples=samples.to(self._samples_dtype).cpu().numpy(),
-            noise_mask=grown.cpu().numpy(),
-            coverage=(grown.sum(dim=(1, 2)).double() / grown[0].numel()).float().cpu().numpy(),
-        )
+    def launch(self, batch: Batch) -> Launched:
+        """Neutralise, encode and grow a batch, one thread at a time: see `inpaint_encode.batch.LatentEncoder`."""
+        staged = time.perf_counter()
+        pixels, masks = self._staged(batch)
+        with self._turn:
+            if self._copies is not None:
+                return self._launch_on_gpu(pixels, masks, self._copies)
+            begun = time.perf_counter()
+            samples, finite, grown = self._encode(pixels, masks)
+            seconds = {"copy": begun - staged, "encode": time.perf_counter() - begun, "copy_back": 0.0}
+            return _Done(EncodedBatch(samples.numpy(), finite.numpy(), grown.numpy(), seconds))
 
-    def _on_device(self, values: NDArray[np.uint8]) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+    def _encode(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to samples, which of them are finite, and grown masks."""
+        levels = pixels.float() / self._full_scale
+        samples = posterior_mean(self._vae, neutralise(levels, masks.float())).to(self._samples_dtype)
+        return samples, samples.isfinite().flatten(1).all(dim=1), grow_mask(masks, self._grow_mask_by)
+
+    def _staged(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch as two tensors on the host, from where a GPU can copy them while it works."""
+        shape = len(batch.pixels), batch.height, batch.width
+        pixels = torch.empty((*shape, 3), dtype=torch.uint8, pin_memory=self._copies is not None)
+        masks = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
+        for index, (levels, bits) in enumerate(zip(batch.pixels, batch.masks, strict=True)):
+            pixels[index].view(-1).numpy()[:] = levels
+            masks[index].view(-1).numpy()[:] = np.unpackbits(bits, count=batch.height * batch.width)
+        return pixels, masks
+
+    def _launch_on_gpu(self, pixels: Tensor, masks: Tensor, copies: torch.cuda.Stream) -> Launched:
+        """Queue copies on their stream and all work behind them on the current one; nothing here waits."""
+        compute = torch.cuda.current_stream(self._device)
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(5)]  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(copies):
+            marks[0].record()
+            on_device = [tensor.to(self._device, non_blocking=True) for tensor in (pixels, masks)]
+            marks[1].record()
+        compute.wait_stream(copies)
+        for tensor in on_device:
+            tensor.record_stream(compute)
+        marks[2].record()
+        outputs = self._encode(*on_device)
+        marks[3].record()
+        on_host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in outputs]
+        for host, tensor in zip(on_host, outputs, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        marks[4].record()
+        return _OnGpu(marks, on_host)
+
+
+class _Done(NamedTuple):
+    batch: EncodedBatch
+
+    def result(self) -> EncodedBatch:
+        return self.batch
+
+
+class _OnGpu(NamedTuple):
+    """A batch whose work is queued; ``marks`` are recorded around its copy, its work, and after its copy back."""
+
+    marks: list[torch.cuda.Event]
+    outputs: list[Tensor]
+
+    def result(self) -> EncodedBatch:
+        copied_from, copied, begun, encoded, back = self.marks
+        back.synchronize()
+        milliseconds = {
+            "copy": copied_from.elapsed_time(copied),
+            "encode": begun.elapsed_time(encoded),
+            "copy_back": encoded.elapsed_time(back),
+        }
+        samples, finite, grown = (tensor.numpy() for tensor in self.outputs)
+        seconds = {stage: value / 1e3 for stage, value in milliseconds.items()}
+        return EncodedBatch(samples, finite, grown, seconds)

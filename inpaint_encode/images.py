@@ -24,7 +24,15 @@ from PIL import Image
 from .errors import PairRejected
 from .geometry import CropBox, crop_box
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "DecodedPair", "decode_image", "decode_mask", "decode_pair"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "DecodedImage",
+    "decode_and_crop",
+    "decode_image",
+    "decode_mask",
+    "decode_mask_of",
+]
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 """File name suffixes, in lower case, that make an object an image or a mask; all others are ignored."""
@@ -42,33 +50,40 @@ _WIDE = {"I": "32-bit integers", "F": "floating-point"}
 Image.MAX_IMAGE_PIXELS = None  # our own limit is an error with a name, not a warning
 
 
-class DecodedPair(NamedTuple):
-    """One pair, cropped to the VAE's multiple and ready for it."""
+class DecodedImage(NamedTuple):
+    """An image, cropped to the VAE's multiple and ready for it."""
 
     pixels: NDArray[np.uint8]
     """``[H, W, 3]`` RGB levels."""
-    mask: NDArray[np.uint8]
-    """``[H, W]``, 1 where the image is repainted; not grown."""
     source_height: int
     source_width: int
     crop: CropBox
 
 
-def decode_pair(image: bytes, mask: bytes, multiple: int) -> DecodedPair:
-    """Decode both files, bring the mask to the image's size, crop both to ``multiple``, make the mask binary.
+def decode_and_crop(image: bytes, multiple: int) -> DecodedImage:
+    """Decode an image file and crop it to ``multiple``.
 
     Raises:
-        PairRejected: ``decode.*`` or ``mask.*`` for a bad file, ``size.too_small`` below ``multiple``.
+        PairRejected: ``decode.*`` for a bad file, ``size.too_small`` below ``multiple``.
     """
     pixels = decode_image(image)
-    levels = decode_mask(mask)
     height, width = pixels.shape[:2]
     try:
         crop = crop_box(height, width, multiple)
     except ValueError as error:
         raise PairRejected("size.too_small", str(error)) from None
-    binary = _binary_mask(levels, height, width)
-    return DecodedPair(pixels[crop.slices], binary[crop.slices], height, width, crop)
+    return DecodedImage(pixels[crop.slices], height, width, crop)
+
+
+def decode_mask_of(mask: bytes, image: DecodedImage) -> NDArray[np.uint8]:
+    """Decode a mask file, bring it to the image's size, crop it alike and make it binary.
+
+    Returns ``[H, W]``, 1 where the image is repainted; not grown.
+
+    Raises:
+        PairRejected: ``mask.*`` for a bad file.
+    """
+    return _binary_mask(decode_mask(mask), image.source_height, image.source_width)[image.crop.slices]
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -15,7 +17,9 @@ import torch
 from ray.exceptions import RayError
 
 from . import storage
+from .batch import LatentEncoder
 from .cluster import encoders, joined
+from .encoder import BatchEncoder
 from .errors import JobFailed, TooManyRejected, UsageError
 from .lease import Lease, hold
 from .ledger import Committed, Ledger
@@ -24,10 +28,10 @@ from .report import Tally, write_report
 from .resume import Remaining, job_record, open_output, remaining
 from .settings import EncodeJob
 from .sources import find_pairs
-from .stages import Encoder, commit, fetch_and_decode
+from .stages import CALLS_AT_ONCE, Encoder, commit, fetch_and_decode
 from .vae import VaeFacts, compute_dtype, load_vae, vae_facts, warm_up
 
-__all__ = ["receipts_of", "run_job"]
+__all__ = ["Backend", "receipts_of", "run_job", "vae_backend"]
 
 FLUSH_S = 30.0
 """How often the receipts are kept; what a killed run had not kept yet is read from the files themselves."""
@@ -37,24 +41,38 @@ CPU_ENCODER_CPUS = 2
 """An encoder without a GPU; what it takes must differ from a fetch task's, or Ray runs both in one process in turn."""
 
 
+class Backend(NamedTuple):
+    """What makes the latents: the VAE of a job, or whatever a benchmark puts in its place."""
+
+    facts: VaeFacts
+    open: Callable[[str], LatentEncoder]
+    """Called on a worker with the device, ``"cuda"`` or ``"cpu"``; pickled, so small."""
+
+
 def receipts_of(
-    work: pa.Table, job: EncodeJob, facts: VaeFacts, ledger: Ledger, metadata: dict[str, Any]
+    work: pa.Table, job: EncodeJob, backend: Backend, ledger: Ledger, made_by: dict[str, Any]
 ) -> ray.data.Dataset:
     """Read, fetch, decode, encode, commit: a row of ``work`` is a chunk, and so is every row after it."""
     gpus, workers = encoders(job.workers, job.run.address)
+    batch_size = 1 if job.rows.deterministic else job.workers.batch_size  # what else is in a batch changes last bits
     return (
         ray.data.from_arrow(work)
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"multiple": facts.ratio, "threads": job.workers.fetch_threads},
+            fn_kwargs={"multiple": backend.facts.ratio, "threads": job.workers.fetch_threads},
             batch_size=1,
             batch_format="pyarrow",
         )
         .map_batches(
             Encoder,
-            fn_constructor_args=(job.vae, job.rows, facts.weights_sha256, job.workers.batch_size, gpus, workers),
-            compute=ray.data.ActorPoolStrategy(min_size=min(job.workers.min_workers, workers), max_size=workers),
+            fn_constructor_args=(backend.open, batch_size, gpus, workers),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(job.workers.min_workers, workers),
+                max_size=workers,
+                max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
             num_gpus=gpus or None,
             num_cpus=1 if gpus else CPU_ENCODER_CPUS,
             batch_size=1,
@@ -62,15 +80,22 @@ def receipts_of(
         )
         .map_batches(
             commit,
-            fn_kwargs={"ledger": ledger, "samples_dtype": job.rows.samples_dtype, "metadata": metadata},
+            fn_kwargs={"ledger": ledger, "made_by": made_by},
             batch_size=1,
             batch_format="pyarrow",
         )
     )
 
 
-def run_job(job: EncodeJob, display: Display) -> dict[str, Any]:
+def run_job(
+    job: EncodeJob, display: Display, backend_of: Callable[[EncodeJob], Backend] | None = None
+) -> dict[str, Any]:
     """Run the whole job and return its report; whatever was done there before is not done again.
+
+    Args:
+        job: what to do.
+        display: is told how far it is.
+        backend_of: makes the latents; by default `vae_backend`.
 
     Raises:
         UsageError: before Ray is started, and before anything is written among rows of other settings.
@@ -81,17 +106,18 @@ def run_job(job: EncodeJob, display: Display) -> dict[str, Any]:
     display.say("listing the images and the masks")
     found = find_pairs(job.source)
     display.say(f"loading the VAE {job.vae.vae}")
-    facts = _facts(job)
+    backend = (backend_of or vae_backend)(job)
+    facts = backend.facts
     with hold(storage.join(output, "_lease.json"), display.say) as lease:
         record = job_record(job, facts.as_dict())
         ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(ledger, inventory, job, found)
         run = _Run(job, ledger, left, lease, display)
         if left.work.num_rows:
-            metadata = {**record["rows"], **facts.as_dict(), "versions": record["versions"]}
+            made_by = {**record["rows"], **facts.as_dict(), "versions": record["versions"]}
             display.say("waiting for Ray")
             with joined(job.run.address):
-                run.consume(receipts_of(left.work, job, facts, ledger, metadata))
+                run.consume(receipts_of(left.work, job, backend, ledger, made_by))
         ledger.settle(run.chunks)
         about = {"job": ledger.job, **record}
         ledger.still_mine()
@@ -107,11 +133,14 @@ def _normalised_output(job: EncodeJob) -> str:
         raise UsageError(f"--output {error}") from None
 
 
-def _facts(job: EncodeJob) -> VaeFacts:
+def vae_backend(job: EncodeJob) -> Backend:
+    """Load the job's VAE once here, so that a bad one fails before Ray starts; workers load it again."""
     vae = load_vae(job.vae)
     warm_up(vae)
     compute_dtype(job.rows.dtype, torch.device("cpu"), vae.config)  # refuses what would fail on every worker
-    return vae_facts(vae, job.vae)
+    facts = vae_facts(vae, job.vae)
+    opened = partial(BatchEncoder.load, job.vae, job.rows, facts.weights_sha256, compiled=job.workers.compile)
+    return Backend(facts, opened)
 
 
 _HELD = [field.name for field in fields(Committed)]

@@ -69,6 +69,8 @@ class RowSettings(_Frozen):
     """The VAE's compute type; auto is bfloat16 on GPUs of compute capability 8.0 and up, else float32."""
     samples_dtype: Literal["float16", "float32"] = "float16"
     """How latents are stored; float32 doubles their bytes."""
+    mask_encoding: Literal["tensor", "packed"] = "tensor"
+    """How masks are stored: a tensor that every reader takes, or bits, at a quarter of a row's cost to write."""
     deterministic: bool = False
     """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs."""
 
@@ -93,6 +95,8 @@ class Workers(_Frozen):
 
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Most images of one size in one forward pass; more fill a GPU better and need more of its memory."""
+    compile: Annotated[bool, Parameter(negative="--no-compile")] = True
+    """On a GPU, compile the VAE for batch shapes that come often: faster, equal but for rounding."""
     gpus_per_worker: Annotated[str, Field(pattern=r"^(auto|\d+|0\.\d+)$")] = "auto"
     """GPUs of one VAE worker: 0 is the CPU, 0.5 lets two share a GPU, auto is 1 where the cluster has one now."""
     min_workers: Annotated[int, Field(ge=1)] = 1

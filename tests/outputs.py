@@ -7,6 +7,9 @@ import pyarrow.parquet as pq
 
 from inpaint_encode import rows, storage
 
+PLAIN = {"samples_dtype": "float32", "mask_encoding": "tensor"}
+"""What tests' rows are made by, unless they say otherwise."""
+
 
 def files_of(output: str) -> list[str]:
     """Every path of an output, sorted."""
@@ -22,7 +25,7 @@ def rows_of(output: str) -> dict[str, bytes]:
     found = {}
     for path in data_files(output):
         data = storage.read(f"{output}/{path}").data
-        schema = rows.data_schema("float32", {})
+        schema = rows.data_schema(PLAIN)
         for row in rows.read_data(data, schema).to_pylist():
             assert row["key"] not in found, f"{row['key']} is there twice"
             found[row["key"]] = repr(row).encode()

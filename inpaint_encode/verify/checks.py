@@ -151,9 +151,18 @@ def _plain(column: pa.Array) -> pa.StructArray:
 
 
 def _tensor(value: pa.StructScalar) -> Tensor:
-    if not value.is_valid or not value["data"].is_valid:
+    stored = value[0] if value.is_valid else value
+    if not stored.is_valid:
         return Tensor(np.empty(0), None)
-    return Tensor(value["data"].values.to_numpy(zero_copy_only=False), value["shape"].as_py())
+    if rows.is_packed(value.type):
+        return _unpacked(np.unpackbits(np.frombuffer(stored.as_buffer(), np.uint8)), value["shape"].as_py())
+    return Tensor(stored.values.to_numpy(zero_copy_only=False), value["shape"].as_py())
+
+
+def _unpacked(bits: NDArray[np.uint8], shape: list[int] | None) -> Tensor:
+    """Leave out the bits that fill up the last byte, and no others."""
+    size = math.prod(shape or [])
+    return Tensor(bits[:size] if 0 <= bits.size - size < 8 else bits, shape)
 
 
 @dataclass
@@ -260,7 +269,7 @@ def _data_problems(
 
 def _columns_problem(schema: pa.Schema, made_by: Mapping[str, Any]) -> str | None:
     """A reader takes all files of the folder as one table, so that names and types must agree."""
-    wanted = rows.data_schema(made_by["samples_dtype"], {})
+    wanted = rows.data_schema(made_by)
     if schema.names != wanted.names:
         return f"its columns are {', '.join(schema.names)}; they should be {', '.join(wanted.names)}"
     for there, should in zip(schema, wanted, strict=True):

@@ -19,9 +19,10 @@ from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
 from inpaint_encode import storage
+from inpaint_encode.batch import Batch
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected
-from inpaint_encode.images import decode_pair
+from inpaint_encode.images import decode_and_crop, decode_mask_of
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.settings import RowSettings, VaeSource
 
@@ -97,7 +98,8 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     names = RowSettings.model_fields.keys() - {"samples_dtype"}
     settings = RowSettings(**{name: made_by[name] for name in names}, samples_dtype="float32")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = BatchEncoder.load(_vae_source(vae or job["vae_source"]), settings, made_by["weights_sha256"], device)
+    source = _vae_source(vae or job["vae_source"])
+    encoder = BatchEncoder.load(source, settings, made_by["weights_sha256"], device, compiled=False)
     result = Resampled()
     for chunk, indices in drawn.items():
         file = DataFile(storage.read(ledger.data_uri(chunk)).data)
@@ -129,11 +131,13 @@ def _compare(row: Row, encoder: BatchEncoder, made_by: Mapping[str, Any], result
         return
     result.rows += 1
     try:
-        pair = decode_pair(image.data, mask.data, made_by["ratio"])  # type: ignore[union-attr] # a version is of a blob
+        decoded = decode_and_crop(image.data, made_by["ratio"])  # type: ignore[union-attr] # a version is of a blob
+        binary = decode_mask_of(mask.data, decoded)  # type: ignore[union-attr]
     except PairRejected as rejection:
         yield f"its source is rejected now: {rejection.error}: {rejection.message}"
         return
-    again = encoder.encode(np.stack([pair.pixels]), np.stack([pair.mask]))
+    batch = Batch(decoded.crop.height, decoded.crop.width, [decoded.pixels.reshape(-1)], [np.packbits(binary)])
+    again = encoder.launch(batch).result()
     if [*again.noise_mask.shape] != row["noise_mask"].shape:
         yield f"its source gives a noise_mask of {[*again.noise_mask.shape]}, the row has {row['noise_mask'].shape}"
         return

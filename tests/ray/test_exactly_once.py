@@ -22,7 +22,7 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.pipeline import run_job
 from tests.conftest import command
-from tests.outputs import data_files, files_of, rejects_of, rows_of, whole_output
+from tests.outputs import PLAIN, data_files, files_of, rejects_of, rows_of, whole_output
 
 
 @pytest.fixture
@@ -271,14 +271,14 @@ class TestLateWorkers:
         """A chunk of one decided pair in the shape that a worker commits it."""
         encoded = dict.fromkeys(rows.ENCODED.names)
         encoded |= {"key": key, "image_uri": "i", "mask_uri": "m", "height": 8, "width": 8, "mask_coverage": 0.0}
-        encoded |= {"samples": np.zeros((4, 1, 1), np.float32).tobytes(), "samples_shape": [4, 1, 1]}
+        encoded |= {"samples": np.zeros((4, 1, 1), np.float32), "samples_shape": [4, 1, 1]}
         encoded |= {"noise_mask": rows.pack_mask(np.zeros(64, np.uint8))}
-        table = pa.Table.from_pylist([encoded], rows.ENCODED)
-        return rows.data_table(table, rows.data_schema("float32", {})), rows.REJECTS.empty_table()
+        table = rows.table_of([encoded], rows.ENCODED)
+        return rows.data_table(table, rows.data_schema(PLAIN)), rows.REJECTS.empty_table()
 
     def reject(self, key):
         reject = {"key": key, "image_uri": "i", "mask_uri": "m", "stage": "fetch", "error": "fetch.unavailable"}
-        return rows.data_schema("float32", {}).empty_table(), pa.Table.from_pylist([reject], rows.REJECTS)
+        return rows.data_schema(PLAIN).empty_table(), pa.Table.from_pylist([reject], rows.REJECTS)
 
     @pytest.fixture(params=["disk", "s3"])
     def where(self, request, tmp_path, s3):

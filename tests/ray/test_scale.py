@@ -70,16 +70,16 @@ def make_done(job) -> None:
     with hold(f"{output}/_lease.json", print) as lease:
         ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
         left = remaining(ledger, inventory, job, find_pairs(job.source))
-    schema = rows.data_schema("float32", record["rows"])
+    schema = rows.data_schema(record["rows"])
     for work in left.work.to_pylist():
         encoded = tiny_rows(plan.read_chunk(work["part"], work["chunk"]))
         ledger.publish(work, rows.data_table(encoded, schema), rows.REJECTS.empty_table())
 
 
 def tiny_rows(pairs: pa.Table) -> pa.Table:
-    tensors = {"samples": np.zeros(4, np.float32).tobytes(), "samples_shape": [4, 1, 1]}
+    tensors = {"samples": np.zeros(4, np.float32), "samples_shape": [4, 1, 1]}
     tensors |= {"noise_mask": rows.pack_mask(np.zeros(64, np.uint8)), "height": 8, "width": 8, "mask_coverage": 0.0}
-    return pa.Table.from_pylist([{**pair, **tensors} for pair in pairs.to_pylist()], rows.ENCODED)
+    return rows.table_of([{**pair, **tensors} for pair in pairs.to_pylist()], rows.ENCODED)
 
 
 def resume(job, vae_folder) -> tuple[float, float]:

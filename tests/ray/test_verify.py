@@ -24,7 +24,7 @@ from inpaint_encode.verify.resample import draw
 from inpaint_encode.verify.run import verify_output
 from inpaint_encode.verify.verdict import CHECKS, SHOWN, show
 from tests.conftest import Silent, command, save_vae
-from tests.outputs import rejects_of, rows_of, whole_output
+from tests.outputs import PLAIN, rejects_of, rows_of, whole_output
 
 CHUNKS, CHUNK_ROWS = 8, 3
 
@@ -76,7 +76,7 @@ def data_file(output: Path, chunk: int) -> Path:
 def remake(path: Path, change) -> None:
     """Write a data file anew, in order throughout but for what ``change`` does to its rows."""
     data = path.read_bytes()
-    schema = rows.data_schema("float32", {}).with_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
+    schema = rows.data_schema(PLAIN).with_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
     table = rows.read_data(data, schema).to_pylist()
     change(table)
     path.write_bytes(rows.parquet_bytes(pa.Table.from_pylist(table, schema)))

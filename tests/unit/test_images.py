@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from inpaint_encode.errors import PairRejected
-from inpaint_encode.images import decode_image, decode_mask, decode_pair
+from inpaint_encode.images import decode_and_crop, decode_image, decode_mask, decode_mask_of
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 WIDE = np.array([[0, 255, 256, 32767], [32768, 33000, 65279, 65535]], np.uint16)
@@ -74,12 +74,12 @@ class TestMasks:
     @pytest.mark.parametrize(("levels", "repainted"), [((127, 128), (0, 1)), ((0, 255), (0, 1))])
     def test_threshold(self, levels, repainted):
         mask = np.repeat(np.array([levels], np.uint8), 2, axis=0)
-        pair = decode_pair(encoded(Image.new("RGB", (2, 2))), encoded(Image.fromarray(mask)), 1)
-        assert np.array_equal(pair.mask, [repainted] * 2)
+        image = decode_and_crop(encoded(Image.new("RGB", (2, 2))), 1)
+        assert np.array_equal(decode_mask_of(encoded(Image.fromarray(mask)), image), [repainted] * 2)
 
     def test_threshold_of_16_bits(self):
-        pair = decode_pair(encoded(Image.new("RGB", (4, 2))), encoded(Image.fromarray(WIDE)), 1)
-        assert np.array_equal(pair.mask, WIDE >= 32768)
+        image = decode_and_crop(encoded(Image.new("RGB", (4, 2))), 1)
+        assert np.array_equal(decode_mask_of(encoded(Image.fromarray(WIDE)), image), WIDE >= 32768)
 
 
 class TestRejected:
@@ -132,5 +132,5 @@ class TestRejected:
 
     def test_a_side_below_the_multiple(self):
         with pytest.raises(PairRejected, match="7 x 64") as caught:
-            decode_pair(encoded(Image.new("RGB", (64, 7))), encoded(Image.new("L", (64, 7))), 8)
+            decode_and_crop(encoded(Image.new("RGB", (64, 7))), 8)
         assert caught.value.error == "size.too_small"

@@ -1,0 +1,34 @@
+"""The last stage, a Ray task: a chunk's rows and rejects become files, and the driver hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from inpaint_encode import rows
+from inpaint_encode.errors import EncodeError
+from inpaint_encode.ledger import Ledger
+
+from .chunk import Chunk, Row
+
+__all__ = ["commit"]
+
+
+def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.Table:
+    """Write a chunk of `rows.ENCODED` into the output; return its receipt, a row of `rows.RECEIPT`."""
+    chunk = Chunk.unfolded(row, rows.ENCODED)
+    receipt: Row = dict.fromkeys(rows.RECEIPT.names, 0) | {"errors": [], "version": "", "rejects_version": ""}
+    receipt |= {"chunk": chunk.work["chunk"], "generation": chunk.work["generation"], "fatal": chunk.fatal}
+    if chunk.fatal is None:
+        try:
+            with chunk.counters.timed("write"):
+                data = rows.data_table(chunk.table, rows.data_schema(made_by))
+                committed = ledger.commit(chunk.work, data, rows.rejects_table(chunk.table))
+            receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
+        except (EncodeError, OSError) as error:
+            receipt["fatal"] = f"{ledger.data_uri(chunk.work['chunk'])} cannot be written: {error}"
+    receipt["counters"] = chunk.counters.items()
+    return pa.Table.from_pylist([receipt], rows.RECEIPT)

@@ -1,0 +1,179 @@
+"""The middle stage, a Ray actor with one VAE: a chunk's pixels become latents and grown masks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from inpaint_encode import rows
+from inpaint_encode.batch import Batch, EncodedBatch, LatentEncoder, Launched
+
+from .chunk import Chunk, Counters, Row
+
+__all__ = ["CALLS_AT_ONCE", "Encoder"]
+
+CALLS_AT_ONCE = 2
+"""Chunks that an actor works on: while one's last batches are collected, the other's are launched."""
+
+_AHEAD = 2
+"""Batches of a chunk that are under way before the first is waited for."""
+
+
+class Encoder:
+    """An actor that holds one VAE: the constructor loads it and encodes once, so that a bad model fails there."""
+
+    def __init__(
+        self, open_encoder: Callable[[str], LatentEncoder], batch_size: int, gpus: float, workers: int
+    ) -> None:
+        import torch
+
+        on_gpu = gpus > 0 and torch.cuda.is_available()
+        if not on_gpu:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+        self._encoder = open_encoder("cuda" if on_gpu else "cpu")
+        self._batch_size = batch_size
+        self._device = _DeviceClock()
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """Encode a chunk of `rows.DECODED` in batches of equal sizes; its pixels do not leave the actor."""
+        chunk = Chunk.unfolded(row, rows.DECODED)
+        results = self._encode_rows(chunk.table, chunk.counters)
+        made = rows.table_of(results, pa.schema([rows.ENCODED.field(name) for name in _RESULT]))
+        columns = {name: (made if name in _RESULT else chunk.table)[name] for name in rows.ENCODED.names}
+        return chunk.folded(pa.table(columns, schema=rows.ENCODED), _nothing_encoded(results))
+
+    def _encode_rows(self, table: pa.Table, counters: Counters) -> list[Row]:
+        """One result for each row, in its place; rows that were rejected before keep their error."""
+        results: list[Row] = table.select(["error", "message"]).to_pylist()
+        under_way: deque[tuple[list[int], Batch, Launched | RuntimeError]] = deque()
+
+        def collect() -> None:
+            indices, batch, launched = under_way.popleft()
+            for index, result in zip(indices, self._collected(batch, launched, counters), strict=True):
+                results[index] |= result
+
+        for indices, batch in _equal_sizes(table, self._batch_size):
+            under_way.append((indices, batch, self._launched(batch, counters)))
+            if len(under_way) > _AHEAD:
+                collect()
+        while under_way:
+            collect()
+        return results
+
+    def _launched(self, batch: Batch, counters: Counters) -> Launched | RuntimeError:
+        counters.add("wait_s", self._device.begin())
+        try:
+            return self._encoder.launch(batch)
+        except RuntimeError as error:  # torch's, out of memory included
+            return error
+
+    def _collected(self, batch: Batch, launched: Launched | RuntimeError, counters: Counters) -> list[Row]:
+        """The results of a batch; if it failed, of its halves, so that one image's failure is that image's alone."""
+        try:
+            if isinstance(launched, RuntimeError):
+                raise launched
+            encoded = launched.result()
+        except RuntimeError as error:
+            return self._alone(batch, error, counters)
+        finally:
+            self._device.end()
+        for stage, seconds in encoded.seconds.items():
+            counters.add(f"{stage}_s", seconds)
+        counters.add("batches", 1)
+        with counters.timed("copy_back"):
+            return list(_results(encoded, self._encoder.precision))
+
+    def _alone(self, batch: Batch, error: RuntimeError, counters: Counters) -> list[Row]:
+        if len(batch.pixels) > 1:
+            half = len(batch.pixels) // 2
+            halves = [batch._replace(pixels=batch.pixels[part], masks=batch.masks[part]) for part in _halves(half)]
+            return [row for part in halves for row in self._collected(part, self._launched(part, counters), counters)]
+        self._encoder.check()  # an error that broke the device is not this image's
+        message = f"{batch.height} x {batch.width} pixels: {str(error).splitlines()[0]}"
+        return [{"error": "encode.failed", "message": message}]
+
+
+_RESULT = ("samples", "samples_shape", "noise_mask", "mask_coverage", "precision", "error", "message")
+
+
+class _DeviceClock:
+    """How long the device has had nothing to do, whichever of the actor's threads brings it work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._idle_since = time.perf_counter()
+
+    def begin(self) -> float:
+        """Note that a batch is launched; return the seconds since the last one ended, if none is under way."""
+        with self._lock:
+            self._under_way += 1
+            return time.perf_counter() - self._idle_since if self._under_way == 1 else 0.0
+
+    def end(self) -> None:
+        """Note that a batch has ended."""
+        with self._lock:
+            self._under_way -= 1
+            self._idle_since = time.perf_counter()
+
+
+def _halves(middle: int) -> tuple[slice, slice]:
+    return slice(None, middle), slice(middle, None)
+
+
+def _equal_sizes(table: pa.Table, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Yield batches of decodable rows and their indices, by size in order of appearance."""
+    carriers = _carriers(table)
+    groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, row in enumerate(table.select(["height", "width", "error"]).to_pylist()):
+        if row["error"] is None:
+            groups[row["height"], row["width"]].append(index)
+    for size, indices in groups.items():
+        for start in range(0, len(indices), batch_size):
+            part = indices[start : start + batch_size]
+            pixels = [_bytes(table["pixels"][carriers[index]]) for index in part]
+            yield part, Batch(*size, pixels, [_bytes(table["mask"][index]) for index in part])
+
+
+def _carriers(table: pa.Table) -> NDArray[np.int64]:
+    """For each row the index of the row that has its image's pixels."""
+    has = table["pixels"].is_valid().to_numpy()
+    return np.maximum.accumulate(np.where(has, np.arange(len(has)), 0))
+
+
+def _bytes(value: pa.LargeBinaryScalar) -> NDArray[np.uint8]:
+    return np.frombuffer(value.as_buffer(), np.uint8)
+
+
+def _results(encoded: EncodedBatch, precision: str) -> Iterator[Row]:
+    for samples, finite, noise_mask in zip(encoded.samples, encoded.finite, encoded.noise_mask, strict=True):
+        if finite:
+            yield {
+                "samples": samples,
+                "samples_shape": samples.shape,
+                "noise_mask": rows.pack_mask(noise_mask),
+                "mask_coverage": np.count_nonzero(noise_mask) / noise_mask.size,
+                "precision": precision,
+            }
+        else:
+            yield {"error": "encode.not_finite", "message": _not_finite(samples)}
+
+
+def _not_finite(samples: NDArray[Any]) -> str:
+    bad = np.count_nonzero(~np.isfinite(samples))
+    return f"{bad:,} of {samples.size:,} latent values are not finite in {samples.dtype}"
+
+
+def _nothing_encoded(results: list[Row]) -> str | None:
+    """If every image of a chunk fails in the VAE, it is the VAE."""
+    if results and all(result["error"] == "encode.failed" for result in results):
+        return f"the VAE fails on all {len(results)} images of a chunk, the last: {results[-1]['message']}"
+    return None
