@@ -14,7 +14,7 @@ from inpaint_encode import plan, rows, storage
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.images import DecodedImage, decode_and_crop, decode_mask_of
 
-from .chunk import Chunk, Counters, Row, work_of
+from .chunk import Chunk, Counters, Row, keep_freed_memory, work_of
 
 __all__ = ["fetch_and_decode"]
 
@@ -32,6 +32,7 @@ class _Group(NamedTuple):
 
 def fetch_and_decode(row: pa.Table, *, multiple: int, threads: int) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch the files, decode and crop them to ``multiple``."""
+    keep_freed_memory()
     chunk = Chunk(work_of(row), rows.DECODED.empty_table(), Counters())
     try:
         with chunk.counters.timed("fetch"):
