@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from .errors import PairRejected
 from .geometry import CropBox, crop_box
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "DecodedPair", "decode_image", "decode_mask", "decode_pair"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "DecodedPair", "decode_image", "decode_mask", "decode_pair", "upright_size"]
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 """File name suffixes, in lower case, that make an object an image or a mask; all others are ignored."""
@@ -31,6 +31,8 @@ MAX_PIXELS = 64_000_000
 """A header that declares more is refused before a pixel is decoded."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_LYING = {5, 6, 7, 8}
+"""EXIF orientations that exchange height and width."""
 _WIDE = {"I": "32-bit integers", "F": "floating-point"}
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is an error with a name, not a warning
@@ -87,6 +89,24 @@ def decode_mask(data: bytes) -> NDArray[Any]:
     return _pixels(data, "mask", _as_levels)
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return the height and width that `decode_image` would give, by the header alone, EXIF orientation applied.
+
+    The file's first bytes are enough if its header is in them. A PNG that states its orientation after its pixels,
+    as the format allows, is taken as it lies.
+
+    Raises:
+        PairRejected: ``decode.not_an_image``, ``decode.too_large`` or ``decode.unsupported``.
+    """
+    with _open(data, "decode") as image:
+        _refuse_unsupported(image, "decode", _describe(image, data))
+        try:
+            lies = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _LYING  # a PNG's own decodes it whole
+        except Exception as error:  # decoding fails by the same
+            raise PairRejected("decode.corrupt", f"{_describe(image, data)}: {error}") from error
+        return (image.width, image.height) if lies else (image.height, image.width)
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
@@ -124,11 +144,8 @@ def _open(data: bytes, stage: str) -> Image.Image:
 def _pixels(data: bytes, stage: str, convert: Callable[[Image.Image], Image.Image]) -> NDArray[Any]:
     """Decode to 8 bits by ``convert``, or to uint16 ``[H, W]`` where the file is 16-bit grey."""
     with _open(data, stage) as image:
-        about = f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
-        if image.mode in {"I", "F"} and not _is_16_bit(image):
-            raise PairRejected(
-                f"{stage}.unsupported", f"{about}: its levels are {_WIDE[image.mode]}, of no stated range"
-            )
+        about = _describe(image, data)
+        _refuse_unsupported(image, stage, about)
         try:
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -138,6 +155,15 @@ def _pixels(data: bytes, stage: str, convert: Callable[[Image.Image], Image.Imag
         except Exception as error:  # as above: a damaged body may end in any type of error
             what = "truncated" if "truncated" in str(error) else "corrupt"
             raise PairRejected(f"{stage}.{what}", f"{about}: {error}") from error
+
+
+def _describe(image: Image.Image, data: bytes) -> str:
+    return f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
+
+
+def _refuse_unsupported(image: Image.Image, stage: str, about: str) -> None:
+    if image.mode in {"I", "F"} and not _is_16_bit(image):
+        raise PairRejected(f"{stage}.unsupported", f"{about}: its levels are {_WIDE[image.mode]}, of no stated range")
 
 
 def _is_16_bit(image: Image.Image) -> bool:
