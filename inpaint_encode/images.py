@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from .errors import PairRejected
 from .geometry import CropBox, crop_box
@@ -102,9 +102,17 @@ def upright_size(data: bytes) -> tuple[int, int]:
         _refuse_unsupported(image, "decode", _describe(image, data))
         try:
             lies = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _LYING  # a PNG's own decodes it whole
+            width, height = _size_in_file(image)
         except Exception as error:  # decoding fails by the same
             raise PairRejected("decode.corrupt", f"{_describe(image, data)}: {error}") from error
-        return (image.width, image.height) if lies else (image.height, image.width)
+        return (width, height) if lies else (height, width)
+
+
+def _size_in_file(image: Image.Image) -> tuple[int, int]:
+    """Width and height before any orientation: of a TIFF, newer Pillows tell those after it."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
+    return image.size
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

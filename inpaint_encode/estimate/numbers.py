@@ -115,9 +115,7 @@ def passes(
     counts = []
     for start, length in zip(starts[looked_at], lengths[looked_at], strict=True):
         first, last = np.searchsorted(positions, [start, start + length])
-        elsewhere = np.concatenate([kinds[:first], kinds[last:]])
-        guessed = np.resize(rng.permutation(elsewhere if len(elsewhere) else kinds), length - (last - first))
-        counts.append(_batches(np.concatenate([kinds[first:last], guessed]), batch_size))
+        counts.append(_batches(_filled(kinds, first, last, length, rng), batch_size))
     estimate = sum(counts) if len(counts) == len(lengths) else float(np.mean(counts)) * len(lengths)
     good = float((kinds >= 0).mean())
     least = int(np.ceil(lengths * good / batch_size).sum())
@@ -127,6 +125,17 @@ def passes(
         exact=bool(exact),
         sparse=bool(not exact and lengths.max() > len(kinds)),
     )
+
+
+def _filled(
+    kinds: NDArray[np.int64], first: int, last: int, length: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """A chunk of ``length`` pairs of which ``kinds[first:last]`` are known; the others are drawn from the rest."""
+    if last - first == length:
+        return kinds[first:last]
+    elsewhere = np.concatenate([kinds[:first], kinds[last:]])
+    drawn = np.resize(rng.permutation(elsewhere if len(elsewhere) else kinds), length - (last - first))
+    return np.concatenate([kinds[first:last], drawn])
 
 
 def _batches(kinds: NDArray[np.int64], batch_size: int) -> int:

@@ -45,13 +45,14 @@ class Latents:
 
 @dataclass(frozen=True)
 class Requests:
-    """On S3, besides retries: a lease's renewals, receipts and rejects files are added while the job runs."""
+    """On S3, into an empty output; retries, a lease's renewals, receipts and rejects files come on top."""
 
     list: int
+    """For the source."""
     get: int
-    """Two a pair; two a chunk, for its part of the plan and the lease."""
+    """Two a pair; at most two a chunk, for its part of the plan and the lease."""
     put: int
-    """One a chunk, and the parts of the plan."""
+    """One a chunk, the parts of the plan, and three more for the whole job."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def _requests(found: FoundPairs, chunks: int) -> Requests:
     objects = 2 * found.pairs.num_rows + len(found.unpaired_images) + len(found.unpaired_masks) + found.ignored_files
     parts = math.ceil(chunks / plan.CHUNKS_PER_PART)
     return Requests(
-        list=math.ceil(objects / _LISTED), get=2 * found.pairs.num_rows + 2 * chunks, put=chunks + parts + 1
+        list=math.ceil(objects / _LISTED), get=2 * found.pairs.num_rows + 2 * chunks, put=chunks + parts + 3
     )
 
 
