@@ -42,7 +42,7 @@ def _counts(forecast: Forecast) -> Iterator[_Line]:
     masks = decimal(forecast.source_mask_bytes)
     yield "to fetch", decimal(forecast.source_image_bytes), f"of images, and {masks} of masks"
     requests = forecast.requests
-    also = f"GET; {requests.put:,} PUT, {requests.list:,} LIST; besides retries, rejects, receipts and the lease"
+    also = f"GET, {requests.put:,} PUT, {requests.list:,} LIST; retries, rejects, receipts and the lease on top"
     yield "requests", f"{requests.get:,}", also
 
 
@@ -64,38 +64,42 @@ def _images(forecast: Forecast) -> Iterator[_Line]:
 def _output(forecast: Forecast) -> Iterator[_Line]:
     yield "forward passes", f"{forecast.passes.estimate:,.0f}", _about_passes(forecast)
     latents = forecast.latents
-    source = "assumed, for want of --vae" if latents.assumed else "by the VAE's configuration"
+    source = "assumed for want of --vae" if latents.assumed else "as the VAE says"
     kind = f"{latents.channels} channels of {latents.dtype} at 1/{latents.ratio} of a side, {source}"
-    yield "latents", _bytes(forecast.latent_bytes), f"before compression; {kind}"
+    yield "latents", _bytes(forecast.latent_bytes), f"uncompressed; {kind}"
     if forecast.calibration is None:
-        yield "masks", _bytes(forecast.mask_bytes), "at most: one bit a pixel is assumed, before compression"
+        yield "masks", _bytes(forecast.mask_bytes), "uncompressed; assumed at one bit a pixel"
 
 
 def _about_passes(forecast: Forecast) -> str:
-    kind = f"of up to {forecast.batch_size} images of one size and chunk"
+    kind = f"of up to {forecast.batch_size} of one size in a chunk"
     images = forecast.pairs * (1 - forecast.rejected.value)
     full = f"{images / (forecast.passes.estimate * forecast.batch_size or 1):.0%} full"
     if forecast.passes.exact:
         return f"{kind}, {full}"
-    also = "; more if sizes are many, since a chunk is longer than the sample" if forecast.passes.sparse else ""
-    return f"{kind}, {full}; estimated for sizes in random order, {forecast.passes.least:,} if sorted by size{also}"
+    also = "; more if sizes are many: the sample is less than a chunk" if forecast.passes.sparse else ""
+    return f"{kind}, {full}, if sizes come in no order; {forecast.passes.least:,} if sorted by size{also}"
 
 
 def _pace(calibration: Calibration | None) -> Iterator[_Line]:
     if calibration is None:
         return
     yield "written latents", _bytes(calibration.latent_bytes), "as Parquet files hold them, measured in the trial"
-    yield "written masks", _bytes(calibration.mask_bytes), "likewise"
-    trial = f"on {calibration.device}: {calibration.images:,} images in {calibration.batches:,} batches"
+    yield "written masks", _bytes(calibration.mask_bytes), "as Parquet files hold them, measured in the trial"
+    trial = f"{calibration.images:,} images in {calibration.batches:,} batches on {calibration.device}"
     yield "images a second", _figure(calibration.images_per_second), trial
     device, core = calibration.megapixels_per_second, calibration.decode_megapixels_per_second
     fetched = _figure(calibration.fetch_megapixels_per_second)
-    beside = f"{_figure(core)} decoded on one core, {fetched} fetched by one task"
+    beside = f"{_figure(core)} decoded on a core, {fetched} fetched by a task"
     yield "megapixels a second", _figure(device), f"encoded; {beside}"
     if calibration.rejected:
         counts = ", ".join(f"{count:,} {error}" for error, count in calibration.rejected.items())
         yield "rejects on trial", f"{sum(calibration.rejected.values()):,}", counts
-    yield "device hours", _figure(calibration.hours), "of this machine's device, for all pairs, if it never waits"
+    yield (
+        "device hours",
+        _figure(calibration.hours),
+        "of this machine's device, for all pairs, if it never waits",
+    )
     if calibration.price:
         yield "price", _figure(calibration.price), "of these hours, by --price"
 

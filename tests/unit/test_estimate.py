@@ -194,11 +194,10 @@ class TestErrors:
         population = np.arange(self.POPULATION) < true_share * self.POPULATION
         covered = self.coverage(population, lambda of: numbers.share(int(of.sum()), len(of), self.POPULATION))
         assert covered >= 0.92
-        known = numbers.Z * math.sqrt(
-            true_share * (1 - true_share) / self.SAMPLED * (1 - self.SAMPLED / self.POPULATION)
-        )
+        unseen = 1 - self.SAMPLED / self.POPULATION
+        known = numbers.Z * math.sqrt(true_share * (1 - true_share) / self.SAMPLED * unseen)
         width = numbers.share(round(true_share * self.SAMPLED), self.SAMPLED, self.POPULATION).half_width
-        assert width == pytest.approx(known, rel=0.05 if true_share == 0.3 else 0.8)
+        assert width == pytest.approx(known, rel=0.1 if true_share == 0.3 else 0.8)
 
     def test_means(self):
         population = np.random.default_rng(1).lognormal(size=self.POPULATION)
@@ -280,7 +279,7 @@ class TestHeaders:
         assert size > START
         header = read_header(str(path), size, RATIO)
         assert header.size == ((496, 304) if exif else (304, 496))
-        assert header.bytes_read in ({START + size} if kind in {"WEBP", "TIFF"} else {START})
+        assert header.bytes_read == START + (size if kind == "WEBP" else 0)
 
     def test_a_header_that_is_longer_than_the_start(self, tmp_path):
         path = tmp_path / "x.jpg"
@@ -350,10 +349,11 @@ class TestCalibration:
         assert not trial.rejected
 
     def test_written_bytes_are_of_each_pair_once(self, folder, vae, vae_folder):
-        sizes = self.sizes_of(folder)
-        trial = calibrate(vae, sizes, options_for(folder, vae=vae_folder, calibrate=3), RATIO)
-        assert sum(trial.images) > sum(trial.images[index] for index in trial.mask_bytes) == len(sizes)
-        pixels = sum(height * width for height, width in sizes.values())
+        sizes = self.sizes_of(folder, 3)
+        trial = calibrate(vae, sizes, options_for(folder, vae=vae_folder, calibrate=2), RATIO)
+        assert sum(trial.images[index] for index in trial.mask_bytes) <= len(sizes)
+        assert [*trial.mask_bytes] == [*trial.latent_bytes] == list(range(len(trial.mask_bytes)))
+        pixels = 1e6 * sum(trial.megapixels[index] for index in trial.mask_bytes)
         overhead = 300 * len(trial.mask_bytes)  # pages' and dictionaries' heads
         assert 0 < sum(trial.mask_bytes.values()) <= pixels / 8 + overhead
         latent_bytes = pixels / RATIO**2 * CHANNELS * 2
@@ -410,7 +410,7 @@ class TestCommand:
         assert "3" in lines["output files"]
         assert "20" in lines["headers read"]
         assert "±" in lines["mean size"]
-        assert "assumed, for want of --vae" in lines["latents"]
+        assert "assumed for want of --vae" in lines["latents"]
 
     def test_a_job_s_file_serves(self, folder, tmp_path):
         about = {"images": f"{folder}/images", "masks": f"{folder}/masks", "output": "s3://out", "max_rejected": "5%"}
