@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Parameter, Token
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +22,7 @@ from rich.markup import escape
 from . import __version__
 from .cluster import protect_local_ray
 from .errors import EncodeError, JobFailed, UsageError
-from .settings import EncodeJob, VerifyOptions
+from .settings import EncodeJob, PlanOptions, VerifyOptions
 
 __all__ = ["INTERRUPTED", "main", "stop_on_signals"]
 
@@ -58,6 +59,26 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
         f"{this['encoded'] + this['rejected']:,} in {this['seconds']:,.1f} s\n"
         f"{job.output.output}: {report['files']:,} files, {report['data_bytes']:,} bytes"
     )
+
+
+@app.command
+def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
+    """Tell what an encode job will be: how many pairs and files, of which sizes, how many bytes, requests and hours.
+
+    Lists the source and reads the headers of a sample of its images; what is estimated by them has its error beside it.
+    Takes a job's --config file as it is. Nothing is written, and no Ray is started.
+    Exit codes: 0 done, 1 failed, 2 wrong use.
+    """
+    from .estimate.run import estimate
+    from .estimate.show import show
+    from .progress import open_display
+
+    with open_display() as display:
+        forecast = estimate(options, display.say)
+    if options.estimation.as_json:
+        print(json.dumps(forecast.as_dict(), indent=2))
+    else:
+        show(forecast, Console(width=None if sys.stdout.isatty() else 140))
 
 
 @app.command
@@ -149,14 +170,21 @@ def _values_of(path: Path) -> Callable[[App, tuple[str, ...], ArgumentCollection
         raise UsageError(f"--config {path}: {error}") from error
 
     def fill(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        options = {argument.name.removeprefix("--").replace("-", "_"): argument for argument in arguments}
+        options = _by_field(arguments)
+        of_a_job = _by_field(app["encode"].assemble_argument_collection())
         for name, value in values.items():
+            if name not in options and name in of_a_job:
+                continue  # one file serves all commands on a job
             if name not in options:
                 raise UsageError(f"{path}: unknown option {name!r}{_nearest(name, list(options))}")
             if not options[name].tokens:
                 options[name].append(Token(keyword=name, value=str(value), source=str(path)))
 
     return fill
+
+
+def _by_field(arguments: ArgumentCollection) -> dict[str, Argument]:
+    return {argument.name.removeprefix("--").replace("-", "_"): argument for argument in arguments}
 
 
 def _nearest(name: str, names: list[str]) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from .errors import PairRejected
 from .geometry import CropBox, crop_box
@@ -32,6 +32,7 @@ __all__ = [
     "decode_image",
     "decode_mask",
     "decode_mask_of",
+    "upright_size",
 ]
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
@@ -41,8 +42,8 @@ MAX_PIXELS = 64_000_000
 """A header that declares more is refused before a pixel is decoded."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_ORIENTATION = 0x0112
-"""EXIF's tag."""
+_LYING = {5, 6, 7, 8}
+"""EXIF orientations that exchange height and width."""
 _ENDS_EARLY = re.compile("truncated|premature end of jpeg file", re.IGNORECASE)
 _Mode = Literal["RGB", "L"]
 _WIDE = {"I": "32-bit integers", "F": "floating-point"}
@@ -108,6 +109,32 @@ def decode_mask(data: bytes) -> NDArray[Any]:
     return _levels(data, "mask", "L")
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return the height and width that `decode_image` would give, by the header alone, EXIF orientation applied.
+
+    The file's first bytes are enough if its header is in them. A PNG that states its orientation after its pixels,
+    as the format allows, is taken as it lies.
+
+    Raises:
+        PairRejected: ``decode.not_an_image``, ``decode.too_large`` or ``decode.unsupported``.
+    """
+    with _open(data, "decode") as image:
+        _refuse_unsupported(image, "decode", _describe(image, data))
+        try:
+            lies = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _LYING  # a PNG's own decodes it whole
+            width, height = _size_in_file(image)
+        except Exception as error:  # decoding fails by the same
+            raise PairRejected("decode.corrupt", f"{_describe(image, data)}: {error}") from error
+        return (width, height) if lies else (height, width)
+
+
+def _size_in_file(image: Image.Image) -> tuple[int, int]:
+    """Width and height before any orientation: of a TIFF, newer Pillows tell those after it."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
+    return image.size
+
+
 def _binary_mask(levels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
     """Steps 1 and 3 of the contract on ``levels``; the common case needs no floating point."""
     full_scale = np.iinfo(levels.dtype).max
@@ -135,13 +162,11 @@ def _open(data: bytes, stage: str) -> Image.Image:
 def _levels(data: bytes, stage: str, mode: _Mode) -> NDArray[Any]:
     """Decode to the upright 8-bit levels of ``mode``, or to uint16 ``[H, W]`` where the file is 16-bit grey."""
     with _open(data, stage) as image:
-        about = f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
-        if image.mode in {"I", "F"} and not _is_16_bit(image):
-            raise PairRejected(
-                f"{stage}.unsupported", f"{about}: its levels are {_WIDE[image.mode]}, of no stated range"
-            )
+        about = _describe(image, data)
+        _refuse_unsupported(image, stage, about)
         try:
-            return _upright(_stored_levels(image, data, mode), image.getexif().get(_ORIENTATION, 1))
+            stored = _stored_levels(image, data, mode)  # a TIFF turns upright as it is loaded, and then says so
+            return _upright(stored, image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception as error:  # as above: a damaged body may end in any type of error
             what = "truncated" if _ENDS_EARLY.search(str(error)) else "corrupt"
             raise PairRejected(f"{stage}.{what}", f"{about}: {error}") from error
@@ -173,11 +198,20 @@ def _in_mode(image: Image.Image, mode: _Mode) -> Image.Image:
 
 def _upright(levels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Undo an EXIF orientation, 1 to 8: how the camera was held when it stored ``[H, W]`` or ``[H, W, 3]``."""
-    if orientation in {5, 6, 7, 8}:
+    if orientation in _LYING:
         levels = levels.swapaxes(0, 1)
     if orientation in {3, 4, 7, 8}:
         levels = levels[::-1]
     return levels[:, ::-1] if orientation in {2, 3, 6, 7} else levels
+
+
+def _describe(image: Image.Image, data: bytes) -> str:
+    return f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
+
+
+def _refuse_unsupported(image: Image.Image, stage: str, about: str) -> None:
+    if image.mode in {"I", "F"} and not _is_16_bit(image):
+        raise PairRejected(f"{stage}.unsupported", f"{about}: its levels are {_WIDE[image.mode]}, of no stated range")
 
 
 def _is_16_bit(image: Image.Image) -> bool:

@@ -34,7 +34,7 @@ from obstore.store import S3Store
 
 from .storage import ABSENT, Blob, Conflict, Listed, Unavailable
 
-__all__ = ["Listing", "delete", "read", "write"]
+__all__ = ["Listing", "delete", "read", "read_start", "write"]
 
 _PAGE = 1_000  # what S3 gives in one answer
 _CONNECT_S = 5
@@ -114,6 +114,18 @@ def read(uri: str) -> Blob:
     with _named_errors():
         answer = obstore.get(_store(bucket), path)
         return Blob(bytes(answer.bytes()), answer.meta["e_tag"] or "")
+
+
+def read_start(uri: str, length: int) -> bytes:
+    """See `inpaint_encode.storage.read_start`."""
+    bucket, path = _split(uri)
+    try:
+        with _named_errors():
+            return bytes(obstore.get_range(_store(bucket), path, start=0, length=length))
+    except OSError as error:
+        if isinstance(error.__cause__, BaseError) and _answer(error.__cause__).status == 416:
+            return b""  # how S3 says that an object is empty
+        raise
 
 
 def write(uri: str, data: bytes, expect: str | None) -> str:

@@ -15,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 __all__ = [
     "CONTRACT_VERSION",
+    "Batches",
+    "Chunks",
     "EncodeJob",
     "Output",
+    "PlanOptions",
     "RowSettings",
     "RunOptions",
     "Source",
@@ -76,22 +79,28 @@ class RowSettings(_Frozen):
 
 
 @_section("The output", 4)
-class Output(_Frozen):
-    """Where rows go and in what pieces."""
+class Chunks(_Frozen):
+    """In what pieces rows go."""
 
-    output: str
-    """Folder or prefix of the output; everything in it that is not data begins with "_"."""
-    overwrite: bool = False
-    """Start anew: remove what an earlier job wrote there, then encode every pair."""
     chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Pairs in one file, the unit of work: fewer lose less when a worker dies, and cost more requests."""
     chunk_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
     """Bytes of image files after which a chunk ends early: a task holds a chunk's pixels, some ten times as much."""
 
 
+@_section("The output", 4)
+class Output(Chunks):
+    """Where rows go and in what pieces."""
+
+    output: str
+    """Folder or prefix of the output; everything in it that is not data begins with "_"."""
+    overwrite: bool = False
+    """Start anew: remove what an earlier job wrote there, then encode every pair."""
+
+
 @_section("Who does the work", 5)
-class Workers(_Frozen):
-    """How much of the cluster the job asks for."""
+class Batches(_Frozen):
+    """What one worker does at once, and on what."""
 
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Most images of one size in one forward pass; more fill a GPU better and need more of its memory."""
@@ -99,12 +108,18 @@ class Workers(_Frozen):
     """On a GPU, compile the VAE for batch shapes that come often: faster, equal but for rounding."""
     gpus_per_worker: Annotated[str, Field(pattern=r"^(auto|\d+|0\.\d+)$")] = "auto"
     """GPUs of one VAE worker: 0 is the CPU, 0.5 lets two share a GPU, auto is 1 where the cluster has one now."""
+    fetch_threads: Annotated[int, Field(ge=1, le=256)] = 16
+    """Downloads under way at once in each fetch task."""
+
+
+@_section("Who does the work", 5)
+class Workers(Batches):
+    """How much of the cluster the job asks for."""
+
     min_workers: Annotated[int, Field(ge=1)] = 1
     """VAE workers that the job starts with."""
     max_workers: Annotated[int, Field(ge=0)] = 0
     """Most VAE workers; 0 is one for each share of a GPU the cluster has now, or one without GPUs."""
-    fetch_threads: Annotated[int, Field(ge=1, le=256)] = 16
-    """Downloads under way at once in each fetch task."""
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -182,3 +197,48 @@ class VerifyOptions(_Frozen):
     """Remove what is damaged or left over, so that the same encode command makes it again."""
     address: str = ""
     """Ray cluster to join; by default the one this process runs in, else one is started on this machine."""
+
+
+@_section("The VAE", 2)
+class PlannedVae(VaeSource):
+    """Which VAE the job will have, if that is known yet."""
+
+    vae: str = ""
+    """A folder in the diffusers layout or a Hugging Face hub id; without one, 8 pixels a latent and 4 channels."""
+
+
+@_section("How to estimate", 6)
+class Estimation(_Frozen):
+    """How much is looked at, and how it is told."""
+
+    sample: Annotated[int, Field(ge=1)] = 256
+    """Images, drawn at random, whose headers are read; four times as many halve the errors."""
+    seed: int = 0
+    """Which images --sample draws: the same seed draws the same ones of the same source."""
+    calibrate: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds to fetch, decode and encode sampled pairs on this machine, to tell the job's hours; needs --vae."""
+    price: Annotated[float, Field(ge=0)] = 0.0
+    """What an hour of this machine's device costs, in any currency; needs --calibrate."""
+    as_json: bool = False
+    """Print JSON instead of a table."""
+
+
+class PlanOptions(_Frozen):
+    """Everything that ``inpaint-encode plan`` can be told."""
+
+    source: Source
+    vae: PlannedVae = PlannedVae()
+    rows: RowSettings = RowSettings()
+    chunks: Chunks = Chunks()
+    batches: Batches = Batches()
+    estimation: Estimation = Estimation()
+
+    @model_validator(mode="after")
+    def _needs(self) -> Self:
+        if self.estimation.calibrate and not self.vae.vae:
+            raise ValueError("--calibrate encodes, so it needs --vae")
+        if self.estimation.price and not self.estimation.calibrate:
+            raise ValueError("--price is of hours, which only --calibrate measures; give both")
+        if not self.vae.vae and (self.vae.subfolder or self.vae.revision):
+            raise ValueError("--subfolder and --revision say more of --vae; give it too")
+        return self

@@ -34,6 +34,8 @@ class FoundPairs(NamedTuple):
     """Objects without an image's suffix."""
     images_prefix: str
     masks_prefix: str
+    mask_bytes: int
+    """Of the masks that have an image."""
 
     def with_uris(self, pairs: pa.Table) -> pa.Table:
         """Add ``image_uri`` and ``mask_uri`` to some of the pairs."""
@@ -53,7 +55,7 @@ def find_pairs(source: Source) -> FoundPairs:
         raise UsageError(f"--images and --masks are both {source.images}; give each its own prefix")
     images, ignored_images = _listing("--images", images_prefix, nested=masks_prefix)
     masks, ignored_masks = _listing("--masks", masks_prefix, nested=images_prefix)
-    pairs = _paired(images, masks)
+    pairs, mask_bytes = _paired(images, masks)
     if not pairs.num_rows:
         raise UsageError(_no_pairs(source, images, masks))
     return FoundPairs(
@@ -63,6 +65,7 @@ def find_pairs(source: Source) -> FoundPairs:
         ignored_files=ignored_images + ignored_masks,
         images_prefix=images_prefix,
         masks_prefix=masks_prefix,
+        mask_bytes=mask_bytes,
     )
 
 
@@ -114,8 +117,8 @@ def _uris(prefix: str, keys: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.C
     return pc.binary_join_element_wise(pa.scalar(prefix), paths, "/")
 
 
-def _paired(images: pa.Table, masks: pa.Table) -> pa.Table:
-    """Put to each image the mask of its key, where there is one."""
+def _paired(images: pa.Table, masks: pa.Table) -> tuple[pa.Table, int]:
+    """Put to each image the mask of its key, where there is one; and the bytes of those masks."""
     where = pc.index_in(images["key"], value_set=masks["key"])
     images, masks = images.filter(pc.is_valid(where)), masks.take(where.drop_null())
     columns = {
@@ -126,7 +129,7 @@ def _paired(images: pa.Table, masks: pa.Table) -> pa.Table:
         "mask_version": masks["version"],
         "image_bytes": images["size"],
     }
-    return pa.table(columns)
+    return pa.table(columns), pc.sum(masks["size"]).as_py() or 0
 
 
 def _unpaired(prefix: str, files: pa.Table, others: pa.Table) -> pa.Array:

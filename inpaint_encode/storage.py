@@ -1,4 +1,4 @@
-"""Objects in buckets and files on disks behind four verbs: list, read, write, delete.
+"""Objects in buckets and files on disks behind four verbs: list, read (or read the start), write, delete.
 
 A version is an object's ETag on S3, and its size and modification time on a disk. A fault that may pass (5xx,
 slow-down, reset, time-out, a cut body) is tried again with exponential backoff and jitter for `RETRY_BUDGET_S`
@@ -31,6 +31,7 @@ __all__ = [
     "list_objects",
     "normalise",
     "read",
+    "read_start",
     "retries",
     "write",
 ]
@@ -118,6 +119,18 @@ def read(uri: str) -> Blob:
         return _retrying(lambda: Blob(*_s3().read(uri)))
     with Path(uri).open("rb") as file:
         return Blob(file.read(), _disk_version(os.fstat(file.fileno())))
+
+
+def read_start(uri: str, length: int) -> bytes:
+    """Read the first ``length`` bytes of an object, or all of a shorter one, in one request.
+
+    Raises:
+        FileNotFoundError, PermissionError, Unavailable, OSError: by what the store said.
+    """
+    if uri.startswith("s3://"):
+        return _retrying(lambda: bytes(_s3().read_start(uri, length)))
+    with Path(uri).open("rb") as file:
+        return file.read(length)
 
 
 def write(uri: str, data: bytes, *, expect: str | None = None) -> str:

@@ -33,13 +33,16 @@ class TestImages:
         found = decode_image(encoded(Image.fromarray(WIDE)))
         assert np.array_equal(found, np.stack([np.round(WIDE / 257)] * 3, axis=-1))
 
+    @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_orientation_is_applied(self, orientation):
+    def test_orientation_is_applied_once(self, orientation, kind):
         exif = Image.Exif()
         exif[0x0112] = orientation
         colours = np.stack([LEVELS[:4], LEVELS[4:8], LEVELS[8:12]], axis=-1)
-        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(Image.fromarray(colours), exif=exif))))
-        assert np.array_equal(decode_image(encoded(Image.fromarray(colours), exif=exif)), np.asarray(expected))
+        data = encoded(Image.fromarray(colours), kind, exif=exif)
+        assert np.array_equal(decode_image(data), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
+        turned = colours if orientation < 5 else colours.swapaxes(0, 1)
+        assert decode_image(data).shape == turned.shape
 
     @pytest.mark.parametrize("size", [(64, 48), (33, 17), (1, 1)])
     @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])

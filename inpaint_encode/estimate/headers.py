@@ -1,0 +1,73 @@
+"""Sizes of a sample of images, from their first bytes: nothing is decoded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from inpaint_encode import storage
+from inpaint_encode.errors import JobFailed, PairRejected
+from inpaint_encode.geometry import crop_box
+from inpaint_encode.images import upright_size
+
+__all__ = ["START", "Header", "draw", "read_header", "read_headers"]
+
+START = 2**16
+"""Bytes that are read of an image; the rest follows only where its header is not whole in them."""
+
+
+class Header(NamedTuple):
+    """What the start of one image says."""
+
+    size: tuple[int, int] | None
+    """Height and width after the crop, EXIF orientation applied; None if the image will be rejected."""
+    error: str
+    """The name of the error that it will be rejected by, or empty."""
+    bytes_read: int
+
+
+def draw(population: int, count: int, seed: int) -> list[int]:
+    """Draw ``count`` positions out of ``population``, or all there are, each as likely as any other; ascending."""
+    return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
+
+
+def read_headers(uris: Sequence[str], file_bytes: Sequence[int], multiple: int, threads: int) -> list[Header]:
+    """Read the headers of all ``uris``, which the listing said to be of ``file_bytes``; see `read_header`."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda uri, size: read_header(uri, size, multiple), uris, file_bytes))
+
+
+def read_header(uri: str, file_bytes: int, multiple: int) -> Header:
+    """Read one image's header, and crop its size to ``multiple``.
+
+    Raises:
+        JobFailed: the store does not let it be read.
+    """
+    try:
+        start = storage.read_start(uri, START)
+        read = len(start)
+        try:
+            size = upright_size(start)
+        except PairRejected as rejection:
+            if rejection.error != "decode.not_an_image" or file_bytes <= START:
+                return Header(None, rejection.error, read)
+            whole = storage.read(uri).data
+            read += len(whole)
+            size = upright_size(whole)
+    except FileNotFoundError:
+        return Header(None, "fetch.not_found", 0)
+    except PairRejected as rejection:
+        return Header(None, rejection.error, read)
+    except OSError as error:
+        raise JobFailed(f"{uri} cannot be read: {error.strerror or error}; check the credentials") from error
+    return _cropped(size, multiple, read)
+
+
+def _cropped(size: tuple[int, int], multiple: int, read: int) -> Header:
+    try:
+        crop = crop_box(*size, multiple)
+    except ValueError:
+        return Header(None, "size.too_small", read)
+    return Header((crop.height, crop.width), "", read)

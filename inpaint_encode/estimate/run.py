@@ -1,0 +1,273 @@
+"""The forecast of a job: what the listing counts, what a sample of headers estimates, what a trial measures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from inpaint_encode import plan
+from inpaint_encode.settings import PlanOptions
+from inpaint_encode.sources import FoundPairs, find_pairs
+
+from .headers import Header, draw, read_headers
+from .numbers import Figure, Passes, mean, passes, product, ratio, share, total
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from .calibrate import Trial
+
+__all__ = ["Calibration", "Forecast", "Latents", "Rejects", "Requests", "Size", "estimate"]
+
+_LISTED = 1_000
+"""Objects in one answer of S3 to a listing."""
+_ITEM_BYTES = {"float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What the VAE makes of an image."""
+
+    ratio: int
+    channels: int
+    dtype: str
+    """As stored."""
+    assumed: bool
+    """Without ``--vae``."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """On S3, into an empty output; retries, a lease's renewals, receipts and rejects files come on top."""
+
+    list: int
+    """For the source."""
+    get: int
+    """Two a pair; at most two a chunk, for its part of the plan and the lease."""
+    put: int
+    """One a chunk, the parts of the plan, and three more for the whole job."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Images of one size after the crop."""
+
+    height: int
+    width: int
+    images: int
+    """In the sample."""
+    share: Figure
+
+
+@dataclass(frozen=True)
+class Rejects:
+    """Images that will be rejected, as far as headers tell."""
+
+    error: str
+    images: int
+    """In the sample."""
+    share: Figure
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a trial on this machine says of the whole job; errors are of the spread between batches."""
+
+    device: str
+    batches: int
+    images: int
+    images_per_second: Figure
+    """On the device, while it encodes."""
+    megapixels_per_second: Figure
+    decode_megapixels_per_second: Figure
+    """On one core."""
+    fetch_megapixels_per_second: Figure
+    """With all of ``--fetch-threads``."""
+    hours: Figure
+    """Of this machine's device for the whole job, if it never waits for pairs."""
+    price: Figure | None
+    latent_bytes: Figure
+    """Of the whole output, as files hold them."""
+    mask_bytes: Figure
+    rejected: dict[str, int]
+    """Pairs of the trial that did not come as far as the VAE."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Everything that is known of a job before it begins."""
+
+    pairs: int
+    unpaired_images: int
+    unpaired_masks: int
+    ignored_files: int
+    chunks: int
+    """Files of the output."""
+    source_image_bytes: int
+    source_mask_bytes: int
+    requests: Requests
+    latents: Latents
+    batch_size: int
+    sampled: int
+    """Images whose headers were read."""
+    header_bytes: int
+    """What that took."""
+    sizes: list[Size]
+    """All that the sample has, the most frequent first."""
+    rejects: list[Rejects]
+    rejected: Figure
+    """Their share in all."""
+    megapixels: Figure
+    """Mean of an image that is not rejected, after the crop."""
+    passes: Passes
+    latent_bytes: Figure
+    """Of the whole output, before compression."""
+    mask_bytes: Figure
+    """At one bit a pixel, before compression."""
+    calibration: Calibration | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every image was looked at."""
+        return self.sampled == self.pairs
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, where an unknown error is null."""
+        plain: dict[str, Any] = _without_nan({**asdict(self), "all_sampled": self.is_whole})
+        return plain
+
+
+def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
+    """List the source, sample it, with ``--calibrate`` try it, and say what the job will be.
+
+    Raises:
+        UsageError: the source or the VAE is not there, or cannot be used so.
+        JobFailed: the store stops answering, or a trial fails.
+    """
+    say("listing the images and the masks")
+    found = find_pairs(options.source)
+    vae, latents = _vae(options)
+    pairs = found.with_uris(found.pairs.sort_by("key"))
+    chunks = plan.cut(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"].to_numpy()
+    drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
+    sample = pairs.take(pa.array(drawn, pa.int64()))
+    say(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
+    uris, sizes = sample["image_uri"].to_pylist(), sample["image_bytes"].to_pylist()
+    headers = read_headers(uris, sizes, latents.ratio, options.batches.fetch_threads)
+    trial = _trial(vae, sample, headers, options, latents.ratio, say) if vae is not None else None
+    return _forecast(options, found, np.bincount(chunks), latents, np.array(drawn), headers, trial)
+
+
+def _vae(options: PlanOptions) -> tuple[AutoencoderKL | None, Latents]:
+    """The VAE, if one is named, and the shape of its latents."""
+    dtype = options.rows.samples_dtype
+    if not options.vae.vae:
+        return None, Latents(8, 4, dtype, assumed=True)
+    from inpaint_encode.vae import load_vae, spatial_ratio  # costs seconds, which a plan without a VAE need not take
+
+    vae = load_vae(options.vae)
+    return vae, Latents(spatial_ratio(vae), int(vae.config.latent_channels), dtype, assumed=False)
+
+
+def _trial(
+    vae: AutoencoderKL,
+    sample: pa.Table,
+    headers: Sequence[Header],
+    options: PlanOptions,
+    multiple: int,
+    say: Callable[[str], None],
+) -> Trial | None:
+    uris = zip(sample["image_uri"].to_pylist(), sample["mask_uri"].to_pylist(), strict=True)
+    good = {pair: header.size for pair, header in zip(uris, headers, strict=True) if header.size}
+    if not options.estimation.calibrate or not good:
+        return None
+    from .calibrate import calibrate
+
+    say(f"encoding sampled pairs for {options.estimation.calibrate:g} s")
+    return calibrate(vae, good, options, multiple)
+
+
+def _forecast(
+    options: PlanOptions,
+    found: FoundPairs,
+    lengths: NDArray[np.int64],
+    latents: Latents,
+    drawn: NDArray[np.int64],
+    headers: Sequence[Header],
+    trial: Trial | None,
+) -> Forecast:
+    population, sizes = found.pairs.num_rows, Counter(header.size for header in headers if header.size)
+    pixels = [header.size[0] * header.size[1] if header.size else 0 for header in headers]
+    all_pixels = total(pixels, population)
+    numbers = {size: number for number, size in enumerate(sizes)}
+    kinds = np.array([numbers[header.size] if header.size else -1 for header in headers])
+    batch_size = 1 if options.rows.deterministic else options.batches.batch_size
+    return Forecast(
+        pairs=population,
+        unpaired_images=len(found.unpaired_images),
+        unpaired_masks=len(found.unpaired_masks),
+        ignored_files=found.ignored_files,
+        chunks=len(lengths),
+        source_image_bytes=int(np.sum(found.pairs["image_bytes"].to_numpy())),
+        source_mask_bytes=found.mask_bytes,
+        requests=_requests(found, len(lengths)),
+        latents=latents,
+        batch_size=batch_size,
+        sampled=len(headers),
+        header_bytes=sum(header.bytes_read for header in headers),
+        sizes=[Size(*size, count, share(count, len(headers), population)) for size, count in sizes.most_common()],
+        rejects=_rejects(headers, population),
+        rejected=share(sum(not header.size for header in headers), len(headers), population),
+        megapixels=mean([count / 1e6 for count in pixels if count], len(headers), population),
+        passes=passes(lengths, drawn, kinds, batch_size, options.estimation.seed),
+        latent_bytes=all_pixels.scaled(latents.channels * _ITEM_BYTES[latents.dtype] / latents.ratio**2),
+        mask_bytes=all_pixels.scaled(1 / 8),
+        calibration=_calibration(trial, all_pixels.scaled(1e-6), options.estimation.price) if trial else None,
+    )
+
+
+def _requests(found: FoundPairs, chunks: int) -> Requests:
+    objects = 2 * found.pairs.num_rows + len(found.unpaired_images) + len(found.unpaired_masks) + found.ignored_files
+    parts = math.ceil(chunks / plan.CHUNKS_PER_PART)
+    return Requests(
+        list=math.ceil(objects / _LISTED), get=2 * found.pairs.num_rows + 2 * chunks, put=chunks + parts + 3
+    )
+
+
+def _rejects(headers: Sequence[Header], population: int) -> list[Rejects]:
+    errors = Counter(header.error for header in headers if header.error)
+    return [Rejects(error, count, share(count, len(headers), population)) for error, count in errors.most_common()]
+
+
+def _calibration(trial: Trial, megapixels: Figure, price: float) -> Calibration:
+    hours = product(ratio(trial.encode_s, trial.megapixels), megapixels).scaled(1 / 3600)
+    weighed = [trial.megapixels[index] for index in trial.mask_bytes]
+    return Calibration(
+        device=trial.device,
+        batches=len(trial.images),
+        images=sum(trial.images),
+        images_per_second=ratio(trial.images, trial.encode_s),
+        megapixels_per_second=ratio(trial.megapixels, trial.encode_s),
+        decode_megapixels_per_second=ratio(trial.megapixels, trial.decode_s),
+        fetch_megapixels_per_second=ratio(trial.megapixels, trial.fetch_s),
+        hours=hours,
+        price=hours.scaled(price) if price else None,
+        latent_bytes=product(ratio([*trial.latent_bytes.values()], weighed), megapixels),
+        mask_bytes=product(ratio([*trial.mask_bytes.values()], weighed), megapixels),
+        rejected=dict(trial.rejected),
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
