@@ -10,27 +10,34 @@ import s3fs
 from inpaint_encode import storage
 
 from .data import Pair
-from .figures import Measure, cpu_ms
+from .decode import UNIT, bare_decoding
+from .figures import Figure, Measure, Ratio, cpu_ms, in_turn
+from .record import Section
 
-__all__ = ["fetching"]
+__all__ = ["fetch_section"]
 
 THREADS = 16
 
 
-def fetching(pairs: Sequence[Pair]) -> dict[str, Measure]:
-    """Measures of both GETs of every pair in a bucket, by the job's reader and by s3fs, in ms CPU/pair.
+def fetch_section(remote: Sequence[Pair], local: Sequence[Pair], repeats: int = 5) -> Section:
+    """Both GETs of every ``remote`` pair, by the job's reader and by s3fs, beside the decoding of the ``local`` files.
 
-    Both use `THREADS` threads and count this process alone, not the server. In the same unit, and in turn, as
-    `decode.bare_decoding`, so that their ratio to it is a share of D. Half of a sample is one GET's.
+    The two name the same pairs. Both readers use `THREADS` threads; the CPU of this process alone counts.
     """
     bucket = s3fs.S3FileSystem(skip_instance_cache=True)
-    return {
-        "storage.read": _measure(pairs, storage.read),
-        "s3fs cat_file": _measure(pairs, bucket.cat_file),
-    }
+    readers = {"storage.read": storage.read, "s3fs cat_file": bucket.cat_file}
+    measures = {name: _fetching(remote, get) for name, get in readers.items()}
+    unit, *figures = in_turn(UNIT, {"D, Pillow alone": bare_decoding(local), **measures}, repeats).values()
+    gets = [
+        Figure(f"{figure.name}, one GET", "ms CPU/GET", tuple(sample / 2 for sample in figure.samples))
+        for figure in figures
+    ]
+    ratios = [Ratio(f"{figure.name} over D", figure, unit) for figure in figures]
+    text = f"Two GETs a pair, {len(remote)} pairs by {THREADS} threads; the S3 server's own CPU time is not counted."
+    return Section("Fetch alone", text, (unit, *figures, *gets), tuple(ratios))
 
 
-def _measure(pairs: Sequence[Pair], get: Callable[[str], object]) -> Measure:
+def _fetching(pairs: Sequence[Pair], get: Callable[[str], object]) -> Measure:
     uris = [uri for pair in pairs for uri in (pair.image, pair.mask)]
 
     def get_all() -> None:

@@ -15,14 +15,15 @@ from PIL import Image
 from rich.console import Console
 
 from inpaint_encode import encode_for_inpaint, load_vae
+from inpaint_encode.bench.contest import contest
 from inpaint_encode.bench.cpu import CpuMeter
 from inpaint_encode.bench.data import MIXED, ONE_SIZE, SMALL, BenchSet, pairs_below, write_pairs
 from inpaint_encode.bench.decode import bare_decoding, decode_bare
-from inpaint_encode.bench.fetch import fetching
+from inpaint_encode.bench.fetch import fetch_section
 from inpaint_encode.bench.figures import Figure, Ratio, in_turn, number
-from inpaint_encode.bench.growth import growth_figures
+from inpaint_encode.bench.growth import growth_section
 from inpaint_encode.bench.kernel import default_encode, encoder_flop, kernel_section, matmul_peak, sd_vae
-from inpaint_encode.bench.peers.contestant import LoadStandIn, LoadVae, Task
+from inpaint_encode.bench.peers.contestant import Contestant, LoadStandIn, LoadVae, Task
 from inpaint_encode.bench.peers.loader import LOADER
 from inpaint_encode.bench.peers.script import SCRIPT
 from inpaint_encode.bench.peers.steps import dilate, prepare
@@ -48,6 +49,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def burn(seconds):
+    start = time.thread_time()
+    while time.thread_time() - start < seconds:
+        pass
 
 
 def decoded(pair):
@@ -159,30 +166,49 @@ class TestParts:
         assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((61, 83, 3), np.uint8, (61, 83), np.uint8)
         assert bare_decoding(pairs)() > 0
 
-    def test_fetching_reads_every_object(self, s3, pairs, tmp_path):
-        folder = tmp_path / "few"
-        write_pairs(folder, SMALL, 3)
-        upload(folder, s3.uri("bench"))
-        measures = fetching(pairs_below(s3.uri("bench"), 3))
-        assert set(measures) == {"storage.read", "s3fs cat_file"}
-        assert all(measure() > 0 for measure in measures.values())
-        for measure in fetching(pairs_below(s3.uri("bench"), 4)).values():
-            with pytest.raises(FileNotFoundError):
-                measure()
+    def test_fetching_is_held_against_decoding(self, s3, tmp_path):
+        local = write_pairs(tmp_path / "few", SMALL, 3)
+        upload(tmp_path / "few", s3.uri("bench"))
+        section = fetch_section(pairs_below(s3.uri("bench"), 3), local, repeats=2)
+        unit, read, cat, one_read, _ = section.figures
+        assert (unit.unit, one_read.unit) == ("ms CPU/pair", "ms CPU/GET")
+        assert one_read.median == pytest.approx(read.median / 2)
+        assert [ratio.numerator for ratio in section.ratios] == [read, cat]
+        with pytest.raises(FileNotFoundError):
+            fetch_section(pairs_below(s3.uri("bench"), 4), local, repeats=1)
 
     @pytest.mark.parametrize("side", [0, 1, 2, 5, 6, 16, 64])
     def test_convolution_and_doubling_agree(self, side):
         mask = (torch.rand(1, 90, 101, generator=torch.Generator().manual_seed(side)) > 0.995).float()
         assert torch.equal(dilate(mask, side), grow_mask(mask.to(torch.uint8), side))
 
-    def test_growth_figures_leave_the_dear_convolutions_out(self):
-        names = [figure.name for figure in growth_figures(full=False, repeats=1)]
+    def test_growth_leaves_the_dear_convolutions_out(self):
+        section = growth_section(full=False, repeats=1)
+        names = [figure.name for figure in section.figures]
         assert len([name for name in names if name.startswith("doubling")]) == 6
-        assert [name for name in names if name.startswith("convolution")] == [
-            "convolution, 512 x 512, side 6",
-            "convolution, 512 x 512, side 16",
-            "convolution, 1024 x 1024, side 6",
-        ]
+        cheap = ["512 x 512, side 6", "512 x 512, side 16", "1024 x 1024, side 6"]
+        assert [name for name in names if name.startswith("convolution")] == [f"convolution, {it}" for it in cheap]
+        assert [ratio.name for ratio in section.ratios] == [f"convolution over doubling, {it}" for it in cheap]
+
+    def test_a_contest_charges_for_the_pairs_between(self, pairs, tmp_path):
+        """A program that uses 0.2 s at its start and 0.04 s a pair costs 40 ms a pair."""
+        seen = []
+
+        def run(task):
+            seen.append(len(task.pairs))
+            assert not list(task.output.iterdir())
+            burn(0.2 + 0.04 * len(task.pairs))
+            (task.output / "one").touch()
+
+        task = Task(pairs, LoadStandIn(), tmp_path / "out")
+        with CpuMeter(period=5) as meter:
+            section = contest([Contestant("mine", run)], task, pairs, meter, few=2, repeats=1)
+        assert seen == [2, 10]
+        assert not task.output.exists()
+        unit, mine, pace, *_ = section.figures
+        assert 30 < mine.median < 60
+        assert pace.median > 35
+        assert section.ratios[0].figure.median == pytest.approx(mine.median / unit.median)
 
 
 class TestStandIns:
