@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .cpu import CpuMeter
 from .data import Pair
 from .decode import UNIT, bare_decoding
-from .figures import Figure, Measure, Ratio, in_turn
+from .figures import Figure, Measure, Ratio, in_turn, one_thread
 from .peers.contestant import Contestant, Task
 from .record import Section
 
@@ -30,7 +30,14 @@ class _Cost(NamedTuple):
 
 
 def contest(
-    contestants: Sequence[Contestant], task: Task, local: Sequence[Pair], meter: CpuMeter, *, few: int, repeats: int = 3
+    title: str,
+    contestants: Sequence[Contestant],
+    task: Task,
+    local: Sequence[Pair],
+    meter: CpuMeter,
+    *,
+    few: int,
+    repeats: int = 3,
 ) -> Section:
     """Run each contestant on the first ``few`` pairs of ``task`` and on all of them; what differs is what pairs cost.
 
@@ -44,7 +51,8 @@ def contest(
     measures: dict[str, Measure] = {"D, Pillow alone": decoding}
     for one in contestants:
         measures[one.name] = partial(_sample, one, task, meter, few, costs[one.name])
-    unit, *figures = in_turn(UNIT, measures, repeats, warm_ups=0).values()
+    with one_thread():
+        unit, *figures = in_turn(UNIT, measures, repeats, warm_ups=0).values()
     walls = [Figure(f"{name}, pace", "ms/pair", tuple(cost.wall_ms for cost in of)) for name, of in costs.items()]
     started = [
         Figure(f"{name}, Ray workers started", "processes/run", tuple(float(cost.workers) for cost in of))
@@ -53,10 +61,10 @@ def contest(
     ]
     text = (
         f"A run of {len(task.pairs):,} pairs less one of {few:,}, over the pairs between; CPU time of every process, "
-        "the S3 server's left out. The programs took turns."
+        "the S3 server's left out. The programs took turns, with one torch thread in this process."
     )
     ratios = tuple(Ratio(f"{figure.name} over D", figure, unit) for figure in figures)
-    return Section("Everything but the VAE", text, (unit, *figures, *walls, *started), ratios)
+    return Section(title, text, (unit, *figures, *walls, *started), ratios)
 
 
 def _sample(one: Contestant, task: Task, meter: CpuMeter, few: int, costs: list[_Cost]) -> float:

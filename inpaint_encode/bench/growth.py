@@ -8,7 +8,7 @@ import torch
 from inpaint_encode.demo.pairs import draw_mask
 from inpaint_encode.transform import grow_mask
 
-from .figures import Figure, Measure, Ratio, cpu_ms, in_turn
+from .figures import Figure, Measure, Ratio, cpu_ms, in_turn, one_thread
 from .peers.steps import dilate
 from .record import Section
 
@@ -21,6 +21,7 @@ _CHEAP = 512 * 512 * 16 * 16
 _UNIT = "ms CPU/mask"
 
 
+@one_thread()
 def growth_section(*, full: bool, repeats: int = 5) -> Section:
     """Grow a drawn mask of each of `SIDES` by each of `SQUARES`, by OR and by convolution.
 
@@ -37,7 +38,7 @@ def growth_section(*, full: bool, repeats: int = 5) -> Section:
                 figures += [ratios[-1].denominator, ratios[-1].numerator]
             else:
                 figures += _apart(mask, square, repeats, full)
-    text = "One mask grown by a square, CPU time of all threads; one figure beside another where they took turns."
+    text = "One mask grown by a square, in one thread; ratios where the two took turns."
     return Section("Growth alone", text, tuple(figures), tuple(ratios))
 
 

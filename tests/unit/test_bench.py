@@ -197,12 +197,13 @@ class TestParts:
         def run(task):
             seen.append(len(task.pairs))
             assert not list(task.output.iterdir())
+            assert torch.get_num_threads() == 1
             burn(0.2 + 0.04 * len(task.pairs))
             (task.output / "one").touch()
 
         task = Task(pairs, LoadStandIn(), tmp_path / "out")
         with CpuMeter(period=5) as meter:
-            section = contest([Contestant("mine", run)], task, pairs, meter, few=2, repeats=1)
+            section = contest("Mine", [Contestant("mine", run)], task, pairs, meter, few=2, repeats=1)
         assert seen == [2, 10]
         assert not task.output.exists()
         unit, mine, pace, *_ = section.figures

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -29,15 +30,15 @@ class Prepared(NamedTuple):
 
 
 def prepare(pair: Pair) -> Prepared:
-    """Read both files of a pair from a disk or a bucket, decode, crop and grey them."""
-    image = _decode(pair.image, "RGB")
-    mask = _decode(pair.mask, "L")
+    """Read both files of a pair from a disk or a bucket, decode, crop and grey them, in one thread."""
+    image, mask = _decode(pair.image, "RGB"), _decode(pair.mask, "L")
     if mask.shape != image.shape[:2]:
-        mask = F.interpolate(mask[None, None], image.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+        mask = _resized(mask, image.shape[:2])
     rows, columns = (_centre(side) for side in image.shape[:2])
     image, mask = image[rows, columns], mask[rows, columns].round()
-    grey = (image - 0.5) * (1.0 - mask)[..., None] + 0.5
-    return Prepared((2.0 * grey - 1.0).permute(2, 0, 1).contiguous(), mask.contiguous())
+    grey = (image - 0.5) * (1 - mask)[..., None] + 0.5
+    pixels = np.ascontiguousarray((2 * grey - 1).transpose(2, 0, 1))
+    return Prepared(torch.from_numpy(pixels), torch.from_numpy(np.ascontiguousarray(mask)))
 
 
 def dilate(masks: Tensor, side: int) -> Tensor:
@@ -57,11 +58,16 @@ def save_npz(folder: Path, key: str, latents: Tensor, grown: Tensor) -> None:
     np.savez(path, samples=latents.to(torch.float16).cpu().numpy(), noise_mask=grown[None].cpu().numpy())
 
 
-def _decode(uri: str, mode: str) -> Tensor:
+def _decode(uri: str, mode: str) -> NDArray[np.float32]:
     files, path = fsspec.core.url_to_fs(uri)
     with Image.open(io.BytesIO(files.cat_file(path))) as image:
-        levels = np.asarray(image.convert(mode), np.float32)
-    return torch.from_numpy(levels / 255)
+        return np.asarray(image.convert(mode), np.float32) / np.float32(255)
+
+
+def _resized(mask: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    resized = F.interpolate(torch.from_numpy(mask)[None, None], size, mode="bilinear", align_corners=False)
+    values: NDArray[np.float32] = resized[0, 0].numpy()
+    return values
 
 
 def _centre(side: int) -> slice:
