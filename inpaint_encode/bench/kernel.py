@@ -63,14 +63,18 @@ def sd_vae() -> AutoencoderKL:
 def default_encode(vae: AutoencoderKL) -> EncodeResident:
     """Encode as diffusers does when nobody changes anything: eager, and with cuDNN's own choice of algorithms.
 
-    Flags that a tuned way may have set for the whole process are put back for the call.
+    A search for faster ones that a tuned way has switched on for the whole process is off during the call.
     """
+    cudnn = torch.backends.cudnn
 
     @torch.inference_mode()
     def encode(pixels: Tensor) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+        searching, cudnn.benchmark = cudnn.benchmark, False
+        try:
             latents: Tensor = vae.encode(pixels).latent_dist.mode()
             return latents
+        finally:
+            cudnn.benchmark = searching
 
     return encode
 
