@@ -16,7 +16,17 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["DemoSet", "MaskKind", "draw_mask", "upload", "write_demo_pairs", "write_random_pairs"]
+__all__ = [
+    "DemoSet",
+    "MaskKind",
+    "Size",
+    "draw_mask",
+    "encoded",
+    "random_picture",
+    "upload",
+    "write_demo_pairs",
+    "write_random_pairs",
+]
 
 _Choice = TypeVar("_Choice")
 
@@ -94,12 +104,12 @@ def write_demo_pairs(folder: Path) -> DemoSet:
     """
     images, masks = folder / "images", folder / "masks"
     for cut in _CUTS:
-        _write(images / cut.path, _encoded(_picture(cut), cut.path))
+        _write(images / cut.path, encoded(_picture(cut), cut.path))
         _write(masks / _mask_path(cut.path), _demo_mask(cut))
-    whole = _encoded(_picture(_BROKEN), _BROKEN.path)
+    whole = encoded(_picture(_BROKEN), _BROKEN.path)
     _write(images / _BROKEN.path, whole[: len(whole) // 2])
     _write(masks / _mask_path(_BROKEN.path), _demo_mask(_BROKEN))
-    _write(images / _WITHOUT_MASK.path, _encoded(_picture(_WITHOUT_MASK), _WITHOUT_MASK.path))
+    _write(images / _WITHOUT_MASK.path, encoded(_picture(_WITHOUT_MASK), _WITHOUT_MASK.path))
     _write(masks / _mask_path(_WITHOUT_IMAGE.path), _demo_mask(_WITHOUT_IMAGE))
     _write(images / _CAPTION, b"an astronaut in an orange suit in front of a flag\n")
     return DemoSet(
@@ -124,9 +134,9 @@ def write_random_pairs(folder: Path, count: int, *, seed: int, smallest: int = 1
         mask_size = _random_size(rng, smallest, largest) if index % 6 == 5 else size
         kind = _pick(rng, _KINDS)
         path = f"{index // 100:03}/{index:06}{_pick(rng, ('.png', '.jpg'))}"
-        _write(folder / "images" / path, _encoded(_random_picture(rng, size), path))
+        _write(folder / "images" / path, encoded(random_picture(rng, size), path))
         mask = draw_mask(rng, mask_size, kind)
-        _write(folder / "masks" / _mask_path(path), _encoded(mask, ".png"))
+        _write(folder / "masks" / _mask_path(path), encoded(mask, ".png"))
         keys.append(_key(path))
     return keys
 
@@ -211,14 +221,15 @@ def _demo_mask(cut: _Cut) -> bytes:
     rng = np.random.default_rng(list(cut.path.encode()))
     width, height = cut.size
     size = round(width * cut.mask_scale), round(height * cut.mask_scale)
-    return _encoded(draw_mask(rng, size, cut.mask), ".png")
+    return encoded(draw_mask(rng, size, cut.mask), ".png")
 
 
 def _picture(cut: _Cut) -> Image.Image:
     return _cut_out(_photo(cut.photo), cut.corner, cut.zoom, cut.size)
 
 
-def _random_picture(rng: np.random.Generator, size: Size) -> Image.Image:
+def random_picture(rng: np.random.Generator, size: Size) -> Image.Image:
+    """Cut a piece of a photograph, at its own scale or smaller; one that is too small for ``size`` is enlarged."""
     photo = _photo(_pick(rng, _PHOTOS))
     widest = min(photo.width / size[0], photo.height / size[1])
     zoom = rng.uniform(min(1.0, widest), widest)
@@ -253,11 +264,11 @@ def _pick(rng: np.random.Generator, choices: tuple[_Choice, ...]) -> _Choice:
     return choices[rng.integers(len(choices))]
 
 
-def _encoded(image: Image.Image, path: str) -> bytes:
-    """The file's bytes, in the format that ``path`` ends in."""
+def encoded(image: Image.Image, path: str, quality: int = 92) -> bytes:
+    """Return the file's bytes: a JPEG of ``quality`` if ``path`` ends in ``.jpg``, else a PNG."""
     buffer = BytesIO()
     if path.endswith(".jpg"):
-        image.save(buffer, "JPEG", quality=92)
+        image.save(buffer, "JPEG", quality=quality)
     else:
         image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

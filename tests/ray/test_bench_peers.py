@@ -1,0 +1,55 @@
+"""The Ray Data template of the benchmark, on a real Ray."""
+
+import numpy as np
+import pytest
+import ray
+import ray.data
+
+from inpaint_encode import load_vae
+from inpaint_encode.bench.cpu import CpuMeter
+from inpaint_encode.bench.data import BenchSet, pairs_below, write_pairs
+from inpaint_encode.bench.peers.contestant import LoadVae, Task
+from inpaint_encode.bench.peers.template import TEMPLATE
+from inpaint_encode.demo.pairs import upload
+from inpaint_encode.settings import VaeSource
+from tests.unit.test_bench import expected
+
+MIXED = BenchSet("three small sizes", ((64, 64), (83, 61), (64, 96)))
+
+
+@pytest.mark.parametrize("sizes", [MIXED.sizes, MIXED.sizes[:1]], ids=["mixed sizes", "one size"])
+def test_values_are_the_contracts(ray_cluster, s3, vae_folder, tmp_path, sizes, request):
+    """From a bucket to Parquet."""
+    local = write_pairs(tmp_path / "in", BenchSet("these", sizes), 20)
+    prefix = s3.uri(f"bench-{len(sizes)}")
+    upload(tmp_path / "in", prefix)
+    TEMPLATE.run(Task(pairs_below(prefix, 20), LoadVae(vae_folder), tmp_path / "out"))
+    rows = {row["key"]: row for row in ray.data.read_parquet(str(tmp_path / "out")).take_all()}
+    vae = load_vae(VaeSource(vae=vae_folder))
+    assert rows.keys() == {pair.key for pair in local}
+    for pair in local:
+        samples, noise_mask = expected(pair, vae)
+        np.testing.assert_array_equal(rows[pair.key]["noise_mask"], noise_mask, strict=True)
+        np.testing.assert_allclose(rows[pair.key]["samples"], samples, atol=1e-3, strict=True)
+
+
+def test_a_worker_that_has_ended_counts(ray_cluster):
+    """Its time, which the raylet drops, and itself."""
+
+    @ray.remote(max_calls=1)
+    def burn():
+        import os
+        import time
+
+        while time.process_time() < 3:
+            pass
+        return os.getpid()
+
+    with CpuMeter() as meter:
+        before = meter.read()
+        pid = ray.get(burn.remote())
+        ray.get(burn.remote())
+        after = meter.read().since(before)
+        assert 4.5 < after.seconds < 12
+        assert meter.read().workers_alive >= 1
+        assert any(worker[0] == pid for worker in meter._workers)
