@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Display", "open_display"]
+__all__ = ["Display", "Silent", "open_display"]
 
 EVERY_S = 10.0
 """How often a line is printed where there is no terminal."""
@@ -38,6 +38,29 @@ class Display(Protocol):
 def open_display() -> Display:
     """A live display if standard error is a terminal, else plain lines on it."""
     return _Live() if sys.stderr.isatty() else _Lines()
+
+
+class Silent:
+    """A display that shows nothing; ``lines`` are what it was told to say."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def say(self, line: str) -> None:
+        """Keep it."""
+        self.lines.append(line)
+
+    def start(self, total: int, done: int) -> None:
+        """Show nothing."""
+
+    def update(self, done: int, rejected: int, rate: float) -> None:
+        """Show nothing."""
 
 
 def _words(rate: float) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from inpaint_encode.demo.s3server import LocalS3
+from inpaint_encode.progress import Silent
 
 # Before anything imports ray, which reads them once.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -97,28 +98,6 @@ def save_vae(folder: Path, *, levels: int, channels: int = 4, seed: int = 0) -> 
         layers_per_block=1,
     ).save_pretrained(folder)
     return str(folder)
-
-
-class Silent:
-    """A display that keeps what it is told."""
-
-    def __init__(self):
-        self.lines: list[str] = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def start(self, total, done):
-        self.total, self.done_before = total, done
-
-    def update(self, done, rejected, rate):
-        pass
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
-from tests.conftest import Silent
+from inpaint_encode.progress import Silent
 from tests.outputs import rows_of, whole_output
 
 PAIRS = 160

@@ -19,11 +19,12 @@ from inpaint_encode.errors import JobFailed, NotWhole, UsageError
 from inpaint_encode.lease import hold
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.pipeline import run_job
+from inpaint_encode.progress import Silent
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.verify.resample import draw
 from inpaint_encode.verify.run import verify_output
 from inpaint_encode.verify.verdict import CHECKS, SHOWN, show
-from tests.conftest import Silent, command, save_vae
+from tests.conftest import command, save_vae
 from tests.outputs import PLAIN, rejects_of, rows_of, whole_output
 
 CHUNKS, CHUNK_ROWS = 8, 3

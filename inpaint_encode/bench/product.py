@@ -1,0 +1,117 @@
+"""The job itself as a contestant: the same command path that a user takes, with a stand-in for the VAE if wanted."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inpaint_encode.batch import Batch, EncodedBatch
+from inpaint_encode.pipeline import Backend, run_job
+from inpaint_encode.progress import Silent
+from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+from inpaint_encode.transform import grow_mask
+from inpaint_encode.vae import VaeFacts
+
+from .standin import CHANNELS, RATIO, NullVae, WaitingVae
+
+__all__ = ["StandInEncoder", "run_product", "stand_in_backend"]
+
+
+class StandInEncoder:
+    """A stand-in VAE where a worker has its encoder; on the CPU, and in one thread, as a GPU leaves the CPU alone."""
+
+    precision = "float16"
+
+    def __init__(self, _device: str, seconds_per_image: float = 0.0, grow_mask_by: int = 6) -> None:
+        torch.set_num_threads(1)
+        self._vae = WaitingVae(seconds_per_image) if seconds_per_image else NullVae()
+        self._grow_mask_by = grow_mask_by
+
+    def check(self) -> None:
+        """Nothing can break."""
+
+    def launch(self, batch: Batch) -> _Done:
+        """Make the batch's latents by the stand-in, and grow its masks as the job does."""
+        begun = time.perf_counter()
+        shape = len(batch.pixels), batch.height, batch.width
+        pixels = np.stack(batch.pixels).reshape(*shape, 3)
+        bits = [np.unpackbits(bits, count=batch.height * batch.width) for bits in batch.masks]
+        masks = np.stack(bits).reshape(shape)
+        staged = time.perf_counter()
+        samples = self._vae.encode_levels(pixels, masks)
+        grown = grow_mask(torch.from_numpy(masks), self._grow_mask_by).numpy()
+        seconds = {"copy": staged - begun, "encode": time.perf_counter() - staged, "copy_back": 0.0}
+        return _Done(EncodedBatch(samples, _finite(samples), grown, seconds))
+
+
+@dataclass(frozen=True)
+class _Done:
+    batch: EncodedBatch
+
+    def result(self) -> EncodedBatch:
+        """It is there already."""
+        return self.batch
+
+
+def _finite(samples: NDArray[Any]) -> NDArray[np.bool_]:
+    finite: NDArray[np.bool_] = np.isfinite(samples).all(axis=(1, 2, 3))
+    return finite
+
+
+def stand_in_backend(_job: EncodeJob, seconds_per_image: float = 0.0) -> Backend:
+    """What `inpaint_encode.pipeline.run_job` takes in the place of a VAE."""
+    facts = VaeFacts(
+        vae_class="StandIn",
+        vae_source="none",
+        weights_sha256="0" * 64,
+        ratio=RATIO,
+        latent_channels=CHANNELS,
+        scaling_factor=None,
+        shift_factor=None,
+        latents_mean=None,
+        latents_std=None,
+    )
+    return Backend(facts, partial(StandInEncoder, seconds_per_image=seconds_per_image))
+
+
+def run_product(
+    source: str,
+    output: Path | str,
+    *,
+    backend_of: Callable[[EncodeJob], Backend] | None = stand_in_backend,
+    vae: str = "stand-in",
+    **options: Any,
+) -> dict[str, Any]:
+    """Run the job on ``source/images`` and ``source/masks`` into a new ``output``; return its report.
+
+    Args:
+        source: a folder or an s3:// prefix.
+        output: a folder is removed before.
+        backend_of: what makes latents; None is the VAE at ``vae``.
+        vae: where the VAE is.
+        options: of `RowSettings`, `Workers` or `Output`.
+    """
+    if isinstance(output, Path):
+        shutil.rmtree(output, ignore_errors=True)
+
+    def given(kind: Any) -> dict[str, Any]:
+        return {name: options[name] for name in kind.model_fields if name in options}
+
+    job = EncodeJob(
+        source=Source(images=f"{source}/images", masks=f"{source}/masks"),
+        vae=VaeSource(vae=vae),
+        output=Output(output=str(output), **given(Output)),
+        rows=RowSettings(**given(RowSettings)),
+        workers=Workers(**given(Workers)),
+        run=RunOptions(),
+    )
+    return run_job(job, Silent(), backend_of)
