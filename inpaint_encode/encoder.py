@@ -34,9 +34,7 @@ class BatchEncoder:
         if dtype == torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
         self.precision = str(dtype).removeprefix("torch.")
-        self._vae = vae.to(device, dtype)
-        if not settings.deterministic:
-            self._vae = tuned(self._vae, compiled=compiled)
+        self._vae = tuned(vae.to(device, dtype), deterministic=settings.deterministic, compiled=compiled)
         self._device = device
         self._grow_mask_by = settings.grow_mask_by
         self._samples_dtype = {"float16": torch.float16, "float32": torch.float32}[settings.samples_dtype]
