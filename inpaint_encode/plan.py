@@ -87,9 +87,14 @@ def newest(pairs: pa.Table) -> pa.Table:
 
 
 def added(planned: pa.Table, found: pa.Table) -> pa.Table:
-    """Return the found pairs whose keys are not planned yet, by image, then by ``mask_index`` and key."""
-    fresh = found.filter(pc.invert(pc.is_in(found["key"], value_set=planned["key"])))
-    order = [name for name in ("image", "image_uri", "mask_index", "key") if name in fresh.column_names]
+    """Return the found pairs whose keys are not planned yet, an image's together.
+
+    Those of prefixes are sorted by image, ``mask_index`` and key; those of a manifest stay in its order.
+    """
+    fresh = found.filter(pc.invert(pc.is_in(found["key"], value_set=planned["key"]))) if planned.num_rows else found
+    if "image_uri" in found.column_names:
+        return fresh  # a copy of everything less
+    order = [name for name in ("image", "mask_index", "key") if name in fresh.column_names]
     return fresh.take(pc.sort_indices(fresh.select(order), [(name, "ascending") for name in order]))
 
 

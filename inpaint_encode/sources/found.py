@@ -18,13 +18,14 @@ class FoundPairs(NamedTuple):
     """The pairs of a source, and the files besides them."""
 
     pairs: pa.Table
-    """``key, image_version, mask_version, image_bytes``; keys are unique, in no order. Where the files are:
+    """``key, image_version, mask_version, image_bytes``; keys are unique. Where the files are:
 
     * of prefixes ``image_suffix, mask_suffix``, a hundred bytes a pair: URIs are made of the keys where they are
       needed, by `with_uris`. A file whose path without the suffix is not the key has that path in ``image`` or
       ``mask``;
     * of a manifest ``image_uri, mask_uri``, and its other columns in the struct `rows.CARRIED`; versions are empty and
-      ``image_bytes`` 0, since nothing was listed.
+      ``image_bytes`` 0, since nothing was listed. Images are in the order in which they are first named, each with all
+      its masks.
 
     ``mask_index`` is there where an image may have several masks."""
     unpaired_images: pa.Array

@@ -61,7 +61,8 @@ def from_manifest(source: Source) -> FoundPairs:
     others = _carried(uri, table, {source.image_column, source.mask_column, source.key_column})
     columns |= {CARRIED: others.to_struct_array()} if others.num_columns else {}
     nothing = pa.array([], pa.string())
-    return FoundPairs(pa.table(columns), unpaired_images=nothing, unpaired_masks=nothing, ignored_files=0)
+    pairs = order.applied(pa.table(columns))
+    return FoundPairs(pairs, unpaired_images=nothing, unpaired_masks=nothing, ignored_files=0)
 
 
 def _read(uri: str) -> tuple[pa.Table, str]:
@@ -143,17 +144,28 @@ def _uris(table: pa.Table, option: str, name: str, folder: str) -> pa.ChunkedArr
     good = pc.or_(pc.invert(scheme), pc.match_substring_regex(given, r"^(?:s3://[^/@]+/|file:///|/)"))
     if (line := pc.index(good, False).as_py()) >= 0:
         raise UsageError(f"{option} {name}: {given[line]} cannot be read; only s3://, file:// and paths can")
-    below = pc.binary_join_element_wise(folder, pc.replace_substring_regex(given, r"^(?:\./)+", ""), "/")
-    return pc.if_else(scheme, pc.replace_substring_regex(given, "^file://", ""), below)
+    if not pc.any(scheme).as_py():
+        return _below(folder, given)
+    return pc.if_else(scheme, pc.replace_substring_regex(given, "^file://", ""), _below(folder, given))
+
+
+def _below(folder: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pc.any(pc.starts_with(paths, "./")).as_py():
+        paths = pc.replace_substring_regex(paths, r"^(?:\./)+", "")
+    return pc.binary_join_element_wise(folder, paths, "/")
 
 
 class _Order(NamedTuple):
-    """The lines sorted by image, those of one image in their order in the manifest."""
+    """The lines grouped by image, images and the lines of each in their order in the manifest."""
 
     lines: NDArray[np.int64]
     images: NDArray[np.int64]
     """Each line's image as a number, in the sorted order."""
     masks: NDArray[np.int64]
+
+    def applied(self, table: pa.Table) -> pa.Table:
+        """The table in this order, without a copy where it is so already."""
+        return table if (np.diff(self.lines) == 1).all() else table.take(self.lines)
 
     def mask_index(self) -> NDArray[np.int32]:
         """How many lines with its image come before each line."""
@@ -165,9 +177,15 @@ class _Order(NamedTuple):
 
 
 def _order(images: pa.ChunkedArray, masks: pa.ChunkedArray) -> _Order:
-    codes = [column.combine_chunks().dictionary_encode().indices.to_numpy() for column in (images, masks)]
-    lines = np.argsort(codes[0], kind="stable")
-    return _Order(lines, codes[0][lines].astype(np.int64), codes[1][lines].astype(np.int64))
+    image_codes, mask_codes = _numbered(images), _numbered(masks)
+    lines = np.argsort(image_codes, kind="stable")
+    return _Order(lines, image_codes[lines], mask_codes[lines])
+
+
+def _numbered(strings: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Equal strings as equal numbers, in order of appearance."""
+    chunks = strings.dictionary_encode().chunks  # of one dictionary
+    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).astype(np.int64)
 
 
 def _refuse_repeated_lines(uri: str, images: pa.ChunkedArray, masks: pa.ChunkedArray, order: _Order) -> None:
@@ -190,7 +208,9 @@ def _default_keys(images: pa.ChunkedArray, index: NDArray[np.int32], folder: str
     So a line that is added at the end changes no key.
     """
     below = pc.starts_with(images, f"{folder}/")
-    paths = pc.if_else(below, pc.utf8_slice_codeunits(images, len(folder) + 1), images)
+    paths = pc.utf8_slice_codeunits(images, len(folder) + 1)
+    if not pc.all(below).as_py():
+        paths = pc.if_else(below, paths, images)
     stems = pc.replace_substring_regex(paths, _SUFFIX, "")
     if not index.any():
         return stems

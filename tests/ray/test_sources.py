@@ -58,7 +58,7 @@ def test_eight_masks_of_an_image_cost_one_fetch_of_it(s3, ray_cluster, make_job,
     }
     verified(output)
     with pytest.raises(UsageError, match="mask_pattern"):
-        run_job(make_job(prefix, "", output, mask_pattern="{stem}_{n}.png"), display)
+        run_job(make_job(prefix, "", output, mask_pattern="{stem}_mask0{n}.png"), display)
 
 
 def test_a_manifest_s_captions_are_in_the_rows(s3, ray_cluster, make_job, display):
