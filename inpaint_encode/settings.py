@@ -210,7 +210,7 @@ class RunOptions(_Frozen):
 class EncodeJob(_Frozen):
     """Everything that ``inpaint-encode encode`` can be told."""
 
-    source: Source
+    source: Source = Field(default_factory=Source)
     vae: VaeSource
     output: Output
     rows: RowSettings = RowSettings()
