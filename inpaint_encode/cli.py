@@ -42,7 +42,7 @@ app = App(
 
 @app.command
 def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
-    """Encode every pair of two prefixes; run it again after any interruption, and it goes on.
+    """Encode every pair of the source; run it again after any interruption, and it goes on.
 
     Options may stand in a TOML file instead, spelled with underscores: --config job.toml; flags override it.
     Exit codes: 0 done, 1 failed, 2 wrong use, 3 more rejected pairs than --max-rejected allows.

@@ -218,10 +218,19 @@ class Ledger:
                     storage.delete(self.uri("_plan", path))
 
     def read_plan(self, parts: list[str], columns: list[str]) -> pa.Table:
-        """Return ``columns`` of the planned pairs, all generations of them, with a ``generation`` column."""
-        schema = pa.schema([rows.PAIRS.field(name) for name in columns])
+        """Return ``columns`` of the planned pairs, all generations of them, with a ``generation`` column.
+
+        Columns are those of `rows.PAIRS` and, if the plan has it, `rows.CARRIED`.
+        """
+        known = self._plan_schema(parts[0]) if rows.CARRIED in columns else rows.PAIRS
+        schema = pa.schema([known.field(name) for name in columns])
         tables = [_with_generation(self._read(part, schema), part) for part in parts]
         return pa.concat_tables([_with_generation(schema.empty_table(), "-0"), *tables])
+
+    def _plan_schema(self, part: str) -> pa.Schema:
+        data = storage.read(self.uri(part)).data
+        with _damage_named(self.uri(part)):
+            return rows.carrying(rows.PAIRS, pq.read_schema(pa.BufferReader(data)))
 
     def planned_chunks(self, parts: list[str]) -> pa.Table:
         """Return `rows.WORK` without ``keep``: each chunk at its newest generation, and the part that states it."""

@@ -103,13 +103,13 @@ def run_job(
         JobFailed: the job could not go on, or its counts do not add up.
     """
     output = _normalised_output(job)
-    display.say("listing the images and the masks")
+    display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
     found = find_pairs(job.source)
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     facts = backend.facts
     with hold(storage.join(output, "_lease.json"), display.say) as lease:
-        record = job_record(job, facts.as_dict())
+        record = job_record(job, facts.as_dict(), found.carried)
         ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(ledger, inventory, job, found)
         run = _Run(job, ledger, left, lease, display)

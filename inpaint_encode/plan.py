@@ -9,16 +9,17 @@ newest generation that names a chunk is the chunk's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from . import storage
-from .rows import PAIRS
+from .rows import CARRIED, PAIRS, carrying
 
 __all__ = ["added", "changed", "cut", "newest", "parts", "read_chunk", "revise", "with_keys"]
 
@@ -28,19 +29,44 @@ CHUNKS_PER_PART = 32
 def cut(pairs: pa.Table, chunk_rows: int, chunk_bytes: int, first_chunk: int = 0) -> pa.Table:
     """Number the pairs' chunks from ``first_chunk`` on; return a `rows.PAIRS` table.
 
-    A chunk ends after ``chunk_rows`` pairs, or before the pair that takes its image files over ``chunk_bytes``.
+    A chunk ends between two images: before ``chunk_rows`` pairs would be too few, or before the image whose file takes
+    the chunk over ``chunk_bytes``, counted once for all its masks. Only an image of more than ``chunk_rows`` masks is
+    divided.
     """
-    ends = np.cumsum(pairs["image_bytes"].to_numpy())
+    images = _image_starts(pairs)
+    sizes = np.zeros(pairs.num_rows, np.int64)
+    sizes[images[:-1]] = pairs["image_bytes"].to_numpy()[images[:-1]]
+    ends = np.cumsum(sizes)
     starts = [0]
     while starts[-1] < len(ends):
         start = starts[-1]
         budget = chunk_bytes + (ends[start - 1] if start else 0)
-        by_bytes = int(np.searchsorted(ends, budget, side="right"))
-        starts.append(max(start + 1, min(by_bytes, start + chunk_rows, len(ends))))
-    sizes = np.diff(starts)
-    chunks = np.repeat(np.arange(first_chunk, first_chunk + len(sizes)), sizes)
+        full = min(int(np.searchsorted(ends, budget, side="right")), start + chunk_rows)
+        whole, following = _around(images, start, full)
+        starts.append(whole if whole > start else min(following, start + chunk_rows))
+    counts = np.diff(starts)
+    chunks = np.repeat(np.arange(first_chunk, first_chunk + len(counts)), counts)
     planned = pairs.append_column("chunk", pa.array(chunks, pa.int64()))
-    return _with(planned, "encode", pa.repeat(True, pairs.num_rows)).select(PAIRS.names).cast(PAIRS)
+    return _planned(_with(planned, "encode", pa.repeat(True, pairs.num_rows)), pairs)
+
+
+def _image_starts(pairs: pa.Table) -> NDArray[np.int64]:
+    """Index of each image's first pair, and the number of pairs."""
+    uris = pairs["image_uri"].combine_chunks()
+    if not len(uris):
+        return np.zeros(1, np.int64)
+    others = pc.not_equal(uris.slice(1), uris.slice(0, len(uris) - 1)).to_numpy(zero_copy_only=False)
+    return np.concatenate([[0], 1 + np.flatnonzero(others), [len(uris)]]).astype(np.int64)
+
+
+def _around(images: NDArray[np.int64], start: int, full: int) -> tuple[int, int]:
+    """The last start of an image that is not after ``full``, and the first that is after ``start``."""
+    return int(images[np.searchsorted(images, full, "right") - 1]), int(images[np.searchsorted(images, start, "right")])
+
+
+def _planned(table: pa.Table, like: pa.Table) -> pa.Table:
+    schema = carrying(PAIRS, like.schema)
+    return table.select(schema.names).cast(schema)
 
 
 def parts(plan: pa.Table) -> Iterator[pa.Table]:
@@ -61,15 +87,45 @@ def newest(pairs: pa.Table) -> pa.Table:
 
 
 def added(planned: pa.Table, found: pa.Table) -> pa.Table:
-    """Return the found pairs whose keys are not planned yet, sorted by key."""
-    return found.filter(pc.invert(pc.is_in(found["key"], value_set=planned["key"]))).sort_by("key")
+    """Return the found pairs whose keys are not planned yet, an image's together.
+
+    Those of prefixes are sorted by image, ``mask_index`` and key; those of a manifest stay in its order.
+    """
+    fresh = found.filter(pc.invert(pc.is_in(found["key"], value_set=planned["key"]))) if planned.num_rows else found
+    if "image_uri" in found.column_names:
+        return fresh  # a copy of everything less
+    order = [name for name in ("image", "mask_index", "key") if name in fresh.column_names]
+    return fresh.take(pc.sort_indices(fresh.select(order), [(name, "ascending") for name in order]))
 
 
 def changed(planned: pa.Table, found: pa.Table) -> pa.Table:
-    """Return the found pairs that are planned with other versions."""
+    """Return the found pairs that are planned with other versions, or by a manifest with other URIs or values."""
     where = pc.index_in(found["key"], value_set=planned["key"])
-    differs = [pc.not_equal(found[name], planned[name].take(where)) for name in ("image_version", "mask_version")]
-    return found.filter(pc.fill_null(pc.or_(*differs), False))
+    both = found.filter(pc.is_valid(where))
+    before = planned.take(where.drop_null())
+    names = ["image_version", "mask_version", *({"image_uri", "mask_uri"} & set(found.column_names))]
+    differs = [pc.not_equal(both[name], before[name]) for name in names]
+    if CARRIED in found.column_names:
+        columns = zip(both.select([CARRIED]).flatten().columns, before.select([CARRIED]).flatten().columns, strict=True)
+        differs += [_differ(now, then) for now, then in columns]
+    return both.filter(reduce(pc.or_, differs))
+
+
+def _differ(now: pa.ChunkedArray, then: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Where values differ; two nulls do not, nor do two NaNs."""
+    if pa.types.is_nested(now.type):  # Arrow compares no lists and structs; a slice at a time bounds the objects
+        parts = [(now.slice(at, _SLICE), then.slice(at, _SLICE)) for at in range(0, len(now), _SLICE)]
+        pieces = [[repr(a) != repr(b) for a, b in zip(n.to_pylist(), t.to_pylist(), strict=True)] for n, t in parts]
+        return pa.chunked_array([pa.array(piece, pa.bool_()) for piece in pieces], pa.bool_())
+    if pa.types.is_null(now.type):
+        return pa.chunked_array([pa.repeat(False, len(now))])
+    differs = pc.not_equal(now, then)
+    if pa.types.is_floating(now.type):
+        differs = pc.and_not(differs, pc.and_(pc.is_nan(now), pc.is_nan(then)))
+    return pc.fill_null(differs, pc.xor(pc.is_null(now), pc.is_null(then)))
+
+
+_SLICE = 10_000
 
 
 def with_keys(again: pa.Table, current: pa.Table, keys: pa.Array) -> pa.Table:
@@ -85,7 +141,7 @@ def revise(current: pa.Table, again: pa.Table, dropped: pa.Array, undecided: pa.
 
     Args:
         current: `newest` of the plan.
-        again: ``key`` and, as far as they have changed, URIs and versions.
+        again: ``key`` and, as far as they have changed, URIs, versions and what is carried.
         dropped: keys.
         undecided: chunks that an interrupted run left at an older generation; what they were to encode, they still are.
     """
@@ -98,12 +154,12 @@ def revise(current: pa.Table, again: pa.Table, dropped: pa.Array, undecided: pa.
     stated = _with(stated, "key", pc.if_else(pc.is_in(stated["key"], dropped), None, stated["key"]))
     for name in set(again.column_names) - {"key"}:
         stated = _with(stated, name, _replaced(stated, again, name))
-    return (
-        _one_null_at_most(stated)
-        .select(PAIRS.names)
-        .cast(PAIRS)
-        .sort_by([("chunk", "ascending"), ("key", "ascending")])
-    )
+    return _by_chunk(_planned(_one_null_at_most(stated), current))
+
+
+def _by_chunk(stated: pa.Table) -> pa.Table:
+    """Arrow's sort is stable, so that an image's pairs stay neighbours."""
+    return stated.take(pc.sort_indices(stated.select(["chunk"]), [("chunk", "ascending")]))
 
 
 def read_chunk(part_uri: str, chunk: int) -> pa.Table:
@@ -114,7 +170,8 @@ def read_chunk(part_uri: str, chunk: int) -> pa.Table:
 
 @lru_cache(maxsize=2)
 def _read_part(uri: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read(uri).data), schema=PAIRS)
+    part = pq.read_table(pa.BufferReader(storage.read(uri).data))
+    return _planned(part, part)
 
 
 def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
@@ -124,8 +181,10 @@ def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 
 def _replaced(stated: pa.Table, again: pa.Table, name: str) -> pa.ChunkedArray:
-    where = pc.index_in(stated["key"], again["key"].combine_chunks())
-    return pc.coalesce(again[name].combine_chunks().take(where.combine_chunks()), stated[name].combine_chunks())
+    where = pc.index_in(stated["key"], again["key"].combine_chunks()).combine_chunks()
+    old = pa.array(np.arange(stated.num_rows), pa.int64())
+    taken = pc.coalesce(pc.add(where.cast(pa.int64()), stated.num_rows), old)
+    return pa.chunked_array(stated[name].chunks + again[name].chunks, stated[name].type).take(taken)
 
 
 def _one_null_at_most(stated: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from . import plan, rows, storage
 from .errors import UsageError
 from .ledger import Committed, Inventory, Ledger
-from .settings import CONTRACT_VERSION, EncodeJob, RunOptions
+from .settings import CONTRACT_VERSION, EncodeJob, RunOptions, Source
 from .sources import FoundPairs
 
 __all__ = ["Remaining", "job_record", "open_output", "remaining"]
@@ -34,15 +34,27 @@ class Remaining(NamedTuple):
     """All planned pairs, done ones included."""
 
 
-def job_record(job: EncodeJob, vae: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``_job.json`` keeps; ``rows`` and ``source`` must be the same for as long as the output grows."""
+def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Field] = ()) -> dict[str, Any]:
+    """What ``_job.json`` keeps; ``rows`` and ``source`` must be the same for as long as the output grows.
+
+    Args:
+        job: the settings.
+        vae: `inpaint_encode.vae.VaeFacts` as a dictionary.
+        carried: fields of the source's own columns, whose names and types all data files share.
+    """
     made_by = {name: value for name, value in vae.items() if name != "vae_source"}
     return {
         "rows": {"contract": CONTRACT_VERSION, "posterior": "mean", **job.rows.model_dump(), **made_by},
-        "source": {name: storage.normalise(uri) for name, uri in job.source.model_dump().items()},
+        "source": _source_record(job.source, carried),
         "vae_source": vae["vae_source"],
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
+
+
+def _source_record(source: Source, carried: Sequence[pa.Field]) -> dict[str, Any]:
+    given = source.model_dump() | {"masks": source.masks or source.images}
+    uris = {name: storage.normalise(given[name]) for name in ("images", "masks", "pairs") if given[name]}
+    return {**given, **uris, "carried": {field.name: str(field.type) for field in carried}}
 
 
 def open_output(output: str, record: Mapping[str, Any], *, overwrite: bool, token: str) -> tuple[Ledger, Inventory]:
@@ -103,9 +115,10 @@ def _extended(ledger: Ledger, parts: list[str], job: EncodeJob, found: FoundPair
 
 def _revised(ledger: Ledger, parts: list[str], inventory: Inventory, run: RunOptions, found: FoundPairs) -> list[str]:
     """Add a generation that states anew the chunks whose pairs changed, vanished or are to be tried again."""
-    planned = plan.newest(ledger.read_plan(parts, rows.PAIRS.names))
+    columns = rows.carrying(rows.PAIRS, found.pairs.schema).names
+    planned = plan.newest(ledger.read_plan(parts, columns))
     again = plan.changed(planned, found.pairs) if run.refresh else found.pairs.slice(0, 0)
-    again = found.with_uris(again).select(["key", "image_uri", "mask_uri", "image_version", "mask_version"])
+    again = found.with_uris(again).select([name for name in columns if name not in ("chunk", "encode")])
     if run.retry_rejected:
         again = plan.with_keys(again, planned, ledger.rejected_keys(inventory))
     gone = planned.filter(pc.invert(pc.is_in(planned["key"], value_set=found.pairs["key"])))["key"].drop_null()

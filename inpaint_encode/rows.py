@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 __all__ = [
+    "CARRIED",
     "DECODED",
     "ENCODED",
     "FOOTER_KEY",
@@ -26,6 +27,7 @@ __all__ = [
     "RECEIPT",
     "REJECTS",
     "WORK",
+    "carrying",
     "data_schema",
     "data_table",
     "fold",
@@ -44,19 +46,25 @@ __all__ = [
 FOOTER_KEY = b"inpaint_encode"
 """Key of the JSON in every data file's metadata that says how its rows were made."""
 
+CARRIED = "carried"
+"""Column that a plan and the tables between stages have besides if the source has columns of its own: a struct of them,
+in which any names are allowed that the data files do not have already."""
+
 PAIRS = pa.schema(
     [
         ("chunk", pa.int64()),
         ("key", pa.string()),
         ("image_uri", pa.string()),
         ("mask_uri", pa.string()),
+        ("mask_index", pa.int32()),
         ("image_version", pa.string()),
         ("mask_version", pa.string()),
         ("encode", pa.bool_()),
     ]
 )
-"""The plan: which pair is in which chunk, the versions that the listing saw, and whether the pair is to be encoded
-or its row kept from the chunk's last generation. A null key stands for a chunk that has lost all its pairs."""
+"""The plan: which pair is in which chunk, the versions that the listing saw (empty where nothing was listed), and
+whether the pair is to be encoded or its row kept from the chunk's last generation. Pairs of one image are neighbours.
+A null key stands for a chunk that has lost all its pairs."""
 
 WORK = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), ("part", pa.string()), ("keep", pa.bool_())])
 """One Ray row, one chunk: where its plan is, and whether the rows that need no encoding are to be kept."""
@@ -67,6 +75,7 @@ _SOURCE = [
     pa.field("key", pa.string()),
     pa.field("image_uri", pa.string()),
     pa.field("mask_uri", pa.string()),
+    pa.field("mask_index", pa.int32()),
     pa.field("image_version", pa.string()),
     pa.field("mask_version", pa.string()),
 ]
@@ -148,12 +157,19 @@ def packed_field(name: str) -> pa.Field:
     return pa.field(name, storage, metadata={"inpaint_encode.mask": "bits, most significant first, 1 = repaint"})
 
 
-def data_schema(made_by: Mapping[str, Any]) -> pa.Schema:
+def carrying(schema: pa.Schema, like: pa.Schema) -> pa.Schema:
+    """Return ``schema`` with the `CARRIED` column that ``like`` has, if it has one."""
+    at = like.get_field_index(CARRIED)
+    return schema if at < 0 else schema.append(like.field(at))
+
+
+def data_schema(made_by: Mapping[str, Any], like: pa.Schema = PAIRS) -> pa.Schema:
     """Schema of the data files. Shapes a row: ``samples [C, h, w]``, ``noise_mask [1, H, W]``.
 
     Args:
         made_by: what the rows were made by, kept in the schema's metadata: ``samples_dtype`` and ``mask_encoding``
             as in `inpaint_encode.settings.RowSettings`, and whatever else a reader must know.
+        like: schema of the plan, or of a table that is made from it; the fields of its `CARRIED` come last.
     """
     value_type = {"float16": pa.float16(), "float32": pa.float32()}[made_by["samples_dtype"]]
     packed = made_by["mask_encoding"] == "packed"
@@ -165,6 +181,7 @@ def data_schema(made_by: Mapping[str, Any]) -> pa.Schema:
         *_GEOMETRY,
         pa.field("mask_coverage", pa.float32()),
         pa.field("precision", pa.string()),
+        *(list(like.field(CARRIED).type) if CARRIED in like.names else []),
     ]
     return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(made_by, sort_keys=True)})
 
@@ -178,8 +195,10 @@ def data_table(encoded: pa.Table, schema: pa.Schema) -> pa.Table:
         "samples": tensor_array(samples, rows["samples_shape"].to_pylist(), schema.field("samples")),
         "noise_mask": _mask_array(rows, schema.field("noise_mask")),
     }
-    columns = [tensors.get(name, rows[name] if name in rows.column_names else None) for name in schema.names]
-    return pa.table(columns, schema=schema)
+    carried = rows.select([CARRIED]).flatten() if CARRIED in rows.column_names else rows.select([])
+    own = dict(zip([name.removeprefix(f"{CARRIED}.") for name in carried.column_names], carried.columns, strict=True))
+    columns = {name: rows[name] for name in rows.column_names} | tensors | own
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _mask_array(encoded: pa.Table, field: pa.Field) -> pa.Array:

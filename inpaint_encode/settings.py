@@ -42,12 +42,61 @@ def _section(title: str, order: int) -> Parameter:
 
 @_section("Where the pairs come from", 1)
 class Source(_Frozen):
-    """Two prefixes; image and mask belong together when their relative paths agree but for the suffix."""
+    """Prefixes that are listed, or a manifest that names every pair.
 
-    images: str
+    Of two prefixes, image and mask belong together when their relative paths agree but for the suffix, or by
+    ``mask_pattern``. A manifest gives ``mask_index`` 0, 1, ... to an image's masks in its own order.
+    """
+
+    images: str = ""
     """Prefix of the images: s3://bucket/prefix, file:///path or a plain path; read recursively."""
-    masks: str
-    """Prefix of the masks; white is repainted."""
+    masks: str = ""
+    """Prefix of the masks; white is repainted. With --mask-pattern, by default that of the images."""
+    mask_pattern: str = ""
+    """A mask's file name, such as {stem}_mask{n}.png: a file that matches is a mask of the image in the same relative
+    folder whose name without the suffix is {stem}. {n}, one to nine digits, allows an image several masks, each a
+    pair whose key is the mask's path without the suffix; without {n} the key is the image's. Below one prefix, a file
+    that matches and whose {stem} another file has is a mask, everything else an image."""
+    pairs: str = ""
+    """Manifest in the place of prefixes: a .parquet, .csv or .jsonl file, or a prefix of Parquet files. URIs in it are
+    absolute or relative to its folder; its other columns are carried to the output, those of CSV as strings. Nothing
+    is listed: an object that changes in place is not noticed, by --refresh neither."""
+    image_column: str = "image"
+    """Column of the manifest with the images' URIs."""
+    mask_column: str = "mask"
+    """Column of the manifest with the masks' URIs."""
+    key_column: str = ""
+    """Column of the manifest with a unique key for each pair; by default the image's relative path without the suffix,
+    and from the image's second mask on that and its number: a, a/1, a/2."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        listed = self.images or self.masks or self.mask_pattern
+        named = (self.image_column, self.mask_column, self.key_column) != ("image", "mask", "")
+        if self.pairs and listed:
+            raise ValueError("--pairs names images and masks itself; leave out --images, --masks and --mask-pattern")
+        if not self.pairs and not listed:
+            raise ValueError("there is no source; add --images and --masks, or --pairs")
+        if not self.pairs and not self.images:
+            raise ValueError("masks alone are no pairs; add --images")
+        if not self.pairs and not self.masks and not self.mask_pattern:
+            raise ValueError("images alone are no pairs; add --masks, or --mask-pattern where masks lie beside images")
+        if not self.pairs and named:
+            raise ValueError("--image-column, --mask-column and --key-column are a manifest's columns; add --pairs")
+        return self
+
+    @field_validator("mask_pattern")
+    @classmethod
+    def _pattern(cls, value: str) -> str:
+        plain = value.replace("{stem}", "", 1).replace("{n}", "", 1)
+        if value and ("{stem}" not in value or not re.fullmatch(r"[^/{}]*\.[^./{}]+", plain)):
+            raise ValueError(
+                f"--mask-pattern {value!r} must be a file name with its suffix, with {{stem}} once and {{n}} at most "
+                "once, such as {stem}_mask{n}.png"
+            )
+        if re.search(r"\{stem\}\d*\{n\}|\{n\}\d*\{stem\}", value):
+            raise ValueError(f"--mask-pattern {value!r}: put a text that is no number between {{stem}} and {{n}}")
+        return value
 
 
 @_section("The VAE", 2)
@@ -83,9 +132,11 @@ class Chunks(_Frozen):
     """In what pieces rows go."""
 
     chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
-    """Pairs in one file, the unit of work: fewer lose less when a worker dies, and cost more requests."""
+    """Pairs in one file, the unit of work: fewer lose less when a worker dies, and cost more requests. An image's masks
+    stay in one, unless it has more of them than this."""
     chunk_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
-    """Bytes of image files after which a chunk ends early: a task holds a chunk's pixels, some ten times as much."""
+    """Bytes of image files after which a chunk ends early: a task holds a chunk's pixels, some ten times as much. A
+    manifest tells no sizes: lower --chunk-rows for large images."""
 
 
 @_section("The output", 4)
@@ -139,7 +190,8 @@ class RunOptions(_Frozen):
     retry_rejected: bool = False
     """Try the rejected pairs again; without it a rejection is a decision like any other."""
     refresh: bool = False
-    """Encode again the pairs whose image or mask has changed since; every other row stays."""
+    """Encode again the pairs whose image or mask has changed since, by the listing's versions, or whose line in the
+    manifest has; every other row stays."""
     drop_vanished: bool = False
     """With --refresh, drop the rows whose image or mask is gone from the source."""
     address: str = ""
@@ -173,7 +225,7 @@ class RunOptions(_Frozen):
 class EncodeJob(_Frozen):
     """Everything that ``inpaint-encode encode`` can be told."""
 
-    source: Source
+    source: Source = Field(default_factory=Source)
     vae: VaeSource
     output: Output
     rows: RowSettings = RowSettings()

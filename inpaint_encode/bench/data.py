@@ -14,7 +14,18 @@ import numpy as np
 
 from inpaint_encode.demo.pairs import MaskKind, Size, draw_mask, encoded, random_picture
 
-__all__ = ["MIXED", "ONE_SIZE", "SMALL", "BenchSet", "Pair", "pairs_below", "write_pairs"]
+__all__ = [
+    "LARGE",
+    "LITTLE",
+    "LITTLE_MIXED",
+    "MIXED",
+    "ONE_SIZE",
+    "SMALL",
+    "BenchSet",
+    "Pair",
+    "pairs_below",
+    "write_pairs",
+]
 
 _QUALITY = 90
 _KINDS: tuple[MaskKind, ...] = ("strokes", "boxes", "soft")
@@ -35,8 +46,19 @@ class BenchSet:
     name: str
     sizes: tuple[Size, ...]
 
+    @property
+    def megapixels(self) -> float:
+        """Of one image, on average."""
+        return sum(width * height for width, height in self.sizes) / len(self.sizes) / 1e6
+
 
 ONE_SIZE = BenchSet("512 x 512", ((512, 512),))
+LARGE = BenchSet("1024 x 1024", ((1024, 1024),))
+LITTLE = BenchSet("128 x 128", ((128, 128),))
+LITTLE_MIXED = BenchSet(
+    "6 sizes around 128 x 128", ((128, 128), (104, 160), (160, 104), (96, 168), (176, 96), (136, 120))
+)
+"""What a CPU encodes in about a second, and sizes of about as many pixels."""
 SMALL = BenchSet("64 x 64", ((64, 64),))
 """For runs over many keys, where what each key costs matters and not what its pixels cost."""
 MIXED = BenchSet(

@@ -44,8 +44,8 @@ class _Bench:
     flop: Callable[[int], int]
 
 
-def sd_vae() -> AutoencoderKL:
-    """Build the encoder of Stable Diffusion's VAE, ratio 8 and 4 channels, with random weights and no decoder."""
+def sd_vae(*, decoder: bool = False) -> AutoencoderKL:
+    """Build Stable Diffusion's VAE, ratio 8 and 4 channels, with random weights; its decoder if it is needed."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -56,7 +56,8 @@ def sd_vae() -> AutoencoderKL:
         layers_per_block=2,
         latent_channels=4,
     )
-    vae.decoder = None
+    if not decoder:
+        vae.decoder = None
     return vae.eval().requires_grad_(False)
 
 

@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from inpaint_encode.batch import Batch, EncodedBatch
 from inpaint_encode.pipeline import Backend, run_job
-from inpaint_encode.progress import Silent
-from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+from inpaint_encode.progress import Display, Silent
+from inpaint_encode.settings import EncodeJob, Output, RowSettings, Source, VaeSource, Workers
 from inpaint_encode.transform import grow_mask
 from inpaint_encode.vae import VaeFacts
 
+from .peers.contestant import Contestant, Task
 from .standin import CHANNELS, RATIO, NullVae, WaitingVae
 
-__all__ = ["StandInEncoder", "run_product", "stand_in_backend"]
+__all__ = ["StandInEncoder", "product", "run_product", "stand_in_backend"]
 
 
 class StandInEncoder:
@@ -84,34 +87,46 @@ def stand_in_backend(_job: EncodeJob, seconds_per_image: float = 0.0) -> Backend
 
 
 def run_product(
-    source: str,
-    output: Path | str,
+    source: Source,
+    output: Path,
     *,
     backend_of: Callable[[EncodeJob], Backend] | None = stand_in_backend,
     vae: str = "stand-in",
+    display: Display | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run the job on ``source/images`` and ``source/masks`` into a new ``output``; return its report.
+    """Run the job from ``source`` into a new ``output``, on the Ray that this process has joined; return its report.
 
     Args:
-        source: a folder or an s3:// prefix.
-        output: a folder is removed before.
+        source: of the pairs.
+        output: removed before.
         backend_of: what makes latents; None is the VAE at ``vae``.
         vae: where the VAE is.
-        options: of `RowSettings`, `Workers` or `Output`.
+        display: is told how far the job is.
+        options: fields of `RowSettings`, `Workers` and `Output`.
     """
-    if isinstance(output, Path):
-        shutil.rmtree(output, ignore_errors=True)
+    shutil.rmtree(output, ignore_errors=True)
 
     def given(kind: Any) -> dict[str, Any]:
         return {name: options[name] for name in kind.model_fields if name in options}
 
     job = EncodeJob(
-        source=Source(images=f"{source}/images", masks=f"{source}/masks"),
+        source=source,
         vae=VaeSource(vae=vae),
         output=Output(output=str(output), **given(Output)),
         rows=RowSettings(**given(RowSettings)),
         workers=Workers(**given(Workers)),
-        run=RunOptions(),
     )
-    return run_job(job, Silent(), backend_of)
+    return run_job(job, display or Silent(), backend_of)
+
+
+def product(name: str, **options: Any) -> Contestant:
+    """The job as a `Contestant`, its pairs by a manifest; ``options`` as in `run_product`."""
+
+    def run(task: Task) -> None:
+        manifest = task.output.with_suffix(".parquet")
+        pq.write_table(pa.Table.from_pylist([pair._asdict() for pair in task.pairs]), manifest)
+        gpus = "1" if task.device.startswith("cuda") else "0"
+        run_product(Source(pairs=str(manifest), key_column="key"), task.output, gpus_per_worker=gpus, **options)
+
+    return Contestant(name, run)

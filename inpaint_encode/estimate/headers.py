@@ -33,13 +33,13 @@ def draw(population: int, count: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
 
 
-def read_headers(uris: Sequence[str], file_bytes: Sequence[int], multiple: int, threads: int) -> list[Header]:
-    """Read the headers of all ``uris``, which the listing said to be of ``file_bytes``; see `read_header`."""
+def read_headers(uris: Sequence[str], multiple: int, threads: int) -> list[Header]:
+    """Read the headers of all ``uris``; see `read_header`."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda uri, size: read_header(uri, size, multiple), uris, file_bytes))
+        return list(pool.map(lambda uri: read_header(uri, multiple), uris))
 
 
-def read_header(uri: str, file_bytes: int, multiple: int) -> Header:
+def read_header(uri: str, multiple: int) -> Header:
     """Read one image's header, and crop its size to ``multiple``.
 
     Raises:
@@ -51,7 +51,7 @@ def read_header(uri: str, file_bytes: int, multiple: int) -> Header:
         try:
             size = upright_size(start)
         except PairRejected as rejection:
-            if rejection.error != "decode.not_an_image" or file_bytes <= START:
+            if rejection.error != "decode.not_an_image" or read < START:
                 return Header(None, rejection.error, read)
             whole = storage.read(uri).data
             read += len(whole)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from inpaint_encode import plan
+from inpaint_encode import plan, rows
 from inpaint_encode.settings import PlanOptions
 from inpaint_encode.sources import FoundPairs, find_pairs
 
@@ -110,8 +111,9 @@ class Forecast:
     ignored_files: int
     chunks: int
     """Files of the output."""
-    source_image_bytes: int
-    source_mask_bytes: int
+    source_image_bytes: int | None
+    """Each image once; None where a manifest names the files, and nothing was listed."""
+    source_mask_bytes: int | None
     requests: Requests
     latents: Latents
     batch_size: int
@@ -154,15 +156,15 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
     say("listing the images and the masks")
     found = find_pairs(options.source)
     vae, latents = _vae(options)
-    pairs = found.with_uris(found.pairs.sort_by("key"))
+    pairs = found.with_uris(plan.added(rows.PAIRS.empty_table(), found.pairs))
     chunks = plan.cut(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"].to_numpy()
     drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
     sample = pairs.take(pa.array(drawn, pa.int64()))
     say(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
-    uris, sizes = sample["image_uri"].to_pylist(), sample["image_bytes"].to_pylist()
-    headers = read_headers(uris, sizes, latents.ratio, options.batches.fetch_threads)
+    headers = read_headers(sample["image_uri"].to_pylist(), latents.ratio, options.batches.fetch_threads)
     trial = _trial(vae, sample, headers, options, latents.ratio, say) if vae is not None else None
-    return _forecast(options, found, np.bincount(chunks), latents, np.array(drawn), headers, trial)
+    requests = _requests(found, pc.count_distinct(pairs["image_uri"]).as_py(), len(np.bincount(chunks)))
+    return _forecast(options, found, requests, np.bincount(chunks), latents, np.array(drawn), headers, trial)
 
 
 def _vae(options: PlanOptions) -> tuple[AutoencoderKL | None, Latents]:
@@ -197,6 +199,7 @@ def _trial(
 def _forecast(
     options: PlanOptions,
     found: FoundPairs,
+    requests: Requests,
     lengths: NDArray[np.int64],
     latents: Latents,
     drawn: NDArray[np.int64],
@@ -215,9 +218,9 @@ def _forecast(
         unpaired_masks=len(found.unpaired_masks),
         ignored_files=found.ignored_files,
         chunks=len(lengths),
-        source_image_bytes=int(np.sum(found.pairs["image_bytes"].to_numpy())),
-        source_mask_bytes=found.mask_bytes,
-        requests=_requests(found, len(lengths)),
+        source_image_bytes=found.bytes_listed and found.bytes_listed[0],
+        source_mask_bytes=found.bytes_listed and found.bytes_listed[1],
+        requests=requests,
         latents=latents,
         batch_size=batch_size,
         sampled=len(headers),
@@ -233,11 +236,14 @@ def _forecast(
     )
 
 
-def _requests(found: FoundPairs, chunks: int) -> Requests:
-    objects = 2 * found.pairs.num_rows + len(found.unpaired_images) + len(found.unpaired_masks) + found.ignored_files
+def _requests(found: FoundPairs, images: int, chunks: int) -> Requests:
+    masks = found.pairs.num_rows
+    objects = images + masks + len(found.unpaired_images) + len(found.unpaired_masks) + found.ignored_files
     parts = math.ceil(chunks / plan.CHUNKS_PER_PART)
     return Requests(
-        list=math.ceil(objects / _LISTED), get=2 * found.pairs.num_rows + 2 * chunks, put=chunks + parts + 3
+        list=math.ceil(objects / _LISTED) if found.bytes_listed else 0,
+        get=images + masks + 2 * chunks,
+        put=chunks + parts + 3,
     )
 
 

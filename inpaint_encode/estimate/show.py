@@ -39,8 +39,11 @@ def _counts(forecast: Forecast) -> Iterator[_Line]:
     extra = f"{forecast.unpaired_images:,} images and {forecast.unpaired_masks:,} masks are unpaired, "
     yield "pairs", f"{forecast.pairs:,}", f"{extra}{forecast.ignored_files:,} files ignored"
     yield "output files", f"{forecast.chunks:,}", "chunks, the units of work"
-    masks = decimal(forecast.source_mask_bytes)
-    yield "to fetch", decimal(forecast.source_image_bytes), f"of images, and {masks} of masks"
+    if forecast.source_image_bytes is None or forecast.source_mask_bytes is None:
+        yield "to fetch", "not listed", "a manifest does not tell the sizes of files"
+    else:
+        masks = decimal(forecast.source_mask_bytes)
+        yield "to fetch", decimal(forecast.source_image_bytes), f"of images, and {masks} of masks"
     requests = forecast.requests
     also = f"GET, {requests.put:,} PUT, {requests.list:,} LIST; retries, rejects, receipts and the lease on top"
     yield "requests", f"{requests.get:,}", also

@@ -59,16 +59,23 @@ class Chunk:
     table: pa.Table
     counters: Counters
     fatal: str | None = None
+    carried: pa.Array | None = None
+    """`rows.CARRIED` beside ``table``, row for row, if the source has columns of its own; no stage looks into it."""
 
     @classmethod
     def unfolded(cls, row: pa.Table, schema: pa.Schema) -> Chunk:
         """Take a chunk of ``schema`` out of one Ray row."""
         counters = Counters(row["counters"][0].as_py())
-        return cls(work_of(row), rows.unfold(row, schema), counters, row["fatal"][0].as_py())
+        own = row[rows.CARRIED].combine_chunks().flatten() if rows.CARRIED in row.column_names else None
+        return cls(work_of(row), rows.unfold(row, schema), counters, row["fatal"][0].as_py(), own)
 
     def folded(self, table: pa.Table, fatal: str | None = None) -> pa.Table:
         """Put the chunk, with ``table`` in the place of its rows, into one Ray row."""
-        return rows.fold(table, self.work, counters=self.counters.items(), fatal=fatal or self.fatal)
+        return rows.fold(self.whole(table), self.work, counters=self.counters.items(), fatal=fatal or self.fatal)
+
+    def whole(self, table: pa.Table) -> pa.Table:
+        """``table``, of as many rows as the chunk's own, and what is carried beside it."""
+        return table if self.carried is None else table.append_column(rows.CARRIED, self.carried)
 
 
 def work_of(row: pa.Table) -> Row:

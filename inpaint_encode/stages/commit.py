@@ -25,7 +25,8 @@ def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.T
     if chunk.fatal is None:
         try:
             with chunk.counters.timed("write"):
-                data = rows.data_table(chunk.table, rows.data_schema(made_by))
+                encoded = chunk.whole(chunk.table)
+                data = rows.data_table(encoded, rows.data_schema(made_by, encoded.schema))
                 committed = ledger.commit(chunk.work, data, rows.rejects_table(chunk.table))
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
         except (EncodeError, OSError) as error:

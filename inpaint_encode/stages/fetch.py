@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,10 +37,13 @@ def fetch_and_decode(row: pa.Table, *, multiple: int, threads: int) -> pa.Table:
     chunk = Chunk(work_of(row), rows.DECODED.empty_table(), Counters())
     try:
         with chunk.counters.timed("fetch"):
-            pairs = plan.read_chunk(chunk.work["part"], chunk.work["chunk"]).to_pylist()
+            pairs = plan.read_chunk(chunk.work["part"], chunk.work["chunk"])
     except OSError as error:
         return chunk.folded(chunk.table, f"the plan cannot be read: {error}")
-    wanted = [pair for pair in pairs if pair["encode"] or not chunk.work["keep"]]
+    pairs = pairs.filter(pairs["encode"]) if chunk.work["keep"] else pairs
+    if rows.CARRIED in pairs.column_names:
+        chunk = replace(chunk, carried=pairs[rows.CARRIED].combine_chunks())
+    wanted = pairs.select(rows.PAIRS.names).to_pylist()
     fetcher = _Fetcher()
     with ThreadPoolExecutor(threads) as pool:
         groups = _waits(_fetched(pool, fetcher, wanted, 2 * threads), chunk.counters)

@@ -258,7 +258,7 @@ def _data_problems(
     differences = [f"{name} {file.made_by.get(name)}" for name in made_by if file.made_by.get(name) != made_by[name]]
     if differences:
         yield "settings", f"_job.json says otherwise than its footer's {', '.join(differences)}"
-    if sentence := _columns_problem(file.schema, made_by):
+    if sentence := _columns_problem(file.schema, rows.data_schema(made_by, planned.schema)):
         yield "columns", sentence
         return
     keys = list(file.rejects["key"].to_pylist())
@@ -267,9 +267,8 @@ def _data_problems(
     yield from _key_problems(keys, planned, outdated=outdated)
 
 
-def _columns_problem(schema: pa.Schema, made_by: Mapping[str, Any]) -> str | None:
+def _columns_problem(schema: pa.Schema, wanted: pa.Schema) -> str | None:
     """A reader takes all files of the folder as one table, so that names and types must agree."""
-    wanted = rows.data_schema(made_by)
     if schema.names != wanted.names:
         return f"its columns are {', '.join(schema.names)}; they should be {', '.join(wanted.names)}"
     for there, should in zip(schema, wanted, strict=True):

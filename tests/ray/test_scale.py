@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -50,6 +52,49 @@ def test_resume_over_a_million_done_rows(folder, make_job, vae_folder):
     assert (report["encoded"], report["this_run"]["encoded"]) == (DONE + NEW, NEW)
     assert seconds < 60
     assert peak < 1e9
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_manifest_of_a_million_lines_is_planned(folder):
+    """In a process of its own, whose peak is of nothing else: well under 60 s, with under 1 GB."""
+    number = pa.array(range(DONE), pa.int64())
+    names = number.cast(pa.string())
+    columns = {
+        "image": pc.binary_join_element_wise("images/a-folder/", names, ".jpg", ""),
+        "mask": pc.binary_join_element_wise("masks/a-folder/", names, ".png", ""),
+        "caption": pc.binary_join_element_wise(
+            "a photograph of some thing on a table beside a window, no. ", names, ""
+        ),
+        "id": number,
+    }
+    pq.write_table(pa.table(columns), folder / "list.parquet")
+    command = [sys.executable, "-c", PLAN, folder / "list.parquet", folder / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    pairs, seconds, peak = map(float, done.stdout.split())
+    print(f"{pairs:,.0f} lines planned in {seconds:.1f} s, peak memory {peak / 1e6:,.0f} MB")
+    assert pairs == DONE
+    assert seconds < 60
+    assert peak < 1e9
+
+
+PLAN = """
+import sys, time
+from inpaint_encode.lease import hold
+from inpaint_encode.ledger import Ledger
+from inpaint_encode.resume import remaining
+from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
+from inpaint_encode.sources import find_pairs
+from tests.ray.test_scale import resident_peak
+
+manifest, output = sys.argv[1:]
+job = EncodeJob(source=Source(pairs=manifest), vae=VaeSource(vae="none"), output=Output(output=output))
+begun = time.monotonic()
+with hold(f"{output}/_lease.json", lambda _: None) as lease:
+    ledger = Ledger(output, "0123abcd", lease.token)
+    left = remaining(ledger, ledger.inventory(), job, find_pairs(job.source))
+print(left.pairs, time.monotonic() - begun, resident_peak("self"))
+"""
 
 
 def make_sources(folder: Path) -> None:
@@ -99,7 +144,7 @@ def resume(job, vae_folder) -> tuple[float, float]:
     return first, peak
 
 
-def resident_peak(pid: int) -> float:
+def resident_peak(pid: int | str) -> float:
     try:
         return 1024.0 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
     except (OSError, TypeError):

@@ -30,7 +30,7 @@ from inpaint_encode.bench.peers.steps import dilate, prepare
 from inpaint_encode.bench.record import Hardware, Record, Section
 from inpaint_encode.bench.standin import NullVae, WaitingVae
 from inpaint_encode.demo.pairs import upload
-from inpaint_encode.images import decode_pair
+from inpaint_encode.images import decode_and_crop, decode_mask_of
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.transform import grow_mask
 
@@ -58,7 +58,8 @@ def burn(seconds):
 
 
 def decoded(pair):
-    return decode_pair(Path(pair.image).read_bytes(), Path(pair.mask).read_bytes(), 8)
+    image = decode_and_crop(Path(pair.image).read_bytes(), 8)
+    return image.pixels, decode_mask_of(Path(pair.mask).read_bytes(), image)
 
 
 def expected(pair, vae, grow_mask_by=6):
@@ -214,8 +215,8 @@ class TestParts:
 
 class TestStandIns:
     def test_arrays_and_tensors_give_the_same(self, pairs):
-        pair = decoded(pairs[1])
-        of_levels = NullVae().encode_levels(pair.pixels[None], pair.mask[None])
+        pixels, mask = decoded(pairs[1])
+        of_levels = NullVae().encode_levels(pixels[None], mask[None])
         of_tensor = NullVae()(prepare(pairs[1]).pixels[None])
         assert (of_levels.shape, of_levels.dtype) == ((1, 4, 7, 10), np.float16)
         np.testing.assert_allclose(of_levels, of_tensor.numpy(), atol=1e-3)
@@ -230,11 +231,11 @@ class TestStandIns:
         assert (latents == 1).sum() == latents.size - 4
 
     def test_waiting_costs_time_and_changes_nothing(self, pairs):
-        pair = decoded(pairs[0])
+        pixels, mask = decoded(pairs[0])
         start = time.monotonic()
-        latents = WaitingVae(0.05).encode_levels(pair.pixels[None].repeat(2, 0), pair.mask[None].repeat(2, 0))
+        latents = WaitingVae(0.05).encode_levels(pixels[None].repeat(2, 0), mask[None].repeat(2, 0))
         assert time.monotonic() - start >= 0.1
-        np.testing.assert_array_equal(latents[:1], NullVae().encode_levels(pair.pixels[None], pair.mask[None]))
+        np.testing.assert_array_equal(latents[:1], NullVae().encode_levels(pixels[None], mask[None]))
 
 
 @pytest.mark.parametrize("peer", [SCRIPT, LOADER], ids=lambda peer: peer.name)
@@ -252,7 +253,7 @@ class TestPeers:
     def test_a_stand_in_takes_the_vaes_place(self, peer, pairs, tmp_path):
         peer.run(Task(pairs, LoadStandIn(), tmp_path, grow_mask_by=3))
         for pair in pairs:
-            pixels, mask = decoded(pair)[:2]
+            pixels, mask = decoded(pair)
             with np.load(tmp_path / f"{pair.key}.npz") as written:
                 latents = NullVae().encode_levels(pixels[None], mask[None])[0]
                 np.testing.assert_allclose(written["samples"], latents, atol=1e-3)

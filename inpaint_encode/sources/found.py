@@ -1,0 +1,69 @@
+"""What a source holds: its pairs in a table that is small for each of them, and what is no pair."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inpaint_encode import storage
+from inpaint_encode.errors import UsageError
+from inpaint_encode.rows import CARRIED
+
+__all__ = ["FoundPairs", "normalised", "uris"]
+
+
+class FoundPairs(NamedTuple):
+    """The pairs of a source, and the files besides them."""
+
+    pairs: pa.Table
+    """``key, image_version, mask_version, image_bytes``; keys are unique. Where the files are:
+
+    * of prefixes ``image_suffix, mask_suffix``, a hundred bytes a pair: URIs are made of the keys where they are
+      needed, by `with_uris`. A file whose path without the suffix is not the key has that path in ``image`` or
+      ``mask``;
+    * of a manifest ``image_uri, mask_uri``, and its other columns in the struct `rows.CARRIED`; versions are empty and
+      ``image_bytes`` 0, since nothing was listed. Images are in the order in which they are first named, each with all
+      its masks.
+
+    ``mask_index`` is there where an image may have several masks."""
+    unpaired_images: pa.Array
+    """Their URIs."""
+    unpaired_masks: pa.Array
+    ignored_files: int
+    """Objects without an image's suffix."""
+    images_prefix: str = ""
+    masks_prefix: str = ""
+    bytes_listed: tuple[int, int] | None = None
+    """Of the images that have a mask, each once, and of their masks; None where nothing was listed."""
+
+    @property
+    def carried(self) -> list[pa.Field]:
+        """The fields of the manifest's own columns."""
+        at = self.pairs.schema.get_field_index(CARRIED)
+        return [] if at < 0 else list(self.pairs.schema.field(at).type)
+
+    def with_uris(self, pairs: pa.Table) -> pa.Table:
+        """Add ``image_uri``, ``mask_uri`` and ``mask_index`` to some of the pairs, as far as they lack them."""
+        if "image_uri" not in pairs.column_names:
+            for side, prefix in (("image", self.images_prefix), ("mask", self.masks_prefix)):
+                stems = pairs[side if side in pairs.column_names else "key"]
+                pairs = pairs.append_column(f"{side}_uri", uris(prefix, stems, pairs[f"{side}_suffix"]))
+        if "mask_index" not in pairs.column_names:
+            pairs = pairs.append_column("mask_index", pa.repeat(pa.scalar(0, pa.int32()), pairs.num_rows))
+        return pairs
+
+
+def uris(prefix: str, stems: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``prefix/stem.suffix`` of each."""
+    paths = pc.binary_join_element_wise(stems, suffixes, ".")
+    return pc.binary_join_element_wise(pa.scalar(prefix), paths, "/")
+
+
+def normalised(option: str, uri: str) -> str:
+    """`storage.normalise` of what an option was given, its refusal in the words of the command line."""
+    try:
+        return storage.normalise(uri)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None

@@ -1,0 +1,171 @@
+"""Pairs by their names: images and masks below one prefix or two, put together by path or by ``--mask-pattern``."""
+
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inpaint_encode import storage
+from inpaint_encode.errors import UsageError
+from inpaint_encode.images import IMAGE_SUFFIXES
+from inpaint_encode.settings import Source
+
+from .found import FoundPairs, normalised, uris
+
+__all__ = ["from_prefixes"]
+
+_STEM_AND_SUFFIX = r"^(?P<key>.+)\.(?P<suffix>[^./]+)$"
+_LISTED = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])
+
+
+def from_prefixes(source: Source) -> FoundPairs:
+    """List the prefixes and put to each image its masks, by the rule of `inpaint_encode.settings.Source`.
+
+    Raises:
+        UsageError: a prefix cannot be read, two files claim one key, or there is no pair at all.
+    """
+    images_prefix = normalised("--images", source.images)
+    masks_prefix = normalised("--masks", source.masks) if source.masks else images_prefix
+    together = images_prefix == masks_prefix
+    if together and not source.mask_pattern:
+        raise UsageError(
+            f"--images and --masks are both {source.images}; give each its own prefix, "
+            "or --mask-pattern to tell a mask by its name"
+        )
+    images, ignored = _listing("--images", images_prefix, nested=masks_prefix)
+    masks, ignored_masks = (images, 0) if together else _listing("--masks", masks_prefix, nested=images_prefix)
+    masks = _masks_by_pattern(masks, source.mask_pattern) if source.mask_pattern else _masks_by_path(masks)
+    if together:
+        images, masks = _told_apart(images, masks)
+    _refuse_shared_keys("--images", images_prefix, images)
+    _refuse_shared_keys("--masks", masks_prefix, masks.filter(pc.is_valid(masks["image"])))
+    pairs, bytes_listed = _paired(images, masks, source)
+    if not pairs.num_rows:
+        raise UsageError(_no_pairs(source, images, masks))
+    return FoundPairs(
+        pairs=pairs,
+        unpaired_images=_unpaired(images_prefix, images, images["key"], masks["image"]),
+        unpaired_masks=_unpaired(masks_prefix, masks, masks["image"], images["key"]),
+        ignored_files=ignored + ignored_masks,
+        images_prefix=images_prefix,
+        masks_prefix=masks_prefix,
+        bytes_listed=bytes_listed,
+    )
+
+
+def _listing(option: str, prefix: str, nested: str) -> tuple[pa.Table, int]:
+    """The images under ``prefix``, and how many other objects there are; those under ``nested`` are neither."""
+    try:
+        batches = _image_batches(prefix, nested)
+    except OSError as error:
+        raise UsageError(
+            f"{option} {prefix} cannot be listed: {error.strerror or error}; check the prefix and the credentials"
+        ) from error
+    table = pa.Table.from_batches([batch for batch, _ in batches], _LISTED).combine_chunks()
+    return table, sum(ignored for _, ignored in batches)
+
+
+def _image_batches(prefix: str, nested: str) -> list[tuple[pa.RecordBatch, int]]:
+    inside = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else None
+    return [_image_batch(listed, inside) for listed in storage.list_objects(prefix)]
+
+
+def _image_batch(listed: storage.Listed, skip: str | None) -> tuple[pa.RecordBatch, int]:
+    paths = pa.array(listed.paths, pa.string())
+    parts = pc.extract_regex(paths, _STEM_AND_SUFFIX)
+    suffixes = pa.array(sorted(IMAGE_SUFFIXES))
+    is_image = pc.is_in(pc.utf8_lower(pc.struct_field(parts, "suffix")), suffixes)
+    mine = pc.invert(pc.starts_with(paths, skip)) if skip else pc.true_unless_null(paths)
+    columns = [
+        pc.struct_field(parts, "key"),
+        pc.struct_field(parts, "suffix"),
+        pa.array(listed.versions, pa.string()),
+        pa.array(listed.sizes, pa.int64()),
+    ]
+    batch = pa.RecordBatch.from_arrays(columns, schema=_LISTED).filter(pc.and_(is_image, mine))
+    ignored = pc.sum(pc.and_(pc.invert(is_image), mine)).as_py() or 0
+    return batch, ignored
+
+
+def _masks_by_path(files: pa.Table) -> pa.Table:
+    """Add ``image``, the stem of the image that a file is the mask of: the mask's own."""
+    return files.append_column("image", files["key"])
+
+
+def _masks_by_pattern(files: pa.Table, pattern: str) -> pa.Table:
+    """Add ``image``, null where the name does not match, and, if the pattern has ``{n}``, ``mask_index``.
+
+    A name matches in one way at most, since `Source` asks for a text between ``{stem}`` and ``{n}``.
+    """
+    name, _, suffix = pattern.rpartition(".")
+    escaped = re.escape(name).replace(r"\{stem\}", "(?P<stem>[^/]+)").replace(r"\{n\}", "(?P<n>[0-9]{1,9})")
+    parts = pc.extract_regex(files["key"], f"^(?P<folder>(?:.*/)?){escaped}$")
+    stems = pc.binary_join_element_wise(pc.struct_field(parts, "folder"), pc.struct_field(parts, "stem"), "")
+    matched = pc.equal(files["suffix"], suffix)
+    files = files.append_column("image", pc.if_else(matched, stems, pa.scalar(None, pa.string())))
+    if "{n}" not in pattern:
+        return files
+    return files.append_column("mask_index", pc.struct_field(parts, "n").cast(pa.int32()))
+
+
+def _told_apart(files: pa.Table, as_masks: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Of files in one place, the images, and the masks: those whose name makes them the mask of a file there."""
+    is_mask = pc.is_in(as_masks["image"], value_set=files["key"])
+    return files.filter(pc.invert(is_mask)), as_masks.filter(is_mask)
+
+
+def _paired(images: pa.Table, masks: pa.Table, source: Source) -> tuple[pa.Table, tuple[int, int]]:
+    """Put to each mask the image of its stem, where there is one; and the bytes of the images and of the masks."""
+    where = pc.index_in(masks["image"], value_set=images["key"])
+    image_bytes = pc.sum(images["size"].take(pc.unique(where).drop_null())).as_py() or 0
+    masks, images = masks.filter(pc.is_valid(where)), images.take(where.drop_null())
+    columns = {
+        "key": masks["image"],
+        "image_suffix": images["suffix"],
+        "mask_suffix": masks["suffix"],
+        "image_version": images["version"],
+        "mask_version": masks["version"],
+        "image_bytes": images["size"],
+    }
+    if "{n}" in source.mask_pattern:
+        columns |= {"key": masks["key"], "image": masks["image"], "mask_index": masks["mask_index"]}
+    elif source.mask_pattern:
+        columns |= {"mask": masks["key"]}
+    return pa.table(columns), (image_bytes, pc.sum(masks["size"]).as_py() or 0)
+
+
+def _unpaired(prefix: str, files: pa.Table, keys: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.Array:
+    alone = files.filter(pc.invert(pc.is_in(keys, value_set=others, skip_nulls=True)))
+    return uris(prefix, alone["key"], alone["suffix"]).combine_chunks().sort()
+
+
+def _refuse_shared_keys(option: str, prefix: str, table: pa.Table) -> None:
+    if pc.count_distinct(table["key"]).as_py() == table.num_rows:
+        return
+    counts = table.group_by("key").aggregate([("key", "count")])
+    shared = counts.filter(pc.greater(counts["key_count"], 1))["key"]
+    rivals = table.filter(pc.equal(table["key"], shared[0]))
+    examples = sorted(uris(prefix, rivals["key"], rivals["suffix"]).to_pylist())
+    raise UsageError(
+        f"{option}: {len(shared)} keys are claimed by more than one file, the first by {' and '.join(examples[:3])}; "
+        "move or rename all but one of each, so that a key means one file"
+    )
+
+
+def _no_pairs(source: Source, images: pa.Table, masks: pa.Table) -> str:
+    def examples(table: pa.Table) -> str:
+        return f"{table.num_rows:,} files" + (
+            f" such as {table['key'][0]}.{table['suffix'][0]}" if table.num_rows else ""
+        )
+
+    rule = (
+        f"a mask of a.png is named {source.mask_pattern.replace('{stem}', 'a').replace('{n}', '0')}, in the same folder"
+        if source.mask_pattern
+        else "a pair has the same path below its prefix but for the suffix"
+    )
+    return (
+        f"no image has a mask: --images {source.images} holds {examples(images)}, "
+        f"--masks {source.masks or source.images} holds {examples(masks)}; {rule}"
+    )

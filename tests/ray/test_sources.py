@@ -1,0 +1,111 @@
+"""Whole jobs on other layouts than two prefixes: several masks an image, and a manifest with captions."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+from PIL import Image
+
+from inpaint_encode import storage
+from inpaint_encode.errors import UsageError
+from inpaint_encode.pipeline import run_job
+from inpaint_encode.settings import VerifyOptions
+from inpaint_encode.verify.run import verify_output
+from tests.outputs import data_files, whole_output
+
+IMAGES, MASKS = 5, 8
+
+
+def write_png(uri: str, levels: np.ndarray) -> None:
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    storage.write(uri, file.getvalue())
+
+
+def write_image(prefix: str, image: int, masks: list[str], rng: np.random.Generator) -> None:
+    height, width = rng.integers(24, 64, 2)
+    write_png(f"{prefix}/{image}.png", rng.integers(0, 256, (height, width, 3), np.uint8))
+    for name in masks:
+        write_png(f"{prefix}/{name}", rng.choice(np.uint8([0, 255]), (height, width)))
+
+
+def verified(output: str):
+    verdict = verify_output(VerifyOptions(output=output, sample=4), lambda _: None)
+    assert [(one.check, one.sentence) for one in verdict.problems] == []
+    verdict.refuse_unless_whole()
+
+
+def test_eight_masks_of_an_image_cost_one_fetch_of_it(s3, ray_cluster, make_job, display):
+    prefix, output, rng = s3.uri("masks-in"), s3.uri("masks-out"), np.random.default_rng(1)
+    for image in range(IMAGES):
+        write_image(prefix, image, [f"{image}_mask{n:03d}.png" for n in range(MASKS)], rng)
+    job = make_job(prefix, "", output, mask_pattern="{stem}_mask{n}.png", chunk_rows=20)
+    report = run_job(job, display)
+    counters = report["this_run"]["counters"]
+    assert (report["encoded"], report["files"]) == (IMAGES * MASKS, 3)
+    assert (counters["images_decoded"], counters["objects_fetched"]) == (IMAGES, IMAGES * (MASKS + 1))
+    assert (report["unpaired_images"], report["unpaired_masks"], report["ignored_files"]) == (0, 0, 0)
+    rows = ray.data.read_parquet(output, file_extensions=["parquet"]).take_all()
+    keys = {row["key"]: (row["image_uri"], row["mask_uri"], row["mask_index"]) for row in rows}
+    assert keys == {
+        f"{image}_mask{n:03d}": (f"{prefix}/{image}.png", f"{prefix}/{image}_mask{n:03d}.png", n)
+        for image in range(IMAGES)
+        for n in range(MASKS)
+    }
+    verified(output)
+    with pytest.raises(UsageError, match="mask_pattern"):
+        run_job(make_job(prefix, "", output, mask_pattern="{stem}_mask0{n}.png"), display)
+
+
+def test_a_manifest_s_captions_are_in_the_rows(s3, ray_cluster, make_job, display):
+    prefix, output, rng = s3.uri("list-in"), s3.uri("list-out"), np.random.default_rng(2)
+    lines = []
+    for image in range(IMAGES):
+        write_image(prefix, image, [f"m/{image}-{n}.png" for n in range(2)], rng)
+        lines += [
+            {"image": f"{image}.png", "mask": f"{prefix}/m/{image}-{n}.png", "caption": f"{image}, {n}", "height": n}
+            | {"tags": ["x"] * n, "split": None}
+            for n in range(2)
+        ]
+    lines[4]["mask"] = "gone.png"
+    write_lines(prefix, lines)
+    job = make_job("", "", output, pairs=f"{prefix}/list.parquet", chunk_rows=4)
+    report = run_job(job, display)
+    assert (report["encoded"], report["rejected_by_error"]) == (9, {"fetch.not_found": 1})
+    check_carried(output, [line for line in lines if line["mask"] != "gone.png"])
+    verified(output)
+    lines[0]["caption"] = "another"
+    write_lines(prefix, lines)
+    refreshed = run_job(job.model_copy(update={"run": job.run.model_copy(update={"refresh": True})}), display)
+    assert refreshed["this_run"]["files"] == 1
+    assert refreshed["this_run"]["counters"]["objects_fetched"] == 2
+    check_carried(output, [line for line in lines if line["mask"] != "gone.png"])
+    verified(output)
+
+
+def write_lines(prefix: str, lines: list[dict]) -> None:
+    types = [("image", pa.string()), ("mask", pa.string()), ("caption", pa.string()), ("height", pa.int16())]
+    schema = pa.schema([*types, ("tags", pa.list_(pa.string())), ("split", pa.string())])
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(lines, schema), file)
+    storage.write(f"{prefix}/list.parquet", file.getvalue())
+
+
+def check_carried(output: str, lines: list[dict]) -> None:
+    """By pyarrow file by file, types included, and by Ray, against what the manifest says."""
+    names = ["caption", "height", "tags", "split"]
+    expected = sorted(json.dumps([line[name] for name in names]) for line in lines)
+    tables = [pq.read_table(io.BytesIO(storage.read(f"{output}/{path}").data)) for path in data_files(output)]
+    assert {str(table.schema.field(name).type) for table in tables for name in ("caption", "split")} == {"string"}
+    assert {table.schema.field("height").type for table in tables} == {pa.int16()}
+    rows = [row for table in tables for row in table.select([*names, "image_version"]).to_pylist()]
+    assert sorted(json.dumps([row[name] for name in names]) for row in rows) == expected
+    assert all(row["image_version"] for row in rows)
+    read = ray.data.read_parquet(output, file_extensions=["parquet"]).select_columns(["key", *names]).take_all()
+    assert sorted(json.dumps([row[n] if n != "tags" else list(row[n]) for n in names]) for row in read) == expected
+    assert {row["key"] for row in read} <= {f"{image}{n}" for image in range(IMAGES) for n in ("", "/1")}
+    whole_output(output)
