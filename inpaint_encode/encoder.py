@@ -69,14 +69,15 @@ class BatchEncoder:
 
     def launch(self, batch: Batch) -> Launched:
         """Neutralise, encode and grow a batch, one thread at a time: see `inpaint_encode.batch.LatentEncoder`."""
-        staged = time.perf_counter()
+        start = time.perf_counter()
         pixels, masks = self._staged(batch)
+        copied = time.perf_counter() - start
         with self._turn:
             if self._copies is not None:
                 return self._launch_on_gpu(pixels, masks, self._copies)
             begun = time.perf_counter()
             samples, finite, grown = self._encode(pixels, masks)
-            seconds = {"copy": begun - staged, "encode": time.perf_counter() - begun, "copy_back": 0.0}
+            seconds = {"copy": copied, "encode": time.perf_counter() - begun, "copy_back": 0.0}
             return _Done(EncodedBatch(samples.numpy(), finite.numpy(), grown.numpy(), seconds))
 
     def _encode(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
