@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .reader import iter_rows
     from .settings import EncodeJob
     from .transform import grow_mask
     from .vae import InpaintLatents, encode_for_inpaint, load_vae
@@ -20,10 +21,11 @@ _HOMES = {
     "InpaintLatents": "vae",
     "encode_for_inpaint": "vae",
     "grow_mask": "transform",
+    "iter_rows": "reader",
     "load_vae": "vae",
 }
 
-__all__ = ["EncodeJob", "InpaintLatents", "__version__", "encode_for_inpaint", "grow_mask", "load_vae"]
+__all__ = ["EncodeJob", "InpaintLatents", "__version__", "encode_for_inpaint", "grow_mask", "iter_rows", "load_vae"]
 
 
 def __getattr__(name: str) -> Any:

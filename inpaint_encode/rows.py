@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "rejects_table",
     "table_of",
     "tensor_array",
+    "tensors",
     "unfold",
     "unpack_mask",
 ]
@@ -298,6 +299,17 @@ def read_data(data: bytes, schema: pa.Schema) -> pa.Table:
     columns = [column.combine_chunks() for column in table.select(schema.names).columns]
     plain = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in columns]
     return pa.table([column.cast(field.type) for column, field in zip(plain, schema, strict=True)], schema=schema)
+
+
+def tensors(column: pa.Array) -> Iterator[NDArray[Any]]:
+    """Yield a tensor column's values, each in its shape; packed masks are unpacked."""
+    plain = column.storage if isinstance(column, pa.ExtensionArray) else column
+    for value in plain:
+        shape = value["shape"].as_py()
+        if is_packed(plain.type):
+            yield unpack_mask(value["bits"].as_buffer(), *shape[1:]).reshape(shape)
+        else:
+            yield value["data"].values.to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def pack_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,9 @@ WHOLE = Extent(full=True, few=512, cost_pairs=4_096, peer_pairs=1_536, repeats=3
 QUICK = Extent(full=False, few=16, cost_pairs=48, peer_pairs=48, repeats=1)
 
 
+_ON_RAY = {"feed", "cost", "peers"}
+
+
 def sections(only: Sequence[str], extent: Extent, folder: Path) -> Iterator[Section]:
     """Measure the sections that are named, in their order, on one Ray and one S3 server, with data below ``folder``."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +67,7 @@ def sections(only: Sequence[str], extent: Extent, folder: Path) -> Iterator[Sect
             "fetch": lambda: _fetch(extent, folder / "fetch", server),
             "write": lambda: iter([writing_section()]),
         }
-        with joined(""):
+        with joined("") if _ON_RAY & set(only) else nullcontext():
             for name, measure in measures.items():
                 if name in only:
                     yield from measure()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from inpaint_encode import storage
+from inpaint_encode import iter_rows, storage
 from inpaint_encode.demo.pairs import upload, write_demo_pairs, write_random_pairs
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed
@@ -271,6 +271,23 @@ def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_jo
     job = make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out")
     with pytest.raises(JobFailed, match=r"has weights [0-9a-f]{12} on this node and 000000000000 where"):
         run_job(job, display, with_other_weights)
+
+
+def test_packed_masks_are_the_same_masks(demo, ray_cluster, vae_folder, tmp_path):
+    """The output of the same pairs with packed masks: read back, verified, and smaller."""
+    options = [*demo["options"], "--mask-encoding", "packed"]
+    options[options.index("--output") + 1] = tmp_path / "packed"
+    assert command("encode", *options, RAY_ADDRESS=ray_cluster).returncode == 0
+    tensor = {row["key"]: row for row in iter_rows(demo["output"])}
+    packed = {row["key"]: row for row in iter_rows(str(tmp_path / "packed"))}
+    assert tensor.keys() == packed.keys()
+    for key, row in packed.items():
+        assert row["noise_mask"].dtype == np.uint8
+        assert np.array_equal(row["noise_mask"], tensor[key]["noise_mask"])
+        assert np.allclose(row["samples"], tensor[key]["samples"], atol=1e-5)
+    footer = pq.read_schema(next((tmp_path / "packed").glob("*.parquet"))).metadata
+    assert json.loads(footer[FOOTER_KEY])["mask_encoding"] == "packed"
+    assert command("verify", tmp_path / "packed", RAY_ADDRESS=ray_cluster).returncode == 0
 
 
 class TestExitCodes:
