@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-long demo clean
+.PHONY: help venv check test test-long demo bench scale clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,12 @@ test-long: $(INSTALLED) ## the tests that take minutes; they print their figures
 
 demo: $(INSTALLED) ## encode real photographs through a local S3 server
 	$(BIN)/python -m inpaint_encode.demo
+
+bench: $(INSTALLED) ## measure the job and its peers on this machine, half an hour; the record goes to jobs/records
+	$(BIN)/python jobs/benchmark.py
+
+scale: $(INSTALLED) ## measure how the job grows with pairs and workers
+	$(BIN)/python jobs/benchmark.py --scale
 
 clean: ## remove caches, builds and the demo's files; .venv stays
 	rm -rf .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
