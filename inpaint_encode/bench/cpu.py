@@ -1,4 +1,4 @@
-"""CPU time of this process and of everything that it started, Ray's workers among them."""
+"""CPU time of a process and of everything that it started, Ray's workers among them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Usage(NamedTuple):
 
 
 class CpuMeter:
-    """Adds up CPU time over the live tree of processes below this one, inside its ``with`` block; Linux only.
+    """Adds up CPU time over the live tree of processes below a ``root``, inside its ``with`` block; Linux only.
 
     The time of a child that has ended is in its parent's account, but not where the parent ignores SIGCHLD, and Ray's
     raylet does: a worker that ends takes its seconds with it. So the tree is looked at every ``period`` seconds, and
@@ -51,11 +51,12 @@ class CpuMeter:
 
     It misses what such a process used in its last ``period`` seconds, processes that lived no longer than that, and
     whatever has no ancestor here: a Ray that was there before, and daemons. ``exclude`` leaves out processes with
-    all that they started, such as an S3 server; they must outlive the meter.
+    all that they started, such as an S3 server; they must outlive the meter. The ``root`` is this process, or one
+    above it.
     """
 
-    def __init__(self, exclude: Iterable[int] = (), period: float = 0.25) -> None:
-        self._root = psutil.Process()
+    def __init__(self, exclude: Iterable[int] = (), period: float = 0.25, root: int | None = None) -> None:
+        self._root = psutil.Process(root)
         self._exclude = frozenset(exclude)
         self._period = period
         self._alive: dict[_Id, _Usage] = {}
@@ -74,6 +75,11 @@ class CpuMeter:
     ) -> None:
         self._stop.set()
         self._sampler.join()
+
+    @property
+    def own_seconds(self) -> float:
+        """CPU time that the meter itself has used, in this process."""
+        return self._own
 
     def read(self) -> CpuReading:
         """Look at every process now; a few milliseconds."""

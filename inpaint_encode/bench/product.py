@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class StandInEncoder:
         torch.set_num_threads(1)
         self._vae = WaitingVae(seconds_per_image) if seconds_per_image else NullVae()
         self._grow_mask_by = grow_mask_by
+        self._device = threading.Lock()
 
     def check(self) -> None:
         """Nothing can break."""
@@ -50,7 +52,8 @@ class StandInEncoder:
         bits = [np.unpackbits(bits, count=batch.height * batch.width) for bits in batch.masks]
         masks = np.stack(bits).reshape(shape)
         staged = time.perf_counter()
-        samples = self._vae.encode_levels(pixels, masks)
+        with self._device:  # one batch at a time, whichever thread brings it
+            samples = self._vae.encode_levels(pixels, masks)
         grown = grow_mask(torch.from_numpy(masks), self._grow_mask_by).numpy()
         seconds = {"copy": staged - begun, "encode": time.perf_counter() - staged, "copy_back": 0.0}
         return _Done(EncodedBatch(samples, _finite(samples), grown, seconds))

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .figures import Figure, Ratio
+from .figures import Figure, Ratio, number
 
 __all__ = ["Hardware", "Record", "Section"]
 
@@ -66,16 +66,23 @@ class Section:
     """What was measured and how, in sentences."""
     figures: tuple[Figure, ...]
     ratios: tuple[Ratio, ...] = ()
+    measured: bool = True
+    """False where every figure was worked out from those of other sections."""
 
     @property
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         """The figures and then the ratios, as text."""
         for figure in (*self.figures, *(ratio.figure for ratio in self.ratios)):
-            yield figure.name, figure.unit, str(figure), str(len(figure.samples))
+            if self.measured:
+                yield figure.name, figure.unit, str(figure), str(len(figure.samples))
+            else:
+                yield figure.name, figure.unit, number(figure.median), "arithmetic"
 
     @property
     def repeats(self) -> str:
         """How often things were measured, as a sentence."""
+        if not self.measured:
+            return "Nothing of this was run."
         counts = sorted({len(figure.samples) for figure in self.figures})
         return f"Measured {' or '.join(_times(count) for count in counts)}."
 
