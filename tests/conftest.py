@@ -3,16 +3,15 @@
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from inpaint_encode.bench.session import RaySession
 from inpaint_encode.demo.s3server import LocalS3
 from inpaint_encode.progress import Silent
 
@@ -43,23 +42,10 @@ def ray_cluster(s3):
 
 
 @pytest.fixture(scope="session")
-def detached_ray(s3, tmp_path_factory):
+def detached_ray(s3):
     """A real Ray of its own process, so that a forked driver can join it and be killed without harm to it."""
-    port = free_port()
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # its sockets' paths may not be long
-    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4"]
-    command += [
-        "--node-ip-address=127.0.0.1",
-        f"--temp-dir={folder}",
-        "--include-dashboard=false",
-        "--disable-usage-stats",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_port(port)
-    yield f"127.0.0.1:{port}"
-    process.kill()  # its children die with it, and a polite end takes it half a minute
-    process.wait(30)
-    shutil.rmtree(folder, ignore_errors=True)
+    with RaySession(cpus=4, store_bytes=2**30) as session:
+        yield session.address
 
 
 def free_port() -> int:
