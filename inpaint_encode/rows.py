@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ __all__ = [
     "RECEIPT",
     "REJECTS",
     "WORK",
+    "Room",
     "carrying",
     "data_schema",
     "data_table",
@@ -225,26 +228,72 @@ def rejects_table(encoded: pa.Table) -> pa.Table:
     return rows.append_column("stage", pa.array(stages, pa.string())).select(REJECTS.names).cast(REJECTS)
 
 
-def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """`pa.Table.from_pylist`, with arrays of any shape and type for large_binary columns, each copied once."""
-    columns = [
-        _blobs([row.get(field.name) for row in rows])
-        if pa.types.is_large_binary(field.type)
-        else pa.array([row.get(field.name) for row in rows], field.type)
-        for field in schema
-    ]
+def table_of(
+    rows: Iterable[Mapping[str, Any]], schema: pa.Schema, rooms: Mapping[str, Room] = MappingProxyType({})
+) -> pa.Table:
+    """`pa.Table.from_pylist`, with arrays of any shape and type for large_binary columns, each copied at once.
+
+    So a generator of rows holds one row's arrays at a time.
+
+    Args:
+        rows: what is missing in one is null.
+        schema: of the table.
+        rooms: where columns' bytes go, by their names; by default fresh memory.
+    """
+    blobs = {f.name: _Blobs(rooms.get(f.name) or Room()) for f in schema if pa.types.is_large_binary(f.type)}
+    plain: dict[str, list[Any]] = {name: [] for name in schema.names if name not in blobs}
+    for row in rows:
+        for name, blob in blobs.items():
+            blob.append(row.get(name))
+        for name, values in plain.items():
+            values.append(row.get(name))
+    columns = [blobs[f.name].array() if f.name in blobs else pa.array(plain[f.name], f.type) for f in schema]
     return pa.table(columns, schema=schema)
 
 
-def _blobs(values: Sequence[NDArray[Any] | None]) -> pa.Array:
-    offsets = np.cumsum([0, *(0 if value is None else value.nbytes for value in values)], dtype=np.int64)
-    data = np.empty(offsets[-1], np.uint8)
-    for value, start, end in zip(values, offsets[:-1], offsets[1:], strict=True):
+class Room:
+    """Memory for one column of one table after another, used again as soon as no one holds the last table's any more.
+
+    It stays as large as it once had to be: fresh pages for a chunk's pixels cost a third of what decoding them does.
+    """
+
+    def __init__(self) -> None:
+        self._data = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """Return a buffer of at least ``size`` bytes that nothing else refers to."""
+        holders = sys.getrefcount(self._data) - 2  # but for this object and the call itself; views count
+        if holders or self._data.size < size:
+            self._data = np.empty(size, np.uint8)
+        return self._data
+
+
+class _Blobs:
+    """A large_binary column under construction."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._data = room.take(0)
+        self._ends = [0]
+        self._valid: list[bool] = []
+
+    def append(self, value: NDArray[Any] | None) -> None:
+        start = self._ends[-1]
+        end = start + (0 if value is None else value.nbytes)
+        if end > self._data.size:
+            larger = self._room.take(end + end // 2)
+            larger[:start] = self._data[:start]
+            self._data = larger
         if value is not None:
-            data[start:end].view(value.dtype).reshape(value.shape)[...] = value
-    _, valid = pa.array([value is not None for value in values], pa.bool_()).buffers()
-    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(data)]
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers)
+            self._data[start:end].view(value.dtype).reshape(value.shape)[...] = value
+        self._ends.append(end)
+        self._valid.append(value is not None)
+
+    def array(self) -> pa.Array:
+        _, valid = pa.array(self._valid, pa.bool_()).buffers()
+        offsets, data = np.array(self._ends, np.int64), self._data[: self._ends[-1]]
+        buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(data)]
+        return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self._valid), buffers)
 
 
 def tensor_array(values: Sequence[NDArray[Any]], shapes: Sequence[Sequence[int]], field: pa.Field) -> pa.Array:

@@ -1,12 +1,9 @@
 """What tests share: one real S3 server and one real Ray for the whole session, small VAEs, and a silent display."""
 
-import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,21 +43,6 @@ def detached_ray(s3):
     """A real Ray of its own process, so that a forked driver can join it and be killed without harm to it."""
     with RaySession(cpus=4, store_bytes=2**30) as session:
         yield session.address
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for_port(port: int, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.1)
-    raise TimeoutError(f"nothing listens on port {port}")
 
 
 @pytest.fixture(scope="session")

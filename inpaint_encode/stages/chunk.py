@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pyarrow as pa
 
 from inpaint_encode import rows, storage
 
-__all__ = ["Chunk", "Counters", "Row", "keep_freed_memory", "work_of"]
+__all__ = ["Chunk", "Counters", "Row", "work_of"]
 
 Row = dict[str, Any]
 """Plain values by column; arrays in binary columns."""
@@ -81,16 +78,3 @@ class Chunk:
 def work_of(row: pa.Table) -> Row:
     """The `rows.WORK` columns of one Ray row."""
     return {name: row[name][0].as_py() for name in rows.WORK.names}
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Have glibc keep what a chunk has freed for the next one: fresh pages cost a third of what decoding costs."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # other libraries for C have no mallopt
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_MMAP_THRESHOLD, 2**25)
-            mallopt(_TRIM_THRESHOLD, 2**30)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h

@@ -15,11 +15,13 @@ from inpaint_encode import plan, rows, storage
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.images import DecodedImage, decode_and_crop, decode_mask_of
 
-from .chunk import Chunk, Counters, Row, keep_freed_memory, work_of
+from .chunk import Chunk, Counters, Row, work_of
 
 __all__ = ["fetch_and_decode"]
 
 _T = TypeVar("_T")
+_PIXELS = rows.Room()
+"""This process's chunks are decoded into it, one after the other."""
 _File = storage.Blob | PairRejected
 
 
@@ -33,7 +35,6 @@ class _Group(NamedTuple):
 
 def fetch_and_decode(row: pa.Table, *, multiple: int, threads: int) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch the files, decode and crop them to ``multiple``."""
-    keep_freed_memory()
     chunk = Chunk(work_of(row), rows.DECODED.empty_table(), Counters())
     try:
         with chunk.counters.timed("fetch"):
@@ -47,8 +48,9 @@ def fetch_and_decode(row: pa.Table, *, multiple: int, threads: int) -> pa.Table:
     fetcher = _Fetcher()
     with ThreadPoolExecutor(threads) as pool:
         groups = _waits(_fetched(pool, fetcher, wanted, 2 * threads), chunk.counters)
-        decoded = [row for group in groups for row in _decoded(group, multiple, chunk.counters)]
-    return chunk.folded(rows.table_of(decoded, rows.DECODED), fetcher.down or _nobody_is_served(decoded))
+        decoded = (row for group in groups for row in _decoded(group, multiple, chunk.counters))
+        table = rows.table_of(decoded, rows.DECODED, {"pixels": _PIXELS})
+    return chunk.folded(table, fetcher.down or _nobody_is_served(table))
 
 
 def _fetched(pool: ThreadPoolExecutor, fetcher: _Fetcher, pairs: list[Row], ahead: int) -> Iterator[_Group]:
@@ -133,12 +135,12 @@ class _Fetcher:
         return PairRejected("fetch.unavailable", message)
 
 
-def _nobody_is_served(decoded: list[Row]) -> str | None:
+def _nobody_is_served(decoded: pa.Table) -> str | None:
     """If no pair of the chunk could be fetched, and not for its own sake, that decides about none of them."""
-    errors = {row.get("error") for row in decoded}
+    errors = set(decoded["error"].to_pylist())
     if not errors or not errors <= {"fetch.denied", "fetch.unavailable", "fetch.failed"}:
         return None
-    return f"none of {len(decoded)} pairs could be fetched, the last for: {decoded[-1]['message']}"
+    return f"none of {decoded.num_rows} pairs could be fetched, the last for: {decoded['message'][-1]}"
 
 
 def _decoded(group: _Group, multiple: int, counters: Counters) -> Iterator[Row]:
