@@ -1,6 +1,9 @@
 """The Ray Data template of the benchmark, on a real Ray."""
 
+import time
+
 import numpy as np
+import psutil
 import pytest
 import ray
 import ray.data
@@ -46,10 +49,11 @@ def test_a_worker_that_has_ended_counts(ray_cluster):
         return os.getpid()
 
     with CpuMeter() as meter:
-        before = meter.read()
         pid = ray.get(burn.remote())
-        ray.get(burn.remote())
-        after = meter.read().since(before)
-        assert 4.5 < after.seconds < 12
+        deadline = time.monotonic() + 30
+        while psutil.pid_exists(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        meter.read()
+        assert 1.5 < meter._forgotten < 6
         assert meter.read().workers_alive >= 1
         assert any(worker[0] == pid for worker in meter._workers)

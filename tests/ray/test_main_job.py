@@ -211,7 +211,7 @@ def test_encodings_of_the_columns(demo):
     columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
     assert {column.compression for column in columns.values()} == {"ZSTD"}
     assert "BYTE_STREAM_SPLIT" in columns["samples.data.list.element"].encodings
-    assert "RLE_DICTIONARY" in columns["noise_mask.data.list.element"].encodings
+    assert "RLE_DICTIONARY" not in columns["noise_mask.data.list.element"].encodings
     assert "RLE_DICTIONARY" in columns["key"].encodings
     split = [name for name, column in columns.items() if "BYTE_STREAM_SPLIT" in column.encodings]
     assert split == ["samples.data.list.element"]

@@ -169,14 +169,14 @@ class TestParts:
 
     def test_fetching_is_held_against_decoding(self, s3, tmp_path):
         local = write_pairs(tmp_path / "few", SMALL, 3)
-        upload(tmp_path / "few", s3.uri("bench"))
-        section = fetch_section(pairs_below(s3.uri("bench"), 3), local, repeats=2)
+        upload(tmp_path / "few", s3.uri("bench-fetch"))
+        section = fetch_section(pairs_below(s3.uri("bench-fetch"), 3), local, repeats=2)
         unit, read, cat, one_read, _ = section.figures
         assert (unit.unit, one_read.unit) == ("ms CPU/pair", "ms CPU/GET")
         assert one_read.median == pytest.approx(read.median / 2)
         assert [ratio.numerator for ratio in section.ratios] == [read, cat]
         with pytest.raises(FileNotFoundError):
-            fetch_section(pairs_below(s3.uri("bench"), 4), local, repeats=1)
+            fetch_section(pairs_below(s3.uri("bench-fetch"), 4), local, repeats=1)
 
     @pytest.mark.parametrize("side", [0, 1, 2, 5, 6, 16, 64])
     def test_convolution_and_doubling_agree(self, side):

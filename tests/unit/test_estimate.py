@@ -277,22 +277,22 @@ class TestHeaders:
         path.write_bytes(encoded(picture, kind, **exif, **lossless))
         size = path.stat().st_size
         assert size > START
-        header = read_header(str(path), size, RATIO)
+        header = read_header(str(path), RATIO)
         assert header.size == ((496, 304) if exif else (304, 496))
         assert header.bytes_read == START + (size if kind == "WEBP" else 0)
 
     def test_a_header_that_is_longer_than_the_start(self, tmp_path):
         path = tmp_path / "x.jpg"
         path.write_bytes(encoded(Image.new("RGB", (64, 32)), "JPEG", icc_profile=bytes(3 * START)))
-        assert read_header(str(path), path.stat().st_size, RATIO).size == (32, 64)
+        assert read_header(str(path), RATIO).size == (32, 64)
 
     def test_a_file_that_has_gone_is_a_reject(self, tmp_path):
-        assert read_header(str(tmp_path / "none.png"), 10, RATIO) == (None, "fetch.not_found", 0)
+        assert read_header(str(tmp_path / "none.png"), RATIO) == (None, "fetch.not_found", 0)
 
     def test_a_file_that_may_not_be_read_ends_the_plan(self, tmp_path):
         (tmp_path / "folder.png").mkdir()
         with pytest.raises(JobFailed, match=r"folder\.png cannot be read"):
-            read_header(str(tmp_path / "folder.png"), 10, RATIO)
+            read_header(str(tmp_path / "folder.png"), RATIO)
 
 
 class CountingProxy(FaultyProxy):
@@ -364,7 +364,7 @@ class TestCalibration:
         path.write_bytes(encoded(Image.effect_noise((64, 64), 50).convert("RGB"))[:2_000])
         mask.write_bytes(encoded(Image.new("L", (64, 64))))
         options = options_for(folder, vae=vae_folder, calibrate=0.1)
-        sizes = {(str(path), str(mask)): read_header(str(path), 2_000, RATIO).size}
+        sizes = {(str(path), str(mask)): read_header(str(path), RATIO).size}
         trial = calibrate(vae, {**sizes, **self.sizes_of(folder, 2)}, options, RATIO)
         assert trial.rejected.keys() <= {"decode.truncated"}
         with pytest.raises(JobFailed, match=r"none of the sampled pairs can be encoded: \d+ decode\.truncated"):

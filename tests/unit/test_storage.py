@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import obstore
 import pytest
+import stamina
 
 from inpaint_encode import s3 as clients
 from inpaint_encode import storage
@@ -111,8 +112,9 @@ def fill(prefix: str, names: list[str]) -> None:
             Path(prefix, name).write_bytes(b"1")
         return
     bucket, _, path = prefix.removeprefix("s3://").partition("/")
+    put = stamina.retry(on=obstore.exceptions.BaseError, attempts=4)(obstore.put)  # a busy machine resets connections
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: obstore.put(clients._store(bucket), f"{path}/{name}", b"1"), names))
+        list(pool.map(lambda name: put(clients._store(bucket), f"{path}/{name}", b"1"), names))
 
 
 def timed(call: Callable[[], object]) -> tuple[float, type]:
