@@ -1,7 +1,7 @@
 """What an encoder is asked and what it answers: a batch of images of one size, and its rows.
 
-A batch is *launched*, and its result is asked for later: a GPU then always has the next one waiting when it ends
-one, and copies go beside its work. On a CPU a launch computes at once.
+A batch is *launched*, and its result is asked for later: a device then always has the next one waiting when it ends
+one, and copies go beside its work.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Launched(Protocol):
     """A batch under way."""
 
     def result(self) -> EncodedBatch:
-        """Wait for it."""
+        """Wait for it; raises RuntimeError if the device could not, out of memory included."""
 
 
 class LatentEncoder(Protocol):
@@ -53,7 +53,7 @@ class LatentEncoder(Protocol):
     """The type that it computes in."""
 
     def launch(self, batch: Batch) -> Launched:
-        """Begin a batch; raises RuntimeError if the device cannot, out of memory included."""
+        """Begin a batch, or queue it behind others; raises RuntimeError if there is no memory to stage it in."""
 
     def check(self) -> None:
         """Raise if the device or the model is not usable any more."""

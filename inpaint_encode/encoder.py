@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -41,8 +41,9 @@ class BatchEncoder:
         # A GPU divides by a plain number by multiplying with its inverse, which is off by a bit: by a tensor it is not.
         self._full_scale = torch.tensor([255.0], device=device)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._turn = threading.Lock()
-        warm_up(self._vae)
+        # One thread computes whoever asks: torch keeps a team of CPU threads for each that does, and idle teams spin.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self.check()
 
     @classmethod
     def load(
@@ -64,21 +65,22 @@ class BatchEncoder:
 
     def check(self) -> None:
         """Encode a small image once more; raises if the device or the model is not usable any more."""
-        with self._turn:
-            warm_up(self._vae)
+        self._thread.submit(warm_up, self._vae).result()
 
     def launch(self, batch: Batch) -> Launched:
-        """Neutralise, encode and grow a batch, one thread at a time: see `inpaint_encode.batch.LatentEncoder`."""
+        """Stage a batch and queue it, in the order of the calls: see `inpaint_encode.batch.LatentEncoder`."""
         start = time.perf_counter()
         pixels, masks = self._staged(batch)
         copied = time.perf_counter() - start
-        with self._turn:
-            if self._copies is not None:
-                return self._launch_on_gpu(pixels, masks, self._copies)
-            begun = time.perf_counter()
-            samples, finite, grown = self._encode(pixels, masks)
-            seconds = {"copy": copied, "encode": time.perf_counter() - begun, "copy_back": 0.0}
-            return _Done(EncodedBatch(samples.numpy(), finite.numpy(), grown.numpy(), seconds))
+        if self._copies is not None:
+            return _Queued(self._thread.submit(self._launch_on_gpu, pixels, masks, self._copies))
+        return _Queued(self._thread.submit(self._encode_on_cpu, pixels, masks, copied))
+
+    def _encode_on_cpu(self, pixels: Tensor, masks: Tensor, copied: float) -> Launched:
+        begun = time.perf_counter()
+        samples, finite, grown = self._encode(pixels, masks)
+        seconds = {"copy": copied, "encode": time.perf_counter() - begun, "copy_back": 0.0}
+        return _Done(EncodedBatch(samples.numpy(), finite.numpy(), grown.numpy(), seconds))
 
     def _encode(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to samples, which of them are finite, and grown masks."""
@@ -115,6 +117,15 @@ class BatchEncoder:
             host.copy_(tensor, non_blocking=True)
         marks[4].record()
         return _OnGpu(marks, on_host)
+
+
+class _Queued(NamedTuple):
+    """A batch that waits for the device's thread, or is done by it."""
+
+    launched: Future[Launched]
+
+    def result(self) -> EncodedBatch:
+        return self.launched.result().result()
 
 
 class _Done(NamedTuple):

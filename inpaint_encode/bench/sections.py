@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers.utils.logging import set_verbosity_error
 
 from inpaint_encode.cluster import joined
 from inpaint_encode.demo.pairs import upload
@@ -56,6 +57,7 @@ _ON_RAY = {"feed", "cost", "peers"}
 def sections(only: Sequence[str], extent: Extent, folder: Path) -> Iterator[Section]:
     """Measure the sections that are named, in their order, on one Ray and one S3 server, with data below ``folder``."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    set_verbosity_error()  # a cast that is meant needs no warning
     with LocalS3(folder / "s3") as server:
         os.environ.update(server.environment)  # before Ray, whose workers have this process's environment
         measures: dict[str, Callable[[], Iterator[Section]]] = {
