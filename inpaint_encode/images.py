@@ -175,7 +175,7 @@ def _levels(data: bytes, stage: str, mode: _Mode) -> NDArray[Any]:
 def _stored_levels(image: Image.Image, data: bytes, mode: _Mode) -> NDArray[Any]:
     """The levels as the file stores them.
 
-    JPEG goes to libjpeg-turbo directly: the same levels as Pillow's in a third of its time, and an error where Pillow
+    JPEG goes to libjpeg-turbo directly: the same levels as Pillow's in half of its time, and an error where Pillow
     fills the rest of a damaged scan with grey.
     """
     if image.format in {"JPEG", "MPO"} and image.mode in {"L", "RGB"}:

@@ -122,7 +122,7 @@ class RowSettings(_Frozen):
     samples_dtype: Literal["float16", "float32"] = "float16"
     """How latents are stored; float32 doubles their bytes."""
     mask_encoding: Literal["tensor", "packed"] = "tensor"
-    """How masks are stored: a tensor that every reader takes, or bits, at a quarter of a row's cost to write."""
+    """How masks are stored: a tensor that every reader takes, or packed bits, which cost a sixth as much to write."""
     deterministic: bool = False
     """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs."""
 
