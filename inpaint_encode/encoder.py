@@ -15,7 +15,7 @@ from .errors import JobFailed
 from .settings import RowSettings, VaeSource
 from .transform import grow_mask, neutralise
 from .tune import tuned
-from .vae import compute_dtype, load_vae, posterior_mean, warm_up, weights_sha256
+from .vae import compute_dtype, load_vae, posterior, warm_up, weights_sha256
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -85,7 +85,7 @@ class BatchEncoder:
     def _encode(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to samples, which of them are finite, and grown masks."""
         levels = pixels.float() / self._full_scale
-        samples = posterior_mean(self._vae, neutralise(levels, masks.float())).to(self._samples_dtype)
+        samples = posterior(self._vae, neutralise(levels, masks.float())).mean.to(self._samples_dtype)
         return samples, samples.isfinite().flatten(1).all(dim=1), grow_mask(masks, self._grow_mask_by)
 
     def _staged(self, batch: Batch) -> tuple[Tensor, Tensor]:

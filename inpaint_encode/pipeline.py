@@ -21,6 +21,7 @@ from .batch import LatentEncoder
 from .cluster import encoders, joined
 from .encoder import BatchEncoder
 from .errors import JobFailed, TooManyRejected, UsageError
+from .images import PairDecoder
 from .lease import Lease, hold
 from .ledger import Committed, Ledger
 from .progress import Display
@@ -60,7 +61,7 @@ def receipts_of(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"multiple": backend.facts.ratio, "threads": job.workers.fetch_threads},
+            fn_kwargs={"decoder": PairDecoder(multiple=backend.facts.ratio), "threads": job.workers.fetch_threads},
             batch_size=1,
             batch_format="pyarrow",
         )

@@ -26,7 +26,7 @@ from inpaint_encode import rows, storage
 from inpaint_encode.batch import Batch, EncodedBatch
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected, UsageError
-from inpaint_encode.images import DecodedImage, decode_and_crop, decode_mask_of
+from inpaint_encode.images import DecodedImage, PairDecoder
 from inpaint_encode.settings import PlanOptions, RowSettings
 
 if TYPE_CHECKING:
@@ -160,12 +160,13 @@ def _fetch(pair: Pair) -> tuple[bytes, bytes] | None:
 
 
 def _decoded(trial: Trial, files: Sequence[tuple[bytes, bytes] | None], multiple: int) -> Iterator[_Decoded]:
+    decoder = PairDecoder(multiple=multiple)
     for pair in files:
         try:
             if pair is None:
                 raise PairRejected("fetch.not_found", "")
-            image = decode_and_crop(pair[0], multiple)
-            yield image, decode_mask_of(pair[1], image)
+            image = decoder.image(pair[0])
+            yield image, decoder.mask(pair[1], image)
         except PairRejected as rejection:
             trial.rejected[rejection.error] += 1
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from inpaint_encode import plan, rows, storage
 from inpaint_encode.errors import PairRejected
-from inpaint_encode.images import DecodedImage, decode_and_crop, decode_mask_of
+from inpaint_encode.images import DecodedImage, PairDecoder
 
 from .chunk import Chunk, Counters, Row, work_of
 
@@ -33,8 +33,8 @@ class _Group(NamedTuple):
     masks: list[_File]
 
 
-def fetch_and_decode(row: pa.Table, *, multiple: int, threads: int) -> pa.Table:
-    """Read the chunk's pairs from the plan, fetch the files, decode and crop them to ``multiple``."""
+def fetch_and_decode(row: pa.Table, *, decoder: PairDecoder, threads: int) -> pa.Table:
+    """Read the chunk's pairs from the plan, fetch the files, decode and crop them."""
     chunk = Chunk(work_of(row), rows.DECODED.empty_table(), Counters())
     try:
         with chunk.counters.timed("fetch"):
@@ -48,7 +48,7 @@ def fetch_and_decode(row: pa.Table, *, multiple: int, threads: int) -> pa.Table:
     fetcher = _Fetcher()
     with ThreadPoolExecutor(threads) as pool:
         groups = _waits(_fetched(pool, fetcher, wanted, 2 * threads), chunk.counters)
-        decoded = (row for group in groups for row in _decoded(group, multiple, chunk.counters))
+        decoded = (row for group in groups for row in _decoded(group, decoder, chunk.counters))
         table = rows.table_of(decoded, rows.DECODED, {"pixels": _PIXELS})
     return chunk.folded(table, fetcher.down or _nobody_is_served(table))
 
@@ -143,13 +143,13 @@ def _nobody_is_served(decoded: pa.Table) -> str | None:
     return f"none of {decoded.num_rows} pairs could be fetched, the last for: {decoded['message'][-1]}"
 
 
-def _decoded(group: _Group, multiple: int, counters: Counters) -> Iterator[Row]:
+def _decoded(group: _Group, decoder: PairDecoder, counters: Counters) -> Iterator[Row]:
     """One row a pair; the first that is not rejected carries the pixels for all."""
     files = [file for file in (group.image, *group.masks) if isinstance(file, storage.Blob)]
     counters.add("objects_fetched", len(files))
     with counters.timed("decode"):
-        image = _attempt(decode_and_crop, group.image, multiple)
-        masks = [_attempt(decode_mask_of, file, image) for file in group.masks]
+        image = _attempt(decoder.image, group.image)
+        masks = [_attempt(decoder.mask, file, image) for file in group.masks]
     counters.add("images_decoded", isinstance(image, DecodedImage))
     carried = False
     for pair, file, mask in zip(group.pairs, group.masks, masks, strict=True):
@@ -162,14 +162,14 @@ def _decoded(group: _Group, multiple: int, counters: Counters) -> Iterator[Row]:
             carried = True
 
 
-def _attempt(decode: Callable[[bytes, Any], _T], file: _File, about: Any) -> _T | PairRejected:
+def _attempt(decode: Callable[..., _T], file: _File, *about: DecodedImage | PairRejected) -> _T | PairRejected:
     """``decode`` the file, unless it or what it is ``about`` is rejected already."""
-    if isinstance(about, PairRejected):
-        return about
-    if isinstance(file, PairRejected):
-        return file
+    for rejected in (*about, file):
+        if isinstance(rejected, PairRejected):
+            return rejected
+    assert isinstance(file, storage.Blob)
     try:
-        return decode(file.data, about)
+        return decode(file.data, *about)
     except PairRejected as rejection:
         return rejection
     except Exception as error:  # no file, however odd, may stop the others

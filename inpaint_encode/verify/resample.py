@@ -22,7 +22,7 @@ from inpaint_encode import storage
 from inpaint_encode.batch import Batch
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected
-from inpaint_encode.images import decode_and_crop, decode_mask_of
+from inpaint_encode.images import PairDecoder
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.settings import RowSettings, VaeSource
 
@@ -130,9 +130,10 @@ def _compare(row: Row, encoder: BatchEncoder, made_by: Mapping[str, Any], result
         result.changed += 1
         return
     result.rows += 1
+    decoder = PairDecoder(multiple=made_by["ratio"])
     try:
-        decoded = decode_and_crop(image.data, made_by["ratio"])  # type: ignore[union-attr] # a version is of a blob
-        binary = decode_mask_of(mask.data, decoded)  # type: ignore[union-attr]
+        decoded = decoder.image(image.data)  # type: ignore[union-attr] # a version is of a blob
+        binary = decoder.mask(mask.data, decoded)  # type: ignore[union-attr]
     except PairRejected as rejection:
         yield f"its source is rejected now: {rejection.error}: {rejection.message}"
         return

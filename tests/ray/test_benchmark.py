@@ -14,7 +14,7 @@ from inpaint_encode.bench.peers.contestant import LoadStandIn, Task
 from inpaint_encode.bench.product import product
 from inpaint_encode.bench.standin import NullVae
 from inpaint_encode.demo.pairs import upload
-from inpaint_encode.images import decode_and_crop, decode_mask_of
+from inpaint_encode.images import PairDecoder
 from inpaint_encode.reader import iter_rows
 
 MIXED = BenchSet("two sizes", ((64, 64), (56, 80)))
@@ -28,8 +28,9 @@ def test_the_job_makes_what_the_stand_in_makes(s3, ray_cluster, tmp_path):
     rows = {row["key"]: row for row in iter_rows(str(tmp_path / "out"))}
     assert rows.keys() == {pair.key for pair in local}
     for pair in local:
-        image = decode_and_crop(Path(pair.image).read_bytes(), 8)
-        binary = decode_mask_of(Path(pair.mask).read_bytes(), image)
+        decoder = PairDecoder(multiple=8)
+        image = decoder.image(Path(pair.image).read_bytes())
+        binary = decoder.mask(Path(pair.mask).read_bytes(), image)
         latents = NullVae().encode_levels(image.pixels[None], binary[None])[0]
         assert (rows[pair.key]["samples"] == latents).all()
         assert rows[pair.key]["mask_coverage"] >= binary.mean()

@@ -30,7 +30,7 @@ from inpaint_encode.bench.peers.steps import dilate, prepare
 from inpaint_encode.bench.record import Hardware, Record, Section
 from inpaint_encode.bench.standin import NullVae, WaitingVae
 from inpaint_encode.demo.pairs import upload
-from inpaint_encode.images import decode_and_crop, decode_mask_of
+from inpaint_encode.images import PairDecoder
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.transform import grow_mask
 
@@ -58,8 +58,9 @@ def burn(seconds):
 
 
 def decoded(pair):
-    image = decode_and_crop(Path(pair.image).read_bytes(), 8)
-    return image.pixels, decode_mask_of(Path(pair.mask).read_bytes(), image)
+    decoder = PairDecoder(multiple=8)
+    image = decoder.image(Path(pair.image).read_bytes())
+    return image.pixels, decoder.mask(Path(pair.mask).read_bytes(), image)
 
 
 def expected(pair, vae, grow_mask_by=6):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from inpaint_encode.errors import PairRejected
-from inpaint_encode.images import decode_and_crop, decode_image, decode_mask, decode_mask_of
+from inpaint_encode.images import PairDecoder, decode_image, decode_mask
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 WIDE = np.array([[0, 255, 256, 32767], [32768, 33000, 65279, 65535]], np.uint16)
@@ -77,12 +77,14 @@ class TestMasks:
     @pytest.mark.parametrize(("levels", "repainted"), [((127, 128), (0, 1)), ((0, 255), (0, 1))])
     def test_threshold(self, levels, repainted):
         mask = np.repeat(np.array([levels], np.uint8), 2, axis=0)
-        image = decode_and_crop(encoded(Image.new("RGB", (2, 2))), 1)
-        assert np.array_equal(decode_mask_of(encoded(Image.fromarray(mask)), image), [repainted] * 2)
+        decoder = PairDecoder(multiple=1)
+        image = decoder.image(encoded(Image.new("RGB", (2, 2))))
+        assert np.array_equal(decoder.mask(encoded(Image.fromarray(mask)), image), [repainted] * 2)
 
     def test_threshold_of_16_bits(self):
-        image = decode_and_crop(encoded(Image.new("RGB", (4, 2))), 1)
-        assert np.array_equal(decode_mask_of(encoded(Image.fromarray(WIDE)), image), WIDE >= 32768)
+        decoder = PairDecoder(multiple=1)
+        image = decoder.image(encoded(Image.new("RGB", (4, 2))))
+        assert np.array_equal(decoder.mask(encoded(Image.fromarray(WIDE)), image), WIDE >= 32768)
 
 
 class TestRejected:
@@ -135,5 +137,5 @@ class TestRejected:
 
     def test_a_side_below_the_multiple(self):
         with pytest.raises(PairRejected, match="7 x 64") as caught:
-            decode_and_crop(encoded(Image.new("RGB", (64, 7))), 8)
+            PairDecoder(multiple=8).image(encoded(Image.new("RGB", (64, 7))))
         assert caught.value.error == "size.too_small"

@@ -1,4 +1,4 @@
-"""Bytes become pixels and a mask; every decode rule and its named errors are here.
+"""A file's bytes become levels; every rule of decoding and its named errors are here.
 
 * An image is JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF and becomes 8-bit RGB; alpha is dropped, and 16-bit
   grey is rounded to 8 bits.
@@ -14,24 +14,20 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from .errors import PairRejected
-from .geometry import CropBox, crop_box
+from inpaint_encode.errors import PairRejected
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
-    "DecodedImage",
-    "decode_and_crop",
     "decode_image",
     "decode_mask",
-    "decode_mask_of",
     "upright_size",
 ]
 
@@ -49,42 +45,6 @@ _Mode = Literal["RGB", "L"]
 _WIDE = {"I": "32-bit integers", "F": "floating-point"}
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is an error with a name, not a warning
-
-
-class DecodedImage(NamedTuple):
-    """An image, cropped to the VAE's multiple and ready for it."""
-
-    pixels: NDArray[np.uint8]
-    """``[H, W, 3]`` RGB levels."""
-    source_height: int
-    source_width: int
-    crop: CropBox
-
-
-def decode_and_crop(image: bytes, multiple: int) -> DecodedImage:
-    """Decode an image file and crop it to ``multiple``.
-
-    Raises:
-        PairRejected: ``decode.*`` for a bad file, ``size.too_small`` below ``multiple``.
-    """
-    pixels = decode_image(image)
-    height, width = pixels.shape[:2]
-    try:
-        crop = crop_box(height, width, multiple)
-    except ValueError as error:
-        raise PairRejected("size.too_small", str(error)) from None
-    return DecodedImage(pixels[crop.slices], height, width, crop)
-
-
-def decode_mask_of(mask: bytes, image: DecodedImage) -> NDArray[np.uint8]:
-    """Decode a mask file, bring it to the image's size, crop it alike and make it binary.
-
-    Returns ``[H, W]``, 1 where the image is repainted; not grown.
-
-    Raises:
-        PairRejected: ``mask.*`` for a bad file.
-    """
-    return _binary_mask(decode_mask(mask), image.source_height, image.source_width)[image.crop.slices]
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
@@ -133,19 +93,6 @@ def _size_in_file(image: Image.Image) -> tuple[int, int]:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
     return image.size
-
-
-def _binary_mask(levels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
-    """Steps 1 and 3 of the contract on ``levels``; the common case needs no floating point."""
-    full_scale = np.iinfo(levels.dtype).max
-    if levels.shape == (height, width):
-        return (levels > full_scale // 2).view(np.uint8)
-    import torch
-
-    from .transform import binarise_mask, resize_mask
-
-    mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
-    return binarise_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
 
 
 def _open(data: bytes, stage: str) -> Image.Image:
