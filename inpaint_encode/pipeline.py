@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from . import storage
 from .batch import LatentEncoder
 from .cluster import encoders, joined
-from .encoder import BatchEncoder
+from .encoder import BatchEncoder, refuse_unfit
 from .errors import JobFailed, TooManyRejected, UsageError
 from .images import PairDecoder
 from .lease import Lease, hold
@@ -140,6 +140,7 @@ def vae_backend(job: EncodeJob) -> Backend:
     warm_up(vae)
     compute_dtype(job.rows.dtype, torch.device("cpu"), vae.config)  # refuses what would fail on every worker
     facts = vae_facts(vae, job.vae)
+    refuse_unfit(job.rows, vae, facts)
     opened = partial(BatchEncoder.load, job.vae, job.rows, facts.weights_sha256, compiled=job.workers.compile)
     return Backend(facts, opened)
 

@@ -21,6 +21,16 @@ from .sources import FoundPairs
 
 __all__ = ["Remaining", "job_record", "open_output", "remaining"]
 
+_BEFORE = {
+    "posterior_seed": 0,
+    "scaled": False,
+    "also_original": False,
+    "latent_mask": "none",
+    "tile": False,
+    "tile_size": 512,
+}
+"""What outputs did that were begun before their ``_job.json`` said so."""
+
 _PACKAGES = ("inpaint-encode", "torch", "diffusers", "ray", "pyarrow", "pillow", "numpy")
 
 
@@ -44,7 +54,7 @@ def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Fiel
     """
     made_by = {name: value for name, value in vae.items() if name != "vae_source"}
     return {
-        "rows": {"contract": CONTRACT_VERSION, "posterior": "mean", **job.rows.model_dump(), **made_by},
+        "rows": {"contract": CONTRACT_VERSION, **job.rows.model_dump(), **made_by},
         "source": _source_record(job.source, carried),
         "vae_source": vae["vae_source"],
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
@@ -144,10 +154,10 @@ def _next_generation(parts: list[str]) -> int:
 
 def _refuse_differences(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     differences = [
-        f"{name}: {kept[section].get(name)} there, {value} here"
+        f"{name}: {there} there, {value} here"
         for section in ("rows", "source")
         for name, value in record[section].items()
-        if kept[section].get(name) != value
+        if (there := kept[section].get(name, _BEFORE.get(name))) != value
     ]
     if differences:
         raise UsageError(
