@@ -292,7 +292,7 @@ def _row_problems(file: DataFile, made_by: Mapping[str, Any], keys: list[str]) -
 
 def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     samples, mask = row["samples"], row["noise_mask"]
-    if sentence := _shapes_problem(row, made_by["ratio"], made_by["latent_channels"]):
+    if sentence := _shapes_problem(row, made_by):
         yield "shapes", sentence
     if infinite := samples.values.size - int(np.isfinite(samples.values).sum()):
         yield "samples", f"{infinite:,} of {samples.values.size:,} values are not finite"
@@ -304,16 +304,17 @@ def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         yield "coverage", f"mask_coverage is {stated}, the mask's mean {mean}"
 
 
-def _shapes_problem(row: Row, ratio: int, channels: int) -> str | None:
+def _shapes_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
     height, width = row["source_height"] or 0, row["source_width"] or 0
-    if min(height, width) < ratio:
-        return f"a source of {height} x {width} pixels has no latent at 1/{ratio} of its size"
-    crop = crop_box(height, width, ratio)
+    multiple, ratio = made_by["crop_multiple"], made_by["ratio"]
+    if min(height, width) < multiple:
+        return f"a source of {height} x {width} pixels has no crop to a multiple of {multiple}"
+    crop = crop_box(height, width, multiple)
     should: dict[str, Any] = {
         "crop_top": crop.top,
         "crop_left": crop.left,
         "noise_mask": [1, crop.height, crop.width],
-        "samples": [channels, crop.height // ratio, crop.width // ratio],
+        "samples": [made_by["latent_channels"], crop.height // ratio, crop.width // ratio],
     }
     for name, value in should.items():
         tensor = row[name] if isinstance(row[name], Tensor) else None
