@@ -20,11 +20,22 @@ from .memory import Fitted, FittingVae
 from .settings import RowSettings, VaeSource
 from .transform import grow_mask, mask_of_latent, neutralise
 from .tune import tuned
-from .vae import Posterior, VaeFacts, compute_dtype, load_vae, posterior, spatial_ratio, vae_facts, warm_up
-from .vae.scaling import refuse_unscalable, to_scaled
+from .vae import (
+    Posterior,
+    VaeFacts,
+    compute_dtype,
+    crop_multiple,
+    family_of,
+    load_vae,
+    posterior,
+    refuse_unscalable,
+    to_scaled,
+    vae_facts,
+    warm_up,
+)
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import ModelMixin
 
 __all__ = ["BatchEncoder", "refuse_unfit", "standard_normal"]
 
@@ -44,7 +55,7 @@ class BatchEncoder:
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: ModelMixin,
         settings: RowSettings,
         device: torch.device,
         *,
@@ -61,7 +72,8 @@ class BatchEncoder:
         self._device = device
         self._values = _Values(settings, facts)
         on_device = vae.to(device) if dtype == torch.float32 else _cast_copy(vae, device, dtype)
-        on_device = tuned(on_device, deterministic=settings.deterministic, compiled=compiled)
+        if family_of(vae).graphs:
+            on_device = tuned(on_device, deterministic=settings.deterministic, compiled=compiled)
         self._fast = FittingVae(on_device, settings.tile_size)
         self._exact = None if dtype == torch.float32 else _VisitingVae(vae, device, settings.tile_size)
         # A GPU divides by a plain number by multiplying with its inverse, which is off by a bit: by a tensor it is not.
@@ -99,7 +111,7 @@ class BatchEncoder:
         if self._exact is None:
             warm_up(self._vae)
         else:  # whose float32 weights have been warmed up before the job; in this type, even grey may overflow
-            side = 4 * spatial_ratio(self._vae)
+            side = 2 * crop_multiple(self._vae)
             posterior(self._vae, torch.full((1, side, side, 3), 0.5)).mean.cpu()
 
     def images_at_once(self, height: int, width: int) -> int:
@@ -319,7 +331,7 @@ class _VisitingVae:
         tile_size: as for `FittingVae`.
     """
 
-    def __init__(self, vae: AutoencoderKL, device: torch.device, tile_size: int) -> None:
+    def __init__(self, vae: ModelMixin, device: torch.device, tile_size: int) -> None:
         self._vae, self._device = vae, device
         self._fitting = FittingVae(vae, tile_size)
 
@@ -341,7 +353,7 @@ def _unpacked(batch: Batch) -> Iterator[NDArray[np.uint8]]:
         yield np.unpackbits(bits, count=batch.height * batch.width).reshape(batch.height, batch.width)
 
 
-def _cast_copy(vae: AutoencoderKL, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+def _cast_copy(vae: ModelMixin, device: torch.device, dtype: torch.dtype) -> ModelMixin:
     """Copy a VAE to ``device`` and into ``dtype``, with no second copy in float32 on the way."""
     cast: dict[int, Tensor] = {}
     for tensor in (*vae.parameters(), *vae.buffers()):
@@ -350,13 +362,13 @@ def _cast_copy(vae: AutoencoderKL, device: torch.device, dtype: torch.dtype) -> 
     return copy.deepcopy(vae, cast)
 
 
-def refuse_unfit(settings: RowSettings, vae: AutoencoderKL, facts: VaeFacts) -> None:
+def refuse_unfit(settings: RowSettings, vae: ModelMixin, facts: VaeFacts) -> None:
     """Refuse settings that this VAE cannot serve.
 
     Raises:
         UsageError: it has no posterior to draw from, or its scaling is not known.
     """
-    side = 4 * facts.ratio
+    side = 2 * facts.crop_multiple
     if settings.posterior != "mean" and posterior(vae, torch.full((1, side, side, 3), 0.5)).logvar is None:
         raise UsageError(
             f"--posterior {settings.posterior}: an {facts.vae_class} gives latents and no posterior; use mean"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .batch import CPU_PIXELS, OutOfMemory, images_at_once
-from .vae import Posterior, posterior, spatial_ratio
+from .vae import Posterior, crop_multiple, posterior
 from .vae.tiles import needs_tiles, tiled_posterior
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import ModelMixin
 
 __all__ = ["Fitted", "FittingVae", "bytes_per_pixel", "is_out_of_memory"]
 
@@ -50,9 +50,9 @@ class FittingVae:
         tile_size: side of a tile in pixels.
     """
 
-    def __init__(self, vae: AutoencoderKL, tile_size: int) -> None:
+    def __init__(self, vae: ModelMixin, tile_size: int) -> None:
         self._vae = vae
-        self._multiple = spatial_ratio(vae)
+        self._multiple = crop_multiple(vae)
         self._tile_size = tile_size
         self._ways: dict[tuple[int, int, bool | None], _Way] = {}
         self._pixels: float = CPU_PIXELS
@@ -123,7 +123,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(way in said for way in ways)
 
 
-def bytes_per_pixel(vae: AutoencoderKL, device: torch.device) -> float:
+def bytes_per_pixel(vae: ModelMixin, device: torch.device) -> float:
     """Measure what encoding takes on a GPU at its worst, over the weights; infinity if one image is too much."""
     pixels = torch.full((1, _MEASURED, _MEASURED, 3), 0.5, device=device)
     try:

@@ -54,6 +54,7 @@ def receipts_of(
     work: pa.Table, job: EncodeJob, backend: Backend, ledger: Ledger, made_by: dict[str, Any]
 ) -> ray.data.Dataset:
     """Read, fetch, decode, encode, commit: a row of ``work`` is a chunk, and so is every row after it."""
+    decoder = PairDecoder(multiple=backend.facts.crop_multiple)
     gpus, workers = encoders(job.workers, job.run.address)
     batch_size = 1 if job.rows.deterministic else job.workers.batch_size  # what else is in a batch changes last bits
     return (
@@ -61,7 +62,7 @@ def receipts_of(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"decoder": PairDecoder(multiple=backend.facts.ratio), "threads": job.workers.fetch_threads},
+            fn_kwargs={"decoder": decoder, "threads": job.workers.fetch_threads},
             batch_size=1,
             batch_format="pyarrow",
         )

@@ -22,6 +22,7 @@ from .sources import FoundPairs
 __all__ = ["Remaining", "job_record", "open_output", "remaining"]
 
 _BEFORE = {
+    "latent_form": "unscaled",
     "posterior_seed": 0,
     "scaled": False,
     "also_original": False,
@@ -155,9 +156,9 @@ def _next_generation(parts: list[str]) -> int:
 def _refuse_differences(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     differences = [
         f"{name}: {there} there, {value} here"
-        for section in ("rows", "source")
+        for section, before in (("rows", {**_BEFORE, "crop_multiple": kept["rows"].get("ratio")}), ("source", {}))
         for name, value in record[section].items()
-        if (there := kept[section].get(name, _BEFORE.get(name))) != value
+        if (there := kept[section].get(name, before.get(name))) != value
     ]
     if differences:
         raise UsageError(

@@ -34,7 +34,7 @@ from obstore.store import S3Store
 
 from .storage import ABSENT, Blob, Conflict, Listed, Unavailable
 
-__all__ = ["Listing", "delete", "read", "read_start", "write"]
+__all__ = ["Listing", "delete", "head", "read", "read_range", "read_start", "write"]
 
 _PAGE = 1_000  # what S3 gives in one answer
 _CONNECT_S = 5
@@ -126,6 +126,22 @@ def read_start(uri: str, length: int) -> bytes:
         if isinstance(error.__cause__, BaseError) and _answer(error.__cause__).status == 416:
             return b""  # how S3 says that an object is empty
         raise
+
+
+def head(uri: str) -> tuple[int, str]:
+    """See `inpaint_encode.storage.head`."""
+    bucket, path = _split(uri)
+    with _named_errors():
+        about = obstore.head(_store(bucket), path)
+        return about["size"], about["e_tag"] or ""
+
+
+def read_range(uri: str, start: int, length: int, version: str) -> bytes:
+    """Read ``length`` bytes from ``start``; raises `Conflict` if the object is not of ``version`` any more."""
+    bucket, path = _split(uri)
+    with _named_errors():
+        options = {"range": (start, start + length), "if_match": version}
+        return bytes(obstore.get(_store(bucket), path, options=options).bytes())
 
 
 def write(uri: str, data: bytes, expect: str | None) -> str:

@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,8 @@ __all__ = [
     "Listed",
     "Unavailable",
     "delete",
+    "download",
+    "head",
     "join",
     "list_objects",
     "normalise",
@@ -44,6 +47,9 @@ RETRY_BUDGET_S = 25.0
 
 TEMPORARY = "_tmp-"
 """How the names of unfinished files on disks begin; readers and listings skip them, `verify --repair` removes them."""
+
+_PIECE = 64 * 2**20
+"""So that one piece is there well within the time-out of a request, and memory holds no more."""
 
 _T = TypeVar("_T")
 
@@ -131,6 +137,32 @@ def read_start(uri: str, length: int) -> bytes:
         return _retrying(lambda: bytes(_s3().read_start(uri, length)))
     with Path(uri).open("rb") as file:
         return file.read(length)
+
+
+def head(uri: str) -> tuple[int, str]:
+    """Return an object's size in bytes and its version, without reading it.
+
+    Raises:
+        FileNotFoundError, PermissionError, Unavailable, OSError: by what the store said.
+    """
+    if uri.startswith("s3://"):
+        size, version = _retrying(lambda: _s3().head(uri))
+        return int(size), str(version)
+    stat = os.stat(uri)  # noqa: PTH116
+    return stat.st_size, _disk_version(stat)
+
+
+def download(uri: str, path: Path, size: int, version: str) -> None:
+    """Copy an object of S3 to a new file, in pieces of `_PIECE` bytes, each a request that is tried again by itself.
+
+    Raises:
+        Conflict: the object is not of ``version`` any more.
+        FileNotFoundError, PermissionError, Unavailable, OSError: by what the store said.
+    """
+    with path.open("xb") as file:
+        for start in range(0, size, _PIECE):
+            length = min(_PIECE, size - start)
+            file.write(_retrying(partial(_s3().read_range, uri, start, length, version)))
 
 
 def write(uri: str, data: bytes, *, expect: str | None = None) -> str:

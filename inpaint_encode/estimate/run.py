@@ -38,6 +38,8 @@ class Latents:
     """What the VAE makes of an image."""
 
     ratio: int
+    multiple: int
+    """Of an image's sides, after the crop."""
     channels: int
     dtype: str
     """As stored."""
@@ -162,8 +164,8 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
     drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
     sample = pairs.take(pa.array(drawn, pa.int64()))
     say(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
-    headers = read_headers(sample["image_uri"].to_pylist(), latents.ratio, options.batches.fetch_threads)
-    trial = _trial(vae, sample, headers, options, latents.ratio, say) if vae is not None else None
+    headers = read_headers(sample["image_uri"].to_pylist(), latents.multiple, options.batches.fetch_threads)
+    trial = _trial(vae, sample, headers, options, latents.multiple, say) if vae is not None else None
     requests = _requests(found, pc.count_distinct(pairs["image_uri"]).as_py(), len(np.bincount(chunks)))
     return _forecast(options, found, requests, np.bincount(chunks), latents, np.array(drawn), headers, trial)
 
@@ -172,11 +174,12 @@ def _vae(options: PlanOptions) -> tuple[AutoencoderKL | None, Latents]:
     """The VAE, if one is named, and the shape of its latents."""
     dtype = options.rows.samples_dtype
     if not options.vae.vae:
-        return None, Latents(8, 4, dtype, assumed=True)
-    from inpaint_encode.vae import load_vae, spatial_ratio  # costs seconds, which a plan without a VAE need not take
+        return None, Latents(8, 8, 4, dtype, assumed=True)
+    from inpaint_encode import vae as vaes  # costs seconds, which a plan without a VAE need not take
 
-    vae = load_vae(options.vae)
-    return vae, Latents(spatial_ratio(vae), int(vae.config.latent_channels), dtype, assumed=False)
+    vae = vaes.load_vae(options.vae)
+    shape = vaes.spatial_ratio(vae), vaes.crop_multiple(vae), vaes.latent_channels(vae)
+    return vae, Latents(*shape, dtype, assumed=False)
 
 
 def _trial(

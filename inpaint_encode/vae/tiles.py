@@ -13,7 +13,7 @@ from torch import Tensor
 from .encode import Posterior, posterior
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import ModelMixin
 
 __all__ = ["needs_tiles", "tile_starts", "tiled_posterior"]
 
@@ -39,7 +39,7 @@ def tile_starts(length: int, tile: int, multiple: int) -> list[int]:
 
 
 @torch.inference_mode()
-def tiled_posterior(vae: AutoencoderKL, pixels: Tensor, tile: int, multiple: int) -> Posterior:
+def tiled_posterior(vae: ModelMixin, pixels: Tensor, tile: int, multiple: int) -> Posterior:
     """Encode float32 ``[B, H, W, 3]`` in 0..1 in squares of side ``tile``, which are blended where they overlap.
 
     A value is the mean of its tiles', each weighed by the distance from the tile's own edge, means and log-variances

@@ -327,16 +327,18 @@ def _latent_mask_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
 def _shapes_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
     ratio, channels = made_by["ratio"], made_by["latent_channels"] * (1 + (made_by["posterior"] == "moments"))
     height, width = row["source_height"] or 0, row["source_width"] or 0
-    if min(height, width) < ratio:
-        return f"a source of {height} x {width} pixels has no latent at 1/{ratio} of its size"
-    crop = crop_box(height, width, ratio)
+    multiple = made_by.get("crop_multiple", ratio)
+    if min(height, width) < multiple:
+        return f"a source of {height} x {width} pixels has no crop to a multiple of {multiple}"
+    crop = crop_box(height, width, multiple)
+    latent = [channels, crop.height // ratio, crop.width // ratio]
     should: dict[str, Any] = {
         "crop_top": crop.top,
         "crop_left": crop.left,
         "noise_mask": [1, crop.height, crop.width],
-        "samples": [channels, crop.height // ratio, crop.width // ratio],
-        "original_samples": [channels, crop.height // ratio, crop.width // ratio],
-        "latent_mask": [1, crop.height // ratio, crop.width // ratio],
+        "samples": latent,
+        "original_samples": latent,
+        "latent_mask": [1, *latent[1:]],
     }
     for name, value in should.items():
         if name not in row:
