@@ -21,6 +21,7 @@ __all__ = [
     "Launched",
     "OutOfMemory",
     "images_at_once",
+    "is_out_of_memory",
 ]
 
 MOST_IMAGES = 8
@@ -38,6 +39,15 @@ def images_at_once(height: int, width: int, pixels: float) -> int:
 
 class OutOfMemory(RuntimeError):
     """Not even one image fits into the device's memory, in the ways that are allowed."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in any of the ways in which torch and its libraries say it."""
+    said = str(error)
+    ways = ("can't allocate memory", "ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")
+    return (
+        type(error).__name__ == "OutOfMemoryError" or isinstance(error, OutOfMemory) or any(way in said for way in ways)
+    )
 
 
 class Batch(NamedTuple):

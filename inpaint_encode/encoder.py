@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from .batch import Batch, EncodedBatch, Launched, OutOfMemory
-from .errors import JobFailed, UsageError
-from .memory import Fitted, FittingVae
+from .batch import Batch, EncodedBatch, Launched
+from .errors import JobFailed
+from .memory import FittingVae, VisitingVae, cast_copy
 from .settings import RowSettings, VaeSource
 from .transform import grow_mask, mask_of_latent, neutralise
 from .tune import tuned
-from .vae import (
-    Posterior,
-    VaeFacts,
-    compute_dtype,
-    crop_multiple,
-    family_of,
-    load_vae,
-    posterior,
-    refuse_unscalable,
-    to_scaled,
-    vae_facts,
-    warm_up,
-)
+from .vae import VaeFacts, compute_dtype, crop_multiple, family_of, load_vae, posterior, vae_facts, warm_up
+from .vae.stored import StoredValues
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["BatchEncoder", "refuse_unfit", "standard_normal"]
+__all__ = ["BatchEncoder"]
 
 
 class BatchEncoder:
@@ -70,12 +57,12 @@ class BatchEncoder:
         self.precision = str(dtype).removeprefix("torch.")
         self._settings = settings
         self._device = device
-        self._values = _Values(settings, facts)
-        on_device = vae.to(device) if dtype == torch.float32 else _cast_copy(vae, device, dtype)
+        self._values = StoredValues(settings, facts)
+        on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
         if family_of(vae).graphs:
             on_device = tuned(on_device, deterministic=settings.deterministic, compiled=compiled)
         self._fast = FittingVae(on_device, settings.tile_size)
-        self._exact = None if dtype == torch.float32 else _VisitingVae(vae, device, settings.tile_size)
+        self._exact = None if dtype == torch.float32 else VisitingVae(vae, device, settings.tile_size)
         # A GPU divides by a plain number by multiplying with its inverse, which is off by a bit: by a tensor it is not.
         self._full_scale = torch.tensor([255.0], device=device)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -128,7 +115,7 @@ class BatchEncoder:
         work = _Work(batch, self._settings.tiles if tile is None else tile)
         return _Queued(self._submitted(work, self._fast), work, self._encoded_again)
 
-    def _submitted(self, work: _Work, vae: FittingVae | _VisitingVae) -> Future[Launched]:
+    def _submitted(self, work: _Work, vae: FittingVae | VisitingVae) -> Future[Launched]:
         start = time.perf_counter()
         pixels, masks = self._staged(work.batch)
         copied = time.perf_counter() - start
@@ -157,14 +144,14 @@ class BatchEncoder:
         return encoded._replace(again=bad, tiled=tiled, seconds=seconds, oom_steps=steps)
 
     def _encode_on_cpu(
-        self, work: _Work, vae: FittingVae | _VisitingVae, pixels: Tensor, masks: Tensor, copied: float
+        self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor, copied: float
     ) -> Launched:
         begun = time.perf_counter()
         outputs = self._encode(work, vae, pixels, masks)
         seconds = {"copy": copied, "encode": time.perf_counter() - begun, "copy_back": 0.0}
         return _Done(self._answer(work, outputs, outputs.tensors, seconds))
 
-    def _encode(self, work: _Work, vae: FittingVae | _VisitingVae, pixels: Tensor, masks: Tensor) -> _Outputs:
+    def _encode(self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor) -> _Outputs:
         """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to what is stored of them."""
         levels = pixels.float() / self._full_scale
         found = vae.encode(neutralise(levels, masks.float()), work.tile)
@@ -212,7 +199,7 @@ class BatchEncoder:
         return pixels, masks
 
     def _launch_on_gpu(
-        self, work: _Work, vae: FittingVae | _VisitingVae, pixels: Tensor, masks: Tensor, copies: torch.cuda.Stream
+        self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor, copies: torch.cuda.Stream
     ) -> Launched:
         """Queue copies on their stream and all work behind them on the current one; nothing here waits."""
         compute = torch.cuda.current_stream(self._device)
@@ -290,95 +277,6 @@ class _Outputs(NamedTuple):
     steps: int
 
 
-class _Values:
-    """What is stored of a posterior."""
-
-    def __init__(self, settings: RowSettings, facts: VaeFacts | None) -> None:
-        if settings.scaled and facts is None:
-            raise ValueError("scaled rows need the VAE's facts, which say how")
-        self._settings, self._facts = settings, facts
-        self._dtype = {"float16": torch.float16, "float32": torch.float32}[settings.samples_dtype]
-
-    def noise(self, keys: Sequence[str], like: Tensor) -> Tensor | None:
-        """Draw for every row, if rows are draws, on the CPU while a GPU is at work."""
-        if self._settings.posterior != "sample":
-            return None
-        drawn = [standard_normal(self._settings.posterior_seed, key, tuple(like.shape[1:])) for key in keys]
-        return torch.from_numpy(np.stack(drawn)).to(like.device)
-
-    def of(self, found: Posterior, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return values in the stored type, and for each row whether they are finite as computed, and as stored."""
-        values = found.mean
-        if self._settings.posterior != "mean":
-            assert found.logvar is not None, "refused before the job"
-            if noise is None:
-                values = torch.cat([values, found.logvar], dim=1)
-            else:
-                values = values + torch.exp(0.5 * found.logvar) * noise
-        if self._settings.scaled:
-            assert self._facts is not None
-            values = to_scaled(values, self._facts)
-        stored = values.to(self._dtype)
-        return stored, values.isfinite().flatten(1).all(dim=1), stored.isfinite().flatten(1).all(dim=1)
-
-
-class _VisitingVae:
-    """A VAE that lives on the host in float32 and comes to the device for a batch that overflowed, as few as they are.
-
-    Args:
-        vae: in float32, with the weights that were loaded.
-        device: where it goes.
-        tile_size: as for `FittingVae`.
-    """
-
-    def __init__(self, vae: ModelMixin, device: torch.device, tile_size: int) -> None:
-        self._vae, self._device = vae, device
-        self._fitting = FittingVae(vae, tile_size)
-
-    def encode(self, pixels: Tensor, tile: bool | None) -> Fitted:
-        """See `FittingVae.encode`."""
-        try:
-            self._vae.to(self._device)
-            return self._fitting.encode(pixels, tile)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                "the VAE's float32 weights, which this image needs, are more than memory holds"
-            ) from error
-        finally:
-            self._vae.to("cpu")
-
-
 def _unpacked(batch: Batch) -> Iterator[NDArray[np.uint8]]:
     for bits in batch.masks:
         yield np.unpackbits(bits, count=batch.height * batch.width).reshape(batch.height, batch.width)
-
-
-def _cast_copy(vae: ModelMixin, device: torch.device, dtype: torch.dtype) -> ModelMixin:
-    """Copy a VAE to ``device`` and into ``dtype``, with no second copy in float32 on the way."""
-    cast: dict[int, Tensor] = {}
-    for tensor in (*vae.parameters(), *vae.buffers()):
-        moved = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-        cast[id(tensor)] = nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
-    return copy.deepcopy(vae, cast)
-
-
-def refuse_unfit(settings: RowSettings, vae: ModelMixin, facts: VaeFacts) -> None:
-    """Refuse settings that this VAE cannot serve.
-
-    Raises:
-        UsageError: it has no posterior to draw from, or its scaling is not known.
-    """
-    side = 2 * facts.crop_multiple
-    if settings.posterior != "mean" and posterior(vae, torch.full((1, side, side, 3), 0.5)).logvar is None:
-        raise UsageError(
-            f"--posterior {settings.posterior}: an {facts.vae_class} gives latents and no posterior; use mean"
-        )
-    if settings.scaled:
-        refuse_unscalable(facts)
-
-
-def standard_normal(seed: int, key: str, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Draw from the normal distribution by ``seed`` and ``key`` alone: the same on any machine, in any batch."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-    return generator.standard_normal(shape, np.float32)

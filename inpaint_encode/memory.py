@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .batch import CPU_PIXELS, OutOfMemory, images_at_once
+from .batch import CPU_PIXELS, OutOfMemory, images_at_once, is_out_of_memory
 from .vae import Posterior, crop_multiple, posterior
 from .vae.tiles import needs_tiles, tiled_posterior
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["Fitted", "FittingVae", "bytes_per_pixel", "is_out_of_memory"]
+__all__ = ["Fitted", "FittingVae", "VisitingVae", "bytes_per_pixel", "cast_copy"]
 
 _SHARE = 0.8
 """Of the free memory that an estimate may fill: it knows nothing of how memory is split up, nor of the neighbours."""
@@ -80,7 +81,7 @@ class FittingVae:
             found = self._attempt(part, way)
             if found is None:
                 steps += 1
-                self._ways[key] = _lower(way._replace(images=len(part)), larger and tile is None, key)
+                self._ways[key] = _lower(way._replace(images=len(part)), larger and tile is None)
             else:
                 parts.append(found)
                 tiled += [way.tiled] * len(part)
@@ -116,11 +117,39 @@ class FittingVae:
         return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, in any of the ways in which torch's parts say it."""
-    said = str(error)
-    ways = ("can't allocate memory", "ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(way in said for way in ways)
+class VisitingVae:
+    """A VAE that lives on the host in float32 and comes to the device for a batch that overflowed, as few as they are.
+
+    Args:
+        vae: in float32, with the weights that were loaded.
+        device: where it goes.
+        tile_size: as for `FittingVae`.
+    """
+
+    def __init__(self, vae: ModelMixin, device: torch.device, tile_size: int) -> None:
+        self._vae, self._device = vae, device
+        self._fitting = FittingVae(vae, tile_size)
+
+    def encode(self, pixels: Tensor, tile: bool | None) -> Fitted:
+        """See `FittingVae.encode`."""
+        try:
+            self._vae.to(self._device)
+            return self._fitting.encode(pixels, tile)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                "the VAE's float32 weights, which this image needs, are more than memory holds"
+            ) from error
+        finally:
+            self._vae.to("cpu")
+
+
+def cast_copy(vae: ModelMixin, device: torch.device, dtype: torch.dtype) -> ModelMixin:
+    """Copy a VAE to ``device`` and into ``dtype``, with no second copy in float32 on the way."""
+    cast: dict[int, Tensor] = {}
+    for tensor in (*vae.parameters(), *vae.buffers()):
+        moved = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        cast[id(tensor)] = nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
+    return copy.deepcopy(vae, cast)
 
 
 def bytes_per_pixel(vae: ModelMixin, device: torch.device) -> float:
@@ -139,14 +168,13 @@ def bytes_per_pixel(vae: ModelMixin, device: torch.device) -> float:
         torch.cuda.empty_cache()
 
 
-def _lower(way: _Way, may_tile: bool, key: tuple[int, int, bool | None]) -> _Way:
+def _lower(way: _Way, may_tile: bool) -> _Way:
     """The next thing to try after ``way`` was too much."""
     if way.images > 1:
         return _Way(way.images // 2, way.tiled)
     if may_tile and not way.tiled:
         return _Way(1, tiled=True)
-    size = f"{key[0]} x {key[1]}"
-    raise OutOfMemory(f"one image of {size} pixels is more than memory holds; --tile, or a smaller --tile-size, helps")
+    raise OutOfMemory("one image is more than memory holds; --tile, or a smaller --tile-size, needs less")
 
 
 def _joined(parts: list[Posterior]) -> Posterior:

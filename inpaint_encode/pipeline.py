@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from . import storage
 from .batch import LatentEncoder
 from .cluster import encoders, joined
-from .encoder import BatchEncoder, refuse_unfit
+from .encoder import BatchEncoder
 from .errors import JobFailed, TooManyRejected, UsageError
 from .images import PairDecoder
 from .lease import Lease, hold
@@ -31,6 +31,7 @@ from .settings import EncodeJob
 from .sources import find_pairs
 from .stages import CALLS_AT_ONCE, Encoder, commit, fetch_and_decode
 from .vae import VaeFacts, compute_dtype, load_vae, vae_facts, warm_up
+from .vae.stored import refuse_unfit
 
 __all__ = ["Backend", "receipts_of", "run_job", "vae_backend"]
 

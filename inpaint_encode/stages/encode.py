@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from inpaint_encode import rows
-from inpaint_encode.batch import Batch, EncodedBatch, LatentEncoder, Launched, OutOfMemory
+from inpaint_encode.batch import Batch, EncodedBatch, LatentEncoder, Launched, is_out_of_memory
 
 from .chunk import Chunk, Counters, Row
 
@@ -105,10 +105,8 @@ class Encoder:
             halves = [batch.part(indices[:half]), batch.part(indices[half:])]
             return [row for part in halves for row in self._collected(part, self._launched(part, counters), counters)]
         self._encoder.check()  # an error that broke the device is not this image's
-        if isinstance(error, OutOfMemory):
-            return [{"error": "encode.out_of_memory", "message": str(error)}]
         message = f"{batch.height} x {batch.width} pixels: {str(error).splitlines()[0]}"
-        return [{"error": "encode.failed", "message": message}]
+        return [{"error": "encode.out_of_memory" if is_out_of_memory(error) else "encode.failed", "message": message}]
 
 
 _RESULT = (

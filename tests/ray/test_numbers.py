@@ -9,12 +9,13 @@ from PIL import Image
 from torch import nn
 
 from inpaint_encode import iter_rows
-from inpaint_encode.encoder import BatchEncoder, standard_normal
+from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import UsageError
 from inpaint_encode.pipeline import run_job, vae_backend
 from inpaint_encode.settings import RowSettings, VaeSource, VerifyOptions
 from inpaint_encode.transform import grow_mask, mask_of_latent, neutralise, to_vae_range
 from inpaint_encode.vae import load_vae
+from inpaint_encode.vae.stored import standard_normal
 from inpaint_encode.verify.run import verify_output
 from tests.conftest import save_vae
 from tests.outputs import whole_report

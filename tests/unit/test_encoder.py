@@ -10,12 +10,15 @@ from torch import nn
 
 from inpaint_encode import encode_for_inpaint, load_vae
 from inpaint_encode.batch import Batch, OutOfMemory
-from inpaint_encode.encoder import BatchEncoder, refuse_unfit, standard_normal
+from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import UsageError
+from inpaint_encode.memory import cast_copy
 from inpaint_encode.rows import pack_mask
 from inpaint_encode.settings import RowSettings, VaeSource
 from inpaint_encode.transform import to_vae_range
-from inpaint_encode.vae import vae_facts
+from inpaint_encode.vae import crop_multiple, posterior, vae_facts
+from inpaint_encode.vae.stored import refuse_unfit, standard_normal
+from tests.vaes import SMALL, small_vae
 
 HEIGHT, WIDTH = 24, 32
 
@@ -135,6 +138,16 @@ class TestNotFinite:
         found = encoder_of(vae, samples_dtype="float16", dtype="bfloat16").launch(batch_of(1)[2]).result()
         assert (found.finite.all(), found.stored.any(), list(found.again)) == (True, False, [])
 
+    @pytest.mark.parametrize("name", SMALL)
+    def test_a_cast_copy_is_the_cast_model_and_leaves_the_other(self, name):
+        vae, cast = small_vae(name), small_vae(name).to(torch.bfloat16)
+        before = {key: tensor.clone() for key, tensor in vae.state_dict().items()}
+        copied = cast_copy(vae, torch.device("cpu"), torch.bfloat16)
+        side = 2 * crop_multiple(vae)
+        pixels = torch.rand(1, side, side, 3)
+        assert torch.equal(posterior(copied, pixels).mean, posterior(cast, pixels).mean)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in vae.state_dict().items())
+
     def test_the_host_keeps_the_weights_as_they_were_loaded(self, vae, vae_folder):
         encoder_of(vae, dtype="bfloat16").launch(batch_of(1)[2]).result()
         loaded = load_vae(VaeSource(vae=vae_folder)).state_dict()
@@ -188,6 +201,15 @@ class TestPosterior:
         refuse_unfit(RowSettings(posterior="sample"), vae, facts)
         with pytest.raises(UsageError, match="scaled"):
             refuse_unfit(RowSettings(scaled=True), vae, facts)
+
+    @pytest.mark.parametrize("name", ["AutoencoderTiny", "AutoencoderDC"])
+    @pytest.mark.parametrize("posterior", ["sample", "moments"])
+    def test_a_class_without_a_posterior_refuses_by_name(self, name, posterior):
+        vae = small_vae(name)
+        facts = vae_facts(vae, VaeSource(vae="a/test"))
+        with pytest.raises(UsageError, match=f"--posterior {posterior}: an {name} gives latents and no posterior"):
+            refuse_unfit(RowSettings(posterior=posterior), vae, facts)
+        refuse_unfit(RowSettings(), vae, facts)
 
 
 class TestLatentMask:
@@ -274,7 +296,7 @@ class TestOutOfMemory:
         settings = {**settings, **({"tile_size": 512} if settings.get("tile") is False else {})}
         encoder, _ = crowded(32 * 64, **settings)
         try:
-            with pytest.raises(OutOfMemory, match="one image of 64 x 96 pixels is more than memory holds"):
+            with pytest.raises(OutOfMemory, match="one image is more than memory holds"):
                 encoder.launch(batch_of(11, height=64, width=96)[2]).result()
             assert encoder.launch(batch_of(11)[2]).result().finite.all()
         finally:
@@ -296,6 +318,22 @@ class TestOutOfMemory:
         overflowing.encoder = Crowded(overflowing.encoder, 0)
         with pytest.raises(OutOfMemory):
             encoder.launch(batch_of(13)[2]).result()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_deterministic_rows_are_the_same_bits_in_any_worker_and_order(overflowing, dtype):
+    asked = {"dtype": dtype, "deterministic": True, "posterior": "sample", "also_original": True}
+    batch = TestNotFinite.one_is_grey()
+    alone = [batch.part([index]) for index in range(3)]
+    try:
+        first, other = (encoder_of(overflowing, **asked) for _ in range(2))
+        there = [first.launch(one) for one in alone]
+        here = [other.launch(one) for one in reversed(alone)]
+        for one, same in zip(there, reversed(here), strict=True):
+            assert np.array_equal(one.result().samples, same.result().samples)
+            assert np.array_equal(one.result().original_samples, same.result().original_samples)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.gpu

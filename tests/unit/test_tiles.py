@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import load_vae, posterior
+from inpaint_encode.vae import crop_multiple, load_vae, posterior
 from inpaint_encode.vae.tiles import needs_tiles, tile_starts, tiled_posterior
+from tests.vaes import small_vae
 
 
 @pytest.mark.parametrize(("length", "tile", "multiple"), [(520, 512, 8), (1024, 512, 8), (4000, 512, 16), (96, 64, 32)])
@@ -44,6 +45,19 @@ def test_tiles_of_a_local_encoder_are_the_whole(vae_folder, size):
     for expected, found in zip(whole, tiled, strict=True):
         assert found.shape == expected.shape
         assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1", "AutoencoderKLFlux2", "AutoencoderDC"])
+def test_every_kind_of_answer_can_be_tiled(name):
+    vae = small_vae(name)
+    multiple = crop_multiple(vae)
+    pixels = torch.rand(2, 3 * multiple, 5 * multiple, 3)
+    whole, tiled = posterior(vae, pixels), tiled_posterior(vae, pixels, 3 * multiple + 1, multiple)
+    assert (tiled.logvar is None) == (name == "AutoencoderDC")
+    for expected, found in zip(whole, tiled, strict=True):
+        if expected is not None:
+            assert found.shape == expected.shape
+            assert bool(found.isfinite().all())
 
 
 def test_tiles_blend_without_a_seam(vae_folder):
