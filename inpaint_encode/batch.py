@@ -43,11 +43,10 @@ class OutOfMemory(RuntimeError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in any of the ways in which torch and its libraries say it."""
-    said = str(error)
+    if isinstance(error, OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+        return True
     ways = ("can't allocate memory", "ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")
-    return (
-        type(error).__name__ == "OutOfMemoryError" or isinstance(error, OutOfMemory) or any(way in said for way in ways)
-    )
+    return any(way in str(error) for way in ways)
 
 
 class Batch(NamedTuple):

@@ -42,13 +42,11 @@ def repeatable_section(device: str, side: int, *, repeats: int, vae: Autoencoder
     spreads = [_spread(vae, dtype, device, batch) for dtype in _DTYPES]
     default, alone = in_turn("images/s", _rates(vae, device, batch), repeats).values()
     text = (
-        f"{_BATCH} images of {side} x {side} pixels on {device}, smooth and noisy: how far a latent computed in a batch "
-        "of them is from the same computed alone; and images a second of the job's encoder in batches of them, and "
-        "as --deterministic has it."
+        f"{_BATCH} images of {side} x {side} pixels on {device}, smooth and noisy: how far a latent of such a batch is "
+        "from the same image's alone; and images a second of the job's encoder in such batches, and by --deterministic."
     )
-    return Section(
-        "Repeatable rows", text, (*spreads, default, alone), (Ratio("default over --deterministic", default, alone),)
-    )
+    ratio = Ratio("default over --deterministic", default, alone)
+    return Section("Repeatable rows", text, (*spreads, default, alone), (ratio,))
 
 
 def _batch(side: int) -> Batch:

@@ -292,7 +292,8 @@ class TestKernel:
         section = repeatable_section("cpu", 64, repeats=1, vae=load_vae(VaeSource(vae=vae_folder)))
         exact, brain, half, together, alone = section.figures
         assert len(exact.samples) == 8
-        assert exact.maximum < half.maximum < brain.maximum < 1e6
+        assert 0 <= exact.maximum < 100
+        assert all(0 <= figure.maximum < 100_000 for figure in (brain, half))
         assert section.ratios[0].figure.median == pytest.approx(together.median / alone.median)
         assert not torch.are_deterministic_algorithms_enabled()
 
