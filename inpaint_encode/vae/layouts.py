@@ -339,5 +339,5 @@ UNMAPPED: Mapping[str, Callable[[Shapes], bool]] = MappingProxyType(
         "half a TAESD": lambda shapes: "1.conv.0.weight" in shapes,
     }
 )
-"""What can be told by its name, and is refused: it has no layout here. HunyuanImage is told from latent diffusion by its
-64 channels."""
+"""What can be told by its name, and is refused: it has no layout here. HunyuanImage's original is told from latent
+diffusion by its 64 channels."""
