@@ -42,6 +42,8 @@ class Family:
     """The latent lives in the denoiser's scaled space as it is."""
     graphs: bool = True
     """On a GPU, ``encoder`` may be laid out channels-last and compiled as a function of one tensor."""
+    precision: str = "any"
+    """Which of ``--dtype`` it may be asked for; ``auto`` and the check of every row are those of all."""
     checked: str = ""
     """Where in diffusers 0.42.1, below ``models/autoencoders`` if not said otherwise, the facts were read."""
     notes: str = ""
@@ -62,8 +64,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "AutoencoderKL": Family(
             models="SD 1.x, SD 2, SDXL, SD 3, Flux.1; the x4 upscaler at 4",
             ratio=_halvings("block_out_channels"),
+            precision="no float16 under force_upcast",
             checked="autoencoder_kl.py, vae.py (Encoder)",
-            notes="float16 is refused where the configuration says force_upcast, as it does by default",
         ),
         "AutoencoderKLFlux2": Family(
             models="Flux.2",

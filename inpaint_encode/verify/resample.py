@@ -114,7 +114,9 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
 
 def _vae_source(spelled: str, made_by: Mapping[str, Any]) -> VaeSource:
     """Read paths and URIs as they are, and ``org/name`` or ``org/name/subfolder``, with ``@revision`` or not."""
-    form: dict[str, Any] = {"flux2_latents": "plain" if made_by["latent_form"] == "unscaled" else "packed"}
+    form: dict[str, Any] = {"flux2_latents": "packed" if made_by.get("latent_form") == "packed" else "plain"}
+    if spelled.endswith(".safetensors"):
+        form["vae_family"] = made_by.get("vae_family", "")
     if Path(spelled).exists() or Path(spelled).is_absolute() or "://" in spelled:
         return VaeSource(vae=spelled, **form)
     name, _, revision = spelled.partition("@")

@@ -15,7 +15,15 @@ from inpaint_encode.images import PairDecoder
 from inpaint_encode.settings import RowSettings, VaeSource
 from inpaint_encode.stages import Encoder, fetch_and_decode
 from inpaint_encode.stages.chunk import Chunk
-from inpaint_encode.vae import FAMILIES, posterior, vae_facts, warm_up
+from inpaint_encode.vae import (
+    FAMILIES,
+    crop_multiple,
+    latent_channels,
+    posterior,
+    spatial_ratio,
+    vae_facts,
+    warm_up,
+)
 from tests.vaes import SMALL, encoded, saved, small_vae
 
 SIZES = ((71, 107), (71, 107), (64, 96), (40, 133))
@@ -38,6 +46,56 @@ def one_thread():
 @pytest.fixture(scope="module")
 def pixels():
     return torch.rand(3, 64, 96, 3, generator=torch.Generator().manual_seed(1))
+
+
+PUBLISHED = [
+    ("SD 1.x, SD 2, SDXL", "AutoencoderKL", {"block_out_channels": (128, 256, 512, 512), "latent_channels": 4}),
+    ("SD 3, Flux.1", "AutoencoderKL", {"block_out_channels": (128, 256, 512, 512), "latent_channels": 16}),
+    ("x4 upscaler", "AutoencoderKL", {"block_out_channels": (128, 256, 512), "latent_channels": 4}),
+    (
+        "Flux.2, packed",
+        "AutoencoderKLFlux2",
+        {"block_out_channels": (128, 256, 512, 512), "latent_channels": 32, "patch_size": (2, 2)},
+    ),
+    (
+        "Flux.2, plain",
+        "AutoencoderKLFlux2",
+        {"block_out_channels": (128, 256, 512, 512), "latent_channels": 32, "patch_size": (2, 2)}
+        | {"flux2_latents": "plain"},
+    ),
+    ("TAESD", "AutoencoderTiny", {"encoder_block_out_channels": (64,) * 4, "latent_channels": 4}),
+    (
+        "Sana (DC-AE)",
+        "AutoencoderDC",
+        {"encoder_block_out_channels": (128, 256, 512, 512, 1024, 1024), "latent_channels": 32},
+    ),
+    ("Qwen-Image", "AutoencoderKLQwenImage", {"dim_mult": (1, 2, 4, 4), "z_dim": 16}),
+    ("Qwen-Image 2.1", "AutoencoderKLQwenImage21", {"dim_mult": (1, 2, 4, 8, 8), "z_dim": 64}),
+    ("Wan 2.1", "AutoencoderKLWan", {"dim_mult": (1, 2, 4, 4), "z_dim": 16}),
+    ("Wan 2.2", "AutoencoderKLWan", {"dim_mult": (1, 2, 4, 4), "z_dim": 48, "patch_size": 2}),
+    ("HunyuanImage 2.1", "AutoencoderKLHunyuanImage", {"spatial_compression_ratio": 32, "latent_channels": 64}),
+    (
+        "asymmetric VQGAN for SD 1.x",
+        "AsymmetricAutoencoderKL",
+        {"down_block_out_channels": (128, 256, 512, 512), "latent_channels": 4},
+    ),
+]
+"""What of the published configurations the registry looks at."""
+
+
+def test_the_table_in_the_readme_is_the_registry_s():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = [_table_line(*published) for published in PUBLISHED]
+    assert {kind for _, kind, _ in PUBLISHED} == set(FAMILIES)
+    assert [line for line in lines if line not in readme] == []
+
+
+def _table_line(models: str, kind: str, config: dict) -> str:
+    family = FAMILIES[kind]
+    vae = type(kind, (), {"config": config})()
+    numbers = latent_channels(vae), spatial_ratio(vae), crop_multiple(vae)
+    has = "yes" if family.answer == "latent_dist" else "no"
+    return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, family.precision, family.checked)))} |"
 
 
 def test_every_family_has_a_small_model():
