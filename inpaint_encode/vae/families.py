@@ -34,6 +34,8 @@ class Family:
     """The crop is a multiple of this many such values: the side of the patches that are packed afterwards."""
     channels: str = "latent_channels"
     """Name in the configuration of the latent's channels."""
+    colours: int = 3
+    """Channels of an image: RGB, or RGB and an opaque alpha."""
     video: bool = False
     """Takes ``[B, C, frames, H, W]``: each image goes alone, as a clip of one frame."""
     answer: Literal["latent_dist", "latents", "latent"] = "latent_dist"
@@ -47,6 +49,11 @@ class Family:
     checked: str = ""
     """Where in diffusers 0.42.1, below ``models/autoencoders`` if not said otherwise, the facts were read."""
     notes: str = ""
+
+    def inputs(self, config: Config) -> tuple[int, int]:
+        """Channels that the first layer takes, and those that it would be given; they must be the same."""
+        takes = config.get("in_channels", config.get("input_channels", 3))
+        return int(takes), self.colours * _patch_before(config) ** 2
 
 
 def _halvings(name: str) -> Callable[[Config], int]:
@@ -103,6 +110,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             models="Qwen-Image 2.1",
             ratio=_halvings("dim_mult"),
             channels="z_dim",
+            colours=4,
             video=True,
             graphs=False,
             checked="autoencoder_kl_qwenimage21.py; pipelines/qwenimage21",

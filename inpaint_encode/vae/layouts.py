@@ -213,7 +213,7 @@ _WAN_22: dict[str, Any] = _WAN_21 | {
 def _wan(shapes: Shapes) -> Layout | None:
     """Wan 2.1 and 2.2, in the original layout or that of diffusers.
 
-    A file of Qwen-Image has the names, the shapes, the statistics and, by its report, the encoder of Wan 2.1.
+    A file of Qwen-Image has the names, the shapes and the statistics of Wan 2.1, and the two classes encode alike.
     """
     original = "encoder.middle.0.residual.0.gamma" in shapes
     if not original and "encoder.mid_block.resnets.0.norm1.gamma" not in shapes:

@@ -1,5 +1,6 @@
 """Every family against diffusers itself, on real files through the stages that a job is made of, without Ray."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def test_the_table_in_the_readme_is_the_registry_s():
     assert [line for line in lines if line not in readme] == []
 
 
+def test_wan_and_qwen_image_encode_alike(pixels):
+    """Their original layouts are one, so a single file of Qwen-Image is taken as one of Wan."""
+    wan, qwen = small_vae("Wan 2.1"), small_vae("AutoencoderKLQwenImage")
+    qwen.load_state_dict(wan.state_dict())
+    assert close(posterior(qwen, pixels).mean, posterior(wan, pixels).mean)
+    assert (qwen.config.latents_mean, qwen.config.latents_std) == (wan.config.latents_mean, wan.config.latents_std)
+
+
 def _table_line(models: str, kind: str, config: dict) -> str:
     family = FAMILIES[kind]
     vae = type(kind, (), {"config": config})()
@@ -113,6 +122,8 @@ def test_a_batch_is_each_image_alone(name, pixels):
     assert close(found.mean, alone)
     assert not torch.allclose(found.mean[0], found.mean[1])
     assert (found.logvar is None) == (type(vae).__name__ in ("AutoencoderTiny", "AutoencoderDC"))
+    half = posterior(copy.deepcopy(vae).to(torch.bfloat16), pixels).mean
+    assert (half - alone).abs().max() <= 0.2 * alone.abs().max()  # random weights amplify roundings
     facts = vae_facts(vae, VaeSource(vae="x"))
     assert (facts.ratio, facts.crop_multiple, facts.latent_channels) == SMALL[name][2:]
     assert found.mean.shape[1:] == (facts.latent_channels, 64 // facts.ratio, 96 // facts.ratio)

@@ -153,6 +153,12 @@ def test_a_configuration_that_lies_is_found_by_an_encode(vae_folder):
         warm_up(vae)
 
 
+def test_other_inputs_than_colours_are_refused():
+    vae = diffusers.AutoencoderKL(in_channels=4, block_out_channels=(32,))
+    with pytest.raises(UsageError, match="takes 4 channels, and an image is 3 for its class, AutoencoderKL"):
+        warm_up(vae)
+
+
 def test_flux2_in_both_forms(tmp_path):
     """Packed and plain latents hold the same numbers; the statistics outlive a cast to half precision."""
     folder = saved("AutoencoderKLFlux2", tmp_path)
