@@ -69,7 +69,7 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
     ``2p - 1`` is taken in float32 before the cast to the VAE's type, and no autocast may interfere.
     """
     family, parameter = family_of(vae), next(vae.parameters())
-    inputs = _inputs(family, vae, to_vae_range(pixels.to(parameter.device, torch.float32))).to(parameter.dtype)
+    inputs = _inputs(family, to_vae_range(pixels.to(parameter.device, torch.float32))).to(parameter.dtype)
     with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False):
         answer = getattr(vae.encode(inputs.contiguous()), family.answer)
         values = [answer.mean, answer.logvar] if family.answer == "latent_dist" else [answer]
@@ -79,9 +79,9 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
     return Posterior(values[0], values[1] if len(values) > 1 else None)
 
 
-def _inputs(family: Family, vae: ModelMixin, pixels: Tensor) -> Tensor:
+def _inputs(family: Family, pixels: Tensor) -> Tensor:
     """``[B, 3, H, W]`` in -1..1 as the class takes it: with an opaque fourth channel, as clips of one frame."""
-    if vae.config.get("in_channels") == 4:
+    if family.colours == 4:
         pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)
     return pixels.unsqueeze(2) if family.video else pixels
 
@@ -98,8 +98,12 @@ def warm_up(vae: ModelMixin) -> None:
     """Encode two small images and hold the result against the configuration.
 
     Raises:
-        UsageError: the latents' shape is not ``[2, C, H / ratio, W / ratio]``, or their values are not finite.
+        UsageError: the model takes other than RGB (or RGBA where its class does), the latents' shape is not
+            ``[2, C, H / ratio, W / ratio]``, or their values are not finite.
     """
+    takes, given = family_of(vae).inputs(vae.config)
+    if takes != given:
+        raise UsageError(f"the VAE takes {takes} channels, and an image is {given} for its class, {type(vae).__name__}")
     ratio, channels, multiple = spatial_ratio(vae), latent_channels(vae), crop_multiple(vae)
     height, width = 2 * multiple, 3 * multiple
     expected = (2, channels, height // ratio, width // ratio)

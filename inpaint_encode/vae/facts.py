@@ -51,6 +51,8 @@ class VaeFacts:
     latents_mean: list[float] | None
     """For each channel, of Flux.2 for each of the packed ones."""
     latents_std: list[float] | None
+    vae_family: str = ""
+    """As given, where it settled the scaling."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -116,6 +118,7 @@ def vae_facts(vae: ModelMixin, source: VaeSource) -> VaeFacts:
         shift_factor=config.get("shift_factor"),
         latents_mean=None if mean is None else list(mean),
         latents_std=None if std is None else list(std),
+        vae_family=source.vae_family,
     )
 
 

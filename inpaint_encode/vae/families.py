@@ -34,6 +34,8 @@ class Family:
     """The crop is a multiple of this many such values: the side of the patches that are packed afterwards."""
     channels: str = "latent_channels"
     """Name in the configuration of the latent's channels."""
+    colours: int = 3
+    """Channels of an image: RGB, or RGB and an opaque alpha."""
     video: bool = False
     """Takes ``[B, C, frames, H, W]``: each image goes alone, as a clip of one frame."""
     answer: Literal["latent_dist", "latents", "latent"] = "latent_dist"
@@ -42,9 +44,16 @@ class Family:
     """The latent lives in the denoiser's scaled space as it is."""
     graphs: bool = True
     """On a GPU, ``encoder`` may be laid out channels-last and compiled as a function of one tensor."""
+    precision: str = "any"
+    """Which of ``--dtype`` it may be asked for; ``auto`` and the check of every row are those of all."""
     checked: str = ""
     """Where in diffusers 0.42.1, below ``models/autoencoders`` if not said otherwise, the facts were read."""
     notes: str = ""
+
+    def inputs(self, config: Config) -> tuple[int, int]:
+        """Channels that the first layer takes, and those that it would be given; they must be the same."""
+        takes = config.get("in_channels", config.get("input_channels", 3))
+        return int(takes), self.colours * _patch_before(config) ** 2
 
 
 def _halvings(name: str) -> Callable[[Config], int]:
@@ -62,8 +71,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "AutoencoderKL": Family(
             models="SD 1.x, SD 2, SDXL, SD 3, Flux.1; the x4 upscaler at 4",
             ratio=_halvings("block_out_channels"),
+            precision="no float16 under force_upcast",
             checked="autoencoder_kl.py, vae.py (Encoder)",
-            notes="float16 is refused where the configuration says force_upcast, as it does by default",
         ),
         "AutoencoderKLFlux2": Family(
             models="Flux.2",
@@ -101,6 +110,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             models="Qwen-Image 2.1",
             ratio=_halvings("dim_mult"),
             channels="z_dim",
+            colours=4,
             video=True,
             graphs=False,
             checked="autoencoder_kl_qwenimage21.py; pipelines/qwenimage21",

@@ -213,7 +213,7 @@ _WAN_22: dict[str, Any] = _WAN_21 | {
 def _wan(shapes: Shapes) -> Layout | None:
     """Wan 2.1 and 2.2, in the original layout or that of diffusers.
 
-    A file of Qwen-Image has the names, the shapes, the statistics and, by its report, the encoder of Wan 2.1.
+    A file of Qwen-Image has the names, the shapes and the statistics of Wan 2.1, and the two classes encode alike.
     """
     original = "encoder.middle.0.residual.0.gamma" in shapes
     if not original and "encoder.mid_block.resnets.0.norm1.gamma" not in shapes:
@@ -326,20 +326,18 @@ LAYOUTS = (_kl, _wan, _dc, _tiny)
 UNMAPPED: Mapping[str, Callable[[Shapes], bool]] = MappingProxyType(
     {
         "HunyuanImage": lambda shapes: (
-            "encoder.down_blocks.0.conv1.weight" in shapes
-            or shapes.get("encoder.conv_out.weight", [0])[0] == _HUNYUAN_MOMENTS
+            "encoder.down_blocks.0.norm1.weight" in shapes
+            or ("encoder.mid.block_1.norm1.weight" in shapes and shapes["encoder.conv_out.weight"][0] == 128)
         ),
         "Qwen-Image 2.1": lambda shapes: (
             "encoder.mid_block.resnets.0.norm1.gamma" in shapes and len(shapes["encoder.conv_in.weight"]) == 4
         ),
         "an older DC-AE": lambda shapes: (
-            "encoder.project_in.main.conv.weight" in shapes
-            or "encoder.stages.1.op_list.0.main.conv1.conv.weight" in shapes
+            "encoder.stages.1.op_list.0.main.conv1.conv.weight" in shapes
+            and "encoder.project_in.conv.bias" not in shapes
         ),
         "half a TAESD": lambda shapes: "1.conv.0.weight" in shapes,
     }
 )
-"""What can be told by its name, and is refused: no layout of its own has been tried here."""
-
-_HUNYUAN_MOMENTS = 128
-"""Mean and log-variance of 64 channels; no other VAE of latent diffusion's names has as many."""
+"""What can be told by its name, and is refused: it has no layout here. HunyuanImage's original is told from latent
+diffusion by its 64 channels."""
