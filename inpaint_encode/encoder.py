@@ -53,7 +53,7 @@ class BatchEncoder:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
-        dtype = compute_dtype(settings.dtype, device, vae.config)
+        dtype = compute_dtype(settings.dtype, device)
         self.precision = str(dtype).removeprefix("torch.")
         self._settings = settings
         self._device = device

@@ -37,7 +37,6 @@ def repeatable_section(device: str, side: int, *, repeats: int, vae: Autoencoder
     the type that ``--dtype auto`` chooses on ``device``, measured in turns.
     """
     vae = sd_vae() if vae is None else vae
-    vae.register_to_config(force_upcast=False)
     batch = _batch(side)
     spreads = [_spread(vae, dtype, device, batch) for dtype in _DTYPES]
     default, alone = in_turn("images/s", _rates(vae, device, batch), repeats).values()
