@@ -61,7 +61,7 @@ def receipts_of(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"decoder": PairDecoder(multiple=backend.facts.ratio), "threads": job.workers.fetch_threads},
+            fn_kwargs={"decoder": PairDecoder.of(made_by), "threads": job.workers.fetch_threads},
             batch_size=1,
             batch_format="pyarrow",
         )

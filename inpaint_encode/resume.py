@@ -43,8 +43,9 @@ def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Fiel
         carried: fields of the source's own columns, whose names and types all data files share.
     """
     made_by = {name: value for name, value in vae.items() if name != "vae_source"}
+    shaped_by = {**job.rows.model_dump(), **job.decoding.model_dump()}
     return {
-        "rows": {"contract": CONTRACT_VERSION, "posterior": "mean", **job.rows.model_dump(), **made_by},
+        "rows": {"contract": CONTRACT_VERSION, "posterior": "mean", **shaped_by, **made_by},
         "source": _source_record(job.source, carried),
         "vae_source": vae["vae_source"],
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,6 +17,7 @@ __all__ = [
     "CONTRACT_VERSION",
     "Batches",
     "Chunks",
+    "Decoding",
     "EncodeJob",
     "Output",
     "PlanOptions",
@@ -111,7 +112,34 @@ class VaeSource(_Frozen):
     """Branch, tag or commit on the hub; a commit keeps a long job from changing under you."""
 
 
-@_section("What a row is", 3)
+@_section("How files are read", 3)
+class Decoding(_Frozen):
+    """How an image's and a mask's file become pixels; like `RowSettings`, the same for all rows of an output."""
+
+    mask_channel: Literal["auto", "red", "green", "blue", "alpha", "luma"] = "auto"
+    """What of a mask file is the mask. luma is grey as it is, colour by its luma, whatever its alpha says; auto is the
+    same, but rejects a file whose alpha is not opaque everywhere, since it might be the mask. Grey is red, green and
+    blue alike; alpha rejects a file that has none."""
+    mask_polarity: Literal["white", "black", "transparent", "opaque"] = "white"
+    """What is repainted: white or black, with --mask-channel alpha transparent (its default) or opaque."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_polarity(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("mask_channel") == "alpha":
+            return {"mask_polarity": "transparent", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _polarity_of_channel(self) -> Self:
+        of_alpha = self.mask_polarity in ("transparent", "opaque")
+        if of_alpha == (self.mask_channel == "alpha"):
+            return self
+        has = "is transparent or opaque" if self.mask_channel == "alpha" else "is white or black; alpha has the others"
+        raise ValueError(f"--mask-polarity {self.mask_polarity}: --mask-channel {self.mask_channel} {has}")
+
+
+@_section("What a row is", 4)
 class RowSettings(_Frozen):
     """Settings that shape every row; an output holds rows of one such set only."""
 
@@ -127,7 +155,7 @@ class RowSettings(_Frozen):
     """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs."""
 
 
-@_section("The output", 4)
+@_section("The output", 5)
 class Chunks(_Frozen):
     """In what pieces rows go."""
 
@@ -139,7 +167,7 @@ class Chunks(_Frozen):
     manifest tells no sizes: lower --chunk-rows for large images."""
 
 
-@_section("The output", 4)
+@_section("The output", 5)
 class Output(Chunks):
     """Where rows go and in what pieces."""
 
@@ -149,7 +177,7 @@ class Output(Chunks):
     """Start anew: remove what an earlier job wrote there, then encode every pair."""
 
 
-@_section("Who does the work", 5)
+@_section("Who does the work", 6)
 class Batches(_Frozen):
     """What one worker does at once, and on what."""
 
@@ -163,7 +191,7 @@ class Batches(_Frozen):
     """Downloads under way at once in each fetch task."""
 
 
-@_section("Who does the work", 5)
+@_section("Who does the work", 6)
 class Workers(Batches):
     """How much of the cluster the job asks for."""
 
@@ -181,7 +209,7 @@ class Workers(Batches):
         return self
 
 
-@_section("How the run behaves", 6)
+@_section("How the run behaves", 7)
 class RunOptions(_Frozen):
     """Limits and manners of one run; they leave no trace in the rows."""
 
@@ -228,6 +256,7 @@ class EncodeJob(_Frozen):
     source: Source = Field(default_factory=Source)
     vae: VaeSource
     output: Output
+    decoding: Decoding = Decoding()
     rows: RowSettings = RowSettings()
     workers: Workers = Workers()
     run: RunOptions = RunOptions()
@@ -259,7 +288,7 @@ class PlannedVae(VaeSource):
     """A folder in the diffusers layout or a Hugging Face hub id; without one, 8 pixels a latent and 4 channels."""
 
 
-@_section("How to estimate", 6)
+@_section("How to estimate", 7)
 class Estimation(_Frozen):
     """How much is looked at, and how it is told."""
 
@@ -280,6 +309,7 @@ class PlanOptions(_Frozen):
 
     source: Source
     vae: PlannedVae = PlannedVae()
+    decoding: Decoding = Decoding()
     rows: RowSettings = RowSettings()
     chunks: Chunks = Chunks()
     batches: Batches = Batches()

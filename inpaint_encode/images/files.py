@@ -2,8 +2,8 @@
 
 * An image is JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF and becomes 8-bit RGB; alpha is dropped, and 16-bit
   grey is rounded to 8 bits.
-* A mask is any of these and becomes one level a pixel: grey as it is, colour by its luma; 16-bit grey keeps
-  its precision.
+* A mask is any of these and becomes one level a pixel, of the channel that `decode_mask` is asked for; 16-bit grey
+  keeps its precision.
 * 32-bit and floating-point pixels have no stated range, so they are rejected.
 * EXIF orientation is applied to image and mask alike, before anything is measured.
 * A file that ends early is rejected, never filled up with grey; so is a JPEG whose data are damaged where its decoder
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -26,6 +27,7 @@ from inpaint_encode.errors import PairRejected
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "Upright",
     "decode_image",
     "decode_mask",
     "upright_size",
@@ -41,32 +43,45 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _LYING = {5, 6, 7, 8}
 """EXIF orientations that exchange height and width."""
 _ENDS_EARLY = re.compile("truncated|premature end of jpeg file", re.IGNORECASE)
-_Mode = Literal["RGB", "L"]
+_CHANNELS = ("red", "green", "blue")
 _WIDE = {"I": "32-bit integers", "F": "floating-point"}
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is an error with a name, not a warning
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """Return the RGB levels ``[H, W, 3]`` of an image file.
+class Upright(NamedTuple):
+    """What a file shows, its EXIF orientation applied."""
+
+    levels: NDArray[Any]
+    turned: bool
+    """Whether that has exchanged height and width."""
+
+
+def decode_image(data: bytes) -> Upright:
+    """Return the 8-bit RGB levels ``[H, W, 3]`` of an image file.
 
     Raises:
         PairRejected: ``decode.not_an_image``, ``decode.too_large``, ``decode.unsupported``, ``decode.truncated``
             or ``decode.corrupt``.
     """
-    levels = _levels(data, "decode", "RGB")
+    levels, turned = _decoded(data, "decode", _colours)
     if levels.dtype == np.uint16:
         levels = ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
+    return Upright(np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels, turned)
 
 
-def decode_mask(data: bytes) -> NDArray[Any]:
-    """Return the levels ``[h, w]`` of a mask file: uint8, or uint16 where the file has 16 bits.
+def decode_mask(data: bytes, channel: str = "auto") -> Upright:
+    """Return the levels ``[h, w]`` of a mask file: uint8, or uint16 where the file is grey of 16 bits.
+
+    Args:
+        data: the file.
+        channel: what of it, as `inpaint_encode.settings.Decoding` has it.
 
     Raises:
-        PairRejected: the names of `decode_image` with ``mask`` in the place of ``decode``.
+        PairRejected: the names of `decode_image` with ``mask`` in the place of ``decode``; ``mask.no_alpha`` and
+            ``mask.ambiguous`` by the rules of ``channel``.
     """
-    return _levels(data, "mask", "L")
+    return _decoded(data, "mask", lambda image, data: _channel_levels(image, data, channel))
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -106,50 +121,76 @@ def _open(data: bytes, stage: str) -> Image.Image:
     return image
 
 
-def _levels(data: bytes, stage: str, mode: _Mode) -> NDArray[Any]:
-    """Decode to the upright 8-bit levels of ``mode``, or to uint16 ``[H, W]`` where the file is 16-bit grey."""
+def _decoded(data: bytes, stage: str, take: Callable[[Image.Image, bytes], NDArray[Any]]) -> Upright:
+    """Open a file, ``take`` its levels as they are stored, and turn them upright."""
     with _open(data, stage) as image:
         about = _describe(image, data)
         _refuse_unsupported(image, stage, about)
         try:
-            stored = _stored_levels(image, data, mode)  # a TIFF turns upright as it is loaded, and then says so
+            stored = take(image, data)  # a TIFF turns upright as it is loaded, and then says so
             return _upright(stored, image.getexif().get(ExifTags.Base.Orientation, 1))
+        except PairRejected as rejection:
+            raise PairRejected(rejection.error, f"{about}: {rejection.message}") from None
         except Exception as error:  # as above: a damaged body may end in any type of error
             what = "truncated" if _ENDS_EARLY.search(str(error)) else "corrupt"
             raise PairRejected(f"{stage}.{what}", f"{about}: {error}") from error
 
 
-def _stored_levels(image: Image.Image, data: bytes, mode: _Mode) -> NDArray[Any]:
-    """The levels as the file stores them.
+def _colours(image: Image.Image, data: bytes) -> NDArray[Any]:
+    """RGB levels, or 16-bit grey ones."""
+    loaded = _loaded(image, data)
+    return loaded if isinstance(loaded, np.ndarray) else np.asarray(_in_mode(loaded, "RGB"))
+
+
+def _channel_levels(image: Image.Image, data: bytes, channel: str) -> NDArray[Any]:
+    if channel == "alpha":
+        return _alpha(image)
+    loaded = _loaded(image, data)
+    if isinstance(loaded, np.ndarray):
+        if loaded.ndim == 2:
+            return loaded
+        loaded = Image.fromarray(loaded)
+    if channel == "auto" and loaded.has_transparency_data and (lowest := _alpha(loaded).min()) < 255:
+        message = f"its alpha goes down to {lowest} of 255, and may be the mask; say --mask-channel alpha or luma"
+        raise PairRejected("mask.ambiguous", message)
+    if channel in _CHANNELS and loaded.mode not in {"1", "L", "LA"}:
+        return np.asarray(_in_mode(loaded, "RGB").getchannel(_CHANNELS.index(channel)))
+    if loaded.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"}:
+        loaded = loaded.convert("RGB")  # drops alpha before luma is taken
+    return np.asarray(_in_mode(loaded, "L"))
+
+
+def _alpha(image: Image.Image) -> NDArray[np.uint8]:
+    if not image.has_transparency_data:
+        raise PairRejected("mask.no_alpha", "it has no alpha channel, which --mask-channel alpha asks for")
+    return np.asarray(_in_mode(image, "RGBA").getchannel("A"))
+
+
+def _loaded(image: Image.Image, data: bytes) -> Image.Image | NDArray[Any]:
+    """The image as the file stores it: of JPEG its RGB or grey levels, of 16-bit grey its levels.
 
     JPEG goes to libjpeg-turbo directly: the same levels as Pillow's in half of its time, and an error where Pillow
     fills the rest of a damaged scan with grey.
     """
     if image.format in {"JPEG", "MPO"} and image.mode in {"L", "RGB"}:
         levels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, {"L": "GRAY", "RGB": "RGB"}[image.mode])
-        if image.mode == "L":
-            return levels[..., 0]
-        return levels if mode == "RGB" else np.asarray(Image.fromarray(levels).convert("L"))
+        return levels[..., 0] if image.mode == "L" else levels
     image.load()
-    if image.mode.startswith("I"):
-        return np.asarray(image).astype(np.uint16)
-    return np.asarray(_in_mode(image, mode))
+    return np.asarray(image).astype(np.uint16) if image.mode.startswith("I") else image
 
 
-def _in_mode(image: Image.Image, mode: _Mode) -> Image.Image:
-    """Palettes become colours first, and alpha is dropped before luma is taken."""
-    if mode == "L" and image.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"}:
-        image = image.convert("RGB")
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _upright(levels: NDArray[Any], orientation: int) -> NDArray[Any]:
+def _upright(levels: NDArray[Any], orientation: int) -> Upright:
     """Undo an EXIF orientation, 1 to 8: how the camera was held when it stored ``[H, W]`` or ``[H, W, 3]``."""
-    if orientation in _LYING:
+    turned = orientation in _LYING
+    if turned:
         levels = levels.swapaxes(0, 1)
     if orientation in {3, 4, 7, 8}:
         levels = levels[::-1]
-    return levels[:, ::-1] if orientation in {2, 3, 6, 7} else levels
+    return Upright(levels[:, ::-1] if orientation in {2, 3, 6, 7} else levels, turned)
 
 
 def _describe(image: Image.Image, data: bytes) -> str:

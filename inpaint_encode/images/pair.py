@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,15 @@ class PairDecoder:
 
     multiple: int
     """Sides are cropped to multiples of it, in pixels."""
+    mask_channel: str = "auto"
+    mask_polarity: str = "white"
+    """As `inpaint_encode.settings.Decoding` has them."""
+
+    @classmethod
+    def of(cls, made_by: Mapping[str, Any]) -> Self:
+        """The decoder of an output's rows, by what ``_job.json`` and every file's metadata say of them."""
+        names = ("mask_channel", "mask_polarity")
+        return cls(multiple=made_by["ratio"], **{name: made_by[name] for name in names})
 
     def image(self, data: bytes) -> DecodedImage:
         """Decode an image file and crop it.
@@ -39,7 +49,7 @@ class PairDecoder:
         Raises:
             PairRejected: ``decode.*`` for a bad file, ``size.too_small`` below ``multiple``.
         """
-        pixels = decode_image(data)
+        pixels = decode_image(data).levels
         height, width = pixels.shape[:2]
         try:
             crop = crop_box(height, width, self.multiple)
@@ -55,7 +65,10 @@ class PairDecoder:
         Raises:
             PairRejected: ``mask.*`` for a bad file.
         """
-        return _binary_mask(decode_mask(data), image.source_height, image.source_width)[image.crop.slices]
+        levels = decode_mask(data, self.mask_channel).levels
+        if self.mask_polarity in ("black", "transparent"):
+            levels = np.iinfo(levels.dtype).max - levels
+        return _binary_mask(levels, image.source_height, image.source_width)[image.crop.slices]
 
 
 def _binary_mask(levels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:

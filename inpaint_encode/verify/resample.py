@@ -130,7 +130,7 @@ def _compare(row: Row, encoder: BatchEncoder, made_by: Mapping[str, Any], result
         result.changed += 1
         return
     result.rows += 1
-    decoder = PairDecoder(multiple=made_by["ratio"])
+    decoder = PairDecoder.of(made_by)
     try:
         decoded = decoder.image(image.data)  # type: ignore[union-attr] # a version is of a blob
         binary = decoder.mask(mask.data, decoded)  # type: ignore[union-attr]

@@ -7,10 +7,20 @@ import pytest
 from PIL import Image, ImageOps
 
 from inpaint_encode.errors import PairRejected
-from inpaint_encode.images import PairDecoder, decode_image, decode_mask
+from inpaint_encode.images import PairDecoder
+from inpaint_encode.images import decode_image as image_of
+from inpaint_encode.images import decode_mask as mask_of
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 WIDE = np.array([[0, 255, 256, 32767], [32768, 33000, 65279, 65535]], np.uint16)
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    return image_of(data).levels
+
+
+def decode_mask(data: bytes, channel: str = "auto") -> np.ndarray:
+    return mask_of(data, channel).levels
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -85,6 +95,29 @@ class TestMasks:
         decoder = PairDecoder(multiple=1)
         image = decoder.image(encoded(Image.new("RGB", (4, 2))))
         assert np.array_equal(decoder.mask(encoded(Image.fromarray(WIDE)), image), WIDE >= 32768)
+
+    @pytest.mark.parametrize("size", [(4, 2), (8, 4)])
+    def test_inverted_polarity_inverts_the_levels_first(self, size):
+        levels = np.repeat(np.repeat(np.array([[0, 127, 128, 255]], np.uint8), 2, axis=0), size[0] // 4, axis=1)
+        data = encoded(Image.fromarray(np.repeat(levels, size[1] // 2, axis=0)))
+        for polarity, repainted in (("white", [0, 0, 1, 1]), ("black", [1, 1, 0, 0])):
+            decoder = PairDecoder(multiple=1, mask_polarity=polarity)
+            image = decoder.image(encoded(Image.new("RGB", size)))
+            assert decoder.mask(data, image)[0, :: size[0] // 4].tolist() == repainted
+
+    def test_channels(self):
+        pixels = np.stack([LEVELS, LEVELS.T, 255 - LEVELS, LEVELS[::-1]], axis=-1)
+        data = encoded(Image.fromarray(pixels, "RGBA"))
+        for index, channel in enumerate(("red", "green", "blue", "alpha")):
+            assert np.array_equal(decode_mask(data, channel), pixels[..., index])
+        grey = encoded(Image.fromarray(pixels[..., :3]).convert("L"))
+        assert np.array_equal(decode_mask(data, "luma"), decode_mask(grey))
+        with pytest.raises(PairRejected, match=r"RGBA|PNG of 16 x 16 .* alpha goes down to 0 of 255") as caught:
+            decode_mask(data)
+        assert caught.value.error == "mask.ambiguous"
+        with pytest.raises(PairRejected, match="no alpha channel") as caught:
+            decode_mask(grey, "alpha")
+        assert caught.value.error == "mask.no_alpha"
 
 
 class TestRejected:
