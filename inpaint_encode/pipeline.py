@@ -26,7 +26,7 @@ from .lease import Lease, hold
 from .ledger import Committed, Ledger
 from .progress import Display
 from .report import Tally, write_report
-from .resume import Remaining, job_record, open_output, remaining
+from .resume import Remaining, job_record, open_output, refuse_sizes, remaining
 from .settings import EncodeJob
 from .sources import find_pairs
 from .stages import CALLS_AT_ONCE, Encoder, commit, fetch_and_decode
@@ -61,7 +61,7 @@ def receipts_of(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"decoder": PairDecoder.of(made_by), "threads": job.workers.fetch_threads},
+            fn_kwargs=_reading(job, made_by),
             batch_size=1,
             batch_format="pyarrow",
         )
@@ -88,6 +88,12 @@ def receipts_of(
     )
 
 
+def _reading(job: EncodeJob, made_by: dict[str, Any]) -> dict[str, Any]:
+    """What the first stage is told, beside the chunk."""
+    decoder = PairDecoder.of(made_by, max_pixels=job.limits.max_pixels)
+    return {"decoder": decoder, "threads": job.workers.fetch_threads}
+
+
 def run_job(
     job: EncodeJob, display: Display, backend_of: Callable[[EncodeJob], Backend] | None = None
 ) -> dict[str, Any]:
@@ -109,6 +115,7 @@ def run_job(
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     facts = backend.facts
+    refuse_sizes(job.decoding, facts.ratio)
     with hold(storage.join(output, "_lease.json"), display.say) as lease:
         record = job_record(job, facts.as_dict(), found.carried)
         ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)

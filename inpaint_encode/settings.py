@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -19,6 +19,7 @@ __all__ = [
     "Chunks",
     "Decoding",
     "EncodeJob",
+    "Limits",
     "Output",
     "PlanOptions",
     "RowSettings",
@@ -31,6 +32,34 @@ __all__ = [
 
 CONTRACT_VERSION = 1
 """Version of the transform that `inpaint_encode.transform` and `inpaint_encode.vae` carry out."""
+
+
+class _Preset(NamedTuple):
+    channel: str
+    polarity: str
+    pattern: str = ""
+
+
+MASK_PRESETS = {
+    "comfy": _Preset("alpha", "transparent"),
+    "lama": _Preset("luma", "white", "{stem}_mask{n}.png"),
+    "mat": _Preset("luma", "black"),
+    "brushnet": _Preset("luma", "black"),
+    "iopaint": _Preset("luma", "white"),
+    "onetrainer": _Preset("luma", "white", "{stem}-masklabel.png"),
+}
+"""What each of these tools takes for a mask, and for the name of one."""
+
+
+def _preset_pattern(given: Any) -> Any:
+    """Give a source that is told by prefixes and without a pattern that of the preset."""
+    if not isinstance(given, dict) or not isinstance(source := given.get("source"), dict):
+        return given
+    decoding = given.get("decoding")
+    name = decoding.get("mask_preset") if isinstance(decoding, dict) else getattr(decoding, "mask_preset", "")
+    if name not in MASK_PRESETS or source.get("pairs") or source.get("mask_pattern"):
+        return given
+    return {**given, "source": {**source, "mask_pattern": MASK_PRESETS[name].pattern}}
 
 
 class _Frozen(BaseModel):
@@ -121,14 +150,36 @@ class Decoding(_Frozen):
     same, but rejects a file whose alpha is not opaque everywhere, since it might be the mask. Grey is red, green and
     blue alike; alpha rejects a file that has none."""
     mask_polarity: Literal["white", "black", "transparent", "opaque"] = "white"
-    """What is repainted: white or black, with --mask-channel alpha transparent (its default) or opaque."""
+    """What is repainted: white or black, with --mask-channel alpha transparent (its default) or opaque. Levels of 128
+    and more are white or opaque, those up to 127 black or transparent; a mask of another size is first inverted, then
+    resized."""
+    mask_preset: Annotated[Literal["", *MASK_PRESETS], Parameter(show_default=False)] = ""  # type: ignore[valid-type]
+    """A tool whose masks these are: sets --mask-channel, --mask-polarity and for lama and onetrainer --mask-pattern,
+    where they are not given."""
+    icc: Literal["srgb", "ignore"] = "srgb"
+    """Convert an image by its embedded colour profile to sRGB, or ignore the profile."""
+    resize: Annotated[int, Field(ge=0)] = 0
+    """Length in pixels that an image's shorter side is brought to, before the crop; 0 leaves it."""
+    resolution: Annotated[str, Field(pattern=r"^([1-9]\d*x[1-9]\d*)?$")] = ""
+    """WIDTHxHEIGHT that every image gets: resized to cover it, then cropped at the centre."""
+    buckets: Annotated[int, Field(ge=0)] = 0
+    """A budget of pixels, 1048576 for SDXL: every image is brought, as by --resolution, to the one of the sizes of at
+    most so many that is nearest to its proportions. Their sides are from half to twice the square's."""
+    bucket_step: Annotated[int, Field(ge=1)] = 64
+    """What the sides of --buckets are multiples of."""
+    upscale: bool = False
+    """With one of these three, enlarge images that are too small; without it they are rejected as size.too_small."""
 
     @model_validator(mode="before")
     @classmethod
-    def _default_polarity(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("mask_channel") == "alpha":
-            return {"mask_polarity": "transparent", **given}
-        return given
+    def _conventions(cls, given: Any) -> Any:
+        """Let the preset, and then the channel, say what the command does not."""
+        if not isinstance(given, dict):
+            return given
+        preset = MASK_PRESETS.get(given.get("mask_preset", ""))
+        if preset and given.get("mask_channel", preset.channel) == preset.channel:
+            given = {"mask_channel": preset.channel, "mask_polarity": preset.polarity, **given}
+        return {"mask_polarity": "transparent", **given} if given.get("mask_channel") == "alpha" else given
 
     @model_validator(mode="after")
     def _polarity_of_channel(self) -> Self:
@@ -137,6 +188,32 @@ class Decoding(_Frozen):
             return self
         has = "is transparent or opaque" if self.mask_channel == "alpha" else "is white or black; alpha has the others"
         raise ValueError(f"--mask-polarity {self.mask_polarity}: --mask-channel {self.mask_channel} {has}")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        given = {"--resize": self.resize, "--resolution": self.resolution, "--buckets": self.buckets}
+        named = [name for name, value in given.items() if value]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} each decide an image's size; give one of them")
+        if self.upscale and not named:
+            raise ValueError("--upscale says how to resize; add --resize, --resolution or --buckets")
+        if self.bucket_step != 64 and not self.buckets:
+            raise ValueError("--bucket-step is of --buckets; give both")
+        return self
+
+    def recorded(self) -> dict[str, Any]:
+        """What of this an output keeps: a preset is the channel and the polarity that it stands for."""
+        return self.model_dump(exclude={"mask_preset"})
+
+
+@_section("How files are read", 3)
+class Limits(_Frozen):
+    """What is not read at all; they leave no trace in the rows, and may differ from run to run."""
+
+    max_pixels: Annotated[int, Field(ge=1)] = 64_000_000
+    """An image or mask whose header says more is rejected before it is decoded."""
+    max_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    """A file of more is rejected and not fetched; 64 megapixels of uncompressed RGB are less."""
 
 
 @_section("What a row is", 4)
@@ -257,9 +334,12 @@ class EncodeJob(_Frozen):
     vae: VaeSource
     output: Output
     decoding: Decoding = Decoding()
+    limits: Limits = Limits()
     rows: RowSettings = RowSettings()
     workers: Workers = Workers()
     run: RunOptions = RunOptions()
+
+    _preset = model_validator(mode="before")(_preset_pattern)
 
 
 @_section("What to verify", 1)
@@ -310,10 +390,13 @@ class PlanOptions(_Frozen):
     source: Source
     vae: PlannedVae = PlannedVae()
     decoding: Decoding = Decoding()
+    limits: Limits = Limits()
     rows: RowSettings = RowSettings()
     chunks: Chunks = Chunks()
     batches: Batches = Batches()
     estimation: Estimation = Estimation()
+
+    _preset = model_validator(mode="before")(_preset_pattern)
 
     @model_validator(mode="after")
     def _needs(self) -> Self:

@@ -63,7 +63,9 @@ class Trial:
     """Pairs that did not come as far as the VAE, by the name of their error."""
 
 
-def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options: PlanOptions, multiple: int) -> Trial:
+def calibrate(
+    vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options: PlanOptions, decoder: PairDecoder
+) -> Trial:
     """Work on sampled pairs, in batches as the job makes them of one chunk, until the time is up.
 
     When all are through and time is left, they are fetched again. One batch before the clock starts is not counted.
@@ -72,7 +74,7 @@ def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options
         vae: it is moved to the device, and into the type it computes in.
         sizes: the pairs, and their images' sizes after the crop.
         options: of the plan; ``estimation.calibrate`` is the time in seconds.
-        multiple: what the crop's sides are multiples of.
+        decoder: what the job's pairs are decoded by.
 
     Raises:
         UsageError: a GPU is asked for, and there is none.
@@ -83,12 +85,12 @@ def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options
     batches = _batches(sizes, 1 if options.rows.deterministic else options.batches.batch_size, options.estimation.seed)
     trial = Trial(_words(device))
     with ThreadPoolExecutor(options.batches.fetch_threads) as pool:
-        _run(Trial(""), pool, batches[0], encoder, multiple)
+        _run(Trial(""), pool, batches[0], encoder, decoder)
         ends = time.monotonic() + options.estimation.calibrate
         for number, batch in enumerate(cycle(batches)):
             if number and time.monotonic() >= ends:
                 break
-            written = _run(trial, pool, batch, encoder, multiple)
+            written = _run(trial, pool, batch, encoder, decoder)
             if written and number < len(batches):
                 _weigh(trial, written, options.rows)
     if not trial.images:
@@ -131,13 +133,13 @@ def _batches(sizes: Mapping[Pair, tuple[int, int]], batch_size: int, seed: int) 
 
 
 def _run(
-    trial: Trial, pool: ThreadPoolExecutor, batch: Sequence[Pair], encoder: BatchEncoder, multiple: int
+    trial: Trial, pool: ThreadPoolExecutor, batch: Sequence[Pair], encoder: BatchEncoder, decoder: PairDecoder
 ) -> EncodedBatch | None:
     """Take one batch through, and add what it took to ``trial``; None if none of its pairs came through."""
     begun = time.perf_counter()
     files = list(pool.map(_fetch, batch))
     fetched = time.perf_counter()
-    decoded = list(_decoded(trial, files, multiple))
+    decoded = list(_decoded(trial, files, decoder))
     decoded_at = time.perf_counter()
     if not decoded:
         return None
@@ -159,8 +161,7 @@ def _fetch(pair: Pair) -> tuple[bytes, bytes] | None:
         raise JobFailed(f"--calibrate cannot fetch {pair[0]} or its mask: {error.strerror or error}") from error
 
 
-def _decoded(trial: Trial, files: Sequence[tuple[bytes, bytes] | None], multiple: int) -> Iterator[_Decoded]:
-    decoder = PairDecoder(multiple=multiple)
+def _decoded(trial: Trial, files: Sequence[tuple[bytes, bytes] | None], decoder: PairDecoder) -> Iterator[_Decoded]:
     for pair in files:
         try:
             if pair is None:

@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 from inpaint_encode import storage
 from inpaint_encode.errors import JobFailed, PairRejected
-from inpaint_encode.geometry import crop_box
-from inpaint_encode.images import upright_size
+from inpaint_encode.images import PairDecoder, upright_size
 
 __all__ = ["START", "Header", "draw", "read_header", "read_headers"]
 
 START = 2**16
 """Bytes that are read of an image; the rest follows only where its header is not whole in them."""
+
+
+_MAYBE_CUT = {"decode.not_an_image", "decode.truncated", "decode.corrupt"}
+"""What a header may be called of which a part is missing."""
 
 
 class Header(NamedTuple):
@@ -33,14 +36,14 @@ def draw(population: int, count: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
 
 
-def read_headers(uris: Sequence[str], multiple: int, threads: int) -> list[Header]:
+def read_headers(uris: Sequence[str], decoder: PairDecoder, threads: int) -> list[Header]:
     """Read the headers of all ``uris``; see `read_header`."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda uri: read_header(uri, multiple), uris))
+        return list(pool.map(lambda uri: read_header(uri, decoder), uris))
 
 
-def read_header(uri: str, multiple: int) -> Header:
-    """Read one image's header, and crop its size to ``multiple``.
+def read_header(uri: str, decoder: PairDecoder) -> Header:
+    """Read one image's header, and bring its size to what ``decoder`` makes of it.
 
     Raises:
         JobFailed: the store does not let it be read.
@@ -49,25 +52,25 @@ def read_header(uri: str, multiple: int) -> Header:
         start = storage.read_start(uri, START)
         read = len(start)
         try:
-            size = upright_size(start)
+            size = upright_size(start, decoder.max_pixels)
         except PairRejected as rejection:
-            if rejection.error != "decode.not_an_image" or read < START:
+            if rejection.error not in _MAYBE_CUT or read < START:
                 return Header(None, rejection.error, read)
             whole = storage.read(uri).data
             read += len(whole)
-            size = upright_size(whole)
+            size = upright_size(whole, decoder.max_pixels)
     except FileNotFoundError:
         return Header(None, "fetch.not_found", 0)
     except PairRejected as rejection:
         return Header(None, rejection.error, read)
     except OSError as error:
         raise JobFailed(f"{uri} cannot be read: {error.strerror or error}; check the credentials") from error
-    return _cropped(size, multiple, read)
+    return _fitted(size, decoder, read)
 
 
-def _cropped(size: tuple[int, int], multiple: int, read: int) -> Header:
+def _fitted(size: tuple[int, int], decoder: PairDecoder, read: int) -> Header:
     try:
-        crop = crop_box(*size, multiple)
+        crop = decoder.sizing.fit(*size).crop
     except ValueError:
         return Header(None, "size.too_small", read)
     return Header((crop.height, crop.width), "", read)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from inpaint_encode.errors import PairRejected
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder
 from inpaint_encode.images import decode_image as image_of
 from inpaint_encode.images import decode_mask as mask_of
@@ -87,12 +88,12 @@ class TestMasks:
     @pytest.mark.parametrize(("levels", "repainted"), [((127, 128), (0, 1)), ((0, 255), (0, 1))])
     def test_threshold(self, levels, repainted):
         mask = np.repeat(np.array([levels], np.uint8), 2, axis=0)
-        decoder = PairDecoder(multiple=1)
+        decoder = PairDecoder(sizing=Sizing(ratio=1))
         image = decoder.image(encoded(Image.new("RGB", (2, 2))))
         assert np.array_equal(decoder.mask(encoded(Image.fromarray(mask)), image), [repainted] * 2)
 
     def test_threshold_of_16_bits(self):
-        decoder = PairDecoder(multiple=1)
+        decoder = PairDecoder(sizing=Sizing(ratio=1))
         image = decoder.image(encoded(Image.new("RGB", (4, 2))))
         assert np.array_equal(decoder.mask(encoded(Image.fromarray(WIDE)), image), WIDE >= 32768)
 
@@ -101,7 +102,7 @@ class TestMasks:
         levels = np.repeat(np.repeat(np.array([[0, 127, 128, 255]], np.uint8), 2, axis=0), size[0] // 4, axis=1)
         data = encoded(Image.fromarray(np.repeat(levels, size[1] // 2, axis=0)))
         for polarity, repainted in (("white", [0, 0, 1, 1]), ("black", [1, 1, 0, 0])):
-            decoder = PairDecoder(multiple=1, mask_polarity=polarity)
+            decoder = PairDecoder(sizing=Sizing(ratio=1), mask_polarity=polarity)
             image = decoder.image(encoded(Image.new("RGB", size)))
             assert decoder.mask(data, image)[0, :: size[0] // 4].tolist() == repainted
 
@@ -170,5 +171,5 @@ class TestRejected:
 
     def test_a_side_below_the_multiple(self):
         with pytest.raises(PairRejected, match="7 x 64") as caught:
-            PairDecoder(multiple=8).image(encoded(Image.new("RGB", (64, 7))))
+            PairDecoder(sizing=Sizing(ratio=8)).image(encoded(Image.new("RGB", (64, 7))))
         assert caught.value.error == "size.too_small"
