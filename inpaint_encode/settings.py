@@ -56,7 +56,7 @@ def _preset_pattern(given: Any) -> Any:
     if not isinstance(given, dict) or not isinstance(source := given.get("source"), dict):
         return given
     decoding = given.get("decoding")
-    name = decoding.get("mask_preset") if isinstance(decoding, dict) else getattr(decoding, "mask_preset", "")
+    name = decoding.get("mask_preset") if isinstance(decoding, dict) else getattr(decoding, "mask_preset", None)
     if name not in MASK_PRESETS or source.get("pairs") or source.get("mask_pattern"):
         return given
     return {**given, "source": {**source, "mask_pattern": MASK_PRESETS[name].pattern}}
@@ -153,14 +153,14 @@ class Decoding(_Frozen):
     """What is repainted: white or black, with --mask-channel alpha transparent (its default) or opaque. Levels of 128
     and more are white or opaque, those up to 127 black or transparent; a mask of another size is first inverted, then
     resized."""
-    mask_preset: Annotated[Literal["", *MASK_PRESETS], Parameter(show_default=False)] = ""  # type: ignore[valid-type]
+    mask_preset: Literal["comfy", "lama", "mat", "brushnet", "iopaint", "onetrainer"] | None = None
     """A tool whose masks these are: sets --mask-channel, --mask-polarity and for lama and onetrainer --mask-pattern,
     where they are not given."""
     icc: Literal["srgb", "ignore"] = "srgb"
     """Convert an image by its embedded colour profile to sRGB, or ignore the profile."""
     resize: Annotated[int, Field(ge=0)] = 0
     """Length in pixels that an image's shorter side is brought to, before the crop; 0 leaves it."""
-    resolution: Annotated[str, Field(pattern=r"^([1-9]\d*x[1-9]\d*)?$")] = ""
+    resolution: str = ""
     """WIDTHxHEIGHT that every image gets: resized to cover it, then cropped at the centre."""
     buckets: Annotated[int, Field(ge=0)] = 0
     """A budget of pixels, 1048576 for SDXL: every image is brought, as by --resolution, to the one of the sizes of at
@@ -176,10 +176,21 @@ class Decoding(_Frozen):
         """Let the preset, and then the channel, say what the command does not."""
         if not isinstance(given, dict):
             return given
-        preset = MASK_PRESETS.get(given.get("mask_preset", ""))
-        if preset and given.get("mask_channel", preset.channel) == preset.channel:
-            given = {"mask_channel": preset.channel, "mask_polarity": preset.polarity, **given}
-        return {"mask_polarity": "transparent", **given} if given.get("mask_channel") == "alpha" else given
+        preset = MASK_PRESETS.get(given.get("mask_preset") or "")
+        channel = given.get("mask_channel", preset.channel if preset else "auto")
+        polarity = "transparent" if channel == "alpha" else "white"
+        if preset and (preset.channel == "alpha") == (channel == "alpha"):
+            polarity = preset.polarity
+        return {"mask_channel": channel, "mask_polarity": polarity, **given}
+
+    @field_validator("resolution")
+    @classmethod
+    def _width_x_height(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value):
+            sides = re.findall(r"[1-9]\d*", value) or ["1024"]
+            nearest = f"{sides[0]}x{sides[-1]}"
+            raise ValueError(f"--resolution {value} is not WIDTHxHEIGHT in pixels; did you mean {nearest}?")
+        return value
 
     @model_validator(mode="after")
     def _polarity_of_channel(self) -> Self:
