@@ -147,13 +147,13 @@ def _rounded(numerator: int, denominator: int) -> int:
 def bucket_sizes(pixels: int, step: int) -> tuple[tuple[int, int], ...]:
     """Heights and widths that images are sorted into, for a budget of ``pixels``; the widest last.
 
-    Sides are multiples of ``step`` from half to twice the square's side; to each width goes the largest height that
-    keeps to the budget, and to each height the largest width.
+    Sides are multiples of ``step`` from half to twice that of the largest square, which is one of them; to each width
+    goes the largest height that keeps to the budget, and to each height the largest width.
     """
     side = math.isqrt(pixels) // step * step
     low, high = max(step, side // 2 // step * step), 2 * side
     longest = {(long, pixels // long // step * step) for long in range(low, high + 1, step)}
-    sizes = {(long, min(other, high)) for long, other in longest if other >= low}
+    sizes = {(long, min(other, high)) for long, other in longest if other >= low} | ({(side, side)} if side else set())
     return tuple(sorted(sizes | {(width, height) for height, width in sizes}, key=lambda size: size[1] / size[0]))
 
 
