@@ -12,6 +12,7 @@ import io
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from .stored import in_mode
@@ -25,14 +26,19 @@ _Conversion = tuple[str, ImageCms.ImageCmsTransform]
 """The mode that a transform to RGB takes, and the transform."""
 
 
-def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Return the image in sRGB, alpha dropped; as it is, where ``profile`` has nothing to say."""
-    grey = image.mode in {"1", "L", "LA", "La"}
-    conversion = _conversion(profile, "L" if grey else "CMYK" if image.mode == "CMYK" else "RGB")
+def to_srgb(found: Image.Image | NDArray[np.uint8], profile: bytes) -> Image.Image | NDArray[np.uint8]:
+    """Return an image, or grey or RGB levels, in sRGB, alpha dropped; as they are, where ``profile`` says nothing."""
+    conversion = _conversion(profile, _colours_of(found))
     if conversion is None:
-        return image
+        return found
     mode, transform = conversion
-    return transform.apply(in_mode(image, mode))
+    return transform.apply(in_mode(found if isinstance(found, Image.Image) else Image.fromarray(found), mode))
+
+
+def _colours_of(found: Image.Image | NDArray[np.uint8]) -> str:
+    if isinstance(found, np.ndarray):
+        return "L" if found.ndim == 2 else "RGB"
+    return "L" if found.mode in {"1", "L", "LA", "La"} else "CMYK" if found.mode == "CMYK" else "RGB"
 
 
 @lru_cache(maxsize=64)

@@ -177,7 +177,7 @@ def _colours(image: Image.Image, data: bytes, icc: str) -> NDArray[np.uint8]:
         found = ((found.astype(np.uint32) + 128) // 257).astype(np.uint8)
     profile = image.info.get("icc_profile") if icc == "srgb" else None
     if profile:
-        found = to_srgb(Image.fromarray(found) if isinstance(found, np.ndarray) else found, profile)
+        found = to_srgb(found, profile)
     levels = found if isinstance(found, np.ndarray) else np.asarray(in_mode(found, "RGB"))
     return np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
 
