@@ -61,7 +61,11 @@ def receipts_of(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"decoder": PairDecoder(multiple=backend.facts.ratio), "threads": job.workers.fetch_threads},
+            fn_kwargs={
+                "decoder": PairDecoder(multiple=backend.facts.ratio),
+                "access": job.access,
+                "threads": job.workers.fetch_threads,
+            },
             batch_size=1,
             batch_format="pyarrow",
         )
@@ -105,7 +109,7 @@ def run_job(
     """
     output = _normalised_output(job)
     display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
-    found = find_pairs(job.source)
+    found = find_pairs(job.source, job.access)
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     facts = backend.facts

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from inpaint_encode import storage
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.geometry import crop_box
 from inpaint_encode.images import upright_size
+from inpaint_encode.sources import PairReader
 
 __all__ = ["START", "Header", "draw", "read_header", "read_headers"]
 
@@ -33,27 +33,27 @@ def draw(population: int, count: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
 
 
-def read_headers(uris: Sequence[str], multiple: int, threads: int) -> list[Header]:
-    """Read the headers of all ``uris``; see `read_header`."""
+def read_headers(pairs: Sequence[Mapping[str, Any]], reader: PairReader, multiple: int, threads: int) -> list[Header]:
+    """Read the headers of the images of all ``pairs``; see `read_header`."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda uri: read_header(uri, multiple), uris))
+        return list(pool.map(lambda pair: read_header(pair, reader, multiple), pairs))
 
 
-def read_header(uri: str, multiple: int) -> Header:
-    """Read one image's header, and crop its size to ``multiple``.
+def read_header(pair: Mapping[str, Any], reader: PairReader, multiple: int) -> Header:
+    """Read the header of the image of one of `rows.PAIRS`, and crop its size to ``multiple``.
 
     Raises:
         JobFailed: the store does not let it be read.
     """
     try:
-        start = storage.read_start(uri, START)
+        start = reader.start(pair, START)
         read = len(start)
         try:
             size = upright_size(start)
         except PairRejected as rejection:
             if rejection.error != "decode.not_an_image" or read < START:
                 return Header(None, rejection.error, read)
-            whole = storage.read(uri).data
+            whole = reader.image(pair).data
             read += len(whole)
             size = upright_size(whole)
     except FileNotFoundError:
@@ -61,7 +61,9 @@ def read_header(uri: str, multiple: int) -> Header:
     except PairRejected as rejection:
         return Header(None, rejection.error, read)
     except OSError as error:
-        raise JobFailed(f"{uri} cannot be read: {error.strerror or error}; check the credentials") from error
+        raise JobFailed(
+            f"{pair['image_uri']} cannot be read: {error.strerror or error}; check the credentials"
+        ) from error
     return _cropped(size, multiple, read)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.geometry import CropBox, crop_box
 
+from .drawn import Drawing
 from .files import decode_image, decode_mask
 
 __all__ = ["DecodedImage", "PairDecoder"]
@@ -47,15 +48,17 @@ class PairDecoder:
             raise PairRejected("size.too_small", str(error)) from None
         return DecodedImage(pixels[crop.slices], height, width, crop)
 
-    def mask(self, data: bytes, image: DecodedImage) -> NDArray[np.uint8]:
-        """Decode a mask file, bring it to the image's size, crop it alike and make it binary.
+    def mask(self, data: bytes | Drawing, image: DecodedImage) -> NDArray[np.uint8]:
+        """Decode a mask file, or draw the mask, bring it to the image's size, crop it alike and make it binary.
 
         Returns ``[H, W]``, 1 where the image is repainted; not grown.
 
         Raises:
             PairRejected: ``mask.*`` for a bad file.
         """
-        return _binary_mask(decode_mask(data), image.source_height, image.source_width)[image.crop.slices]
+        height, width = image.source_height, image.source_width
+        levels = data.levels(height, width) if isinstance(data, Drawing) else decode_mask(data)
+        return _binary_mask(levels, height, width)[image.crop.slices]
 
 
 def _binary_mask(levels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
