@@ -19,6 +19,7 @@ __all__ = ["read", "read_range", "stat"]
 _CONNECT_S = 5
 _ANSWER_S = 20
 _REDIRECTS = 5
+_BEYOND_THE_END = 416
 _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -36,7 +37,8 @@ def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:
     answer = _answer("GET", uri, {"Range": f"bytes={start}-{start + length - 1}"})
     if answer.status == 200 and start:
         raise OSError(errno.EINVAL, "the server gives no ranges of an object; copy it to a store that does")
-    return Blob(answer.data[:length], _version(answer))
+    data = b"" if answer.status == _BEYOND_THE_END else answer.data[:length]
+    return Blob(data, _version(answer))
 
 
 def stat(uri: str, access: SourceAccess) -> Stat:
@@ -60,8 +62,6 @@ def _answer(method: str, uri: str, headers: Mapping[str, str] | None = None) -> 
         raise OSError(errno.EINVAL, str(error)) from error
     except urllib3.exceptions.HTTPError as error:
         raise Unavailable(errno.EIO, str(error)) from error
-    if answer.status == 416:
-        return urllib3.HTTPResponse(b"", status=206)  # of an empty object
     _raise_for(answer)
     return answer
 
@@ -74,7 +74,7 @@ def _raise_for(answer: urllib3.BaseHTTPResponse) -> None:
         raise PermissionError(errno.EACCES, said)
     if answer.status in _PASSING_STATUSES:
         raise Unavailable(errno.EIO, said)
-    if answer.status not in {200, 206}:
+    if answer.status not in {200, 206, _BEYOND_THE_END}:
         raise OSError(errno.EINVAL, said)
 
 
