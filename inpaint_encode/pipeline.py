@@ -94,7 +94,8 @@ def receipts_of(
 def _reading(job: EncodeJob, made_by: dict[str, Any]) -> dict[str, Any]:
     """What the first stage is told, beside the chunk."""
     decoder = PairDecoder.of(made_by, max_pixels=job.limits.max_pixels)
-    return {"decoder": decoder, "threads": job.workers.fetch_threads}
+    limits = {"max_bytes": job.limits.max_bytes, "threads": job.workers.fetch_threads}
+    return {"decoder": decoder, "access": job.access, **limits}
 
 
 def run_job(
@@ -114,7 +115,7 @@ def run_job(
     """
     output = _normalised_output(job)
     display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
-    found = find_pairs(job.source)
+    found = find_pairs(job.source, job.access)
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     facts = backend.facts

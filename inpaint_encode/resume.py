@@ -48,6 +48,7 @@ def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Fiel
     return {
         "rows": {"contract": CONTRACT_VERSION, "posterior": "mean", **shaped_by, **made_by},
         "source": _source_record(job.source, carried),
+        "access": job.access.model_dump(),
         "vae_source": vae["vae_source"],
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
@@ -67,7 +68,10 @@ def refuse_sizes(decoding: Decoding, ratio: int) -> None:
 
 def _source_record(source: Source, carried: Sequence[pa.Field]) -> dict[str, Any]:
     given = source.model_dump() | {"masks": source.masks or source.images}
-    uris = {name: storage.normalise(given[name]) for name in ("images", "masks", "pairs") if given[name]}
+    uris = {
+        name: storage.normalise(given[name], storage.READABLE) for name in ("images", "masks", "pairs") if given[name]
+    }
+    given["random_masks"] = source.random_masks > 0  # more of them are new pairs, and no other source
     return {**given, **uris, "carried": {field.name: str(field.type) for field in carried}}
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "RowSettings",
     "RunOptions",
     "Source",
+    "SourceAccess",
     "VaeSource",
     "VerifyOptions",
     "Workers",
@@ -72,14 +73,14 @@ def _section(title: str, order: int) -> Parameter:
 
 @_section("Where the pairs come from", 1)
 class Source(_Frozen):
-    """Prefixes that are listed, or a manifest that names every pair.
+    """Prefixes that are listed, a manifest that names every pair, or files that hold them.
 
     Of two prefixes, image and mask belong together when their relative paths agree but for the suffix, or by
     ``mask_pattern``. A manifest gives ``mask_index`` 0, 1, ... to an image's masks in its own order.
     """
 
     images: str = ""
-    """Prefix of the images: s3://bucket/prefix, file:///path or a plain path; read recursively."""
+    """Prefix of the images: s3://bucket/prefix, gs://bucket/prefix, file:///path or a plain path; read recursively."""
     masks: str = ""
     """Prefix of the masks; white is repainted. With --mask-pattern, by default that of the images."""
     mask_pattern: str = ""
@@ -88,16 +89,28 @@ class Source(_Frozen):
     pair whose key is the mask's path without the suffix; without {n} the key is the image's. Below one prefix, a file
     that matches and whose {stem} another file has is a mask, everything else an image."""
     pairs: str = ""
-    """Manifest in the place of prefixes: a .parquet, .csv or .jsonl file, or a prefix of Parquet files. URIs in it are
-    absolute or relative to its folder; its other columns are carried to the output, those of CSV as strings. Nothing
-    is listed: an object that changes in place is not noticed, by --refresh neither."""
+    """In the place of prefixes a .parquet, .csv, .jsonl or .tar file, or a prefix of Parquet files or of tars. A list
+    has URIs, absolute or relative to its folder; nothing is listed then, and an object that changes in place is not
+    noticed, by --refresh neither. Parquet may hold the images themselves, as bytes or struct<bytes, path>. Other
+    columns are carried to the output, those of CSV as strings. A tar is a WebDataset: a/042.jpg, a/042.mask.png or
+    several a/042.mask0.png, and a/042.json and a/042.txt, which are carried as strings."""
     image_column: str = "image"
-    """Column of the manifest with the images' URIs."""
+    """Column with the images or their URIs."""
     mask_column: str = "mask"
-    """Column of the manifest with the masks' URIs."""
+    """Column with the masks or their URIs; in tars what stands between the sample's name and the suffix. Where it is
+    --image-column, each image is its own mask."""
     key_column: str = ""
-    """Column of the manifest with a unique key for each pair; by default the image's relative path without the suffix,
-    and from the image's second mask on that and its number: a, a/1, a/2."""
+    """Column with a unique key for each pair; by default the image's relative path without the suffix, of rows and tars
+    the file's with the row's number or the sample's name after it, and from the image's second mask on its number: a,
+    a/1, a/2. Of tars it may be __key__, the sample's name."""
+    random_masks: Annotated[int, Field(ge=0, le=1_000)] = 0
+    """Masks to draw for each image, in the place of masks that are there: each by --mask-seed, its key and its number
+    alone, wherever it is drawn."""
+    mask_style: Literal["brush", "box", "mixed"] = "mixed"
+    """What is drawn: brush is 1 to 4 strokes, S/25 to S/6 wide, of an image whose shorter side is S; box is 1 to 4
+    boxes, each side an eighth to a half of the image's; mixed is one or the other."""
+    mask_seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed draws other masks."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -109,10 +122,24 @@ class Source(_Frozen):
             raise ValueError("there is no source; add --images and --masks, or --pairs")
         if not self.pairs and not self.images:
             raise ValueError("masks alone are no pairs; add --images")
-        if not self.pairs and not self.masks and not self.mask_pattern:
-            raise ValueError("images alone are no pairs; add --masks, or --mask-pattern where masks lie beside images")
         if not self.pairs and named:
             raise ValueError("--image-column, --mask-column and --key-column are a manifest's columns; add --pairs")
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_mask(self) -> Self:
+        there = self.masks or self.mask_pattern
+        if self.images and not there and not self.random_masks:
+            raise ValueError(
+                "images alone are no pairs; add --masks, --mask-pattern where masks lie beside images, "
+                "or --random-masks 1 to draw some"
+            )
+        if self.random_masks and (there or self.mask_column != "mask"):
+            raise ValueError(
+                "--random-masks draws what --masks, --mask-pattern and --mask-column name; leave out one or the other"
+            )
+        if not self.random_masks and (self.mask_style, self.mask_seed) != ("mixed", 0):
+            raise ValueError("--mask-style and --mask-seed say what --random-masks draws; add --random-masks 1")
         return self
 
     @field_validator("mask_pattern")
@@ -127,6 +154,25 @@ class Source(_Frozen):
         if re.search(r"\{stem\}\d*\{n\}|\{n\}\d*\{stem\}", value):
             raise ValueError(f"--mask-pattern {value!r}: put a text that is no number between {{stem}} and {{n}}")
         return value
+
+
+@_section("Where the pairs come from", 1)
+class SourceAccess(_Frozen):
+    """How the source's store is asked; that of the output is asked as the environment says."""
+
+    anonymous: bool = False
+    """Ask s3:// and gs:// for the source without credentials, as public buckets allow."""
+    requester_pays: bool = False
+    """Accept that the requests for the source on s3:// are charged to you."""
+    endpoint_url: str = ""
+    """Server of the source's s3:// or gs://, if it is another than the environment's AWS_ENDPOINT_URL says."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/@]+/?", value):
+            raise ValueError(f"--endpoint-url {value!r} is no http://host:port or https://host")
+        return value.rstrip("/")
 
 
 @_section("The VAE", 2)
@@ -342,6 +388,7 @@ class EncodeJob(_Frozen):
     """Everything that ``inpaint-encode encode`` can be told."""
 
     source: Source = Field(default_factory=Source)
+    access: SourceAccess = SourceAccess()
     vae: VaeSource
     output: Output
     decoding: Decoding = Decoding()
@@ -399,6 +446,7 @@ class PlanOptions(_Frozen):
     """Everything that ``inpaint-encode plan`` can be told."""
 
     source: Source
+    access: SourceAccess = SourceAccess()
     vae: PlannedVae = PlannedVae()
     decoding: Decoding = Decoding()
     limits: Limits = Limits()

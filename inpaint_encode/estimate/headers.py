@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from inpaint_encode import storage
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.images import PairDecoder, upright_size
+from inpaint_encode.sources import PairReader
 
 __all__ = ["START", "Header", "draw", "read_header", "read_headers"]
 
@@ -36,27 +36,29 @@ def draw(population: int, count: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
 
 
-def read_headers(uris: Sequence[str], decoder: PairDecoder, threads: int) -> list[Header]:
-    """Read the headers of all ``uris``; see `read_header`."""
+def read_headers(
+    pairs: Sequence[Mapping[str, Any]], reader: PairReader, decoder: PairDecoder, threads: int
+) -> list[Header]:
+    """Read the headers of the images of all ``pairs``; see `read_header`."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda uri: read_header(uri, decoder), uris))
+        return list(pool.map(lambda pair: read_header(pair, reader, decoder), pairs))
 
 
-def read_header(uri: str, decoder: PairDecoder) -> Header:
-    """Read one image's header, and bring its size to what ``decoder`` makes of it.
+def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecoder) -> Header:
+    """Read the header of the image of one of `rows.PAIRS`, and bring its size to what ``decoder`` makes of it.
 
     Raises:
         JobFailed: the store does not let it be read.
     """
     try:
-        start = storage.read_start(uri, START)
+        start = reader.start(pair, START)
         read = len(start)
         try:
             size = upright_size(start, decoder.max_pixels)
         except PairRejected as rejection:
             if rejection.error not in _MAYBE_CUT or read < START:
                 return Header(None, rejection.error, read)
-            whole = storage.read(uri).data
+            whole = reader.image(pair).data
             read += len(whole)
             size = upright_size(whole, decoder.max_pixels)
     except FileNotFoundError:
@@ -64,7 +66,9 @@ def read_header(uri: str, decoder: PairDecoder) -> Header:
     except PairRejected as rejection:
         return Header(None, rejection.error, read)
     except OSError as error:
-        raise JobFailed(f"{uri} cannot be read: {error.strerror or error}; check the credentials") from error
+        raise JobFailed(
+            f"{pair['image_uri']} cannot be read: {error.strerror or error}; check the credentials"
+        ) from error
     return _fitted(size, decoder, read)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.geometry import CropBox, Geometry, Sizing
 
+from .drawn import Drawing
 from .files import MAX_PIXELS, decode_image, decode_mask
 
 __all__ = ["DecodedImage", "PairDecoder"]
@@ -73,8 +74,8 @@ class PairDecoder:
             pixels = self._resized(pixels, *resized)
         return DecodedImage(pixels[geometry.crop.slices], height, width, geometry, turned)
 
-    def mask(self, data: bytes, image: DecodedImage) -> NDArray[np.uint8]:
-        """Decode a mask file, bring it to the image's size, crop it alike and make it binary.
+    def mask(self, data: bytes | Drawing, image: DecodedImage) -> NDArray[np.uint8]:
+        """Decode a mask file, or draw the mask, bring it to the image's size, crop it alike and make it binary.
 
         Returns ``[H, W]``, 1 where the image is repainted; not grown.
 
@@ -82,13 +83,21 @@ class PairDecoder:
             PairRejected: ``mask.*`` for a bad file, ``orientation.mismatch`` if it lies across the image because only
                 one of them has an EXIF orientation.
         """
+        if isinstance(data, Drawing):
+            levels = data.levels(image.source_height, image.source_width)
+        else:
+            levels = self._mask_levels(data, image)
+        resized = image.geometry.resized_height, image.geometry.resized_width
+        return _binary_mask(levels, *resized)[image.crop.slices]
+
+    def _mask_levels(self, data: bytes, image: DecodedImage) -> NDArray[Any]:
+        """Levels ``[h, w]`` of a mask file, the higher half of which is repainted."""
         levels, turned = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels)
         if turned != image.turned:
             _refuse_across(levels.shape, image)
         if self.mask_polarity in ("black", "transparent"):
             levels = np.iinfo(levels.dtype).max - levels
-        resized = image.geometry.resized_height, image.geometry.resized_width
-        return _binary_mask(levels, *resized)[image.crop.slices]
+        return levels
 
     def _resized(self, pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
         """Lanczos with antialiasing, Pillow's."""

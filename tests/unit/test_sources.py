@@ -92,7 +92,10 @@ class TestMaskPattern:
 
 WRONG_SOURCES = [
     ({}, "add --images and --masks, or --pairs"),
-    ({"images": "i"}, "add --masks, or --mask-pattern"),
+    ({"images": "i"}, "add --masks, --mask-pattern where"),
+    ({"images": "i", "masks": "m", "random_masks": 2}, "leave out one or the other"),
+    ({"pairs": "p.csv", "mask_column": "m", "random_masks": 2}, "leave out one or the other"),
+    ({"images": "i", "masks": "m", "mask_seed": 2}, "add --random-masks 1"),
     ({"masks": "m"}, "add --images"),
     ({"mask_pattern": "{stem}_m.png"}, "add --images"),
     ({"pairs": "p.csv", "images": "i"}, "leave out --images"),
@@ -229,7 +232,7 @@ class TestManifest:
             ([{**A, "samples": 1, "key": 2}], {}, "named like the output's own: samples, key; rename"),
             ([{**A, "key": 2}], {}, "--key-column key"),
             ([{**A, "mask": None}, A], {}, "--mask-column mask has no value in line 0"),
-            ([{**A, "image": "http://x/a.jpg"}], {}, "http://x/a.jpg cannot be read"),
+            ([{**A, "image": "ftp://x/a.jpg"}], {}, "ftp://x/a.jpg cannot be read"),
             ([{**A, "image": {"bytes": "x"}}], {}, "of type struct<bytes: string>, not of strings"),
         ],
     )
@@ -245,7 +248,12 @@ class TestManifest:
             ("m.parquet", b"PAR1", "is no parquet or csv or jsonl"),
             ("m.csv", b"image,mask\n", "has no lines"),
             ("m.csv", b"image,mask,a,a\n1,2,3,4\n", "named alike: a"),
-            ("m.txt", b"a b", "neither a .parquet"),
+            ("m.txt", b"a b", "this is a file, not a folder; .* must end in .parquet"),
+            ("m", None, "there is no such folder"),
+            ("m.tar.gz", None, "unpack the compression"),
+            ("m.tar", None, "cannot be read: No such file"),
+            ("m.tar", b"", "is no tar, or is cut off"),
+            ("m.tar", b"x" * 1024, "is no tar, or is cut off"),
         ],
     )
     def test_files_that_are_none(self, tmp_path, name, content, sentence):
