@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,7 +17,9 @@ __all__ = [
     "CONTRACT_VERSION",
     "Batches",
     "Chunks",
+    "Decoding",
     "EncodeJob",
+    "Limits",
     "Output",
     "PlanOptions",
     "RowSettings",
@@ -31,6 +33,34 @@ __all__ = [
 
 CONTRACT_VERSION = 1
 """Version of the transform that `inpaint_encode.transform` and `inpaint_encode.vae` carry out."""
+
+
+class _Preset(NamedTuple):
+    channel: str
+    polarity: str
+    pattern: str = ""
+
+
+MASK_PRESETS = {
+    "comfy": _Preset("alpha", "transparent"),
+    "lama": _Preset("luma", "white", "{stem}_mask{n}.png"),
+    "mat": _Preset("luma", "black"),
+    "brushnet": _Preset("luma", "black"),
+    "iopaint": _Preset("luma", "white"),
+    "onetrainer": _Preset("luma", "white", "{stem}-masklabel.png"),
+}
+"""What each of these tools takes for a mask, and for the name of one."""
+
+
+def _preset_pattern(given: Any) -> Any:
+    """Give a source that is told by prefixes and without a pattern that of the preset."""
+    if not isinstance(given, dict) or not isinstance(source := given.get("source"), dict):
+        return given
+    decoding = given.get("decoding")
+    name = decoding.get("mask_preset") if isinstance(decoding, dict) else getattr(decoding, "mask_preset", None)
+    if name not in MASK_PRESETS or source.get("pairs") or source.get("mask_pattern"):
+        return given
+    return {**given, "source": {**source, "mask_pattern": MASK_PRESETS[name].pattern}}
 
 
 class _Frozen(BaseModel):
@@ -157,7 +187,93 @@ class VaeSource(_Frozen):
     """Branch, tag or commit on the hub; a commit keeps a long job from changing under you."""
 
 
-@_section("What a row is", 3)
+@_section("How files are read", 3)
+class Decoding(_Frozen):
+    """How an image's and a mask's file become pixels; like `RowSettings`, the same for all rows of an output."""
+
+    mask_channel: Literal["auto", "red", "green", "blue", "alpha", "luma"] = "auto"
+    """What of a mask file is the mask. luma is grey as it is, colour by its luma, whatever its alpha says; auto is the
+    same, but rejects a file whose alpha is not opaque everywhere, since it might be the mask. Grey is red, green and
+    blue alike; alpha rejects a file that has none."""
+    mask_polarity: Literal["white", "black", "transparent", "opaque"] = "white"
+    """What is repainted: white or black, with --mask-channel alpha transparent (its default) or opaque. Levels of 128
+    and more are white or opaque, those up to 127 black or transparent; a mask of another size is first inverted, then
+    resized."""
+    mask_preset: Literal["comfy", "lama", "mat", "brushnet", "iopaint", "onetrainer"] | None = None
+    """A tool whose masks these are: sets --mask-channel, --mask-polarity and for lama and onetrainer --mask-pattern,
+    where they are not given."""
+    icc: Literal["srgb", "ignore"] = "srgb"
+    """Convert an image by its embedded colour profile to sRGB, or ignore the profile."""
+    resize: Annotated[int, Field(ge=0)] = 0
+    """Length in pixels that an image's shorter side is brought to, before the crop; 0 leaves it."""
+    resolution: str = ""
+    """WIDTHxHEIGHT that every image gets: resized to cover it, then cropped at the centre."""
+    buckets: Annotated[int, Field(ge=0)] = 0
+    """A budget of pixels, 1048576 for SDXL: every image is brought, as by --resolution, to the one of the sizes of at
+    most so many that is nearest to its proportions. Their sides are from half to twice the square's."""
+    bucket_step: Annotated[int, Field(ge=1)] = 64
+    """What the sides of --buckets are multiples of."""
+    upscale: bool = False
+    """With one of these three, enlarge images that are too small; without it they are rejected as size.too_small."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conventions(cls, given: Any) -> Any:
+        """Let the preset, and then the channel, say what the command does not."""
+        if not isinstance(given, dict):
+            return given
+        preset = MASK_PRESETS.get(given.get("mask_preset") or "")
+        channel = given.get("mask_channel", preset.channel if preset else "auto")
+        polarity = "transparent" if channel == "alpha" else "white"
+        if preset and (preset.channel == "alpha") == (channel == "alpha"):
+            polarity = preset.polarity
+        return {"mask_channel": channel, "mask_polarity": polarity, **given}
+
+    @field_validator("resolution")
+    @classmethod
+    def _width_x_height(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value):
+            sides = re.findall(r"[1-9]\d*", value) or ["1024"]
+            nearest = f"{sides[0]}x{sides[-1]}"
+            raise ValueError(f"--resolution {value} is not WIDTHxHEIGHT in pixels; did you mean {nearest}?")
+        return value
+
+    @model_validator(mode="after")
+    def _polarity_of_channel(self) -> Self:
+        of_alpha = self.mask_polarity in ("transparent", "opaque")
+        if of_alpha == (self.mask_channel == "alpha"):
+            return self
+        has = "is transparent or opaque" if self.mask_channel == "alpha" else "is white or black; alpha has the others"
+        raise ValueError(f"--mask-polarity {self.mask_polarity}: --mask-channel {self.mask_channel} {has}")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        given = {"--resize": self.resize, "--resolution": self.resolution, "--buckets": self.buckets}
+        named = [name for name, value in given.items() if value]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} each decide an image's size; give one of them")
+        if self.upscale and not named:
+            raise ValueError("--upscale says how to resize; add --resize, --resolution or --buckets")
+        if self.bucket_step != 64 and not self.buckets:
+            raise ValueError("--bucket-step is of --buckets; give both")
+        return self
+
+    def recorded(self) -> dict[str, Any]:
+        """What of this an output keeps: a preset is the channel and the polarity that it stands for."""
+        return self.model_dump(exclude={"mask_preset"})
+
+
+@_section("How files are read", 3)
+class Limits(_Frozen):
+    """What is not read at all; they leave no trace in the rows, and may differ from run to run."""
+
+    max_pixels: Annotated[int, Field(ge=1)] = 64_000_000
+    """An image or mask whose header says more is rejected before it is decoded."""
+    max_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    """A file of more is rejected and not fetched; 64 megapixels of uncompressed RGB are less."""
+
+
+@_section("What a row is", 4)
 class RowSettings(_Frozen):
     """Settings that shape every row; an output holds rows of one such set only."""
 
@@ -173,7 +289,7 @@ class RowSettings(_Frozen):
     """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs."""
 
 
-@_section("The output", 4)
+@_section("The output", 5)
 class Chunks(_Frozen):
     """In what pieces rows go."""
 
@@ -185,7 +301,7 @@ class Chunks(_Frozen):
     manifest tells no sizes: lower --chunk-rows for large images."""
 
 
-@_section("The output", 4)
+@_section("The output", 5)
 class Output(Chunks):
     """Where rows go and in what pieces."""
 
@@ -195,7 +311,7 @@ class Output(Chunks):
     """Start anew: remove what an earlier job wrote there, then encode every pair."""
 
 
-@_section("Who does the work", 5)
+@_section("Who does the work", 6)
 class Batches(_Frozen):
     """What one worker does at once, and on what."""
 
@@ -209,7 +325,7 @@ class Batches(_Frozen):
     """Downloads under way at once in each fetch task."""
 
 
-@_section("Who does the work", 5)
+@_section("Who does the work", 6)
 class Workers(Batches):
     """How much of the cluster the job asks for."""
 
@@ -227,7 +343,7 @@ class Workers(Batches):
         return self
 
 
-@_section("How the run behaves", 6)
+@_section("How the run behaves", 7)
 class RunOptions(_Frozen):
     """Limits and manners of one run; they leave no trace in the rows."""
 
@@ -275,9 +391,13 @@ class EncodeJob(_Frozen):
     access: SourceAccess = SourceAccess()
     vae: VaeSource
     output: Output
+    decoding: Decoding = Decoding()
+    limits: Limits = Limits()
     rows: RowSettings = RowSettings()
     workers: Workers = Workers()
     run: RunOptions = RunOptions()
+
+    _preset = model_validator(mode="before")(_preset_pattern)
 
 
 @_section("What to verify", 1)
@@ -306,7 +426,7 @@ class PlannedVae(VaeSource):
     """A folder in the diffusers layout or a Hugging Face hub id; without one, 8 pixels a latent and 4 channels."""
 
 
-@_section("How to estimate", 6)
+@_section("How to estimate", 7)
 class Estimation(_Frozen):
     """How much is looked at, and how it is told."""
 
@@ -328,10 +448,14 @@ class PlanOptions(_Frozen):
     source: Source
     access: SourceAccess = SourceAccess()
     vae: PlannedVae = PlannedVae()
+    decoding: Decoding = Decoding()
+    limits: Limits = Limits()
     rows: RowSettings = RowSettings()
     chunks: Chunks = Chunks()
     batches: Batches = Batches()
     estimation: Estimation = Estimation()
+
+    _preset = model_validator(mode="before")(_preset_pattern)
 
     @model_validator(mode="after")
     def _needs(self) -> Self:

@@ -75,7 +75,9 @@ class Trial:
     """Pairs that did not come as far as the VAE, by the name of their error."""
 
 
-def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options: PlanOptions, multiple: int) -> Trial:
+def calibrate(
+    vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options: PlanOptions, decoder: PairDecoder
+) -> Trial:
     """Work on sampled pairs, in batches as the job makes them of one chunk, until the time is up.
 
     When all are through and time is left, they are fetched again. One batch before the clock starts is not counted.
@@ -84,7 +86,7 @@ def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options
         vae: it is moved to the device, and into the type it computes in.
         sizes: the pairs, and their images' sizes after the crop.
         options: of the plan; ``estimation.calibrate`` is the time in seconds.
-        multiple: what the crop's sides are multiples of.
+        decoder: what the job's pairs are decoded by.
 
     Raises:
         UsageError: a GPU is asked for, and there is none.
@@ -100,12 +102,12 @@ def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options
         def fetch(batch: Sequence[Pair]) -> list[_Fetched]:
             return list(pool.map(lambda pair: _fetch(reader, pair), batch))
 
-        _run(Trial(""), fetch, batches[0], encoder, multiple)
+        _run(Trial(""), fetch, batches[0], encoder, decoder)
         ends = time.monotonic() + options.estimation.calibrate
         for number, batch in enumerate(cycle(batches)):
             if number and time.monotonic() >= ends:
                 break
-            written = _run(trial, fetch, batch, encoder, multiple)
+            written = _run(trial, fetch, batch, encoder, decoder)
             if written and number < len(batches):
                 _weigh(trial, written, options.rows)
     if not trial.images:
@@ -152,13 +154,13 @@ def _run(
     fetch: Callable[[Sequence[Pair]], list[_Fetched]],
     batch: Sequence[Pair],
     encoder: BatchEncoder,
-    multiple: int,
+    decoder: PairDecoder,
 ) -> EncodedBatch | None:
     """Take one batch through, and add what it took to ``trial``; None if none of its pairs came through."""
     begun = time.perf_counter()
     files = fetch(batch)
     fetched = time.perf_counter()
-    decoded = list(_decoded(trial, files, multiple))
+    decoded = list(_decoded(trial, files, decoder))
     decoded_at = time.perf_counter()
     if not decoded:
         return None
@@ -182,8 +184,7 @@ def _fetch(reader: PairReader, pair: Pair) -> _Fetched:
         raise JobFailed(f"--calibrate cannot fetch {pair.image_uri} or its mask: {error.strerror or error}") from error
 
 
-def _decoded(trial: Trial, files: Sequence[_Fetched], multiple: int) -> Iterator[_Decoded]:
-    decoder = PairDecoder(multiple=multiple)
+def _decoded(trial: Trial, files: Sequence[_Fetched], decoder: PairDecoder) -> Iterator[_Decoded]:
     for pair in files:
         try:
             if pair is None:

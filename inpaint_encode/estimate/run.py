@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from inpaint_encode import plan, rows
+from inpaint_encode.images import PairDecoder
+from inpaint_encode.resume import refuse_sizes
 from inpaint_encode.settings import PlanOptions
 from inpaint_encode.sources import FoundPairs, PairReader, find_pairs, locators
 
@@ -157,14 +159,17 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
     say("listing the images and the masks")
     found = find_pairs(options.source, options.access)
     vae, latents = _vae(options)
+    refuse_sizes(options.decoding, latents.ratio)
+    made_by = {**options.decoding.recorded(), "ratio": latents.ratio}
+    decoder = PairDecoder.of(made_by, max_pixels=options.limits.max_pixels)
     pairs = found.with_uris(plan.added(rows.PAIRS.empty_table(), found.pairs))
     chunks = plan.cut(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"].to_numpy()
     drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
     sample = pairs.take(pa.array(drawn, pa.int64()))
     say(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
     reader = PairReader(options.access)
-    headers = read_headers(sample.to_pylist(), reader, latents.ratio, options.batches.fetch_threads)
-    trial = _trial(vae, sample, headers, options, latents.ratio, say) if vae is not None else None
+    headers = read_headers(sample.to_pylist(), reader, decoder, options.batches.fetch_threads)
+    trial = _trial(vae, sample, headers, options, decoder, say) if vae is not None else None
     requests = _requests(found, pairs, len(np.bincount(chunks)))
     return _forecast(options, found, requests, np.bincount(chunks), latents, np.array(drawn), headers, trial)
 
@@ -185,7 +190,7 @@ def _trial(
     sample: pa.Table,
     headers: Sequence[Header],
     options: PlanOptions,
-    multiple: int,
+    decoder: PairDecoder,
     say: Callable[[str], None],
 ) -> Trial | None:
     if not options.estimation.calibrate or not any(header.size for header in headers):
@@ -196,7 +201,7 @@ def _trial(
     good = {pair: header.size for pair, header in zip(pairs, headers, strict=True) if header.size}
 
     say(f"encoding sampled pairs for {options.estimation.calibrate:g} s")
-    return calibrate(vae, good, options, multiple)
+    return calibrate(vae, good, options, decoder)
 
 
 def _forecast(

@@ -199,6 +199,8 @@ def _geometry(image: DecodedImage) -> Row:
     return {
         "source_height": image.source_height,
         "source_width": image.source_width,
+        "resized_height": image.geometry.resized_height,
+        "resized_width": image.geometry.resized_width,
         "crop_top": image.crop.top,
         "crop_left": image.crop.left,
         "height": image.crop.height,

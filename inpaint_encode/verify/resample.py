@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import random
+import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -134,7 +135,7 @@ def _compare(
         result.changed += 1
         return
     result.rows += 1
-    decoder = PairDecoder(multiple=made_by["ratio"])
+    decoder = PairDecoder.of(made_by, max_pixels=sys.maxsize)
     try:
         decoded = decoder.image(image.data)  # type: ignore[union-attr] # a version is of a blob
         binary = decoder.mask(mask.data, decoded)  # type: ignore[union-attr]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from inpaint_encode import plan, rows, storage
 from inpaint_encode.errors import UsageError
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import Drawing, PairDecoder
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import Changed, PairReader, find_pairs
@@ -341,7 +342,7 @@ class TestDrawnMasks:
     def test_a_pair_is_drawn_alike_whoever_reads_it_and_when(self):
         image = io.BytesIO()
         Image.new("RGB", (70, 50)).save(image, "PNG")
-        decoder = PairDecoder(multiple=8)
+        decoder = PairDecoder(sizing=Sizing(ratio=8))
         decoded = decoder.image(image.getvalue())
         pairs = [
             {"key": f"k/{n}", "mask_uri": f"random:brush?seed=3&index={n}", "mask_version": "drawn-1"} for n in range(6)
