@@ -94,7 +94,8 @@ def receipts_of(
 def _reading(job: EncodeJob, made_by: dict[str, Any]) -> dict[str, Any]:
     """What the first stage is told, beside the chunk."""
     decoder = PairDecoder.of(made_by, max_pixels=job.limits.max_pixels)
-    return {"decoder": decoder, "access": job.access, "threads": job.workers.fetch_threads}
+    limits = {"max_bytes": job.limits.max_bytes, "threads": job.workers.fetch_threads}
+    return {"decoder": decoder, "access": job.access, **limits}
 
 
 def run_job(

@@ -34,7 +34,7 @@ from obstore.exceptions import BaseError, InvalidPathError, NotFoundError, Permi
 from obstore.store import GCSStore, S3Store
 
 from .settings import SourceAccess
-from .storage import ABSENT, DIRECT, Blob, Conflict, Listed, Stat, Unavailable
+from .storage import ABSENT, DIRECT, Blob, Conflict, Listed, Stat, Unavailable, refuse_more
 
 __all__ = ["Listing", "delete", "read", "read_range", "stat", "write"]
 
@@ -110,11 +110,14 @@ class Listing:
         )
 
 
-def read(uri: str, access: SourceAccess) -> Blob:
+def read(uri: str, access: SourceAccess, at_most: int) -> Blob:
     """See `inpaint_encode.storage.read`."""
     store, path = _opened(uri, access)
     with _named_errors():
-        return _blob(obstore.get(store, path))
+        answer = obstore.get(store, path)
+    refuse_more(answer.meta["size"], at_most)
+    with _named_errors():
+        return _blob(answer)
 
 
 def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:

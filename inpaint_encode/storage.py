@@ -9,8 +9,10 @@ seconds, here and nowhere else, and is then raised as `Unavailable`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ __all__ = [
     "Conflict",
     "Listed",
     "Stat",
+    "TooLarge",
     "Unavailable",
     "delete",
     "join",
@@ -38,6 +41,7 @@ __all__ = [
     "normalise",
     "read",
     "read_range",
+    "refuse_more",
     "retries",
     "stat",
     "write",
@@ -90,6 +94,10 @@ class Conflict(Exception):
     """A conditional write found another version than the expected one."""
 
 
+class TooLarge(OSError):
+    """An object has more bytes than may be read of it."""
+
+
 class Unavailable(OSError):
     """The store went on answering with a fault that may pass until the retry budget was spent."""
 
@@ -138,16 +146,25 @@ def list_objects(prefix: str, access: SourceAccess = DIRECT) -> Iterator[Listed]
         yield page
 
 
-def read(uri: str, access: SourceAccess = DIRECT) -> Blob:
-    """Read a whole object in one request.
+def read(uri: str, access: SourceAccess = DIRECT, at_most: int = sys.maxsize) -> Blob:
+    """Read a whole object of ``at_most`` so many bytes in one request.
 
     Raises:
+        TooLarge: it has more, as the head of the answer says; its bytes are not fetched.
         FileNotFoundError, PermissionError, Unavailable, OSError: by what the store said.
     """
     if "://" in uri:
-        return _retrying(lambda: Blob(*_client(uri).read(uri, access)))
+        return _retrying(lambda: Blob(*_client(uri).read(uri, access, at_most)))
     with Path(uri).open("rb") as file:
-        return Blob(file.read(), _disk_version(os.fstat(file.fileno())))
+        stat = os.fstat(file.fileno())
+        refuse_more(stat.st_size, at_most)
+        return Blob(file.read(), _disk_version(stat))
+
+
+def refuse_more(size: int, at_most: int) -> None:
+    """Raise `TooLarge` if an object has more bytes than it may."""
+    if size > at_most:
+        raise TooLarge(errno.EFBIG, f"it has {size:,} bytes, of which --max-bytes allows {at_most:,}")
 
 
 def read_range(uri: str, start: int, length: int, access: SourceAccess = DIRECT) -> Blob:

@@ -6,13 +6,14 @@ The proxies of the environment are not used. urllib3 retries nothing here: `inpa
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 
 import urllib3
 
 from .settings import SourceAccess
-from .storage import Blob, Stat, Unavailable
+from .storage import Blob, Stat, Unavailable, refuse_more
 
 __all__ = ["read", "read_range", "stat"]
 
@@ -23,10 +24,21 @@ _BEYOND_THE_END = 416
 _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
-def read(uri: str, access: SourceAccess) -> Blob:
-    """See `inpaint_encode.storage.read`; ``access`` is of buckets, and changes nothing here."""
-    answer = _answer("GET", uri)
-    return Blob(answer.data, _version(answer))
+def read(uri: str, access: SourceAccess, at_most: int) -> Blob:
+    """See `inpaint_encode.storage.read`; ``access`` is of buckets, and changes nothing here.
+
+    Of a server that does not tell an object's size a byte more than ``at_most`` is fetched.
+    """
+    answer = _answer("GET", uri, whole=False)
+    try:
+        refuse_more(int(answer.headers.get("Content-Length", 0)), at_most)
+        data = answer.read(min(at_most, sys.maxsize - 1) + 1)
+        refuse_more(len(data), at_most)
+    except urllib3.exceptions.HTTPError as error:
+        raise Unavailable(errno.EIO, str(error)) from error
+    finally:
+        answer.close()
+    return Blob(data, _version(answer))
 
 
 def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:
@@ -55,9 +67,12 @@ def _pool() -> urllib3.PoolManager:
     return urllib3.PoolManager(maxsize=256, retries=retries, timeout=urllib3.Timeout(_CONNECT_S, _ANSWER_S))
 
 
-def _answer(method: str, uri: str, headers: Mapping[str, str] | None = None) -> urllib3.BaseHTTPResponse:
+def _answer(
+    method: str, uri: str, headers: Mapping[str, str] | None = None, *, whole: bool = True
+) -> urllib3.BaseHTTPResponse:
+    wanted = {"Accept-Encoding": "identity", **(headers or {})}
     try:
-        answer = _pool().request(method, uri, headers={"Accept-Encoding": "identity", **(headers or {})})
+        answer = _pool().request(method, uri, headers=wanted, preload_content=whole)
     except (urllib3.exceptions.LocationParseError, urllib3.exceptions.LocationValueError) as error:
         raise OSError(errno.EINVAL, str(error)) from error
     except urllib3.exceptions.HTTPError as error:

@@ -84,14 +84,17 @@ class PairDecoder:
                 one of them has an EXIF orientation.
         """
         resized = image.geometry.resized_height, image.geometry.resized_width
-        if isinstance(data, Drawing):
-            return _binary_mask(data.levels(*resized), *resized)[image.crop.slices]
+        levels = data.levels(*resized) if isinstance(data, Drawing) else self._mask_levels(data, image)
+        return _binary_mask(levels, *resized)[image.crop.slices]
+
+    def _mask_levels(self, data: bytes, image: DecodedImage) -> NDArray[Any]:
+        """Levels ``[h, w]`` of a mask file, the higher half of which is repainted."""
         levels, turned = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels)
         if turned != image.turned:
             _refuse_across(levels.shape, image)
         if self.mask_polarity in ("black", "transparent"):
             levels = np.iinfo(levels.dtype).max - levels
-        return _binary_mask(levels, *resized)[image.crop.slices]
+        return levels
 
     def _resized(self, pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
         """Lanczos with antialiasing, Pillow's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,8 +35,9 @@ class PairReader:
     Every method raises FileNotFoundError, PermissionError, `storage.Unavailable` and OSError by what the store said.
     """
 
-    def __init__(self, access: SourceAccess = storage.DIRECT) -> None:
+    def __init__(self, access: SourceAccess = storage.DIRECT, max_bytes: int = sys.maxsize) -> None:
         self._access = access
+        self._max_bytes = max_bytes
         self._row_groups = RowGroups(access)
 
     def image(self, pair: Mapping[str, Any]) -> storage.Blob:
@@ -54,13 +56,20 @@ class PairReader:
         return self.read(pair["mask_uri"], pair.get("mask_version") or "")
 
     def read(self, uri: str, version: str = "") -> storage.Blob:
-        """Read what ``uri`` names: a whole object, or a part of the object that has this version."""
+        """Read what ``uri`` names: a whole object, or a part of the object that has this version.
+
+        Raises:
+            storage.TooLarge: it has more than ``max_bytes``; of a row that is known only when its row group is read.
+        """
         part = locators.parsed(uri)
         if isinstance(part, locators.Row):
-            return self._row_groups.read(part, version)
+            blob = self._row_groups.read(part, version)
+            storage.refuse_more(len(blob.data), self._max_bytes)
+            return blob
         if isinstance(part, locators.Member):
+            storage.refuse_more(part.size, self._max_bytes)
             return self._member(part, version, part.size)
-        return storage.read(uri, self._access)
+        return storage.read(uri, self._access, self._max_bytes)
 
     def probe(self, uri: str) -> None:
         """Ask the store for a byte of the object that ``uri`` names, or names a part of, whatever is kept of it."""

@@ -35,7 +35,9 @@ class _Group(NamedTuple):
     masks: list[_File]
 
 
-def fetch_and_decode(row: pa.Table, *, decoder: PairDecoder, access: SourceAccess, threads: int) -> pa.Table:
+def fetch_and_decode(
+    row: pa.Table, *, decoder: PairDecoder, access: SourceAccess, max_bytes: int, threads: int
+) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch the files, decode and crop them."""
     chunk = Chunk(work_of(row), rows.DECODED.empty_table(), Counters())
     try:
@@ -47,7 +49,7 @@ def fetch_and_decode(row: pa.Table, *, decoder: PairDecoder, access: SourceAcces
     if rows.CARRIED in pairs.column_names:
         chunk = replace(chunk, carried=pairs[rows.CARRIED].combine_chunks())
     wanted = pairs.select(rows.PAIRS.names).to_pylist()
-    fetcher = _Fetcher(PairReader(access))
+    fetcher = _Fetcher(PairReader(access, max_bytes))
     with ThreadPoolExecutor(threads) as pool:
         groups = _waits(_fetched(pool, fetcher, wanted, 2 * threads), chunk.counters)
         decoded = (row for group in groups for row in _decoded(group, decoder, chunk.counters))
@@ -108,6 +110,8 @@ class _Fetcher:
             content = read(pair)
         except FileNotFoundError as error:
             raise PairRejected("fetch.not_found", f"{uri} is not there any more: {error.strerror or error}") from None
+        except storage.TooLarge as error:
+            raise PairRejected("fetch.too_large", f"{uri}: {error.strerror}") from error
         except Changed as error:
             raise PairRejected("fetch.changed", f"{uri}: {error.strerror}; --refresh plans it again") from error
         except PermissionError as error:
