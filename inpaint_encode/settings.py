@@ -82,7 +82,8 @@ class Source(_Frozen):
     images: str = ""
     """Prefix of the images: s3://bucket/prefix, gs://bucket/prefix, file:///path or a plain path; read recursively."""
     masks: str = ""
-    """Prefix of the masks; white is repainted. With --mask-pattern, by default that of the images."""
+    """Prefix of the masks; white is repainted. With --mask-pattern, by default that of the images. Without either, and
+    with --mask-channel alpha, each image is its own mask."""
     mask_pattern: str = ""
     """A mask's file name, such as {stem}_mask{n}.png: a file that matches is a mask of the image in the same relative
     folder whose name without the suffix is {stem}. {n}, one to nine digits, allows an image several masks, each a
@@ -129,11 +130,6 @@ class Source(_Frozen):
     @model_validator(mode="after")
     def _one_kind_of_mask(self) -> Self:
         there = self.masks or self.mask_pattern
-        if self.images and not there and not self.random_masks:
-            raise ValueError(
-                "images alone are no pairs; add --masks, --mask-pattern where masks lie beside images, "
-                "or --random-masks 1 to draw some"
-            )
         if self.random_masks and (there or self.mask_column != "mask"):
             raise ValueError(
                 "--random-masks draws what --masks, --mask-pattern and --mask-column name; leave out one or the other"
@@ -141,6 +137,12 @@ class Source(_Frozen):
         if not self.random_masks and (self.mask_style, self.mask_seed) != ("mixed", 0):
             raise ValueError("--mask-style and --mask-seed say what --random-masks draws; add --random-masks 1")
         return self
+
+    @property
+    def is_own_mask(self) -> bool:
+        """Whether each image is its own mask: no other is there, and none is drawn."""
+        alone = self.image_column == self.mask_column if self.pairs else not (self.masks or self.mask_pattern)
+        return alone and not self.random_masks
 
     @field_validator("mask_pattern")
     @classmethod
@@ -261,6 +263,19 @@ class Decoding(_Frozen):
     def recorded(self) -> dict[str, Any]:
         """What of this an output keeps: a preset is the channel and the polarity that it stands for."""
         return self.model_dump(exclude={"mask_preset"})
+
+
+def _refuse_masks_that_disagree(source: Source, decoding: Decoding) -> None:
+    if source.is_own_mask and decoding.mask_channel != "alpha":
+        raise ValueError(
+            "images alone are no pairs; add --masks, --mask-pattern where masks lie beside images, "
+            "--mask-channel alpha where each image's alpha is its mask, or --random-masks 1 to draw some"
+        )
+    if source.random_masks and (decoding.mask_channel, decoding.mask_polarity) != ("auto", "white"):
+        raise ValueError(
+            "--mask-channel, --mask-polarity and --mask-preset say how mask files are read, and --random-masks draws "
+            "them; leave out one or the other"
+        )
 
 
 @_section("How files are read", 3)
@@ -399,6 +414,11 @@ class EncodeJob(_Frozen):
 
     _preset = model_validator(mode="before")(_preset_pattern)
 
+    @model_validator(mode="after")
+    def _masks_agree(self) -> Self:
+        _refuse_masks_that_disagree(self.source, self.decoding)
+        return self
+
 
 @_section("What to verify", 1)
 class VerifyOptions(_Frozen):
@@ -456,6 +476,11 @@ class PlanOptions(_Frozen):
     estimation: Estimation = Estimation()
 
     _preset = model_validator(mode="before")(_preset_pattern)
+
+    @model_validator(mode="after")
+    def _masks_agree(self) -> Self:
+        _refuse_masks_that_disagree(self.source, self.decoding)
+        return self
 
     @model_validator(mode="after")
     def _needs(self) -> Self:

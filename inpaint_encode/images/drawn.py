@@ -1,8 +1,8 @@
 """Masks that are drawn, for images that have none: brush strokes and boxes.
 
-A mask follows from its seed, its pair's key, its index and the image's size alone. Everything is counted in whole
-numbers, and the numbers come from a cipher (Philox) keyed by a hash, so that every machine and every version of numpy
-draws the same; tests hold the bits. All sizes are shares of the image's, S being its shorter side in pixels:
+A mask follows from its seed, its pair's key, its index and the size it is drawn at: the image's, after a resize and
+before the crop. Everything is counted in whole numbers, and they come from a cipher (Philox) keyed by a hash, so that
+every machine and every version of numpy draws the same; tests hold the bits. S is the image's shorter side in pixels:
 
 * brush: 1 to 4 strokes of one width each, S/25 to S/6, of 4 to 12 straight parts that are S/16 to S/4 long, each turned
   by up to 67 degrees from the one before; a stroke stays with its centre line inside of the image;

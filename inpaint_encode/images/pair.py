@@ -83,11 +83,8 @@ class PairDecoder:
             PairRejected: ``mask.*`` for a bad file, ``orientation.mismatch`` if it lies across the image because only
                 one of them has an EXIF orientation.
         """
-        if isinstance(data, Drawing):
-            levels = data.levels(image.source_height, image.source_width)
-        else:
-            levels = self._mask_levels(data, image)
         resized = image.geometry.resized_height, image.geometry.resized_width
+        levels = data.levels(*resized) if isinstance(data, Drawing) else self._mask_levels(data, image)
         return _binary_mask(levels, *resized)[image.crop.slices]
 
     def _mask_levels(self, data: bytes, image: DecodedImage) -> NDArray[Any]:

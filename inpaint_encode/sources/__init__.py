@@ -29,4 +29,5 @@ def find_pairs(source: Source, access: SourceAccess = DIRECT) -> FoundPairs:
     if source.pairs:
         files = named_by(source.pairs, access)
         return (from_tars if files.kind == "tar" else from_manifest)(source, files, access)
-    return (from_images if source.random_masks else from_prefixes)(source, access)
+    alone = source.random_masks or source.is_own_mask
+    return (from_images if alone else from_prefixes)(source, access)

@@ -62,8 +62,8 @@ def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> Fou
     """
     table, about = _read(source, files, access)
     images = _uris(table, "--image-column", source.image_column, files.folder)
-    drawn = source.random_masks > 0
-    masks = images if drawn else _uris(table, "--mask-column", source.mask_column, files.folder)
+    alone = source.random_masks > 0 or source.is_own_mask
+    masks = images if alone else _uris(table, "--mask-column", source.mask_column, files.folder)
     order = _order(images, masks)
     _refuse_repeated_lines(source.pairs, images, masks, order)
     index = order.mask_index()
@@ -73,14 +73,16 @@ def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> Fou
         "image_uri": images,
         "mask_uri": masks,
         "mask_index": pa.array(index, pa.int32()),
-        **{name: about[name] for name in ("image_version", "mask_version", "image_bytes")},
+        "image_version": about["image_version"],
+        "mask_version": about["image_version" if alone else "mask_version"],
+        "image_bytes": about["image_bytes"],
     }
-    used = {source.image_column, source.key_column} | (set() if drawn else {source.mask_column})
+    used = {source.image_column, source.key_column} | (set() if source.random_masks else {source.mask_column})
     others = _carried(source.pairs, table, used)
     columns |= {CARRIED: others.to_struct_array()} if others.num_columns else {}
     nothing = pa.array([], pa.string())
     pairs = order.applied(pa.table(columns))
-    pairs = with_random_masks(pairs, source) if drawn else pairs
+    pairs = with_random_masks(pairs, source) if source.random_masks else pairs
     _refuse_shared_keys(source.pairs, source.key_column, pairs["key"], pairs["image_uri"])
     return FoundPairs(
         pairs,
@@ -88,7 +90,7 @@ def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> Fou
         unpaired_masks=nothing,
         ignored_files=0,
         listed=files.listed,
-        bytes_listed=_bytes(about, drawn),
+        bytes_listed=_bytes(about, alone),
         row_groups=pc.sum(about["groups"]).as_py(),
     )
 
@@ -135,7 +137,7 @@ def _read_parquet(uri: str, source: Source, access: SourceAccess) -> tuple[pa.Ta
     opened = RangedFile(uri, access)
     file = pq.ParquetFile(opened)
     schema = file.schema_arrow
-    sides = [source.image_column, "" if source.random_masks else source.mask_column]
+    sides = [source.image_column, "" if source.random_masks or source.is_own_mask else source.mask_column]
     images = [name for name in sides if name in schema.names and holds_images(schema.field(name).type)]
     if not images:
         whole = pq.ParquetFile(pa.BufferReader(storage.read(uri, access).data))
@@ -172,10 +174,10 @@ def _column_bytes(uri: str, group: pq.RowGroupMetaData, side: str) -> int:
     return sum(column.total_compressed_size for column in mine)
 
 
-def _bytes(about: pa.Table, drawn: bool) -> tuple[int, int] | None:
+def _bytes(about: pa.Table, alone: bool) -> tuple[int, int] | None:
     """Of all images and of all masks; None where only URIs are there."""
     of_images, of_masks = (pc.sum(about[f"{side}_bytes"]).as_py() for side in ("image", "mask"))
-    return (of_images, of_masks) if of_images and (of_masks or drawn) else None
+    return (of_images, of_masks) if of_images and (of_masks or alone) else None
 
 
 def _read_csv(uri: str, _source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:

@@ -1,6 +1,6 @@
 """Pairs by their names: images and masks below one prefix or two, put together by path or by ``--mask-pattern``.
 
-Images alone are pairs where their masks are drawn.
+Images alone are pairs where their masks are drawn, or are in themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LISTED = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", 
 
 
 def from_images(source: Source, access: SourceAccess) -> FoundPairs:
-    """List the prefix of the images; each is a pair with each of its ``--random-masks``.
+    """List the prefix of the images; each is a pair with itself, or with each of its ``--random-masks``.
 
     Raises:
         UsageError: the prefix cannot be read, two files claim one key, or there is no image at all.
@@ -43,13 +43,16 @@ def from_images(source: Source, access: SourceAccess) -> FoundPairs:
         "image_version": images["version"],
         "image_bytes": images["size"],
     }
-    pairs = with_random_masks(pa.table(columns), source)
+    if not source.random_masks:
+        columns |= {"mask_suffix": images["suffix"], "mask_version": images["version"]}
+    pairs = with_random_masks(pa.table(columns), source) if source.random_masks else pa.table(columns)
     return FoundPairs(
         pairs=pairs,
         unpaired_images=pa.array([], pa.string()),
         unpaired_masks=pa.array([], pa.string()),
         ignored_files=ignored,
         images_prefix=prefix,
+        masks_prefix=prefix,
         listed=images.num_rows + ignored,
         bytes_listed=(pc.sum(images["size"]).as_py(), 0),
     )
@@ -67,7 +70,7 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     if together and not source.mask_pattern:
         raise UsageError(
             f"--images and --masks are both {source.images}; give each its own prefix, "
-            "or --mask-pattern to tell a mask by its name"
+            "--mask-pattern to tell a mask by its name, or leave out --masks where each image's alpha is its mask"
         )
     images, ignored = _listing("--images", images_prefix, access, nested=masks_prefix)
     masks, ignored_masks = (images, 0) if together else _listing("--masks", masks_prefix, access, nested=images_prefix)

@@ -213,7 +213,7 @@ def _complete(uri: str, name: str, sample: _Sample, source: Source) -> None:
     if len(sample.images) > 1:
         rivals = " and ".join(image.uri for image in sample.images[:3])
         raise UsageError(f"--pairs {uri}: sample {name} has more than one image: {rivals}; leave one of each")
-    if sample.images and (source.random_masks or source.mask_column == source.image_column):
+    if sample.images and (source.random_masks or source.is_own_mask):
         sample.masks = {-1: sample.images[0]}
 
 

@@ -281,6 +281,29 @@ def drawn_hash(style: str, height: int, width: int) -> str:
     return whole.hexdigest()[:16]
 
 
+class TestImagesThatAreTheirOwnMasks:
+    def test_below_a_prefix(self, prefix):
+        for name in ("b/a.png", "c.webp", "notes.txt"):
+            storage.write(f"{prefix}/{name}", name.encode())
+        found = find_pairs(Source(images=prefix))
+        pairs = found.with_uris(plan.added(rows.PAIRS.empty_table(), found.pairs)).to_pylist()
+        assert [(p["key"], p["image_uri"]) for p in pairs] == [("b/a", f"{prefix}/b/a.png"), ("c", f"{prefix}/c.webp")]
+        assert [(p["mask_uri"], p["mask_version"]) for p in pairs] == [
+            (p["image_uri"], p["image_version"]) for p in pairs
+        ]
+        assert (found.ignored_files, found.bytes_listed) == (1, (13, 0))
+
+    def test_in_lists_rows_and_tars(self, tmp_path):
+        write_parquet(f"{tmp_path}/uris.parquet", {"image": ["a.png", "b.png"], "caption": ["x", "y"]})
+        write_parquet(f"{tmp_path}/rows.parquet", {"image": [embedded(1)], "mask": [embedded(2)]})
+        write_tar(f"{tmp_path}/x.tar", {"s.png": noise(1)})
+        for name, keys in {"uris.parquet": ["a", "b"], "rows.parquet": ["rows/0"], "x.tar": ["x/s"]}.items():
+            pairs = found_pairs(Source(pairs=f"{tmp_path}/{name}", mask_column="image"))
+            assert [pair["key"] for pair in pairs] == keys
+            for pair in pairs:
+                assert (pair["mask_uri"], pair["mask_version"]) == (pair["image_uri"], pair["image_version"])
+
+
 class TestDrawnMasks:
     @pytest.mark.parametrize(("style", "height", "width"), GOLDEN)
     def test_every_machine_draws_these_bits(self, style, height, width):

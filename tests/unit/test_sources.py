@@ -13,7 +13,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.lease import hold
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.resume import remaining
-from inpaint_encode.settings import Source
+from inpaint_encode.settings import Decoding, PlanOptions, Source
 from inpaint_encode.sources import find_pairs
 
 
@@ -92,7 +92,6 @@ class TestMaskPattern:
 
 WRONG_SOURCES = [
     ({}, "add --images and --masks, or --pairs"),
-    ({"images": "i"}, "add --masks, --mask-pattern where"),
     ({"images": "i", "masks": "m", "random_masks": 2}, "leave out one or the other"),
     ({"pairs": "p.csv", "mask_column": "m", "random_masks": 2}, "leave out one or the other"),
     ({"images": "i", "masks": "m", "mask_seed": 2}, "add --random-masks 1"),
@@ -113,6 +112,22 @@ WRONG_SOURCES = [
 def test_a_source_says_which_option_to_add(given, sentence):
     with pytest.raises(ValidationError, match=sentence):
         Source(**given)
+
+
+WRONG_MASKS = [
+    (Source(images="i"), Decoding(), "add --masks, --mask-pattern where .* or --random-masks 1"),
+    (Source(pairs="p.csv", mask_column="image"), Decoding(), "--mask-channel alpha where"),
+    (Source(images="i"), Decoding(mask_channel="red"), "images alone are no pairs"),
+    (Source(images="i", random_masks=1), Decoding(mask_preset="comfy"), "leave out one or the other"),
+    (Source(images="i", random_masks=1), Decoding(mask_polarity="black"), "leave out one or the other"),
+]
+
+
+@pytest.mark.parametrize(("source", "decoding", "sentence"), WRONG_MASKS)
+def test_a_job_says_which_option_its_masks_lack(source, decoding, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        PlanOptions(source=source, decoding=decoding)
+    PlanOptions(source=source, decoding=Decoding(mask_channel="auto" if source.random_masks else "alpha"))
 
 
 def planned(images_and_bytes):
