@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode import plan, rows, storage
-from inpaint_encode.geometry import crop_box
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.ledger import DECISION_KEY, Ledger
 
 __all__ = [
@@ -305,12 +305,14 @@ def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]
 
 
 def _shapes_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
-    height, width = row["source_height"] or 0, row["source_width"] or 0
-    multiple, ratio = made_by["crop_multiple"], made_by["ratio"]
-    if min(height, width) < multiple:
-        return f"a source of {height} x {width} pixels has no crop to a multiple of {multiple}"
-    crop = crop_box(height, width, multiple)
+    height, width, ratio = row["source_height"] or 0, row["source_width"] or 0, made_by["ratio"]
+    try:
+        resized_height, resized_width, crop = Sizing.of(made_by).fit(height, width)
+    except (ValueError, ZeroDivisionError):
+        return f"a source of {height} x {width} pixels has no latent at 1/{ratio} of its size"
     should: dict[str, Any] = {
+        "resized_height": resized_height,
+        "resized_width": resized_width,
         "crop_top": crop.top,
         "crop_left": crop.left,
         "noise_mask": [1, crop.height, crop.width],
