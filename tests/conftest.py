@@ -77,12 +77,23 @@ def display():
 @pytest.fixture(scope="session")
 def make_job(vae_folder):
     """Build an `EncodeJob` from flat options, as the command line does."""
-    from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+    from inpaint_encode.settings import (
+        Decoding,
+        EncodeJob,
+        Limits,
+        Output,
+        RowSettings,
+        RunOptions,
+        Source,
+        VaeSource,
+        Workers,
+    )
 
     def make(images, masks, output, **options):
         options = {"vae": vae_folder, "samples_dtype": "float32", "max_rejected": "100%", **options}
         given = {"images": images, "masks": masks, "output": output, **options}
         sections = {"source": Source, "vae": VaeSource, "output": Output, "rows": RowSettings, "workers": Workers}
+        sections |= {"decoding": Decoding, "limits": Limits}
         parts = {
             name: kind(
                 **{

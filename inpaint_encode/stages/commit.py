@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from inpaint_encode import rows
+from inpaint_encode import coverage, rows
 from inpaint_encode.errors import EncodeError
 from inpaint_encode.ledger import Ledger
 
@@ -29,6 +29,8 @@ def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.T
                 data = rows.data_table(encoded, rows.data_schema(made_by, encoded.schema))
                 committed = ledger.commit(chunk.work, data, rows.rejects_table(chunk.table))
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
+            for name, count in coverage.counted(chunk.table["mask_coverage"].drop_null().to_numpy()):
+                chunk.counters.add(name, count)
         except (EncodeError, OSError) as error:
             receipt["fatal"] = f"{ledger.data_uri(chunk.work['chunk'])} cannot be written: {error}"
     receipt["counters"] = chunk.counters.items()

@@ -23,6 +23,9 @@ __all__ = ["on_this_node"]
 _WANTED = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Of a folder; no variants such as fp16, no pickles, no other parts of a pipeline."""
 
+_PIECE = 64 * 2**20
+"""Bytes of one request: there well within its time-out, and all of a file that memory holds."""
+
 
 class _Object(NamedTuple):
     uri: str
@@ -46,7 +49,7 @@ def on_this_node(source: VaeSource) -> str:
     uri = storage.join(source.vae.rstrip("/"), *([source.subfolder] if source.subfolder else []))
     try:
         single = uri.endswith(".safetensors")
-        objects = [_Object(uri, uri.rpartition("/")[2], *storage.head(uri))] if single else _of_folder(uri)
+        objects = [_Object(uri, uri.rpartition("/")[2], *storage.stat(uri))] if single else _of_folder(uri)
         folder = _copy_of(objects)
     except (FileNotFoundError, PermissionError) as error:
         raise UsageError(f"--vae {uri} cannot be loaded: {error.strerror or error}") from error
@@ -80,11 +83,21 @@ def _copy_of(objects: list[_Object]) -> Path:
             unfinished.mkdir()
             try:
                 for one in objects:
-                    storage.download(one.uri, unfinished / one.name, one.size, one.version)
+                    _download(one, unfinished / one.name)
                 unfinished.rename(copy)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return copy
+
+
+def _download(wanted: _Object, path: Path) -> None:
+    """Copy an object piece by piece, each a request that is tried again by itself."""
+    with path.open("xb") as file:
+        while file.tell() < wanted.size:
+            data, version = storage.read_range(wanted.uri, file.tell(), _PIECE)
+            if version != wanted.version:
+                raise storage.Conflict(f"{wanted.uri} has changed meanwhile")
+            file.write(data)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode import plan, rows, storage
-from inpaint_encode.geometry import crop_box
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.ledger import DECISION_KEY, Ledger
 
 __all__ = [
@@ -325,14 +325,16 @@ def _latent_mask_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
 
 
 def _shapes_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
-    ratio, channels = made_by["ratio"], made_by["latent_channels"] * (1 + (made_by["posterior"] == "moments"))
-    height, width = row["source_height"] or 0, row["source_width"] or 0
-    multiple = made_by.get("crop_multiple", ratio)
-    if min(height, width) < multiple:
-        return f"a source of {height} x {width} pixels has no crop to a multiple of {multiple}"
-    crop = crop_box(height, width, multiple)
+    height, width, ratio = row["source_height"] or 0, row["source_width"] or 0, made_by["ratio"]
+    try:
+        resized_height, resized_width, crop = Sizing.of(made_by).fit(height, width)
+    except (ValueError, ZeroDivisionError):
+        return f"a source of {height} x {width} pixels has no latent at 1/{ratio} of its size"
+    channels = made_by["latent_channels"] * (2 if made_by["posterior"] == "moments" else 1)
     latent = [channels, crop.height // ratio, crop.width // ratio]
     should: dict[str, Any] = {
+        "resized_height": resized_height,
+        "resized_width": resized_width,
         "crop_top": crop.top,
         "crop_left": crop.left,
         "noise_mask": [1, crop.height, crop.width],

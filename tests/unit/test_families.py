@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from inpaint_encode import load_vae, rows
+from inpaint_encode import load_vae, rows, storage
 from inpaint_encode.encoder import BatchEncoder
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder
 from inpaint_encode.settings import RowSettings, VaeSource
 from inpaint_encode.stages import Encoder, fetch_and_decode
@@ -29,6 +30,8 @@ from tests.vaes import SMALL, encoded, saved, small_vae
 
 SIZES = ((71, 107), (71, 107), (64, 96), (40, 133))
 """No multiples of any ratio but one; two of one size, so that a batch of two is encoded."""
+
+READING = {"access": storage.DIRECT, "max_bytes": 2**20, "threads": 2}
 
 each_vae = pytest.mark.parametrize("name", SMALL)
 
@@ -135,7 +138,7 @@ def test_files_become_what_diffusers_gives_for_each_image(name, tmp_path):
     _, _, ratio, multiple, channels = SMALL[name]
     source = VaeSource(vae=saved(name, tmp_path / "vae"))
     encode = Encoder(lambda device: _opened(source, device), batch_size=8, gpus=0, workers=os.cpu_count())
-    row = fetch_and_decode(_chunk_of(tmp_path), decoder=PairDecoder(multiple=multiple), threads=2)
+    row = fetch_and_decode(_chunk_of(tmp_path), decoder=PairDecoder(sizing=Sizing(ratio=multiple)), **READING)
     results = Chunk.unfolded(encode(row), rows.ENCODED).table.to_pylist()
     vae = small_vae(name)
     for index, (result, size) in enumerate(zip(results, SIZES, strict=True)):
