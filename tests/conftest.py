@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,26 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
         timeout=240,
         env={**os.environ, **environment},
     )
+
+
+@pytest.fixture
+def shell(capsys):
+    """Run ``inpaint-encode`` as `command` does, in this process, which has imported everything and joined Ray."""
+    from inpaint_encode import cli
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    config = cli.app.config
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        cli.app.config = config
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    yield run
+    cli.app.config = config
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
