@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -64,7 +65,7 @@ def serve(path: str) -> None:
         listener.bind(path)
         listener.listen(64)
         print(flush=True)
-        while True:
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:  # its end is the session's, however
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
