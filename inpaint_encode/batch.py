@@ -28,8 +28,11 @@ MOST_IMAGES = 8
 """Images of one size that a forward pass is given, unless ``--batch-size`` says another number."""
 
 CPU_PIXELS = 2**19
-"""Pixels of a forward pass on a CPU, where more at once is hardly faster: a VAE of Stable Diffusion's size needs about
-a gigabyte for them in float32, and a process that asks for too much is killed and not told."""
+"""Pixels of a forward pass on a CPU, where a process that asks for too much is killed and not told.
+
+A VAE of Stable Diffusion's size takes more than 0.7 GB for them in float32. More at once is hardly faster: on one core,
+eight of 64 x 64 take 1.1 times less CPU time than each alone, and two of 256 x 256 none.
+"""
 
 
 def images_at_once(height: int, width: int, pixels: float) -> int:

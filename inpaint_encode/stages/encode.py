@@ -104,9 +104,11 @@ class Encoder:
             indices, half = range(len(batch.pixels)), len(batch.pixels) // 2
             halves = [batch.part(indices[:half]), batch.part(indices[half:])]
             return [row for part in halves for row in self._collected(part, self._launched(part, counters), counters)]
-        self._encoder.check()  # an error that broke the device is not this image's
         message = f"{batch.height} x {batch.width} pixels: {str(error).splitlines()[0]}"
-        return [{"error": "encode.out_of_memory" if is_out_of_memory(error) else "encode.failed", "message": message}]
+        if is_out_of_memory(error):  # of which no device breaks
+            return [{"error": "encode.out_of_memory", "message": message}]
+        self._encoder.check()  # an error that broke the device is not this image's
+        return [{"error": "encode.failed", "message": message}]
 
 
 _RESULT = (

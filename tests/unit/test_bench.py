@@ -291,10 +291,10 @@ class TestKernel:
 
     def test_spreads_and_the_cost_of_repeatable_rows(self, vae_folder):
         section = repeatable_section("cpu", 64, repeats=1, vae=load_vae(VaeSource(vae=vae_folder)))
-        exact, brain, half, together, alone = section.figures
+        exact, brain, together, alone = section.figures
         assert len(exact.samples) == 8
         assert 0 <= exact.maximum < 100
-        assert all(0 <= figure.maximum < 100_000 for figure in (brain, half))
+        assert 0 <= brain.maximum < 100_000
         assert section.ratios[0].figure.median == pytest.approx(together.median / alone.median)
         assert not torch.are_deterministic_algorithms_enabled()
 
