@@ -17,7 +17,8 @@ from tests.cluster.heads import answers, head, wait_for
 from tests.outputs import whole_output
 
 PORT = 6379
-PAIRS, CHUNK = 480, 6
+PAIRS, CHUNK = 1_200, 8
+"""So many that a replacement comes before they are done."""
 
 
 @pytest.fixture
@@ -77,12 +78,10 @@ class TimeLine:
 @pytest.mark.timeout(1200)
 def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
     """The job's demand alone brings the nodes; the one that is killed is replaced, and costs no row."""
-    write_random_pairs(tmp_path, PAIRS, seed=5, smallest=160, largest=320)
-    upload(tmp_path, s3.uri("scaled-in"))
     output = s3.uri("scaled-out")
-    options = ["--images", s3.uri("scaled-in", "images"), "--masks", s3.uri("scaled-in", "masks"), "--output", output]
-    options += ["--vae", vae_folder, "--samples-dtype", "float32", "--chunk-rows", CHUNK, "--batch-size", "1"]
-    options += ["--gpus-per-worker", "1", "--max-workers", "2"]
+    options = ["--pairs", manifest_of_few_images(tmp_path, s3.uri("scaled-in")), "--key-column", "id"]
+    options += ["--output", output, "--vae", vae_folder, "--samples-dtype", "float32", "--batch-size", "1"]
+    options += ["--chunk-rows", CHUNK, "--gpus-per-worker", "1", "--min-workers", "2", "--max-workers", "2"]
     command = [sys.executable, "-m", "inpaint_encode.cli", "encode", *map(str, options)]
     with TimeLine(cluster) as line:
         assert line.alive == set()
@@ -95,7 +94,8 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
             assert process.poll() is None
             cluster.kill_raylet(victim)
             line.say(f"GPU node {victim[-4:]} is killed")
-            wait_for(lambda: len(line.encoding) == 3, 240, "a replacement that encodes")
+            wait_for(lambda: len(line.encoding) == 3 or process.poll() is not None, 240, "a replacement that encodes")
+            assert process.poll() is None, "the job was done before the replacement came; it needs more pairs"
             assert process.wait(400) == 0
         finally:
             process.kill()
@@ -104,3 +104,16 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
     report = whole_output(output)
     assert (report["encoded"], report["rejected"]) == (PAIRS, 0)
     assert len(line.seen) == 3
+
+
+def manifest_of_few_images(folder, prefix):
+    """A list of many pairs, each encoded for itself, of the same few files."""
+    keys = write_random_pairs(folder, 8, seed=5, smallest=320, largest=320)
+    upload(folder, prefix)
+    images = {path.stem: path.name for path in (folder / "images").iterdir()}
+    lines = ["id,image,mask"]
+    for number in range(PAIRS):
+        key = keys[number % len(keys)]
+        lines.append(f"{number:05d},{prefix}/images/{images[key]},{prefix}/masks/{key}.png")
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    return folder / "pairs.csv"
