@@ -108,12 +108,12 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
 
 def manifest_of_few_images(folder, prefix):
     """A list of many pairs, each encoded for itself, of the same few files."""
-    keys = write_random_pairs(folder, 8, seed=5, smallest=320, largest=320)
+    write_random_pairs(folder, 8, seed=5, smallest=320, largest=320)
     upload(folder, prefix)
-    images = {path.stem: path.name for path in (folder / "images").iterdir()}
+    images, masks = (sorted(path for path in (folder / side).rglob("*.*")) for side in ("images", "masks"))
     lines = ["id,image,mask"]
     for number in range(PAIRS):
-        key = keys[number % len(keys)]
-        lines.append(f"{number:05d},{prefix}/images/{images[key]},{prefix}/masks/{key}.png")
+        files = (side[number % len(side)].relative_to(folder) for side in (images, masks))
+        lines.append(",".join([f"{number:05d}", *(f"{prefix}/{file}" for file in files)]))
     (folder / "pairs.csv").write_text("\n".join(lines))
     return folder / "pairs.csv"
