@@ -167,7 +167,7 @@ class _Run:
 
     def consume(self, receipts: ray.data.Dataset) -> None:
         """Take in every receipt; the chunks that were decided are kept whatever ends this."""
-        metrics = JobMetrics(self._ledger.job, self._pairs)
+        metrics = JobMetrics(self._ledger.job, self._pairs - self.whole.decided)
         try:
             for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for receipt in batch.to_pylist():

@@ -3,6 +3,7 @@
 The provider of such nodes has port 6379 built in, so one such run can go on at a time.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -107,13 +108,12 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
 
 
 def manifest_of_few_images(folder, prefix):
-    """A list of many pairs, each encoded for itself, of the same few files."""
-    write_random_pairs(folder, 8, seed=5, smallest=320, largest=320)
+    """A list of many pairs of few files: every image with every mask."""
+    write_random_pairs(folder, 35, seed=5, smallest=320, largest=320)
     upload(folder, prefix)
-    images, masks = (sorted(path for path in (folder / side).rglob("*.*")) for side in ("images", "masks"))
+    sides = [sorted(path.relative_to(folder) for path in (folder / side).rglob("*.*")) for side in ("images", "masks")]
     lines = ["id,image,mask"]
-    for number in range(PAIRS):
-        files = (side[number % len(side)].relative_to(folder) for side in (images, masks))
-        lines.append(",".join([f"{number:05d}", *(f"{prefix}/{file}" for file in files)]))
+    for number, (image, mask) in zip(range(PAIRS), itertools.product(*sides), strict=False):
+        lines.append(f"{number:05d},{prefix}/{image},{prefix}/{mask}")
     (folder / "pairs.csv").write_text("\n".join(lines))
     return folder / "pairs.csv"
