@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .errors import JobFailed, UsageError
 from .settings import Workers
 
-__all__ = ["Encoders", "encoders", "joined", "protect_local_ray"]
+__all__ = ["Encoders", "encoders", "encoders_of", "joined", "protect_local_ray"]
 
 LOGICAL_CPUS = 4
 """Least number of CPUs that a Ray on this machine is told to have: an encoder and the tasks around it must all fit."""
@@ -71,24 +71,28 @@ class Encoders(NamedTuple):
 
 
 def encoders(workers: Workers, address: str) -> Encoders:
-    """Return what an encoder takes, and how many to start.
-
-    Raises:
-        UsageError: they need GPUs, and there are none: either the Ray that this process started never has any, or it
-            cannot be known how many of a cluster that starts them on demand are wanted.
-    """
+    """Return what an encoder takes of the cluster that this process is connected to; raises as `encoders_of` does."""
     import ray
 
-    there = ray.cluster_resources().get("GPU", 0)
-    gpus = float(there > 0) if workers.gpus_per_worker == "auto" else float(workers.gpus_per_worker)
-    if gpus > there and not (address or os.environ.get("RAY_ADDRESS")):
-        raise UsageError(
-            f"--gpus-per-worker {workers.gpus_per_worker}, but this machine has no such GPU; use 0 or auto"
-        )
+    own = not (address or os.environ.get("RAY_ADDRESS"))
+    return encoders_of(workers, ray.cluster_resources().get("GPU", 0), own=own)
+
+
+def encoders_of(workers: Workers, there: float, *, own: bool) -> Encoders:
+    """Return what an encoder takes, and how many to start, where ``there`` GPUs are now; a Ray of our own gets no more.
+
+    Raises:
+        UsageError: they need GPUs that are not there: our own Ray never has them, and of a cluster that starts them on
+            demand it cannot be known how many are wanted.
+    """
+    asked = workers.gpus_per_worker
+    gpus = float(there > 0) if asked == "auto" else float(asked)
+    if gpus > there and own:
+        raise UsageError(f"--gpus-per-worker {asked}, but this machine has no such GPU; use 0 or auto")
     if gpus > there and not workers.max_workers:
         raise UsageError(
-            f"--gpus-per-worker {workers.gpus_per_worker}, and the cluster has {there:g} GPUs now; if it starts "
-            "more on demand, say for how many workers, with --max-workers"
+            f"--gpus-per-worker {asked}, and the cluster has {there:g} GPUs now; if it starts more on demand, say for "
+            "how many workers, with --max-workers"
         )
     fitting = int(there / gpus) if gpus else 1
     most = workers.max_workers or max(workers.min_workers, fitting)

@@ -188,7 +188,7 @@ class Workers(Batches):
     """CPUs that a task takes which fetches and decodes a chunk, of those a node says it has."""
     encode_cpus: Annotated[str, Field(pattern=r"^(auto|\d+|\d+\.\d+)$")] = "auto"
     """CPUs that a VAE worker takes: auto is 0 beside a GPU, so that no other task keeps it from its GPU, else 2."""
-    write_cpus: Annotated[float, Field(gt=0)] = 1.0
+    write_cpus: Annotated[float, Field(gt=0)] = 0.75
     """CPUs that a task takes which writes a chunk."""
     encode_on: Labels = ""
     """Labels of the nodes for VAE workers, such as ray.io/accelerator-type=in(L4,A10G) or pool=gpu,market=!spot;

@@ -1,9 +1,7 @@
-"""Ray's own autoscaler, with GPU nodes that are raylets on this machine: from none to two, one lost, and to none again.
-
-The provider of such nodes has port 6379 built in, so one such run can go on at a time.
-"""
+"""Ray's own autoscaler, whose GPU nodes are raylets on this machine: from none to two, one lost, and to none again."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -12,25 +10,28 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.util import get_node_ip_address
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
-from tests.cluster.heads import answers, head, wait_for
+from tests.cluster.heads import free_port, head, wait_for
 from tests.outputs import whole_output
 
-PORT = 6379
 PAIRS, CHUNK = 1_200, 8
 """So many that a replacement comes before they are done."""
 
 
 @pytest.fixture
-def cluster(s3):
+def cluster(s3, tmp_path):
     """An autoscaling cluster without a GPU node, as yet."""
-    if answers(PORT):
-        pytest.skip(f"port {PORT}, which Ray's provider of logical nodes has built in, is taken")
-    config = Path(__file__).with_name("autoscaler.json")
-    options = [f"--autoscaling-config={config}", "--num-cpus=4", "--num-gpus=0", f"--object-store-memory={2 * 10**8}"]
-    fast = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10"}
-    with head(*options, port=PORT, RAY_FAKE_CLUSTER="1", **fast) as started:
+    port, config = free_port(), json.loads(Path(__file__).with_name("autoscaler.json").read_text())
+    config["provider"]["gcs_address"] = f"{get_node_ip_address()}:{port}"
+    written = tmp_path / "autoscaler.json"
+    written.write_text(json.dumps(config))
+    options = [f"--autoscaling-config={written}", "--num-cpus=4", "--num-gpus=0", f"--object-store-memory={2 * 10**8}"]
+    environment = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    own_id = {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
+    with head(*options, port=port, **environment, **own_id) as started:
         yield started
 
 
@@ -53,6 +54,11 @@ class TimeLine:
 
     def say(self, what):
         print(f"{time.monotonic() - self.begun:7.1f} s  {what}", flush=True)
+
+    def wait_for_encoders(self, count, job):
+        """Until so many nodes have had a VAE worker; a job that ends before has too few pairs, or failed."""
+        wait_for(lambda: len(self.encoding) == count or job.poll() is not None, 240, f"the {count}. node that encodes")
+        assert job.poll() is None
 
     def _watch(self):
         while not self._stop.wait(0.5):
@@ -89,14 +95,12 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
         line.say(f"no GPU node; the job begins, {PAIRS // CHUNK} chunks")
         process = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address})
         try:
-            wait_for(lambda: len(line.encoding) == 2, 240, "two nodes that encode")
+            line.wait_for_encoders(2, process)
             victim = max(line.encoding, key=line.encoding.get)
             time.sleep(2)  # it is in the middle of its chunks
-            assert process.poll() is None
             cluster.kill_raylet(victim)
             line.say(f"GPU node {victim[-4:]} is killed")
-            wait_for(lambda: len(line.encoding) == 3 or process.poll() is not None, 240, "a replacement that encodes")
-            assert process.poll() is None, "the job was done before the replacement came; it needs more pairs"
+            line.wait_for_encoders(3, process)
             assert process.wait(400) == 0
         finally:
             process.kill()

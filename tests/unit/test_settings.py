@@ -49,6 +49,11 @@ RANGES = [
         ["-1", "half", "", "1.", ".5", "1e3", "auto "],
     ),
     (Workers, {}, "min_workers", [1, 9], [0, -1]),
+    (Workers, {}, "fetch_cpus", [0.5, 1, 4], [0, -1]),
+    (Workers, {}, "write_cpus", [0.5, 1, 4], [0, -1]),
+    (Workers, {}, "encode_cpus", ["auto", "0", "0.5", "4"], ["-1", "all", "", ".5"]),
+    (Workers, {}, "encode_on", ["", "pool=gpu", "a.b/c=in(x,y),d=!e"], ["pool", "pool=", "pool=in()", "a=b;c=d"]),
+    (Workers, {}, "fetch_on", ["", "pool=data"], ["=data", "pool=a b"]),
     (Workers, {}, "max_workers", [0, 1, 9], [-1]),
     (Workers, {}, "fetch_threads", [1, 256], [0, 257]),
     (
