@@ -36,7 +36,10 @@ def ray_start(*options: object, **environment: str):
     try:
         yield process
     finally:
-        process.kill()
+        family = psutil.Process(process.pid).children(recursive=True)
+        for member in [process, *family]:  # a submitted job's driver does not die with its node
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         process.wait(30)
 
 

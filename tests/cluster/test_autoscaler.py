@@ -1,5 +1,6 @@
 """Ray's own autoscaler, whose GPU nodes are raylets on this machine: from none to two, one lost, and to none again."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -62,23 +63,22 @@ class TimeLine:
 
     def _watch(self):
         while not self._stop.wait(0.5):
-            nodes = {
-                n["node_id"] for n in self.cluster.state("nodes") if n["state"] == "ALIVE" and not n["is_head_node"]
-            }
-            actors = {
-                a["node_id"]
-                for a in self.cluster.state("actors")
-                if a["state"] == "ALIVE" and "Encoder" in a["repr_name"]
-            }
-            for node in nodes - self.alive:
-                self.say(f"GPU node {node[-4:]} is up, {len(nodes)} in all")
-            for node in self.alive - nodes:
-                self.say(f"GPU node {node[-4:]} is gone, {len(nodes)} left")
-            for node in actors - self.encoding.keys():
-                self.encoding[node] = time.monotonic()
-                self.say(f"a VAE worker runs on {node[-4:]}")
-            self.alive = nodes
-            self.seen |= nodes
+            with contextlib.suppress(OSError):  # a busy dashboard may not answer for a moment
+                self._look()
+
+    def _look(self):
+        nodes, actors = (
+            [one for one in self.cluster.state(kind) if one["state"] == "ALIVE"] for kind in ("nodes", "actors")
+        )
+        alive = {node["node_id"] for node in nodes if not node["is_head_node"]}
+        for node in alive - self.alive:
+            self.say(f"GPU node {node[-4:]} is up, {len(alive)} in all")
+        for node in self.alive - alive:
+            self.say(f"GPU node {node[-4:]} is gone, {len(alive)} left")
+        for node in {actor["node_id"] for actor in actors if "Encoder" in actor["repr_name"]} - self.encoding.keys():
+            self.encoding[node] = time.monotonic()
+            self.say(f"a VAE worker runs on {node[-4:]}")
+        self.alive, self.seen = alive, self.seen | alive
 
 
 @pytest.mark.long

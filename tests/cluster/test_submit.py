@@ -16,6 +16,8 @@ from tests.outputs import data_files, whole_output
 
 PAIRS, CHUNK = 160, 4
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def cluster(s3):
@@ -82,8 +84,10 @@ def stopped(cluster, client, options, s3):
     """A job that was stopped in its middle, and what its metrics said at two moments before."""
     submitted = submit(cluster, "stopped", "jobs/encode.py", *options, wait=False)
     assert submitted.returncode == 0, submitted.stderr
-    first = wait_for(lambda: done_of(scraped(cluster)) and scraped(cluster), 120, "the first metrics")
-    second = wait_for(lambda: done_of(scraped(cluster)) > done_of(first) and scraped(cluster), 60, "a count that moves")
+    first = wait_for(lambda: done_of(scraped(cluster)) and scraped(cluster), 240, "the first metrics")
+    second = wait_for(
+        lambda: done_of(scraped(cluster)) > done_of(first) and scraped(cluster), 120, "a count that moves"
+    )
     assert ray_job(cluster, "stop", "stopped").returncode == 0
     wait_for(lambda: client.get_job_status("stopped").is_terminal(), 60, "the end of the job")
     return first, second, len(data_files(s3.uri("submitted-out")))
