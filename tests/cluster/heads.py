@@ -54,16 +54,16 @@ def head(*options: object, port: int = 0, **environment: str):
         with ray_start(*arguments, **environment) as process:
             for one in (port, web, agent):
                 wait_for(lambda one=one: answers(one), 90, f"a head on port {one}")
-            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{web}", folder, process)
+            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{web}", agent, folder, process)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class Head:
-    """Where a head is: its GCS, its dashboard, and the folder of its sessions."""
+    """Where a head is: its GCS, its dashboard, its agent's port, and the folder of its sessions."""
 
-    def __init__(self, address: str, dashboard: str, folder: Path, process: subprocess.Popen) -> None:
-        self.address, self.dashboard, self.folder, self.process = address, dashboard, folder, process
+    def __init__(self, address: str, dashboard: str, agent: int, folder: Path, process: subprocess.Popen) -> None:
+        self.address, self.dashboard, self.agent, self.folder, self.process = address, dashboard, agent, folder, process
 
     def state(self, kind: str, **filters: str) -> list[dict]:
         """What Ray's own state API says of its ``nodes``, ``actors`` or ``tasks``."""
