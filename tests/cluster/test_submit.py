@@ -150,11 +150,11 @@ def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
 
 def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s3):
     """Submitted side by side; each ends with the code that its command has."""
-    missing = "s3://no-such-bucket/out"
+    elsewhere = [one.replace(s3.uri("submitted-out"), "s3://no-such-bucket/out") for one in options]
     jobs = {
         "bad-use": (2, f"python jobs/encode.py {' '.join(options)} --grow-mask-by 99"),
         "too-many": (3, f"python jobs/encode.py {' '.join(options)} --max-rejected 0"),
-        "failed": (1, f"python jobs/encode.py {' '.join(options)} --output {missing}"),
+        "failed": (1, f"python jobs/encode.py {' '.join(elsewhere)}"),
         "plan": (0, f"python jobs/plan.py {' '.join(options[:4])} --as-json"),
         "verify": (0, f"python jobs/verify.py {s3.uri('submitted-out')}"),
         "benchmark": (0, "python jobs/benchmark.py --help"),
