@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Parameter, Token
 from pydantic import ValidationError
@@ -158,9 +159,15 @@ def _sentences(error: ValidationError) -> str:
     return "; ".join(
         one["msg"].removeprefix("Value error, ")
         if one["type"] == "value_error"
-        else f"--{str(one['loc'][-1]).replace('_', '-')} {one['input']}: {one['msg']}"
+        else f"--{str(one['loc'][-1]).replace('_', '-')} {one['input']}: {one['msg']}{_nearest_choice(one)}"
         for one in error.errors()
     )
+
+
+def _nearest_choice(one: Any) -> str:
+    """Of an option that takes one of some words, the word nearest to what was given."""
+    choices = re.findall(r"'([^']+)'", one["ctx"]["expected"]) if one["type"] == "literal_error" else []
+    return _nearest(str(one["input"]).lower(), choices)
 
 
 def _values_of(path: Path) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:

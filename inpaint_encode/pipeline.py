@@ -16,7 +16,7 @@ import ray.data
 import torch
 from ray.exceptions import RayError
 
-from . import storage
+from . import coverage, storage
 from .batch import LatentEncoder
 from .cluster import encoders, joined
 from .encoder import BatchEncoder
@@ -27,13 +27,16 @@ from .ledger import Committed, Ledger
 from .metrics import JobMetrics
 from .progress import Display
 from .report import Tally, write_report
-from .resume import Remaining, job_record, open_output, remaining
+from .resume import Remaining, job_record, open_output, refuse_sizes, remaining
 from .settings import EncodeJob, selector
 from .sources import find_pairs
 from .stages import CALLS_AT_ONCE, Encoder, commit, fetch_and_decode
 from .vae import VaeFacts, compute_dtype, load_vae, vae_facts, warm_up
 
 __all__ = ["Backend", "receipts_of", "run_job", "vae_backend"]
+
+JUDGED_AT = 1_000
+"""Rows after which a run's masks are judged, if it does not end before."""
 
 FLUSH_S = 30.0
 """How often the receipts are kept; what a killed run had not kept yet is read from the files themselves."""
@@ -59,7 +62,7 @@ def receipts_of(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"decoder": PairDecoder(multiple=backend.facts.ratio), "threads": job.workers.fetch_threads},
+            fn_kwargs=_reading(job, made_by),
             num_cpus=job.workers.fetch_cpus,
             label_selector=fetch_on,
             **_A_CHUNK,
@@ -91,6 +94,13 @@ def receipts_of(
 _A_CHUNK: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
+def _reading(job: EncodeJob, made_by: dict[str, Any]) -> dict[str, Any]:
+    """What the first stage is told, beside the chunk."""
+    decoder = PairDecoder.of(made_by, max_pixels=job.limits.max_pixels)
+    limits = {"max_bytes": job.limits.max_bytes, "threads": job.workers.fetch_threads}
+    return {"decoder": decoder, "access": job.access, **limits}
+
+
 def run_job(
     job: EncodeJob, display: Display, backend_of: Callable[[EncodeJob], Backend] | None = None
 ) -> dict[str, Any]:
@@ -108,14 +118,17 @@ def run_job(
     """
     output = _normalised_output(job)
     display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
-    found = find_pairs(job.source)
+    found = find_pairs(job.source, job.access)
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     facts = backend.facts
+    refuse_sizes(job.decoding, facts.ratio)
     with hold(storage.join(output, "_lease.json"), display.say) as lease:
         record = job_record(job, facts.as_dict(), found.carried)
         ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(ledger, inventory, job, found)
+        found = found.without_pairs()
+        pa.default_memory_pool().release_unused()
         run = _Run(job, ledger, left, lease, display)
         if left.work.num_rows:
             made_by = {**record["rows"], **facts.as_dict(), "versions": record["versions"]}
@@ -163,6 +176,7 @@ class _Run:
         self._kept_files, self._kept_at = 0, time.monotonic()
         self._paced_from: tuple[float, int] | None = None
         self._pairs = left.pairs
+        self._warned = False
         display.start(left.pairs, self.whole.decided)
 
     def consume(self, receipts: ray.data.Dataset) -> None:
@@ -178,6 +192,7 @@ class _Run:
             ) from error
         finally:
             self._keep()
+        self._judge_masks()
 
     def refuse_too_many(self, *, finished: bool) -> None:
         """Raise `TooManyRejected` if the whole output has more rejects than is allowed."""
@@ -200,9 +215,17 @@ class _Run:
         metrics.add(held.encoded, held.errors, dict(receipt["counters"]))
         self._display.update(self.whole.decided, self.whole.rejected, self._pace())
         self._unkept.append(receipt)
+        if self.tally.encoded >= JUDGED_AT:
+            self._judge_masks()
         if time.monotonic() - self._kept_at > FLUSH_S:
             self._keep()
         self.refuse_too_many(finished=False)
+
+    def _judge_masks(self) -> None:
+        """Say once if they look inverted, empty or full."""
+        if not self._warned and (sentence := coverage.suspicion(self.tally.counters)):
+            self._display.say(f"warning: {sentence}")
+            self._warned = True
 
     def _pace(self) -> float:
         """Pairs a second since the first receipt: what the rest will take, without Ray's start."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from . import storage
+from . import coverage, storage
 from .errors import JobFailed
 from .ledger import Committed
 from .sources import FoundPairs
@@ -110,7 +110,12 @@ def write_report(
             **run.as_dict(),
             "seconds": round(run.seconds, 3),
             "pairs_per_second": round(run.rate, 3),
-            "counters": {name: round(value, 3) for name, value in sorted(run.counters.items())},
+            "masks": coverage.masks_found(run.counters) | {"warning": coverage.suspicion(run.counters)},
+            "counters": {
+                name: round(value, 3)
+                for name, value in sorted(run.counters.items())
+                if not name.startswith(coverage.PREFIX)
+            },
         },
         "job": job,
     }

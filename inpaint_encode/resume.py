@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 
 from . import plan, rows, storage
 from .errors import UsageError
+from .geometry import Sizing
 from .ledger import Committed, Inventory, Ledger
-from .settings import CONTRACT_VERSION, EncodeJob, RunOptions, Source
+from .settings import CONTRACT_VERSION, Decoding, EncodeJob, RunOptions, Source
 from .sources import FoundPairs
 
-__all__ = ["Remaining", "job_record", "open_output", "remaining"]
+__all__ = ["Remaining", "job_record", "open_output", "refuse_sizes", "remaining"]
 
 _PACKAGES = ("inpaint-encode", "torch", "diffusers", "ray", "pyarrow", "pillow", "numpy")
 
@@ -43,17 +44,34 @@ def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Fiel
         carried: fields of the source's own columns, whose names and types all data files share.
     """
     made_by = {name: value for name, value in vae.items() if name != "vae_source"}
+    shaped_by = {**job.rows.model_dump(), **job.decoding.recorded()}
     return {
-        "rows": {"contract": CONTRACT_VERSION, "posterior": "mean", **job.rows.model_dump(), **made_by},
+        "rows": {"contract": CONTRACT_VERSION, "posterior": "mean", **shaped_by, **made_by},
         "source": _source_record(job.source, carried),
+        "access": job.access.model_dump(),
         "vae_source": vae["vae_source"],
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
 
 
+def refuse_sizes(decoding: Decoding, ratio: int) -> None:
+    """Hold the sizes that images are to be brought to against the VAE's ratio.
+
+    Raises:
+        UsageError: they cannot be had; the message says which can.
+    """
+    try:
+        Sizing.of({**decoding.recorded(), "ratio": ratio}).check()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def _source_record(source: Source, carried: Sequence[pa.Field]) -> dict[str, Any]:
     given = source.model_dump() | {"masks": source.masks or source.images}
-    uris = {name: storage.normalise(given[name]) for name in ("images", "masks", "pairs") if given[name]}
+    uris = {
+        name: storage.normalise(given[name], storage.READABLE) for name in ("images", "masks", "pairs") if given[name]
+    }
+    given["random_masks"] = source.random_masks > 0  # more of them are new pairs, and no other source
     return {**given, **uris, "carried": {field.name: str(field.type) for field in carried}}
 
 

@@ -86,6 +86,8 @@ _SOURCE = [
 _GEOMETRY = [
     pa.field("source_height", pa.int32()),
     pa.field("source_width", pa.int32()),
+    pa.field("resized_height", pa.int32()),
+    pa.field("resized_width", pa.int32()),
     pa.field("crop_top", pa.int32()),
     pa.field("crop_left", pa.int32()),
 ]

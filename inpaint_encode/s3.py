@@ -3,7 +3,8 @@
 obstore costs a tenth of s3fs's CPU time a read or listing. Both take credentials from botocore's usual chain
 (environment, profiles, web identity, instance role) and the endpoint from ``AWS_ENDPOINT_URL``, and neither
 retries by itself, but for s3fs's sending once more what a kept connection's end may have swallowed:
-`inpaint_encode.storage` does, within one budget.
+`inpaint_encode.storage` does, within one budget. obstore reads and lists Google's buckets alike, with the credentials
+that it finds in the environment.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 from botocore.parsers import ResponseParserError
-from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import S3Store
+from obstore.exceptions import BaseError, InvalidPathError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import GCSStore, S3Store
 
-from .storage import ABSENT, Blob, Conflict, Listed, Unavailable
+from .settings import SourceAccess
+from .storage import ABSENT, DIRECT, Blob, Conflict, Listed, Stat, Unavailable, refuse_more
 
-__all__ = ["Listing", "delete", "read", "read_start", "write"]
+__all__ = ["Listing", "delete", "read", "read_range", "stat", "write"]
 
 _PAGE = 1_000  # what S3 gives in one answer
 _CONNECT_S = 5
@@ -69,8 +71,8 @@ class Listing:
     on rightly from such a name. So a page ends with an object of some bytes.
     """
 
-    def __init__(self, prefix: str) -> None:
-        self._bucket, path = _split(prefix)
+    def __init__(self, prefix: str, access: SourceAccess) -> None:
+        self._store, path = _opened(prefix, access)
         self._below = f"{path}/" if path else ""
         self._after: str | None = None
         self._stream: Any = None
@@ -88,7 +90,7 @@ class Listing:
     def _next_page(self) -> Listed | None:
         if self._stream is None:
             below = self._below or None
-            self._stream = obstore.list(_store(self._bucket), below, offset=self._after, chunk_size=_PAGE)
+            self._stream = obstore.list(self._store, below, offset=self._after, chunk_size=_PAGE)
         entries = self._kept
         for chunk in self._stream:
             entries = [*entries, *chunk]
@@ -108,24 +110,38 @@ class Listing:
         )
 
 
-def read(uri: str) -> Blob:
+def read(uri: str, access: SourceAccess, at_most: int) -> Blob:
     """See `inpaint_encode.storage.read`."""
-    bucket, path = _split(uri)
+    store, path = _opened(uri, access)
     with _named_errors():
-        answer = obstore.get(_store(bucket), path)
-        return Blob(bytes(answer.bytes()), answer.meta["e_tag"] or "")
+        answer = obstore.get(store, path)
+    refuse_more(answer.meta["size"], at_most)
+    with _named_errors():
+        return _blob(answer)
 
 
-def read_start(uri: str, length: int) -> bytes:
-    """See `inpaint_encode.storage.read_start`."""
-    bucket, path = _split(uri)
+def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:
+    """See `inpaint_encode.storage.read_range`."""
+    store, path = _opened(uri, access)
     try:
         with _named_errors():
-            return bytes(obstore.get_range(_store(bucket), path, start=0, length=length))
+            return _blob(obstore.get(store, path, options={"range": (start, start + length)}))
     except OSError as error:
         if isinstance(error.__cause__, BaseError) and _answer(error.__cause__).status == 416:
-            return b""  # how S3 says that an object is empty
+            return Blob(b"", "")  # how S3 says that an object is empty
         raise
+
+
+def stat(uri: str, access: SourceAccess) -> Stat:
+    """See `inpaint_encode.storage.stat`."""
+    store, path = _opened(uri, access)
+    with _named_errors():
+        about = obstore.head(store, path)
+        return Stat(about["size"], about["e_tag"] or "")
+
+
+def _blob(answer: obstore.GetResult) -> Blob:
+    return Blob(bytes(answer.bytes()), answer.meta["e_tag"] or "")
 
 
 def write(uri: str, data: bytes, expect: str | None) -> str:
@@ -153,8 +169,13 @@ def delete(uri: str) -> None:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    bucket, _, path = uri.removeprefix("s3://").partition("/")
+    bucket, _, path = uri.partition("://")[2].partition("/")
     return bucket, path
+
+
+def _opened(uri: str, access: SourceAccess) -> tuple[S3Store | GCSStore, str]:
+    bucket, path = _split(uri)
+    return (_gcs_store if uri.startswith("gs://") else _store)(bucket, access), path
 
 
 @lru_cache
@@ -172,23 +193,36 @@ def _region() -> str:
 
 
 @lru_cache
-def _store(bucket: str) -> S3Store:
-    endpoint = _endpoint()
-    known = _session().get_credentials() is not None
+def _store(bucket: str, access: SourceAccess = DIRECT) -> S3Store:
+    endpoint = access.endpoint_url or _endpoint()
+    known = not access.anonymous and _session().get_credentials() is not None
     return S3Store(
         bucket,
         region=_region(),
         skip_signature=not known,
         credential_provider=_credentials if known else None,
-        client_options={
+        **_client_of(endpoint),
+        **({"request_payer": True} if access.requester_pays else {}),
+        **({"endpoint": endpoint} if endpoint else {}),
+    )
+
+
+@lru_cache
+def _gcs_store(bucket: str, access: SourceAccess) -> GCSStore:
+    server = {"base_url": access.endpoint_url} if access.endpoint_url else {}
+    return GCSStore(bucket, skip_signature=access.anonymous, **_client_of(access.endpoint_url), **server)
+
+
+def _client_of(endpoint: str | None) -> dict[str, Any]:
+    return {
+        "client_options": {
             "allow_http": bool(endpoint and endpoint.startswith("http://")),
             "connect_timeout": timedelta(seconds=_CONNECT_S),
             "read_timeout": timedelta(seconds=_ANSWER_S),
             "timeout": timedelta(seconds=_READ_S),
         },
-        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
-        **({"endpoint": endpoint} if endpoint else {}),
-    )
+        "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
+    }
 
 
 def _credentials() -> Any:
@@ -244,7 +278,7 @@ def _named_errors() -> Iterator[None]:
 def _named(error: Exception, answer: _Answer) -> Exception:
     """A 4xx other than time-out, conflict and slow-down will not pass by waiting."""
     line = _one_line(error, answer)
-    if isinstance(error, FileNotFoundError) or answer.status == 404:
+    if isinstance(error, FileNotFoundError | NotFoundError) or answer.status == 404:
         return FileNotFoundError(errno.ENOENT, line)
     if isinstance(error, _DENIED) or answer.status in {401, 403} or answer.code in _DENIED_CODES:
         return PermissionError(errno.EACCES, line)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,13 +17,16 @@ __all__ = [
     "CONTRACT_VERSION",
     "Batches",
     "Chunks",
+    "Decoding",
     "EncodeJob",
     "Labels",
+    "Limits",
     "Output",
     "PlanOptions",
     "RowSettings",
     "RunOptions",
     "Source",
+    "SourceAccess",
     "VaeSource",
     "VerifyOptions",
     "Workers",
@@ -32,6 +35,34 @@ __all__ = [
 
 CONTRACT_VERSION = 1
 """Version of the transform that `inpaint_encode.transform` and `inpaint_encode.vae` carry out."""
+
+
+class _Preset(NamedTuple):
+    channel: str
+    polarity: str
+    pattern: str = ""
+
+
+MASK_PRESETS = {
+    "comfy": _Preset("alpha", "transparent"),
+    "lama": _Preset("luma", "white", "{stem}_mask{n}.png"),
+    "mat": _Preset("luma", "black"),
+    "brushnet": _Preset("luma", "black"),
+    "iopaint": _Preset("luma", "white"),
+    "onetrainer": _Preset("luma", "white", "{stem}-masklabel.png"),
+}
+"""What each of these tools takes for a mask, and for the name of one."""
+
+
+def _preset_pattern(given: Any) -> Any:
+    """Give a source that is told by prefixes and without a pattern that of the preset."""
+    if not isinstance(given, dict) or not isinstance(source := given.get("source"), dict):
+        return given
+    decoding = given.get("decoding")
+    name = decoding.get("mask_preset") if isinstance(decoding, dict) else getattr(decoding, "mask_preset", None)
+    if name not in MASK_PRESETS or source.get("pairs") or source.get("mask_pattern"):
+        return given
+    return {**given, "source": {**source, "mask_pattern": MASK_PRESETS[name].pattern}}
 
 
 class _Frozen(BaseModel):
@@ -44,32 +75,45 @@ def _section(title: str, order: int) -> Parameter:
 
 @_section("Where the pairs come from", 1)
 class Source(_Frozen):
-    """Prefixes that are listed, or a manifest that names every pair.
+    """Prefixes that are listed, a manifest that names every pair, or files that hold them.
 
     Of two prefixes, image and mask belong together when their relative paths agree but for the suffix, or by
     ``mask_pattern``. A manifest gives ``mask_index`` 0, 1, ... to an image's masks in its own order.
     """
 
     images: str = ""
-    """Prefix of the images: s3://bucket/prefix, file:///path or a plain path; read recursively."""
+    """Prefix of the images: s3://bucket/prefix, gs://bucket/prefix, file:///path or a plain path; read recursively."""
     masks: str = ""
-    """Prefix of the masks; white is repainted. With --mask-pattern, by default that of the images."""
+    """Prefix of the masks; white is repainted. With --mask-pattern, by default that of the images. Without either, and
+    with --mask-channel alpha, each image is its own mask."""
     mask_pattern: str = ""
     """A mask's file name, such as {stem}_mask{n}.png: a file that matches is a mask of the image in the same relative
     folder whose name without the suffix is {stem}. {n}, one to nine digits, allows an image several masks, each a
     pair whose key is the mask's path without the suffix; without {n} the key is the image's. Below one prefix, a file
     that matches and whose {stem} another file has is a mask, everything else an image."""
     pairs: str = ""
-    """Manifest in the place of prefixes: a .parquet, .csv or .jsonl file, or a prefix of Parquet files. URIs in it are
-    absolute or relative to its folder; its other columns are carried to the output, those of CSV as strings. Nothing
-    is listed: an object that changes in place is not noticed, by --refresh neither."""
+    """In the place of prefixes a .parquet, .csv, .jsonl or .tar file, or a prefix of Parquet files or of tars. A list
+    has URIs, absolute or relative to its folder; nothing is listed then, and an object that changes in place is not
+    noticed, by --refresh neither. Parquet may hold the images themselves, as bytes or struct<bytes, path>. Other
+    columns are carried to the output, those of CSV as strings. A tar is a WebDataset: a/042.jpg, a/042.mask.png or
+    several a/042.mask0.png, and a/042.json and a/042.txt, which are carried as strings."""
     image_column: str = "image"
-    """Column of the manifest with the images' URIs."""
+    """Column with the images or their URIs."""
     mask_column: str = "mask"
-    """Column of the manifest with the masks' URIs."""
+    """Column with the masks or their URIs; in tars what stands between the sample's name and the suffix. Where it is
+    --image-column, each image is its own mask."""
     key_column: str = ""
-    """Column of the manifest with a unique key for each pair; by default the image's relative path without the suffix,
-    and from the image's second mask on that and its number: a, a/1, a/2."""
+    """Column with a unique key for each pair; by default the image's relative path without the suffix, of rows and tars
+    the file's with the row's number or the sample's name after it, and from the image's second mask on its number: a,
+    a/1, a/2. Of tars it may be __key__, the sample's name."""
+    random_masks: Annotated[int, Field(ge=0, le=1_000)] = 0
+    """Masks to draw for each image, in the place of masks that are there: each by --mask-seed, its key and its number
+    alone, wherever it is drawn."""
+    mask_style: Literal["brush", "box", "mixed"] = "mixed"
+    """What is drawn: brush is 1 to 4 strokes, S/25 to S/6 wide, of an image whose shorter side is S; box is 1 to 4
+    boxes, each side an eighth to a half of the image's; mixed is one or the other."""
+    mask_seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed draws other masks."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -81,11 +125,26 @@ class Source(_Frozen):
             raise ValueError("there is no source; add --images and --masks, or --pairs")
         if not self.pairs and not self.images:
             raise ValueError("masks alone are no pairs; add --images")
-        if not self.pairs and not self.masks and not self.mask_pattern:
-            raise ValueError("images alone are no pairs; add --masks, or --mask-pattern where masks lie beside images")
         if not self.pairs and named:
             raise ValueError("--image-column, --mask-column and --key-column are a manifest's columns; add --pairs")
         return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_mask(self) -> Self:
+        there = self.masks or self.mask_pattern
+        if self.random_masks and (there or self.mask_column != "mask"):
+            raise ValueError(
+                "--random-masks draws what --masks, --mask-pattern and --mask-column name; leave out one or the other"
+            )
+        if not self.random_masks and (self.mask_style, self.mask_seed) != ("mixed", 0):
+            raise ValueError("--mask-style and --mask-seed say what --random-masks draws; add --random-masks 1")
+        return self
+
+    @property
+    def is_own_mask(self) -> bool:
+        """Whether each image is its own mask: no other is there, and none is drawn."""
+        alone = self.image_column == self.mask_column if self.pairs else not (self.masks or self.mask_pattern)
+        return alone and not self.random_masks
 
     @field_validator("mask_pattern")
     @classmethod
@@ -101,6 +160,25 @@ class Source(_Frozen):
         return value
 
 
+@_section("Where the pairs come from", 1)
+class SourceAccess(_Frozen):
+    """How the source's store is asked; that of the output is asked as the environment says."""
+
+    anonymous: bool = False
+    """Ask s3:// and gs:// for the source without credentials, as public buckets allow."""
+    requester_pays: bool = False
+    """Accept that the requests for the source on s3:// are charged to you."""
+    endpoint_url: str = ""
+    """Server of the source's s3:// or gs://, if it is another than the environment's AWS_ENDPOINT_URL says."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/@]+/?", value):
+            raise ValueError(f"--endpoint-url {value!r} is no http://host:port or https://host")
+        return value.rstrip("/")
+
+
 @_section("The VAE", 2)
 class VaeSource(_Frozen):
     """Which VAE to load, and from where."""
@@ -113,7 +191,106 @@ class VaeSource(_Frozen):
     """Branch, tag or commit on the hub; a commit keeps a long job from changing under you."""
 
 
-@_section("What a row is", 3)
+@_section("How files are read", 3)
+class Decoding(_Frozen):
+    """How an image's and a mask's file become pixels; like `RowSettings`, the same for all rows of an output."""
+
+    mask_channel: Literal["auto", "red", "green", "blue", "alpha", "luma"] = "auto"
+    """What of a mask file is the mask. luma is grey as it is, colour by its luma, whatever its alpha says; auto is the
+    same, but rejects a file whose alpha is not opaque everywhere, since it might be the mask. Grey is red, green and
+    blue alike; alpha rejects a file that has none."""
+    mask_polarity: Literal["white", "black", "transparent", "opaque"] = "white"
+    """What is repainted: white or black, with --mask-channel alpha transparent (its default) or opaque. Levels of 128
+    and more are white or opaque, those up to 127 black or transparent; a mask of another size is first inverted, then
+    resized."""
+    mask_preset: Literal["comfy", "lama", "mat", "brushnet", "iopaint", "onetrainer"] | None = None
+    """A tool whose masks these are: sets --mask-channel, --mask-polarity and for lama and onetrainer --mask-pattern,
+    where they are not given."""
+    icc: Literal["srgb", "ignore"] = "srgb"
+    """Convert an image by its embedded colour profile to sRGB, or ignore the profile."""
+    resize: Annotated[int, Field(ge=0)] = 0
+    """Length in pixels that an image's shorter side is brought to, before the crop; 0 leaves it."""
+    resolution: str = ""
+    """WIDTHxHEIGHT that every image gets: resized to cover it, then cropped at the centre."""
+    buckets: Annotated[int, Field(ge=0)] = 0
+    """A budget of pixels, 1048576 for SDXL: every image is brought, as by --resolution, to the one of the sizes of at
+    most so many that is nearest to its proportions. Their sides are from half to twice the square's."""
+    bucket_step: Annotated[int, Field(ge=1)] = 64
+    """What the sides of --buckets are multiples of."""
+    upscale: bool = False
+    """With one of these three, enlarge images that are too small; without it they are rejected as size.too_small."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conventions(cls, given: Any) -> Any:
+        """Let the preset, and then the channel, say what the command does not."""
+        if not isinstance(given, dict):
+            return given
+        preset = MASK_PRESETS.get(given.get("mask_preset") or "")
+        channel = given.get("mask_channel", preset.channel if preset else "auto")
+        polarity = "transparent" if channel == "alpha" else "white"
+        if preset and (preset.channel == "alpha") == (channel == "alpha"):
+            polarity = preset.polarity
+        return {"mask_channel": channel, "mask_polarity": polarity, **given}
+
+    @field_validator("resolution")
+    @classmethod
+    def _width_x_height(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value):
+            sides = re.findall(r"[1-9]\d*", value) or ["1024"]
+            nearest = f"{sides[0]}x{sides[-1]}"
+            raise ValueError(f"--resolution {value} is not WIDTHxHEIGHT in pixels; did you mean {nearest}?")
+        return value
+
+    @model_validator(mode="after")
+    def _polarity_of_channel(self) -> Self:
+        of_alpha = self.mask_polarity in ("transparent", "opaque")
+        if of_alpha == (self.mask_channel == "alpha"):
+            return self
+        has = "is transparent or opaque" if self.mask_channel == "alpha" else "is white or black; alpha has the others"
+        raise ValueError(f"--mask-polarity {self.mask_polarity}: --mask-channel {self.mask_channel} {has}")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        given = {"--resize": self.resize, "--resolution": self.resolution, "--buckets": self.buckets}
+        named = [name for name, value in given.items() if value]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} each decide an image's size; give one of them")
+        if self.upscale and not named:
+            raise ValueError("--upscale says how to resize; add --resize, --resolution or --buckets")
+        if self.bucket_step != 64 and not self.buckets:
+            raise ValueError("--bucket-step is of --buckets; give both")
+        return self
+
+    def recorded(self) -> dict[str, Any]:
+        """What of this an output keeps: a preset is the channel and the polarity that it stands for."""
+        return self.model_dump(exclude={"mask_preset"})
+
+
+def _refuse_masks_that_disagree(source: Source, decoding: Decoding) -> None:
+    if source.is_own_mask and decoding.mask_channel != "alpha":
+        raise ValueError(
+            "images alone are no pairs; add --masks, --mask-pattern where masks lie beside images, "
+            "--mask-channel alpha where each image's alpha is its mask, or --random-masks 1 to draw some"
+        )
+    if source.random_masks and (decoding.mask_channel, decoding.mask_polarity) != ("auto", "white"):
+        raise ValueError(
+            "--mask-channel, --mask-polarity and --mask-preset say how mask files are read, and --random-masks draws "
+            "them; leave out one or the other"
+        )
+
+
+@_section("How files are read", 3)
+class Limits(_Frozen):
+    """What is not read at all; they leave no trace in the rows, and may differ from run to run."""
+
+    max_pixels: Annotated[int, Field(ge=1)] = 64_000_000
+    """An image or mask whose header says more is rejected before it is decoded."""
+    max_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    """A file of more is rejected and not fetched; 64 megapixels of uncompressed RGB are less."""
+
+
+@_section("What a row is", 4)
 class RowSettings(_Frozen):
     """Settings that shape every row; an output holds rows of one such set only."""
 
@@ -129,7 +306,7 @@ class RowSettings(_Frozen):
     """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs."""
 
 
-@_section("The output", 4)
+@_section("The output", 5)
 class Chunks(_Frozen):
     """In what pieces rows go."""
 
@@ -141,7 +318,7 @@ class Chunks(_Frozen):
     manifest tells no sizes: lower --chunk-rows for large images."""
 
 
-@_section("The output", 4)
+@_section("The output", 5)
 class Output(Chunks):
     """Where rows go and in what pieces."""
 
@@ -161,7 +338,7 @@ def selector(labels: Labels) -> dict[str, str] | None:
     return dict(one.split("=", 1) for one in re.findall(_SELECTOR, labels)) or None
 
 
-@_section("Who does the work", 5)
+@_section("Who does the work", 6)
 class Batches(_Frozen):
     """What one worker does at once, and on what."""
 
@@ -175,7 +352,7 @@ class Batches(_Frozen):
     """Downloads under way at once in each fetch task."""
 
 
-@_section("Who does the work", 5)
+@_section("Who does the work", 6)
 class Workers(Batches):
     """How much of the cluster the job asks for."""
 
@@ -205,7 +382,7 @@ class Workers(Batches):
         return self
 
 
-@_section("How the run behaves", 6)
+@_section("How the run behaves", 7)
 class RunOptions(_Frozen):
     """Limits and manners of one run; they leave no trace in the rows."""
 
@@ -250,11 +427,21 @@ class EncodeJob(_Frozen):
     """Everything that ``inpaint-encode encode`` can be told."""
 
     source: Source = Field(default_factory=Source)
+    access: SourceAccess = SourceAccess()
     vae: VaeSource
     output: Output
+    decoding: Decoding = Decoding()
+    limits: Limits = Limits()
     rows: RowSettings = RowSettings()
     workers: Workers = Workers()
     run: RunOptions = RunOptions()
+
+    _preset = model_validator(mode="before")(_preset_pattern)
+
+    @model_validator(mode="after")
+    def _masks_agree(self) -> Self:
+        _refuse_masks_that_disagree(self.source, self.decoding)
+        return self
 
 
 @_section("What to verify", 1)
@@ -283,7 +470,7 @@ class PlannedVae(VaeSource):
     """A folder in the diffusers layout or a Hugging Face hub id; without one, 8 pixels a latent and 4 channels."""
 
 
-@_section("How to estimate", 6)
+@_section("How to estimate", 7)
 class Estimation(_Frozen):
     """How much is looked at, and how it is told."""
 
@@ -303,11 +490,21 @@ class PlanOptions(_Frozen):
     """Everything that ``inpaint-encode plan`` can be told."""
 
     source: Source
+    access: SourceAccess = SourceAccess()
     vae: PlannedVae = PlannedVae()
+    decoding: Decoding = Decoding()
+    limits: Limits = Limits()
     rows: RowSettings = RowSettings()
     chunks: Chunks = Chunks()
     batches: Batches = Batches()
     estimation: Estimation = Estimation()
+
+    _preset = model_validator(mode="before")(_preset_pattern)
+
+    @model_validator(mode="after")
+    def _masks_agree(self) -> Self:
+        _refuse_masks_that_disagree(self.source, self.decoding)
+        return self
 
     @model_validator(mode="after")
     def _needs(self) -> Self:

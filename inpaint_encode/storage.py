@@ -1,6 +1,7 @@
-"""Objects in buckets and files on disks behind four verbs: list, read (or read the start), write, delete.
+"""Objects in buckets and files on disks behind four verbs: list, read (whole or a range), write, delete.
 
-A version is an object's ETag on S3, and its size and modification time on a disk. A fault that may pass (5xx,
+s3:// and disks have all four, gs:// can be listed and read, http(s):// can be read.
+A version is an object's ETag, and on a disk its size and modification time. A fault that may pass (5xx,
 slow-down, reset, time-out, a cut body) is tried again with exponential backoff and jitter for `RETRY_BUDGET_S`
 seconds, here and nowhere else, and is then raised as `Unavailable`.
 """
@@ -8,8 +9,10 @@ seconds, here and nowhere else, and is then raised as `Unavailable`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,21 +21,29 @@ from typing import Any, NamedTuple, TypeVar
 
 import stamina
 
+from .settings import SourceAccess
+
 __all__ = [
     "ABSENT",
+    "DIRECT",
+    "READABLE",
     "RETRY_BUDGET_S",
     "TEMPORARY",
     "Blob",
     "Conflict",
     "Listed",
+    "Stat",
+    "TooLarge",
     "Unavailable",
     "delete",
     "join",
     "list_objects",
     "normalise",
     "read",
-    "read_start",
+    "read_range",
+    "refuse_more",
     "retries",
+    "stat",
     "write",
 ]
 
@@ -45,6 +56,15 @@ RETRY_BUDGET_S = 25.0
 TEMPORARY = "_tmp-"
 """How the names of unfinished files on disks begin; readers and listings skip them, `verify --repair` removes them."""
 
+DIRECT = SourceAccess()
+"""As the environment says: how an output is asked for, always."""
+
+WRITABLE = frozenset({"s3", "file", ""})
+"""Schemes that an output may have; the empty one is a plain path's."""
+
+READABLE = WRITABLE | {"gs", "http", "https"}
+"""Schemes that a source may have."""
+
 _T = TypeVar("_T")
 
 
@@ -52,6 +72,13 @@ class Blob(NamedTuple):
     """An object's bytes and the version they are of."""
 
     data: bytes
+    version: str
+
+
+class Stat(NamedTuple):
+    """An object's size in bytes and its version."""
+
+    size: int
     version: str
 
 
@@ -67,24 +94,34 @@ class Conflict(Exception):
     """A conditional write found another version than the expected one."""
 
 
+class TooLarge(OSError):
+    """An object has more bytes than may be read of it."""
+
+
 class Unavailable(OSError):
     """The store went on answering with a fault that may pass until the retry budget was spent."""
 
 
-def normalise(uri: str) -> str:
-    """Spell ``uri`` in the package's one way: ``s3://bucket/path`` or an absolute path, without a last slash.
+def normalise(uri: str, schemes: frozenset[str] = WRITABLE) -> str:
+    """Spell ``uri`` in the package's one way: ``scheme://bucket/path`` or an absolute path, without a last slash.
 
     Raises:
-        ValueError: the scheme is none of ``s3://``, ``file://`` and a plain path.
+        ValueError: the scheme is none of ``schemes``, or the URI holds credentials.
     """
-    scheme, _, rest = uri.rpartition("://")
+    scheme, _, rest = uri.partition("://") if "://" in uri else ("", "", uri)
     if scheme and "@" in rest.partition("/")[0]:
         raise ValueError("a URI must not hold credentials; put them into the environment or a profile")
-    if scheme == "s3" and rest.strip("/"):
+    if scheme in schemes - {"", "file"} and rest.strip("/"):
         return uri.rstrip("/")
     if scheme not in ("", "file"):
-        raise ValueError(f"{uri}: only s3://bucket, file:// and plain paths can be read and written")
+        raise ValueError(f"{uri}: {_can_be(schemes)}")
     return str(Path(uri.removeprefix("file://")).absolute())
+
+
+def _can_be(schemes: frozenset[str]) -> str:
+    named = ", ".join(f"{scheme}://" for scheme in sorted(schemes - {"", "file"}))
+    verb = "written" if schemes == WRITABLE else "read"
+    return f"only {named} with a name after it, file:// and plain paths can be {verb}"
 
 
 def join(prefix: str, *parts: str) -> str:
@@ -92,7 +129,7 @@ def join(prefix: str, *parts: str) -> str:
     return "/".join([prefix, *parts])
 
 
-def list_objects(prefix: str) -> Iterator[Listed]:
+def list_objects(prefix: str, access: SourceAccess = DIRECT) -> Iterator[Listed]:
     """List everything under ``prefix``, recursively, a few thousand objects at a time.
 
     A prefix without objects lists nothing, whether or not it is there.
@@ -101,36 +138,58 @@ def list_objects(prefix: str) -> Iterator[Listed]:
         FileNotFoundError: there is no such bucket.
         PermissionError, Unavailable: the store refuses, or does not answer.
     """
-    if not prefix.startswith("s3://"):
+    if "://" not in prefix:
         yield from _list_disk(Path(prefix))
         return
-    listing = _s3().Listing(prefix)
+    listing = _client(prefix).Listing(prefix, access)
     while page := _retrying(listing.next_page):
         yield page
 
 
-def read(uri: str) -> Blob:
-    """Read a whole object in one request.
+def read(uri: str, access: SourceAccess = DIRECT, at_most: int = sys.maxsize) -> Blob:
+    """Read a whole object of ``at_most`` so many bytes in one request.
+
+    Raises:
+        TooLarge: it has more, as the head of the answer says; its bytes are not fetched.
+        FileNotFoundError, PermissionError, Unavailable, OSError: by what the store said.
+    """
+    if "://" in uri:
+        return _retrying(lambda: Blob(*_client(uri).read(uri, access, at_most)))
+    with Path(uri).open("rb") as file:
+        stat = os.fstat(file.fileno())
+        refuse_more(stat.st_size, at_most)
+        return Blob(file.read(), _disk_version(stat))
+
+
+def refuse_more(size: int, at_most: int) -> None:
+    """Raise `TooLarge` if an object has more bytes than it may."""
+    if size > at_most:
+        raise TooLarge(errno.EFBIG, f"it has {size:,} bytes, of which --max-bytes allows {at_most:,}")
+
+
+def read_range(uri: str, start: int, length: int, access: SourceAccess = DIRECT) -> Blob:
+    """Read ``length`` bytes from ``start`` on, or as many as there are, in one request.
 
     Raises:
         FileNotFoundError, PermissionError, Unavailable, OSError: by what the store said.
     """
-    if uri.startswith("s3://"):
-        return _retrying(lambda: Blob(*_s3().read(uri)))
+    if "://" in uri:
+        return _retrying(lambda: Blob(*_client(uri).read_range(uri, start, length, access)))
     with Path(uri).open("rb") as file:
-        return Blob(file.read(), _disk_version(os.fstat(file.fileno())))
+        file.seek(start)
+        return Blob(file.read(length), _disk_version(os.fstat(file.fileno())))
 
 
-def read_start(uri: str, length: int) -> bytes:
-    """Read the first ``length`` bytes of an object, or all of a shorter one, in one request.
+def stat(uri: str, access: SourceAccess = DIRECT) -> Stat:
+    """Ask for an object's size and version without its bytes.
 
     Raises:
         FileNotFoundError, PermissionError, Unavailable, OSError: by what the store said.
     """
-    if uri.startswith("s3://"):
-        return _retrying(lambda: bytes(_s3().read_start(uri, length)))
-    with Path(uri).open("rb") as file:
-        return file.read(length)
+    if "://" in uri:
+        return _retrying(lambda: Stat(*_client(uri).stat(uri, access)))
+    found = Path(uri).stat()
+    return Stat(found.st_size, _disk_version(found))
 
 
 def write(uri: str, data: bytes, *, expect: str | None = None) -> str:
@@ -146,15 +205,15 @@ def write(uri: str, data: bytes, *, expect: str | None = None) -> str:
         Conflict: something else than ``expect`` is there.
         PermissionError, Unavailable, OSError: by what the store or the disk said.
     """
-    if uri.startswith("s3://"):
-        return _retrying(lambda: str(_s3().write(uri, data, expect)))
+    if "://" in uri:
+        return _retrying(lambda: str(_client(uri).write(uri, data, expect)))
     return _write_disk(Path(uri), data, expect)
 
 
 def delete(uri: str) -> None:
     """Remove an object; one that is not there is as good as removed."""
-    if uri.startswith("s3://"):
-        _retrying(lambda: _s3().delete(uri))
+    if "://" in uri:
+        _retrying(lambda: _client(uri).delete(uri))
     else:
         Path(uri).unlink(missing_ok=True)
 
@@ -167,8 +226,13 @@ def retries() -> int:
 _retries = 0
 
 
-def _s3() -> Any:
-    from . import s3  # a job on disks needs no S3 client
+def _client(uri: str) -> Any:
+    """A job on disks needs neither, and one on S3 not the other."""
+    if uri.startswith("http"):
+        from . import web
+
+        return web
+    from . import s3
 
     return s3
 

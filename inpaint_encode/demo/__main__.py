@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from inpaint_encode.cli import INTERRUPTED, stop_on_signals
 from inpaint_encode.cli import main as inpaint_encode
 from inpaint_encode.cluster import joined, protect_local_ray
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder
 
 from .pairs import DemoSet, upload, write_demo_pairs
@@ -132,7 +133,7 @@ def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _sheet_row(row: dict[str, Any], source: Path, prefix: str) -> SheetRow:
     image, mask = (source / row[name].removeprefix(f"{prefix}/") for name in ("image_uri", "mask_uri"))
     ratio = row["noise_mask"].shape[1] // row["samples"].shape[1]
-    decoder = PairDecoder(multiple=ratio)
+    decoder = PairDecoder(sizing=Sizing(ratio=ratio))
     decoded = decoder.image(image.read_bytes())
     binary = decoder.mask(mask.read_bytes(), decoded)
     return SheetRow(row["key"], decoded.pixels, binary, row["noise_mask"][0], row["samples"].astype(np.float32))

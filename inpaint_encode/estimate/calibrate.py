@@ -9,11 +9,11 @@ import platform
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,20 +22,32 @@ import torch
 from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
-from inpaint_encode import rows, storage
+from inpaint_encode import rows
 from inpaint_encode.batch import Batch, EncodedBatch
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected, UsageError
-from inpaint_encode.images import DecodedImage, PairDecoder
+from inpaint_encode.images import DecodedImage, Drawing, PairDecoder
 from inpaint_encode.settings import PlanOptions, RowSettings
+from inpaint_encode.sources import PairReader
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 __all__ = ["Pair", "Trial", "calibrate"]
 
-Pair = tuple[str, str]
-"""URIs of an image and its mask."""
+
+class Pair(NamedTuple):
+    """What a row of `rows.PAIRS` says of where image and mask are."""
+
+    key: str
+    image_uri: str
+    mask_uri: str
+    image_version: str = ""
+    mask_version: str = ""
+
+
+_Fetched = tuple[bytes, bytes | Drawing] | None
+"""An image and its mask; None if one is not there."""
 
 _Decoded = tuple[DecodedImage, NDArray[np.uint8]]
 """An image and its binary mask, both cropped."""
@@ -63,7 +75,9 @@ class Trial:
     """Pairs that did not come as far as the VAE, by the name of their error."""
 
 
-def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options: PlanOptions, multiple: int) -> Trial:
+def calibrate(
+    vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options: PlanOptions, decoder: PairDecoder
+) -> Trial:
     """Work on sampled pairs, in batches as the job makes them of one chunk, until the time is up.
 
     When all are through and time is left, they are fetched again. One batch before the clock starts is not counted.
@@ -72,7 +86,7 @@ def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options
         vae: it is moved to the device, and into the type it computes in.
         sizes: the pairs, and their images' sizes after the crop.
         options: of the plan; ``estimation.calibrate`` is the time in seconds.
-        multiple: what the crop's sides are multiples of.
+        decoder: what the job's pairs are decoded by.
 
     Raises:
         UsageError: a GPU is asked for, and there is none.
@@ -82,13 +96,18 @@ def calibrate(vae: AutoencoderKL, sizes: Mapping[Pair, tuple[int, int]], options
     encoder = _encoder(vae, options.rows, device)
     batches = _batches(sizes, 1 if options.rows.deterministic else options.batches.batch_size, options.estimation.seed)
     trial = Trial(_words(device))
+    reader = PairReader(options.access)
     with ThreadPoolExecutor(options.batches.fetch_threads) as pool:
-        _run(Trial(""), pool, batches[0], encoder, multiple)
+
+        def fetch(batch: Sequence[Pair]) -> list[_Fetched]:
+            return list(pool.map(lambda pair: _fetch(reader, pair), batch))
+
+        _run(Trial(""), fetch, batches[0], encoder, decoder)
         ends = time.monotonic() + options.estimation.calibrate
         for number, batch in enumerate(cycle(batches)):
             if number and time.monotonic() >= ends:
                 break
-            written = _run(trial, pool, batch, encoder, multiple)
+            written = _run(trial, fetch, batch, encoder, decoder)
             if written and number < len(batches):
                 _weigh(trial, written, options.rows)
     if not trial.images:
@@ -131,13 +150,17 @@ def _batches(sizes: Mapping[Pair, tuple[int, int]], batch_size: int, seed: int) 
 
 
 def _run(
-    trial: Trial, pool: ThreadPoolExecutor, batch: Sequence[Pair], encoder: BatchEncoder, multiple: int
+    trial: Trial,
+    fetch: Callable[[Sequence[Pair]], list[_Fetched]],
+    batch: Sequence[Pair],
+    encoder: BatchEncoder,
+    decoder: PairDecoder,
 ) -> EncodedBatch | None:
     """Take one batch through, and add what it took to ``trial``; None if none of its pairs came through."""
     begun = time.perf_counter()
-    files = list(pool.map(_fetch, batch))
+    files = fetch(batch)
     fetched = time.perf_counter()
-    decoded = list(_decoded(trial, files, multiple))
+    decoded = list(_decoded(trial, files, decoder))
     decoded_at = time.perf_counter()
     if not decoded:
         return None
@@ -150,17 +173,18 @@ def _run(
     return result
 
 
-def _fetch(pair: Pair) -> tuple[bytes, bytes] | None:
+def _fetch(reader: PairReader, pair: Pair) -> _Fetched:
+    about = pair._asdict()
     try:
-        return storage.read(pair[0]).data, storage.read(pair[1]).data
+        image = reader.image(about)
+        return image.data, image.data if pair.mask_uri == pair.image_uri else reader.mask(about).data
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise JobFailed(f"--calibrate cannot fetch {pair[0]} or its mask: {error.strerror or error}") from error
+        raise JobFailed(f"--calibrate cannot fetch {pair.image_uri} or its mask: {error.strerror or error}") from error
 
 
-def _decoded(trial: Trial, files: Sequence[tuple[bytes, bytes] | None], multiple: int) -> Iterator[_Decoded]:
-    decoder = PairDecoder(multiple=multiple)
+def _decoded(trial: Trial, files: Sequence[_Fetched], decoder: PairDecoder) -> Iterator[_Decoded]:
     for pair in files:
         try:
             if pair is None:

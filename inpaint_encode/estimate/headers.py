@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from inpaint_encode import storage
 from inpaint_encode.errors import JobFailed, PairRejected
-from inpaint_encode.geometry import crop_box
-from inpaint_encode.images import upright_size
+from inpaint_encode.images import PairDecoder, upright_size
+from inpaint_encode.sources import PairReader
 
 __all__ = ["START", "Header", "draw", "read_header", "read_headers"]
 
 START = 2**16
 """Bytes that are read of an image; the rest follows only where its header is not whole in them."""
+
+
+_MAYBE_CUT = {"decode.not_an_image", "decode.truncated", "decode.corrupt"}
+"""What a header may be called of which a part is missing."""
 
 
 class Header(NamedTuple):
@@ -33,41 +37,49 @@ def draw(population: int, count: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
 
 
-def read_headers(uris: Sequence[str], multiple: int, threads: int) -> list[Header]:
-    """Read the headers of all ``uris``; see `read_header`."""
+def read_headers(
+    pairs: Sequence[Mapping[str, Any]], reader: PairReader, decoder: PairDecoder, threads: int
+) -> list[Header]:
+    """Read the headers of the images of all ``pairs``; see `read_header`."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda uri: read_header(uri, multiple), uris))
+        return list(pool.map(lambda pair: read_header(pair, reader, decoder), pairs))
 
 
-def read_header(uri: str, multiple: int) -> Header:
-    """Read one image's header, and crop its size to ``multiple``.
+def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecoder) -> Header:
+    """Read the header of the image of one of `rows.PAIRS`, and bring its size to what ``decoder`` makes of it.
 
     Raises:
         JobFailed: the store does not let it be read.
     """
+    read = 0
     try:
-        start = storage.read_start(uri, START)
+        storage.refuse_more(pair.get("image_bytes") or 0, reader.max_bytes)
+        start = reader.start(pair, START)
         read = len(start)
         try:
-            size = upright_size(start)
+            size = upright_size(start, decoder.max_pixels)
         except PairRejected as rejection:
-            if rejection.error != "decode.not_an_image" or read < START:
+            if rejection.error not in _MAYBE_CUT or read < START:
                 return Header(None, rejection.error, read)
-            whole = storage.read(uri).data
+            whole = reader.image(pair).data
             read += len(whole)
-            size = upright_size(whole)
+            size = upright_size(whole, decoder.max_pixels)
     except FileNotFoundError:
         return Header(None, "fetch.not_found", 0)
+    except storage.TooLarge:
+        return Header(None, "fetch.too_large", read)
     except PairRejected as rejection:
         return Header(None, rejection.error, read)
     except OSError as error:
-        raise JobFailed(f"{uri} cannot be read: {error.strerror or error}; check the credentials") from error
-    return _cropped(size, multiple, read)
+        raise JobFailed(
+            f"{pair['image_uri']} cannot be read: {error.strerror or error}; check the credentials"
+        ) from error
+    return _fitted(size, decoder, read)
 
 
-def _cropped(size: tuple[int, int], multiple: int, read: int) -> Header:
+def _fitted(size: tuple[int, int], decoder: PairDecoder, read: int) -> Header:
     try:
-        crop = crop_box(*size, multiple)
+        crop = decoder.sizing.fit(*size).crop
     except ValueError:
         return Header(None, "size.too_small", read)
     return Header((crop.height, crop.width), "", read)

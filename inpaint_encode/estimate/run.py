@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from inpaint_encode import plan, rows
+from inpaint_encode.images import PairDecoder
+from inpaint_encode.resume import refuse_sizes
 from inpaint_encode.settings import PlanOptions
-from inpaint_encode.sources import FoundPairs, find_pairs
+from inpaint_encode.sources import FoundPairs, PairReader, find_pairs, locators
 
 from .headers import Header, draw, read_headers
 from .numbers import Figure, Passes, mean, passes, product, ratio, share, total
@@ -51,7 +53,8 @@ class Requests:
     list: int
     """For the source."""
     get: int
-    """Two a pair; at most two a chunk, for its part of the plan and the lease."""
+    """Two a pair, or one for each row group and column of images; a few a chunk, for its part of the plan, the lease,
+    and the footer of such a file."""
     put: int
     """One a chunk, the parts of the plan, and three more for the whole job."""
 
@@ -154,16 +157,20 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
         JobFailed: the store stops answering, or a trial fails.
     """
     say("listing the images and the masks")
-    found = find_pairs(options.source)
+    found = find_pairs(options.source, options.access)
     vae, latents = _vae(options)
+    refuse_sizes(options.decoding, latents.ratio)
+    made_by = {**options.decoding.recorded(), "ratio": latents.ratio}
+    decoder = PairDecoder.of(made_by, max_pixels=options.limits.max_pixels)
     pairs = found.with_uris(plan.added(rows.PAIRS.empty_table(), found.pairs))
     chunks = plan.cut(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"].to_numpy()
     drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
     sample = pairs.take(pa.array(drawn, pa.int64()))
     say(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
-    headers = read_headers(sample["image_uri"].to_pylist(), latents.ratio, options.batches.fetch_threads)
-    trial = _trial(vae, sample, headers, options, latents.ratio, say) if vae is not None else None
-    requests = _requests(found, pc.count_distinct(pairs["image_uri"]).as_py(), len(np.bincount(chunks)))
+    reader = PairReader(options.access, options.limits.max_bytes)
+    headers = read_headers(sample.to_pylist(), reader, decoder, options.batches.fetch_threads)
+    trial = _trial(vae, sample, headers, options, decoder, say) if vae is not None else None
+    requests = _requests(found, pairs, len(np.bincount(chunks)))
     return _forecast(options, found, requests, np.bincount(chunks), latents, np.array(drawn), headers, trial)
 
 
@@ -183,17 +190,18 @@ def _trial(
     sample: pa.Table,
     headers: Sequence[Header],
     options: PlanOptions,
-    multiple: int,
+    decoder: PairDecoder,
     say: Callable[[str], None],
 ) -> Trial | None:
-    uris = zip(sample["image_uri"].to_pylist(), sample["mask_uri"].to_pylist(), strict=True)
-    good = {pair: header.size for pair, header in zip(uris, headers, strict=True) if header.size}
-    if not options.estimation.calibrate or not good:
+    if not options.estimation.calibrate or not any(header.size for header in headers):
         return None
-    from .calibrate import calibrate
+    from .calibrate import Pair, calibrate
+
+    pairs = [Pair(**pair) for pair in sample.select(Pair._fields).to_pylist()]
+    good = {pair: header.size for pair, header in zip(pairs, headers, strict=True) if header.size}
 
     say(f"encoding sampled pairs for {options.estimation.calibrate:g} s")
-    return calibrate(vae, good, options, multiple)
+    return calibrate(vae, good, options, decoder)
 
 
 def _forecast(
@@ -236,15 +244,25 @@ def _forecast(
     )
 
 
-def _requests(found: FoundPairs, images: int, chunks: int) -> Requests:
-    masks = found.pairs.num_rows
-    objects = images + masks + len(found.unpaired_images) + len(found.unpaired_masks) + found.ignored_files
+def _requests(found: FoundPairs, pairs: pa.Table, chunks: int) -> Requests:
     parts = math.ceil(chunks / plan.CHUNKS_PER_PART)
     return Requests(
-        list=math.ceil(objects / _LISTED) if found.bytes_listed else 0,
-        get=images + masks + 2 * chunks,
+        list=math.ceil(found.listed / _LISTED),
+        get=_objects(found, pairs, chunks) + 2 * chunks,
         put=chunks + parts + 3,
     )
+
+
+def _objects(found: FoundPairs, pairs: pa.Table, chunks: int) -> int:
+    """Requests for images and masks: one an object or member, one for a row group's column in each chunk."""
+    drawn = pc.starts_with(pairs["mask_uri"], "random:")
+    others = pairs["mask_uri"].filter(pc.and_not(pc.not_equal(pairs["mask_uri"], pairs["image_uri"]), drawn))
+    of_rows = found.row_groups + chunks  # a group that two chunks share is read by both
+    count = 0
+    for uris in (pairs["image_uri"].unique(), others):
+        in_rows = found.row_groups and len(uris) and isinstance(locators.parsed(uris[0].as_py()), locators.Row)
+        count += of_rows if in_rows else len(uris)
+    return count + 2 * chunks * (found.row_groups > 0)
 
 
 def _rejects(headers: Sequence[Header], population: int) -> list[Rejects]:

@@ -1,23 +1,33 @@
-"""Where pairs come from: prefixes that are listed, or a manifest that names them; one table of pairs either way.
+"""Where pairs come from: prefixes that are listed, a manifest that names them, or files that hold them.
 
-Everything stays in Arrow columns: a Python object for each of a hundred million keys would not fit.
+One table of pairs either way, and `PairReader`, which reads what they name. Everything stays in Arrow columns: a
+Python object for each of a hundred million keys would not fit.
 """
 
 from __future__ import annotations
 
-from inpaint_encode.settings import Source
+from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.storage import DIRECT
 
+from .files import named_by
 from .found import FoundPairs
 from .manifest import from_manifest
-from .prefixes import from_prefixes
+from .prefixes import from_images, from_prefixes
+from .ranged import Changed
+from .read import Content, PairReader
+from .tars import from_tars
 
-__all__ = ["FoundPairs", "find_pairs"]
+__all__ = ["Changed", "Content", "FoundPairs", "PairReader", "find_pairs"]
 
 
-def find_pairs(source: Source) -> FoundPairs:
-    """Read the manifest, or list the prefixes, and return every pair that they make.
+def find_pairs(source: Source, access: SourceAccess = DIRECT) -> FoundPairs:
+    """Read the manifest, index the tars, or list the prefixes, and return every pair that they make.
 
     Raises:
         UsageError: something cannot be read, two files or lines claim one key, or there is no pair at all.
     """
-    return from_manifest(source) if source.pairs else from_prefixes(source)
+    if source.pairs:
+        files = named_by(source.pairs, access)
+        return (from_tars if files.kind == "tar" else from_manifest)(source, files, access)
+    alone = source.random_masks or source.is_own_mask
+    return (from_images if alone else from_prefixes)(source, access)

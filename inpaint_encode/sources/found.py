@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -10,8 +12,9 @@ import pyarrow.compute as pc
 from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
 from inpaint_encode.rows import CARRIED
+from inpaint_encode.settings import SourceAccess
 
-__all__ = ["FoundPairs", "normalised", "uris"]
+__all__ = ["FoundPairs", "listed_pages", "normalised", "uris"]
 
 
 class FoundPairs(NamedTuple):
@@ -23,9 +26,11 @@ class FoundPairs(NamedTuple):
     * of prefixes ``image_suffix, mask_suffix``, a hundred bytes a pair: URIs are made of the keys where they are
       needed, by `with_uris`. A file whose path without the suffix is not the key has that path in ``image`` or
       ``mask``;
-    * of a manifest ``image_uri, mask_uri``, and its other columns in the struct `rows.CARRIED`; versions are empty and
-      ``image_bytes`` 0, since nothing was listed. Images are in the order in which they are first named, each with all
-      its masks.
+    * of a manifest or of tars ``image_uri, mask_uri``, and its other columns in the struct `rows.CARRIED`. Where the
+      files are only named, versions are empty and ``image_bytes`` 0, since nothing was listed. Images are in the order
+      in which they are first named, each with all its masks.
+
+    A mask that is drawn has a ``mask_uri`` in any case.
 
     ``mask_index`` is there where an image may have several masks."""
     unpaired_images: pa.Array
@@ -35,6 +40,10 @@ class FoundPairs(NamedTuple):
     """Objects without an image's suffix."""
     images_prefix: str = ""
     masks_prefix: str = ""
+    listed: int = 0
+    """Objects that were listed."""
+    row_groups: int = 0
+    """Of the Parquet files that hold the images."""
     bytes_listed: tuple[int, int] | None = None
     """Of the images that have a mask, each once, and of their masks; None where nothing was listed."""
 
@@ -44,10 +53,14 @@ class FoundPairs(NamedTuple):
         at = self.pairs.schema.get_field_index(CARRIED)
         return [] if at < 0 else list(self.pairs.schema.field(at).type)
 
+    def without_pairs(self) -> FoundPairs:
+        """The rest, once the pairs are planned: they need not lie in memory while the job runs."""
+        return self._replace(pairs=self.pairs.schema.empty_table())
+
     def with_uris(self, pairs: pa.Table) -> pa.Table:
         """Add ``image_uri``, ``mask_uri`` and ``mask_index`` to some of the pairs, as far as they lack them."""
-        if "image_uri" not in pairs.column_names:
-            for side, prefix in (("image", self.images_prefix), ("mask", self.masks_prefix)):
+        for side, prefix in (("image", self.images_prefix), ("mask", self.masks_prefix)):
+            if f"{side}_uri" not in pairs.column_names:
                 stems = pairs[side if side in pairs.column_names else "key"]
                 pairs = pairs.append_column(f"{side}_uri", uris(prefix, stems, pairs[f"{side}_suffix"]))
         if "mask_index" not in pairs.column_names:
@@ -64,6 +77,37 @@ def uris(prefix: str, stems: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.C
 def normalised(option: str, uri: str) -> str:
     """`storage.normalise` of what an option was given, its refusal in the words of the command line."""
     try:
-        return storage.normalise(uri)
+        return storage.normalise(uri, storage.READABLE)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+
+
+def listed_pages(
+    option: str, prefix: str, access: SourceAccess, advice: str = "check the spelling"
+) -> Iterator[storage.Listed]:
+    """`storage.list_objects`, in the words of the command line.
+
+    Raises:
+        UsageError: the prefix cannot be listed, or nothing is there.
+    """
+    if prefix.startswith("http"):
+        raise UsageError(f"{option} {prefix}: such a server lists nothing; name its files in a list for --pairs")
+    empty = True
+    try:
+        for page in storage.list_objects(prefix, access):
+            empty = empty and not page.paths
+            yield page
+    except OSError as error:
+        raise UsageError(
+            f"{option} {prefix} cannot be listed: {error.strerror or error}; check the prefix and the credentials"
+        ) from error
+    if empty:
+        raise UsageError(f"{option} {prefix}: {_why_nothing(prefix)}; {advice}")
+
+
+def _why_nothing(prefix: str) -> str:
+    if "://" in prefix:
+        return "the bucket is there, and nothing in it whose name begins so"
+    if Path(prefix).is_dir():
+        return "the folder is empty"
+    return "this is a file, not a folder" if Path(prefix).exists() else "there is no such folder"

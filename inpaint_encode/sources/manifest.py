@@ -1,7 +1,9 @@
 """Pairs by a list of them: a Parquet, CSV or JSONL file, or several Parquet files, with columns to be carried along.
 
-A value of another column goes to the pair's row as it is, with its Arrow type; of dictionaries the values, of extension
-types the storage. CSV has no types, so its columns are strings, and in JSONL what looks like a time is one too.
+Parquet may hold images and masks themselves. Their bytes do not come here: the list then names rows, by
+`inpaint_encode.sources.locators`, and other columns of bytes or of images are not carried. A value of another column
+goes to the pair's row as it is, with its Arrow type; of dictionaries the values, of extension types the storage. CSV
+has no types, so its columns are strings, and in JSONL what looks like a time is one too.
 """
 
 from __future__ import annotations
@@ -22,16 +24,21 @@ from numpy.typing import NDArray
 from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
 from inpaint_encode.rows import CARRIED, data_schema
-from inpaint_encode.settings import RowSettings, Source
+from inpaint_encode.settings import RowSettings, Source, SourceAccess
 
-from .found import FoundPairs, normalised
+from . import locators
+from .embedded import LARGEST_GROUP, holds_images
+from .files import PairFiles
+from .found import FoundPairs
+from .random_masks import with_random_masks
+from .ranged import RangedFile
 
 __all__ = ["from_manifest"]
 
 _OURS = frozenset(data_schema(RowSettings().model_dump()).names)
 _LARGEST_LINE = 2**24
-_SUFFIX = r"\.[^./]+$"
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
+_GOOD = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
 
 
 @contextmanager
@@ -46,46 +53,54 @@ def _freed_at_once() -> Iterator[None]:
 
 
 @_freed_at_once()
-def from_manifest(source: Source) -> FoundPairs:
-    """Read the manifest; a line is a pair.
+def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> FoundPairs:
+    """Read the manifest; a line is a pair, or an image with its ``--random-masks``.
 
     Raises:
         UsageError: it cannot be read or has no lines, a column is missing or named like one of the output's, a line
             lacks a URI or comes twice, or a key is not unique.
     """
-    uri = normalised("--pairs", source.pairs)
-    table, folder = _read(uri)
-    images = _uris(table, "--image-column", source.image_column, folder)
-    masks = _uris(table, "--mask-column", source.mask_column, folder)
+    table, about = _read(source, files, access)
+    images = _uris(table, "--image-column", source.image_column, files.folder)
+    alone = source.random_masks > 0 or source.is_own_mask
+    masks = images if alone else _uris(table, "--mask-column", source.mask_column, files.folder)
     order = _order(images, masks)
-    _refuse_repeated_lines(uri, images, masks, order)
+    _refuse_repeated_lines(source.pairs, images, masks, order)
     index = order.mask_index()
-    keys = _given_keys(table, source.key_column) if source.key_column else _default_keys(images, index, folder)
-    _refuse_shared_keys(uri, source.key_column, keys, images)
-    unlisted = pa.repeat("", table.num_rows)
+    keys = _given_keys(table, source.key_column) if source.key_column else _default_keys(images, index, files.folder)
     columns = {
         "key": keys,
         "image_uri": images,
         "mask_uri": masks,
         "mask_index": pa.array(index, pa.int32()),
-        "image_version": unlisted,
-        "mask_version": unlisted,
-        "image_bytes": pa.repeat(0, table.num_rows),
+        "image_version": about["image_version"],
+        "mask_version": about["image_version" if alone else "mask_version"],
+        "image_bytes": about["image_bytes"],
     }
-    others = _carried(uri, table, {source.image_column, source.mask_column, source.key_column})
+    used = {source.image_column, source.key_column} | (set() if source.random_masks else {source.mask_column})
+    others = _carried(source.pairs, table, used)
     columns |= {CARRIED: others.to_struct_array()} if others.num_columns else {}
     nothing = pa.array([], pa.string())
     pairs = order.applied(pa.table(columns))
-    return FoundPairs(pairs, unpaired_images=nothing, unpaired_masks=nothing, ignored_files=0)
+    pairs = with_random_masks(pairs, source) if source.random_masks else pairs
+    _refuse_shared_keys(source.pairs, source.key_column, pairs["key"], pairs["image_uri"])
+    return FoundPairs(
+        pairs,
+        unpaired_images=nothing,
+        unpaired_masks=nothing,
+        ignored_files=0,
+        listed=files.listed,
+        bytes_listed=_bytes(about, alone),
+        row_groups=pc.sum(about["groups"]).as_py(),
+    )
 
 
-def _read(uri: str) -> tuple[pa.Table, str]:
-    """The manifest's lines, and the folder that its relative URIs begin in."""
+def _read(source: Source, files: PairFiles, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
+    """The manifest's lines, with URIs where images were, and `_ABOUT` each line."""
+    uri = source.pairs
     try:
-        if (suffix := uri.rpartition(".")[2]) in _READERS:
-            table, folder = _READERS[suffix](storage.read(uri).data), uri.rpartition("/")[0]
-        else:
-            table, folder = _read_parts(uri), uri
+        read = [_READERS[files.kind](uri, source, access) for uri in files.uris]
+        table, about = (pa.concat_tables(tables) for tables in zip(*read, strict=True))
     except OSError as error:
         raise UsageError(
             f"--pairs {uri} cannot be read: {error.strerror or error}; check the path and the credentials"
@@ -97,36 +112,91 @@ def _read(uri: str) -> tuple[pa.Table, str]:
     names = table.column_names
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--pairs {uri} has columns that are named alike: {', '.join(repeated)}; rename all but one")
-    return table, folder
+    return table, about
 
 
-def _read_parts(prefix: str) -> pa.Table:
-    """The Parquet files below a prefix, by name; those that begin with ``_`` or a dot are somebody's notes."""
-    paths = [path for listed in storage.list_objects(prefix) for path in listed.paths if path.endswith(".parquet")]
-    parts = sorted(path for path in paths if path.rpartition("/")[2][0] not in "_.")
-    if not parts:
-        raise UsageError(
-            f"--pairs {prefix} is neither a .parquet, .csv or .jsonl file nor a prefix with .parquet files below it"
-        )
-    return pa.concat_tables([_read_parquet(storage.read(f"{prefix}/{path}").data) for path in parts])
+_ABOUT = pa.schema(
+    [
+        ("image_version", pa.string()),
+        ("mask_version", pa.string()),
+        ("image_bytes", pa.int64()),
+        ("mask_bytes", pa.int64()),
+        ("groups", pa.int64()),
+    ]
+)
+"""Of images and masks that are in the list themselves, the version of its file and their bytes, as a mean of the row
+group; ``groups`` is the number of row groups, in the first line of a file."""
 
 
-def _read_parquet(data: bytes) -> pa.Table:
+def _unlisted(lines: int) -> pa.Table:
+    return pa.table([pa.repeat(pa.scalar("" if f.type == pa.string() else 0, f.type), lines) for f in _ABOUT], _ABOUT)
+
+
+def _read_parquet(uri: str, source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
     """A few lines at a time, since a decoder that is given all of them holds twice as much."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    return pa.Table.from_batches(file.iter_batches(), file.schema_arrow)
+    opened = RangedFile(uri, access)
+    file = pq.ParquetFile(opened)
+    schema = file.schema_arrow
+    sides = [source.image_column, "" if source.random_masks or source.is_own_mask else source.mask_column]
+    images = [name for name in sides if name in schema.names and holds_images(schema.field(name).type)]
+    if not images:
+        whole = pq.ParquetFile(pa.BufferReader(storage.read(uri, access).data))
+        table = pa.Table.from_batches(whole.iter_batches(), schema)
+        return table, _unlisted(table.num_rows)
+    others = [field.name for field in schema if field.name not in images and not holds_images(field.type)]
+    table = pa.Table.from_batches(file.iter_batches(columns=others), pa.schema([schema.field(n) for n in others]))
+    numbers = pa.array(np.arange(file.metadata.num_rows))
+    located = {name: locators.rows(uri, numbers, name) for name in images}
+    table = pa.table({**{name: table[name] for name in others}, **located})
+    return table, _about_rows(uri, file.metadata, opened.version, [name if name in images else "" for name in sides])
 
 
-def _read_csv(data: bytes) -> pa.Table:
+def _about_rows(uri: str, metadata: pq.FileMetaData, version: str, sides: list[str]) -> pa.Table:
+    """`_ABOUT` the lines of a Parquet file; ``sides`` are its columns of images and of masks, or empty."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    counts = [group.num_rows for group in groups]
+    sizes = [[_column_bytes(uri, group, side) // max(1, group.num_rows) for group in groups] for side in sides]
+    number_of_groups = np.zeros(metadata.num_rows, np.int64)
+    number_of_groups[:1] = len(groups)
+    columns = [pa.repeat(version if side else "", metadata.num_rows) for side in sides]
+    columns += [pa.array(np.repeat(np.array(size, np.int64), counts)) for size in sizes]
+    return pa.table([*columns, pa.array(number_of_groups)], schema=_ABOUT)
+
+
+def _column_bytes(uri: str, group: pq.RowGroupMetaData, side: str) -> int:
+    columns = [group.column(number) for number in range(group.num_columns)]
+    mine = [column for column in columns if side and (column.path_in_schema + ".").startswith(f"{side}.")]
+    if (largest := sum(column.total_uncompressed_size for column in mine)) > LARGEST_GROUP:
+        raise UsageError(
+            f"--pairs {uri}: column {side} has {largest:,} bytes in one row group, and a worker reads it as a whole; "
+            f"write the file with row groups of {LARGEST_GROUP:,} bytes at most, 100 rows are usual"
+        )
+    return sum(column.total_compressed_size for column in mine)
+
+
+def _bytes(about: pa.Table, alone: bool) -> tuple[int, int] | None:
+    """Of all images and of all masks; None where only URIs are there."""
+    of_images, of_masks = (pc.sum(about[f"{side}_bytes"]).as_py() for side in ("image", "mask"))
+    return (of_images, of_masks) if of_images and (of_masks or alone) else None
+
+
+def _read_csv(uri: str, _source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
+    data = storage.read(uri, access).data
     header = pa.csv.open_csv(pa.BufferReader(data), parse_options=_LINES).schema.names
     options = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
-    return pa.csv.read_csv(pa.BufferReader(data), parse_options=_LINES, convert_options=options)
+    table = pa.csv.read_csv(pa.BufferReader(data), parse_options=_LINES, convert_options=options)
+    return table, _unlisted(table.num_rows)
 
 
 _LINES = pa.csv.ParseOptions(newlines_in_values=True)
 
 
-def _read_jsonl(data: bytes) -> pa.Table:
+def _read_jsonl(uri: str, _source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
+    table = _parsed_jsonl(storage.read(uri, access).data)
+    return table, _unlisted(table.num_rows)
+
+
+def _parsed_jsonl(data: bytes) -> pa.Table:
     blocks = pa.json.ReadOptions(block_size=_LARGEST_LINE)
     table = pa.json.read_json(pa.BufferReader(data), read_options=blocks)
     times = [(field.name, pa.string()) for field in table.schema if pa.types.is_timestamp(field.type)]
@@ -157,9 +227,12 @@ def _uris(table: pa.Table, option: str, name: str, folder: str) -> pa.ChunkedArr
     """The column's URIs as `storage.normalise` spells them, relative ones put below ``folder``."""
     given = _strings(table, option, name)
     scheme = pc.match_substring_regex(given, _ABSOLUTE)
-    good = pc.or_(pc.invert(scheme), pc.match_substring_regex(given, r"^(?:s3://[^/@]+/|file:///|/)"))
+    good = pc.or_(pc.invert(scheme), pc.match_substring_regex(given, _GOOD))
     if (line := pc.index(good, False).as_py()) >= 0:
-        raise UsageError(f"{option} {name}: {given[line]} cannot be read; only s3://, file:// and paths can")
+        raise UsageError(
+            f"{option} {name}: {given[line]} cannot be read; only s3://, gs://, http://, https:// and file:// with a "
+            "name after it and without credentials, and paths can"
+        )
     if not pc.any(scheme).as_py():
         return _below(folder, given)
     return pc.if_else(scheme, pc.replace_substring_regex(given, "^file://", ""), _below(folder, given))
@@ -227,7 +300,7 @@ def _default_keys(images: pa.ChunkedArray, index: NDArray[np.int32], folder: str
     paths = pc.utf8_slice_codeunits(images, len(folder) + 1)
     if not pc.all(below).as_py():
         paths = pc.if_else(below, paths, images)
-    stems = pc.replace_substring_regex(paths, _SUFFIX, "")
+    stems = locators.stem(paths)
     if not index.any():
         return stems
     numbered = pc.binary_join_element_wise(stems, pa.array(index).cast(pa.string()), "/")

@@ -1,4 +1,7 @@
-"""Pairs by their names: images and masks below one prefix or two, put together by path or by ``--mask-pattern``."""
+"""Pairs by their names: images and masks below one prefix or two, put together by path or by ``--mask-pattern``.
+
+Images alone are pairs where their masks are drawn, or are in themselves.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,52 @@ import pyarrow.compute as pc
 from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
 from inpaint_encode.images import IMAGE_SUFFIXES
-from inpaint_encode.settings import Source
+from inpaint_encode.settings import Source, SourceAccess
 
-from .found import FoundPairs, normalised, uris
+from .found import FoundPairs, listed_pages, normalised, uris
+from .random_masks import with_random_masks
 
-__all__ = ["from_prefixes"]
+__all__ = ["from_images", "from_prefixes"]
 
+_SUFFIXES = f"an image's name ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
 _STEM_AND_SUFFIX = r"^(?P<key>.+)\.(?P<suffix>[^./]+)$"
 _LISTED = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])
 
 
-def from_prefixes(source: Source) -> FoundPairs:
+def from_images(source: Source, access: SourceAccess) -> FoundPairs:
+    """List the prefix of the images; each is a pair with itself, or with each of its ``--random-masks``.
+
+    Raises:
+        UsageError: the prefix cannot be read, two files claim one key, or there is no image at all.
+    """
+    prefix = normalised("--images", source.images)
+    images, ignored = _listing("--images", prefix, access)
+    _refuse_shared_keys("--images", prefix, images)
+    if not images.num_rows:
+        raise UsageError(f"--images {source.images} holds no image, but {ignored:,} other files; {_SUFFIXES}")
+    columns = {
+        "key": images["key"],
+        "image": images["key"],
+        "image_suffix": images["suffix"],
+        "image_version": images["version"],
+        "image_bytes": images["size"],
+    }
+    if not source.random_masks:
+        columns |= {"mask_suffix": images["suffix"], "mask_version": images["version"]}
+    pairs = with_random_masks(pa.table(columns), source) if source.random_masks else pa.table(columns)
+    return FoundPairs(
+        pairs=pairs,
+        unpaired_images=pa.array([], pa.string()),
+        unpaired_masks=pa.array([], pa.string()),
+        ignored_files=ignored,
+        images_prefix=prefix,
+        masks_prefix=prefix,
+        listed=images.num_rows + ignored,
+        bytes_listed=(pc.sum(images["size"]).as_py(), 0),
+    )
+
+
+def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     """List the prefixes and put to each image its masks, by the rule of `inpaint_encode.settings.Source`.
 
     Raises:
@@ -32,10 +70,11 @@ def from_prefixes(source: Source) -> FoundPairs:
     if together and not source.mask_pattern:
         raise UsageError(
             f"--images and --masks are both {source.images}; give each its own prefix, "
-            "or --mask-pattern to tell a mask by its name"
+            "--mask-pattern to tell a mask by its name, or leave out --masks where each image's alpha is its mask"
         )
-    images, ignored = _listing("--images", images_prefix, nested=masks_prefix)
-    masks, ignored_masks = (images, 0) if together else _listing("--masks", masks_prefix, nested=images_prefix)
+    images, ignored = _listing("--images", images_prefix, access, nested=masks_prefix)
+    masks, ignored_masks = (images, 0) if together else _listing("--masks", masks_prefix, access, nested=images_prefix)
+    listed = images.num_rows + ignored + (0 if together else masks.num_rows + ignored_masks)
     masks = _masks_by_pattern(masks, source.mask_pattern) if source.mask_pattern else _masks_by_path(masks)
     if together:
         images, masks = _told_apart(images, masks)
@@ -51,25 +90,17 @@ def from_prefixes(source: Source) -> FoundPairs:
         ignored_files=ignored + ignored_masks,
         images_prefix=images_prefix,
         masks_prefix=masks_prefix,
+        listed=listed,
         bytes_listed=bytes_listed,
     )
 
 
-def _listing(option: str, prefix: str, nested: str) -> tuple[pa.Table, int]:
+def _listing(option: str, prefix: str, access: SourceAccess, nested: str = "") -> tuple[pa.Table, int]:
     """The images under ``prefix``, and how many other objects there are; those under ``nested`` are neither."""
-    try:
-        batches = _image_batches(prefix, nested)
-    except OSError as error:
-        raise UsageError(
-            f"{option} {prefix} cannot be listed: {error.strerror or error}; check the prefix and the credentials"
-        ) from error
+    inside = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else None
+    batches = [_image_batch(listed, inside) for listed in listed_pages(option, prefix, access)]
     table = pa.Table.from_batches([batch for batch, _ in batches], _LISTED).combine_chunks()
     return table, sum(ignored for _, ignored in batches)
-
-
-def _image_batches(prefix: str, nested: str) -> list[tuple[pa.RecordBatch, int]]:
-    inside = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else None
-    return [_image_batch(listed, inside) for listed in storage.list_objects(prefix)]
 
 
 def _image_batch(listed: storage.Listed, skip: str | None) -> tuple[pa.RecordBatch, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from inpaint_encode import rows
+from inpaint_encode import coverage, rows
 from inpaint_encode.errors import EncodeError
 from inpaint_encode.ledger import Ledger
 
@@ -33,6 +33,8 @@ def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.T
                 rejects = rows.rejects_table(chunk.table)
                 committed = ledger.commit(chunk.work, data, rejects)
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
+            for name, count in coverage.counted(chunk.table["mask_coverage"].drop_null().to_numpy()):
+                chunk.counters.add(name, count)
             _log(rejects, ledger.job)
         except (EncodeError, OSError) as error:
             receipt["fatal"] = f"{ledger.data_uri(chunk.work['chunk'])} cannot be written: {error}"

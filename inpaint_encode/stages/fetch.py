@@ -14,6 +14,8 @@ import pyarrow as pa
 from inpaint_encode import plan, rows, storage
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.images import DecodedImage, PairDecoder
+from inpaint_encode.settings import SourceAccess
+from inpaint_encode.sources import Changed, Content, PairReader
 
 from .chunk import Chunk, Counters, Row, work_of
 
@@ -22,7 +24,7 @@ __all__ = ["fetch_and_decode"]
 _T = TypeVar("_T")
 _PIXELS = rows.Room()
 """This process's chunks are decoded into it, one after the other."""
-_File = storage.Blob | PairRejected
+_File = Content | PairRejected
 
 
 class _Group(NamedTuple):
@@ -33,7 +35,9 @@ class _Group(NamedTuple):
     masks: list[_File]
 
 
-def fetch_and_decode(row: pa.Table, *, decoder: PairDecoder, threads: int) -> pa.Table:
+def fetch_and_decode(
+    row: pa.Table, *, decoder: PairDecoder, access: SourceAccess, max_bytes: int, threads: int
+) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch the files, decode and crop them."""
     chunk = Chunk(work_of(row), rows.DECODED.empty_table(), Counters())
     try:
@@ -45,7 +49,7 @@ def fetch_and_decode(row: pa.Table, *, decoder: PairDecoder, threads: int) -> pa
     if rows.CARRIED in pairs.column_names:
         chunk = replace(chunk, carried=pairs[rows.CARRIED].combine_chunks())
     wanted = pairs.select(rows.PAIRS.names).to_pylist()
-    fetcher = _Fetcher()
+    fetcher = _Fetcher(PairReader(access, max_bytes))
     with ThreadPoolExecutor(threads) as pool:
         groups = _waits(_fetched(pool, fetcher, wanted, 2 * threads), chunk.counters)
         decoded = (row for group in groups for row in _decoded(group, decoder, chunk.counters))
@@ -77,45 +81,54 @@ def _waits(answers: Iterable[_T], counters: Counters) -> Iterator[_T]:
 class _Fetcher:
     """Reads pairs, and notices when it is the store and not an object that is at fault."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: PairReader) -> None:
         self.down: str | None = None
+        self._reader = reader
         self._last_good: str | None = None
 
     def fetch(self, pairs: list[Row]) -> _Group:
         """Read the image that ``pairs`` share and, unless it is not to be had, their masks."""
-        image = self._file(pairs[0]["image_uri"])
+        image = self._file(self._reader.image, pairs[0], pairs[0]["image_uri"])
         if isinstance(image, PairRejected):
             return _Group(pairs, image, [image] * len(pairs))
-        return _Group(pairs, image, [self._file(pair["mask_uri"]) for pair in pairs])
+        masks = [
+            image if pair["mask_uri"] == pair["image_uri"] else self._file(self._reader.mask, pair, pair["mask_uri"])
+            for pair in pairs
+        ]
+        return _Group(pairs, image, masks)
 
-    def _file(self, uri: str) -> _File:
+    def _file(self, read: Callable[[Row], Content], pair: Row, uri: str) -> _File:
         try:
-            return self._read(uri)
+            return self._read(read, pair, uri)
         except PairRejected as rejection:
             return rejection
 
-    def _read(self, uri: str) -> storage.Blob:
+    def _read(self, read: Callable[[Row], Content], pair: Row, uri: str) -> Content:
         if self.down:
             raise PairRejected("fetch.unavailable", self.down)
         try:
-            blob = storage.read(uri)
-        except FileNotFoundError:
-            raise PairRejected("fetch.not_found", f"{uri} is not there any more") from None
+            content = read(pair)
+        except FileNotFoundError as error:
+            raise PairRejected("fetch.not_found", f"{uri} is not there any more: {error.strerror or error}") from None
+        except storage.TooLarge as error:
+            raise PairRejected("fetch.too_large", f"{uri}: {error.strerror}") from error
+        except Changed as error:
+            raise PairRejected("fetch.changed", f"{uri}: {error.strerror}; --refresh plans it again") from error
         except PermissionError as error:
             raise self._denied(uri, error) from error
         except storage.Unavailable as error:
             raise self._unavailable(uri, error) from error
         except OSError as error:
             raise PairRejected("fetch.failed", f"{uri}: {error.strerror or error}") from error
-        self._last_good = uri
-        return blob
+        self._last_good = uri if isinstance(content, storage.Blob) else self._last_good
+        return content
 
     def _denied(self, uri: str, error: OSError) -> PairRejected:
         """If an object that was allowed before is not any more, it is the credentials, not the object."""
         message = f"{uri}: {error.strerror or error}"
         try:
             if self._last_good:
-                storage.read(self._last_good)
+                self._reader.probe(self._last_good)
         except PermissionError:
             self.down = f"the store allows nothing any more; {message}"
         except OSError:
@@ -129,7 +142,7 @@ class _Fetcher:
         try:
             if self._last_good is None:
                 raise error
-            storage.read(self._last_good)
+            self._reader.probe(self._last_good)
         except storage.Unavailable:
             self.down = f"the store does not answer; {message}"
         return PairRejected("fetch.unavailable", message)
@@ -145,8 +158,7 @@ def _nobody_is_served(decoded: pa.Table) -> str | None:
 
 def _decoded(group: _Group, decoder: PairDecoder, counters: Counters) -> Iterator[Row]:
     """One row a pair; the first that is not rejected carries the pixels for all."""
-    files = [file for file in (group.image, *group.masks) if isinstance(file, storage.Blob)]
-    counters.add("objects_fetched", len(files))
+    counters.add("objects_fetched", _fetched_objects(group))
     with counters.timed("decode"):
         image = _attempt(decoder.image, group.image)
         masks = [_attempt(decoder.mask, file, image) for file in group.masks]
@@ -162,12 +174,18 @@ def _decoded(group: _Group, decoder: PairDecoder, counters: Counters) -> Iterato
             carried = True
 
 
+def _fetched_objects(group: _Group) -> int:
+    """Of images and masks; one that is both is one, and a drawn mask is none."""
+    files = [group.image, *(file for file in group.masks if file is not group.image)]
+    return sum(isinstance(file, storage.Blob) for file in files)
+
+
 def _attempt(decode: Callable[..., _T], file: _File, *about: DecodedImage | PairRejected) -> _T | PairRejected:
     """``decode`` the file, unless it or what it is ``about`` is rejected already."""
     for rejected in (*about, file):
         if isinstance(rejected, PairRejected):
             return rejected
-    assert isinstance(file, storage.Blob)
+    assert isinstance(file, Content)
     try:
         return decode(file.data, *about)
     except PairRejected as rejection:
@@ -177,7 +195,7 @@ def _attempt(decode: Callable[..., _T], file: _File, *about: DecodedImage | Pair
 
 
 def _versions(image: _File, mask: _File) -> Row:
-    assert isinstance(image, storage.Blob) and isinstance(mask, storage.Blob)
+    assert isinstance(image, Content) and isinstance(mask, Content)
     return {"image_version": image.version, "mask_version": mask.version}
 
 
@@ -185,6 +203,8 @@ def _geometry(image: DecodedImage) -> Row:
     return {
         "source_height": image.source_height,
         "source_width": image.source_width,
+        "resized_height": image.geometry.resized_height,
+        "resized_width": image.geometry.resized_width,
         "crop_top": image.crop.top,
         "crop_left": image.crop.left,
         "height": image.crop.height,

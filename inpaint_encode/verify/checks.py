@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode import plan, rows, storage
-from inpaint_encode.geometry import crop_box
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.ledger import DECISION_KEY, Ledger
 
 __all__ = [
@@ -292,7 +292,7 @@ def _row_problems(file: DataFile, made_by: Mapping[str, Any], keys: list[str]) -
 
 def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     samples, mask = row["samples"], row["noise_mask"]
-    if sentence := _shapes_problem(row, made_by["ratio"], made_by["latent_channels"]):
+    if sentence := _shapes_problem(row, Sizing.of(made_by), made_by["latent_channels"]):
         yield "shapes", sentence
     if infinite := samples.values.size - int(np.isfinite(samples.values).sum()):
         yield "samples", f"{infinite:,} of {samples.values.size:,} values are not finite"
@@ -304,12 +304,15 @@ def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         yield "coverage", f"mask_coverage is {stated}, the mask's mean {mean}"
 
 
-def _shapes_problem(row: Row, ratio: int, channels: int) -> str | None:
-    height, width = row["source_height"] or 0, row["source_width"] or 0
-    if min(height, width) < ratio:
+def _shapes_problem(row: Row, sizing: Sizing, channels: int) -> str | None:
+    height, width, ratio = row["source_height"] or 0, row["source_width"] or 0, sizing.ratio
+    try:
+        resized_height, resized_width, crop = sizing.fit(height, width)
+    except (ValueError, ZeroDivisionError):
         return f"a source of {height} x {width} pixels has no latent at 1/{ratio} of its size"
-    crop = crop_box(height, width, ratio)
     should: dict[str, Any] = {
+        "resized_height": resized_height,
+        "resized_width": resized_width,
         "crop_top": crop.top,
         "crop_left": crop.left,
         "noise_mask": [1, crop.height, crop.width],

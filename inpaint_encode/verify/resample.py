@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import random
+import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,8 @@ from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.images import PairDecoder
 from inpaint_encode.ledger import Ledger
-from inpaint_encode.settings import RowSettings, VaeSource
+from inpaint_encode.settings import RowSettings, SourceAccess, VaeSource
+from inpaint_encode.sources import Content, PairReader
 
 from .checks import DataFile, Problem, Row
 
@@ -100,11 +102,12 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = _vae_source(vae or job["vae_source"])
     encoder = BatchEncoder.load(source, settings, made_by["weights_sha256"], device, compiled=False)
+    reader = PairReader(SourceAccess(**job.get("access", {})))
     result = Resampled()
     for chunk, indices in drawn.items():
         file = DataFile(storage.read(ledger.data_uri(chunk)).data)
         for row in (row for index, row in enumerate(file.read_rows()) if index in indices):
-            wrong = "; ".join(_compare(row, encoder, made_by, result))
+            wrong = "; ".join(_compare(row, reader, encoder, made_by, result))
             if wrong:
                 result.different += 1
                 sentence = f"{row['key']}: {wrong}{_other_versions(job['versions'])}"
@@ -123,14 +126,16 @@ def _vae_source(spelled: str) -> VaeSource:
     return VaeSource(vae="/".join(parts[:2]), subfolder="/".join(parts[2:]), revision=revision)
 
 
-def _compare(row: Row, encoder: BatchEncoder, made_by: Mapping[str, Any], result: Resampled) -> Iterator[str]:
+def _compare(
+    row: Row, reader: PairReader, encoder: BatchEncoder, made_by: Mapping[str, Any], result: Resampled
+) -> Iterator[str]:
     """Encode one row again, count it in ``result``, and yield what is wrong with it."""
-    image, mask = _fetch(row["image_uri"]), _fetch(row["mask_uri"])
+    image, mask = _fetch(reader, row)
     if (image and image.version, mask and mask.version) != (row["image_version"], row["mask_version"]):
         result.changed += 1
         return
     result.rows += 1
-    decoder = PairDecoder(multiple=made_by["ratio"])
+    decoder = PairDecoder.of(made_by, max_pixels=sys.maxsize)
     try:
         decoded = decoder.image(image.data)  # type: ignore[union-attr] # a version is of a blob
         binary = decoder.mask(mask.data, decoded)  # type: ignore[union-attr]
@@ -153,14 +158,18 @@ def _compare(row: Row, encoder: BatchEncoder, made_by: Mapping[str, Any], result
         yield f"{over:,} of {size:,} latent values are not what its source gives, by up to {most:.3g}"
 
 
-def _fetch(uri: str) -> storage.Blob | None:
+def _fetch(reader: PairReader, row: Row) -> tuple[storage.Blob | None, Content | None]:
+    """What is there now of an image and its mask, of any version."""
+    pair = {name: row[name] for name in ("key", "image_uri", "mask_uri")}
     try:
-        return storage.read(uri)
+        image = reader.image(pair)
+        return image, image if pair["mask_uri"] == pair["image_uri"] else reader.mask(pair)
     except FileNotFoundError:
-        return None
+        return None, None
     except OSError as error:
         raise JobFailed(
-            f"--sample cannot fetch {uri}: {error}; check the credentials, or leave --sample out"
+            f"--sample cannot fetch {pair['image_uri']} or its mask: {error}; "
+            "check the credentials, or leave --sample out"
         ) from error
 
 

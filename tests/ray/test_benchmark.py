@@ -14,6 +14,7 @@ from inpaint_encode.bench.peers.contestant import LoadStandIn, Task
 from inpaint_encode.bench.product import product
 from inpaint_encode.bench.standin import NullVae
 from inpaint_encode.demo.pairs import upload
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder
 from inpaint_encode.reader import iter_rows
 
@@ -28,7 +29,7 @@ def test_the_job_makes_what_the_stand_in_makes(s3, ray_cluster, tmp_path):
     rows = {row["key"]: row for row in iter_rows(str(tmp_path / "out"))}
     assert rows.keys() == {pair.key for pair in local}
     for pair in local:
-        decoder = PairDecoder(multiple=8)
+        decoder = PairDecoder(sizing=Sizing(ratio=8))
         image = decoder.image(Path(pair.image).read_bytes())
         binary = decoder.mask(Path(pair.mask).read_bytes(), image)
         latents = NullVae().encode_levels(image.pixels[None], binary[None])[0]

@@ -30,6 +30,7 @@ from inpaint_encode.bench.peers.steps import dilate, prepare
 from inpaint_encode.bench.record import Hardware, Record, Section
 from inpaint_encode.bench.standin import NullVae, WaitingVae
 from inpaint_encode.demo.pairs import upload
+from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.transform import grow_mask
@@ -58,7 +59,7 @@ def burn(seconds):
 
 
 def decoded(pair):
-    decoder = PairDecoder(multiple=8)
+    decoder = PairDecoder(sizing=Sizing(ratio=8))
     image = decoder.image(Path(pair.image).read_bytes())
     return image.pixels, decoder.mask(Path(pair.mask).read_bytes(), image)
 

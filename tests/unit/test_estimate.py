@@ -16,18 +16,21 @@ from PIL import Image, ImageOps
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.estimate import numbers
-from inpaint_encode.estimate.calibrate import calibrate
+from inpaint_encode.estimate.calibrate import Pair, calibrate
 from inpaint_encode.estimate.headers import START, draw, read_header
 from inpaint_encode.estimate.run import estimate
-from inpaint_encode.images import decode_image, upright_size
+from inpaint_encode.geometry import Sizing
+from inpaint_encode.images import PairDecoder, decode_image, upright_size
 from inpaint_encode.settings import Batches, Chunks, Estimation, PlannedVae, PlanOptions, RowSettings, Source, VaeSource
+from inpaint_encode.sources import PairReader
 from inpaint_encode.vae import load_vae
 from tests.conftest import command
 from tests.proxy import FaultyProxy
 
 PAIRS, CHUNK_ROWS, BATCH_SIZE = 120, 16, 4
 RATIO, CHANNELS = 8, 4
-BAD = {"decode.not_an_image": 3, "decode.unsupported": 1, "size.too_small": 1}
+DECODER = PairDecoder(sizing=Sizing(ratio=RATIO))
+BAD = {"decode.not_an_image": 2, "decode.corrupt": 1, "decode.unsupported": 1, "size.too_small": 1}
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -260,12 +263,16 @@ class TestPasses:
         assert numbers.passes(self.LENGTHS, np.arange(10), np.arange(10), 8, 0).sparse
 
 
+def header_of(path):
+    return read_header({"image_uri": str(path)}, PairReader(), DECODER)
+
+
 class TestHeaders:
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
     def test_the_size_is_the_decoded_one(self, kind, orientation):
         data = encoded(Image.new("RGB", (60, 20)), kind, exif=oriented(orientation))
-        assert upright_size(data) == decode_image(data).shape[:2]
+        assert upright_size(data) == decode_image(data).levels.shape[:2]
         assert upright_size(data) == ((60, 20) if orientation > 4 else (20, 60))
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
@@ -277,22 +284,22 @@ class TestHeaders:
         path.write_bytes(encoded(picture, kind, **exif, **lossless))
         size = path.stat().st_size
         assert size > START
-        header = read_header(str(path), RATIO)
+        header = header_of(path)
         assert header.size == ((496, 304) if exif else (304, 496))
         assert header.bytes_read == START + (size if kind == "WEBP" else 0)
 
     def test_a_header_that_is_longer_than_the_start(self, tmp_path):
         path = tmp_path / "x.jpg"
         path.write_bytes(encoded(Image.new("RGB", (64, 32)), "JPEG", icc_profile=bytes(3 * START)))
-        assert read_header(str(path), RATIO).size == (32, 64)
+        assert header_of(path).size == (32, 64)
 
     def test_a_file_that_has_gone_is_a_reject(self, tmp_path):
-        assert read_header(str(tmp_path / "none.png"), RATIO) == (None, "fetch.not_found", 0)
+        assert header_of(tmp_path / "none.png") == (None, "fetch.not_found", 0)
 
     def test_a_file_that_may_not_be_read_ends_the_plan(self, tmp_path):
         (tmp_path / "folder.png").mkdir()
         with pytest.raises(JobFailed, match=r"folder\.png cannot be read"):
-            read_header(str(tmp_path / "folder.png"), RATIO)
+            header_of(tmp_path / "folder.png")
 
 
 class CountingProxy(FaultyProxy):
@@ -333,12 +340,12 @@ class TestCalibration:
     def sizes_of(self, folder, count=10):
         paths = sorted((folder / "images/000").iterdir())[:count]
         masks = [folder / "masks/000" / f"{path.stem}.png" for path in paths]
-        return {(str(path), str(mask)): true_size(path) for path, mask in zip(paths, masks, strict=True)}
+        return {Pair(path.stem, str(path), str(mask)): true_size(path) for path, mask in zip(paths, masks, strict=True)}
 
     def test_what_is_timed_is_what_was_encoded(self, folder, vae, vae_folder):
         sizes = self.sizes_of(folder)
         options = options_for(folder, vae=vae_folder, calibrate=0.5)
-        trial = calibrate(vae, sizes, options, RATIO)
+        trial = calibrate(vae, sizes, options, DECODER)
         counts = {len(getattr(trial, name)) for name in ("images", "megapixels", "fetch_s", "decode_s", "encode_s")}
         assert len(counts) == 1
         assert sum(trial.encode_s) > 0
@@ -350,7 +357,7 @@ class TestCalibration:
 
     def test_written_bytes_are_of_each_pair_once(self, folder, vae, vae_folder):
         sizes = self.sizes_of(folder, 3)
-        trial = calibrate(vae, sizes, options_for(folder, vae=vae_folder, calibrate=2), RATIO)
+        trial = calibrate(vae, sizes, options_for(folder, vae=vae_folder, calibrate=2), DECODER)
         assert sum(trial.images[index] for index in trial.mask_bytes) <= len(sizes)
         assert [*trial.mask_bytes] == [*trial.latent_bytes] == list(range(len(trial.mask_bytes)))
         pixels = 1e6 * sum(trial.megapixels[index] for index in trial.mask_bytes)
@@ -364,18 +371,18 @@ class TestCalibration:
         path.write_bytes(encoded(Image.effect_noise((64, 64), 50).convert("RGB"))[:2_000])
         mask.write_bytes(encoded(Image.new("L", (64, 64))))
         options = options_for(folder, vae=vae_folder, calibrate=0.1)
-        sizes = {(str(path), str(mask)): read_header(str(path), RATIO).size}
-        trial = calibrate(vae, {**sizes, **self.sizes_of(folder, 2)}, options, RATIO)
+        sizes = {Pair(path.stem, str(path), str(mask)): header_of(path).size}
+        trial = calibrate(vae, {**sizes, **self.sizes_of(folder, 2)}, options, DECODER)
         assert trial.rejected.keys() <= {"decode.truncated"}
         with pytest.raises(JobFailed, match=r"none of the sampled pairs can be encoded: \d+ decode\.truncated"):
-            calibrate(vae, sizes, options, RATIO)
+            calibrate(vae, sizes, options, DECODER)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that is asked for is there")
     def test_a_gpu_that_is_asked_for_and_not_there(self, folder, vae, vae_folder):
         options = options_for(folder, vae=vae_folder, calibrate=0.1)
         asked = options.model_copy(update={"batches": Batches(gpus_per_worker="1")})
         with pytest.raises(UsageError, match="--gpus-per-worker 1 needs a GPU"):
-            calibrate(vae, self.sizes_of(folder), asked, RATIO)
+            calibrate(vae, self.sizes_of(folder), asked, DECODER)
 
 
 class TestCommand:
@@ -385,10 +392,10 @@ class TestCommand:
     def sources(self, folder):
         return ("--images", folder / "images", "--masks", folder / "masks")
 
-    def test_a_calibrated_plan_adds_up(self, folder, sources, vae_folder):
+    def test_a_calibrated_plan_adds_up(self, folder, sources, vae_folder, shell):
         before = sorted(folder.rglob("*"))
         extra = ("--vae", vae_folder, "--calibrate", 1, "--price", 2.5, "--as-json", "--sample", 1_000)
-        done = command("plan", *sources, *extra)
+        done = shell("plan", *sources, *extra)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
         trial = told["calibration"]
@@ -412,15 +419,15 @@ class TestCommand:
         assert "±" in lines["mean size"]
         assert "assumed for want of --vae" in lines["latents"]
 
-    def test_a_job_s_file_serves(self, folder, tmp_path):
+    def test_a_job_s_file_serves(self, folder, tmp_path, shell):
         about = {"images": f"{folder}/images", "masks": f"{folder}/masks", "output": "s3://out", "max_rejected": "5%"}
         lines = [f'{name} = "{value}"' for name, value in about.items()]
         (tmp_path / "job.toml").write_text("\n".join([*lines, "chunk_rows = 50"]))
-        done = command("plan", "--config", tmp_path / "job.toml", "--as-json")
+        done = shell("plan", "--config", tmp_path / "job.toml", "--as-json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["chunks"] == 3
         (tmp_path / "job.toml").write_text("chunk_row = 50")
-        done = command("plan", "--config", tmp_path / "job.toml")
+        done = shell("plan", "--config", tmp_path / "job.toml")
         assert (done.returncode, "did you mean 'chunk_rows'?" in done.stderr) == (2, True)
 
     @pytest.mark.parametrize(
@@ -434,8 +441,8 @@ class TestCommand:
             (["--output", "x"], "--output"),
         ],
     )
-    def test_wrong_use_is_one_sentence(self, sources, extra, sentence):
-        done = command("plan", *sources, *extra)
+    def test_wrong_use_is_one_sentence(self, sources, extra, sentence, shell):
+        done = shell("plan", *sources, *extra)
         assert done.returncode == 2
         (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert sentence in error

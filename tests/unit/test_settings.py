@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+from inpaint_encode.cli import main
+from inpaint_encode.settings import Decoding, EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
 
 SOURCE = Source(images="s3://in/images", masks="s3://in/masks")
 JOB = EncodeJob(source=SOURCE, vae=VaeSource(vae="some/vae"), output=Output(output="s3://out"))
@@ -113,3 +114,76 @@ def test_a_percentage_is_judged_at_the_end_or_after_1000_rows(limit, rejected, d
     run = RunOptions(max_rejected=limit)
     assert run.allows(rejected, decided, finished=False) is early
     assert run.allows(rejected, decided, finished=True) is at_the_end
+
+
+@pytest.mark.parametrize(
+    ("given", "channel", "polarity"),
+    [
+        ({}, "auto", "white"),
+        ({"mask_channel": "alpha"}, "alpha", "transparent"),
+        ({"mask_channel": "alpha", "mask_polarity": "opaque"}, "alpha", "opaque"),
+        ({"mask_polarity": "black"}, "auto", "black"),
+        ({"mask_preset": "comfy"}, "alpha", "transparent"),
+        ({"mask_preset": "comfy", "mask_polarity": "opaque"}, "alpha", "opaque"),
+        ({"mask_preset": "comfy", "mask_channel": "red"}, "red", "white"),
+        ({"mask_preset": "lama"}, "luma", "white"),
+        ({"mask_preset": "mat"}, "luma", "black"),
+        ({"mask_preset": "mat", "mask_channel": "red"}, "red", "black"),
+        ({"mask_preset": "mat", "mask_polarity": "white"}, "luma", "white"),
+        ({"mask_preset": "mat", "mask_channel": "alpha"}, "alpha", "transparent"),
+        ({"mask_preset": "brushnet"}, "luma", "black"),
+        ({"mask_preset": "iopaint"}, "luma", "white"),
+        ({"mask_preset": "onetrainer"}, "luma", "white"),
+    ],
+)
+def test_a_preset_says_what_the_command_does_not(given, channel, polarity):
+    decoding = Decoding(**given)
+    assert (decoding.mask_channel, decoding.mask_polarity) == (channel, polarity)
+    spelled_out = Decoding(mask_channel=channel, mask_polarity=polarity)
+    assert decoding.recorded() == spelled_out.recorded()
+
+
+@pytest.mark.parametrize("own", ["", "{stem}.mask.png"])
+def test_presets_name_masks_unless_the_command_does(own):
+    parts = {"vae": {"vae": "v"}, "output": {"output": "o"}, "source": {"images": "i", "mask_pattern": own}}
+    for preset, pattern in (("lama", "{stem}_mask{n}.png"), ("onetrainer", "{stem}-masklabel.png")):
+        job = EncodeJob(**parts, decoding={"mask_preset": preset})
+        assert job.source.mask_pattern == (own or pattern)
+    listed = {**parts, "source": {"pairs": "list.csv"}}
+    assert EncodeJob(**listed, decoding={"mask_preset": "lama"}).source.mask_pattern == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"mask_polarity": "opaque"}, "--mask-channel auto is white or black; alpha has the others"),
+        ({"mask_channel": "alpha", "mask_polarity": "white"}, "--mask-channel alpha is transparent or opaque"),
+        ({"resize": 512, "buckets": 1}, "--resize and --buckets each decide an image's size; give one of them"),
+        ({"upscale": True}, "add --resize, --resolution or --buckets"),
+        ({"bucket_step": 32}, "--bucket-step is of --buckets"),
+        ({"resolution": "1024"}, "did you mean 1024x1024?"),
+        ({"resolution": "1024 X 768"}, "did you mean 1024x768?"),
+        ({"resolution": "0x768"}, "did you mean 768x768?"),
+    ],
+)
+def test_decoding_that_contradicts_itself(given, sentence):
+    with pytest.raises(ValidationError) as caught:
+        Decoding(**given)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--mask-chanel", "red"], "Did you mean --mask-channel?"),
+        (["--mask-polarity", "wite"], "'opaque'; did you mean 'white'?"),
+        (["--mask-preset", "LaMa"], "did you mean 'lama'?"),
+        (["--icc", "sRGB"], "did you mean 'srgb'?"),
+        (["--max-pixels", "0"], "--max-pixels 0: Input should be greater than or equal to 1"),
+    ],
+)
+def test_the_command_line_names_the_nearest_right_option(options, sentence, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["encode", "--images", "i", "--masks", "m", "--vae", "v", "--output", "o", *options])
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err

@@ -13,7 +13,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.lease import hold
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.resume import remaining
-from inpaint_encode.settings import Source
+from inpaint_encode.settings import Decoding, PlanOptions, Source
 from inpaint_encode.sources import find_pairs
 
 
@@ -92,7 +92,9 @@ class TestMaskPattern:
 
 WRONG_SOURCES = [
     ({}, "add --images and --masks, or --pairs"),
-    ({"images": "i"}, "add --masks, or --mask-pattern"),
+    ({"images": "i", "masks": "m", "random_masks": 2}, "leave out one or the other"),
+    ({"pairs": "p.csv", "mask_column": "m", "random_masks": 2}, "leave out one or the other"),
+    ({"images": "i", "masks": "m", "mask_seed": 2}, "add --random-masks 1"),
     ({"masks": "m"}, "add --images"),
     ({"mask_pattern": "{stem}_m.png"}, "add --images"),
     ({"pairs": "p.csv", "images": "i"}, "leave out --images"),
@@ -110,6 +112,22 @@ WRONG_SOURCES = [
 def test_a_source_says_which_option_to_add(given, sentence):
     with pytest.raises(ValidationError, match=sentence):
         Source(**given)
+
+
+WRONG_MASKS = [
+    (Source(images="i"), Decoding(), "add --masks, --mask-pattern where .* or --random-masks 1"),
+    (Source(pairs="p.csv", mask_column="image"), Decoding(), "--mask-channel alpha where"),
+    (Source(images="i"), Decoding(mask_channel="red"), "images alone are no pairs"),
+    (Source(images="i", random_masks=1), Decoding(mask_preset="comfy"), "leave out one or the other"),
+    (Source(images="i", random_masks=1), Decoding(mask_polarity="black"), "leave out one or the other"),
+]
+
+
+@pytest.mark.parametrize(("source", "decoding", "sentence"), WRONG_MASKS)
+def test_a_job_says_which_option_its_masks_lack(source, decoding, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        PlanOptions(source=source, decoding=decoding)
+    PlanOptions(source=source, decoding=Decoding(mask_channel="auto" if source.random_masks else "alpha"))
 
 
 def planned(images_and_bytes):
@@ -229,7 +247,7 @@ class TestManifest:
             ([{**A, "samples": 1, "key": 2}], {}, "named like the output's own: samples, key; rename"),
             ([{**A, "key": 2}], {}, "--key-column key"),
             ([{**A, "mask": None}, A], {}, "--mask-column mask has no value in line 0"),
-            ([{**A, "image": "http://x/a.jpg"}], {}, "http://x/a.jpg cannot be read"),
+            ([{**A, "image": "ftp://x/a.jpg"}], {}, "ftp://x/a.jpg cannot be read"),
             ([{**A, "image": {"bytes": "x"}}], {}, "of type struct<bytes: string>, not of strings"),
         ],
     )
@@ -245,7 +263,12 @@ class TestManifest:
             ("m.parquet", b"PAR1", "is no parquet or csv or jsonl"),
             ("m.csv", b"image,mask\n", "has no lines"),
             ("m.csv", b"image,mask,a,a\n1,2,3,4\n", "named alike: a"),
-            ("m.txt", b"a b", "neither a .parquet"),
+            ("m.txt", b"a b", "this is a file, not a folder; .* must end in .parquet"),
+            ("m", None, "there is no such folder"),
+            ("m.tar.gz", None, "unpack the compression"),
+            ("m.tar", None, "cannot be read: No such file"),
+            ("m.tar", b"", "is no tar, or is cut off"),
+            ("m.tar", b"x" * 1024, "is no tar, or is cut off"),
         ],
     )
     def test_files_that_are_none(self, tmp_path, name, content, sentence):

@@ -131,7 +131,7 @@ def verbs(uri: str) -> dict[str, Callable[[], object]]:
     return {
         "list": lambda: list(storage.list_objects(uri.rpartition("/")[0])),
         "read": lambda: storage.read(uri),
-        "read_start": lambda: storage.read_start(uri, 500),
+        "read_range": lambda: storage.read_range(uri, 0, 500),
         "write": lambda: storage.write(uri, b"x" * 1000),
         "create": lambda: storage.write(f"{uri}-{uuid4().hex}", b"x" * 1000, expect=ABSENT),
         "delete": lambda: storage.delete(f"{uri}-none"),
@@ -155,7 +155,7 @@ class TestEveryBackend:
     def test_the_start_is_as_long_as_asked_or_all_there_is(self, prefix, size):
         data = os.urandom(size)
         storage.write(f"{prefix}/x", data)
-        assert storage.read_start(f"{prefix}/x", 100) == data[:100]
+        assert storage.read_range(f"{prefix}/x", 0, 100).data == data[:100]
 
     def test_every_new_content_is_a_new_version_even_within_a_millisecond(self, prefix):
         versions = in_threads(lambda number: storage.write(f"{prefix}/x", b"%04d" % number))
@@ -194,7 +194,7 @@ class TestEveryBackend:
         with pytest.raises(FileNotFoundError):
             storage.read(f"{prefix}/none")
         with pytest.raises(FileNotFoundError):
-            storage.read_start(f"{prefix}/none", 100)
+            storage.read_range(f"{prefix}/none", 0, 100)
         storage.delete(f"{prefix}/none")
         storage.write(f"{prefix}/x", b"1")
         storage.delete(f"{prefix}/x")

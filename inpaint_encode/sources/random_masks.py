@@ -1,0 +1,33 @@
+"""Images without masks become pairs with masks that are drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inpaint_encode.images import DRAWING_VERSION
+from inpaint_encode.settings import Source
+
+__all__ = ["with_random_masks"]
+
+
+def with_random_masks(images: pa.Table, source: Source) -> pa.Table:
+    """Repeat each image's row for its ``--random-masks``, with ``mask_uri, mask_index, mask_version``.
+
+    The first mask's key is the image's; those after it have their number behind it, so that more masks change no key.
+    """
+    count = source.random_masks
+    pairs = images.take(np.repeat(np.arange(images.num_rows), count)) if count > 1 else images
+    index = pa.array(np.tile(np.arange(count, dtype=np.int32), images.num_rows))
+    numbers = index.cast(pa.string())
+    spelled = f"random:{source.mask_style}?seed={source.mask_seed}&index="
+    columns = {name: pairs[name] for name in pairs.column_names} | {
+        "mask_uri": pc.binary_join_element_wise(spelled, numbers, ""),
+        "mask_index": index,
+        "mask_version": pa.repeat(DRAWING_VERSION, pairs.num_rows),
+    }
+    if count > 1:
+        numbered = pc.binary_join_element_wise(pairs["key"], numbers, "/")
+        columns["key"] = pc.if_else(pc.equal(index, 0), pairs["key"], numbered)
+    return pa.table(columns)

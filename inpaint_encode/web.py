@@ -1,0 +1,98 @@
+"""Objects behind http:// and https://, read one at a time: such a server lists nothing, and nothing is written to it.
+
+The proxies of the environment are not used. urllib3 retries nothing here: `inpaint_encode.storage` does, in one budget.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+
+import urllib3
+
+from .settings import SourceAccess
+from .storage import Blob, Stat, Unavailable, refuse_more
+
+__all__ = ["read", "read_range", "stat"]
+
+_CONNECT_S = 5
+_ANSWER_S = 20
+_REDIRECTS = 5
+_BEYOND_THE_END = 416
+_PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+
+
+def read(uri: str, access: SourceAccess, at_most: int) -> Blob:
+    """See `inpaint_encode.storage.read`; ``access`` is of buckets, and changes nothing here.
+
+    Of a server that does not tell an object's size a byte more than ``at_most`` is fetched.
+    """
+    answer = _answer("GET", uri, whole=False)
+    try:
+        refuse_more(int(answer.headers.get("Content-Length", 0)), at_most)
+        data = answer.read(min(at_most, sys.maxsize - 1) + 1)
+        refuse_more(len(data), at_most)
+    except urllib3.exceptions.HTTPError as error:
+        raise Unavailable(errno.EIO, str(error)) from error
+    finally:
+        answer.close()
+    return Blob(data, _version(answer))
+
+
+def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:
+    """See `inpaint_encode.storage.read_range`.
+
+    A server that takes no ranges answers with the whole object: that is fine for its start, and an error otherwise.
+    """
+    answer = _answer("GET", uri, {"Range": f"bytes={start}-{start + length - 1}"})
+    if answer.status == 200 and start:
+        raise OSError(errno.EINVAL, "the server gives no ranges of an object; copy it to a store that does")
+    data = b"" if answer.status == _BEYOND_THE_END else answer.data[:length]
+    return Blob(data, _version(answer))
+
+
+def stat(uri: str, access: SourceAccess) -> Stat:
+    """See `inpaint_encode.storage.stat`."""
+    answer = _answer("HEAD", uri)
+    if "Content-Length" not in answer.headers:
+        raise OSError(errno.EINVAL, "the server does not tell the object's size; copy it to a store that does")
+    return Stat(int(answer.headers["Content-Length"]), _version(answer))
+
+
+@lru_cache
+def _pool() -> urllib3.PoolManager:
+    retries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS)
+    return urllib3.PoolManager(maxsize=256, retries=retries, timeout=urllib3.Timeout(_CONNECT_S, _ANSWER_S))
+
+
+def _answer(
+    method: str, uri: str, headers: Mapping[str, str] | None = None, *, whole: bool = True
+) -> urllib3.BaseHTTPResponse:
+    wanted = {"Accept-Encoding": "identity", **(headers or {})}
+    try:
+        answer = _pool().request(method, uri, headers=wanted, preload_content=whole)
+    except (urllib3.exceptions.LocationParseError, urllib3.exceptions.LocationValueError) as error:
+        raise OSError(errno.EINVAL, str(error)) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise Unavailable(errno.EIO, str(error)) from error
+    _raise_for(answer)
+    return answer
+
+
+def _raise_for(answer: urllib3.BaseHTTPResponse) -> None:
+    said = f"the server answered {answer.status} {answer.reason or ''}".rstrip()
+    if answer.status in {404, 410}:
+        raise FileNotFoundError(errno.ENOENT, said)
+    if answer.status in {401, 403, 407}:
+        raise PermissionError(errno.EACCES, said)
+    if answer.status in _PASSING_STATUSES:
+        raise Unavailable(errno.EIO, said)
+    if answer.status not in {200, 206, _BEYOND_THE_END}:
+        raise OSError(errno.EINVAL, said)
+
+
+def _version(answer: urllib3.BaseHTTPResponse) -> str:
+    """The ETag, or when the object was modified; empty if the server tells neither."""
+    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""

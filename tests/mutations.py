@@ -1,0 +1,166 @@
+"""Files that are damaged, cut, lying or no images at all; run as a script it decodes them and prints what came out.
+
+A process of its own, since a decoder's crash would end it, and its peak memory is its own.
+"""
+
+import json
+import resource
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from skimage import data as photographs
+
+from inpaint_encode.errors import PairRejected
+from inpaint_encode.geometry import Sizing
+from inpaint_encode.images import PairDecoder
+from tests.files import COLOUR, COLOUR_ALPHA, GREY, PALETTE, grey_profile, matrix_profile, png, saved, tiff
+
+PHOTO = np.ascontiguousarray(photographs.astronaut()[60:156, 180:260])
+LEVELS = PHOTO[..., 1]
+SIDES = (0, 1, 7, 4096, 7999, 8000, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**32 - 1)
+"""What headers lie."""
+
+
+def sources() -> dict[str, bytes]:
+    profile = matrix_profile(np.diag([0.9, 1.0, 0.8]), 2.2)
+    return {
+        "jpeg": saved(PHOTO, "JPEG", icc_profile=profile),
+        "jpeg, progressive": saved(PHOTO, "JPEG", progressive=True),
+        "jpeg, cmyk": saved(PHOTO, "JPEG", "CMYK"),
+        "png": png(PHOTO, COLOUR),
+        "png, packed": saved(PHOTO, "PNG", icc_profile=profile),
+        "png, palette": png(LEVELS, PALETTE, PLTE=PHOTO.reshape(-1, 3)[:256], tRNS=LEVELS.reshape(-1)[:256]),
+        "png, 16 bit": png(LEVELS.astype(np.uint16) * 257, GREY, 16),
+        "png, alpha": png(np.dstack([PHOTO, LEVELS]), COLOUR_ALPHA),
+        "png, 1 bit": png(LEVELS >> 7, GREY, 1),
+        "webp": saved(PHOTO, "WEBP"),
+        "webp, lossless": saved(np.dstack([PHOTO, LEVELS]), "WEBP", lossless=True),
+        "gif": saved(LEVELS, "GIF"),
+        "bmp": saved(PHOTO, "BMP"),
+        "tiff": tiff(PHOTO, tile=(32, 32)),
+        "tiff, lzw": saved(PHOTO, "TIFF", compression="tiff_lzw", icc_profile=grey_profile(2.2)),
+        "tiff, jpeg": saved(PHOTO, "TIFF", compression="jpeg"),
+        "avif": saved(PHOTO, "AVIF"),
+    }
+
+
+Mutation = Callable[[bytes, np.random.Generator], bytes]
+
+
+def flipped(data: bytes, rng: np.random.Generator) -> bytes:
+    damaged = bytearray(data)
+    for at in rng.integers(0, len(data), rng.choice((1, 1, 8, 64))):
+        damaged[at] ^= 1 << rng.integers(8)
+    return bytes(damaged)
+
+
+def flipped_in_the_header(data: bytes, rng: np.random.Generator) -> bytes:
+    return flipped(data[:64], rng) + data[64:]
+
+
+def cut(data: bytes, rng: np.random.Generator) -> bytes:
+    return data[: rng.integers(1, len(data))]
+
+
+def cut_with_an_end(data: bytes, rng: np.random.Generator) -> bytes:
+    return cut(data, rng) + data[-12:]
+
+
+def without_a_stretch(data: bytes, rng: np.random.Generator) -> bytes:
+    start, end = sorted(rng.integers(0, len(data), 2))
+    return data[:start] + data[end:]
+
+
+def zeroed(data: bytes, rng: np.random.Generator) -> bytes:
+    start, end = sorted(rng.integers(0, len(data), 2))
+    return data[:start] + bytes(end - start) + data[end:]
+
+
+def lying(data: bytes, rng: np.random.Generator) -> bytes:
+    """Every place where the header may say 96 or 80 says something else, in either byte order; PNG's sum is right."""
+    side, other = (int(value) for value in rng.choice(SIDES, 2))
+    for width, order in ((2, "big"), (2, "little"), (4, "big"), (4, "little")):
+        for true, lie in ((96, side), (80, other)):
+            was, becomes = true.to_bytes(width, order), (lie % 256**width).to_bytes(width, order)
+            data = data[:700].replace(was, becomes) + data[700:]
+    if data[:4] == b"\x89PNG":
+        data = data[:29] + zlib.crc32(data[12:29]).to_bytes(4, "big") + data[33:]
+    return data
+
+
+def in_another_s_clothes(data: bytes, rng: np.random.Generator) -> bytes:
+    """The first bytes are another format's."""
+    other = rng.choice([source[:32] for source in sources().values()])
+    length = rng.choice((4, 12, 32))
+    return bytes(other[:length]) + data[length:]
+
+
+def no_image(data: bytes, rng: np.random.Generator) -> bytes:
+    others = (
+        b"",
+        b"\0",
+        data[:3],
+        b"<!DOCTYPE html><title>404</title>",
+        rng.bytes(999),
+        data[::-1],
+        b"<svg/>",
+        b"%PDF-1",
+    )
+    return others[rng.integers(len(others))]
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    flipped,
+    flipped_in_the_header,
+    cut,
+    cut_with_an_end,
+    without_a_stretch,
+    zeroed,
+    lying,
+    in_another_s_clothes,
+    no_image,
+)
+
+
+def mutated(count: int, seed: int = 0) -> Iterator[bytes]:
+    """Yield ``count`` files, the same for the same seed."""
+    files = list(sources().values())
+    for index in range(count):
+        rng = np.random.default_rng((seed, index))
+        yield MUTATIONS[index % len(MUTATIONS)](files[rng.integers(len(files))], rng)
+
+
+def outcome(decoder: PairDecoder, data: bytes, *, as_mask: bool) -> str:
+    try:
+        if as_mask:
+            decoder.mask(data, decoder.image(saved(PHOTO, "PNG")))
+        else:
+            pixels = decoder.image(data).pixels
+            assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and not any(side % 8 for side in pixels.shape[:2])
+    except PairRejected as rejection:
+        return rejection.error
+    return "decoded"
+
+
+def main(count: int) -> None:
+    decoder = PairDecoder(sizing=Sizing(ratio=8))
+    outcomes: dict[str, Counter[str]] = {"image": Counter(), "mask": Counter()}
+    for data in sources().values():
+        outcome(decoder, data, as_mask=False)
+    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    for data in mutated(count):
+        for role, counts in outcomes.items():
+            begun = time.perf_counter()
+            counts[outcome(decoder, data, as_mask=role == "mask")] += 1
+            seconds.append(time.perf_counter() - begun)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = {"before_mb": before // 1024, "peak_mb": peak // 1024}
+    print(json.dumps({**outcomes, **memory, "seconds": sum(seconds), "slowest_s": max(seconds)}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
