@@ -1,6 +1,7 @@
 """Every file of cluster/ against the schema of what reads it; a field spelled wrong in any of them is found."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -324,3 +325,17 @@ def test_a_wrong_option_of_the_slurm_script_is_found(tmp_path, right, wrong):
     spoiled.write_text((CLUSTER / "slurm.sh").read_text().replace(right, wrong))
     with pytest.raises(AssertionError):
         check_slurm(spoiled)
+
+
+# The page
+
+
+def test_the_three_first_paths_take_five_commands_at_most():
+    sections = (CLUSTER / "README.md").read_text().split("\n## ")[1:4]
+    assert [section.split("\n")[0] for section in sections] == ["A laptop", "One machine with a GPU", "KubeRay"]
+    for section in sections:
+        lines = section.split("```")[1].replace("\\\n", " ").strip().splitlines()
+        assert 1 <= len(lines) <= 5
+        assert "&&" not in section.split("```")[1]
+        for file in re.findall(r"\b(?:cluster|jobs)/[\w./-]+", section):
+            assert (ROOT / file).exists(), file
