@@ -157,7 +157,7 @@ def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s
         "failed": (1, f"python jobs/encode.py {' '.join(elsewhere)}"),
         "plan": (0, f"python jobs/plan.py {' '.join(options[:4])} --as-json"),
         "verify": (0, f"python jobs/verify.py {s3.uri('submitted-out')}"),
-        "benchmark": (0, "python jobs/benchmark.py --help"),
+        "benchmark": (0, "python jobs/benchmark.py --quick --only write"),
     }
     for name, (_, entrypoint) in jobs.items():
         client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env={"working_dir": str(ROOT)})
@@ -165,6 +165,7 @@ def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s
         wait_for(lambda name=name: client.get_job_status(name).is_terminal(), 200, f"the end of {name}")
         assert client.get_job_status(name) == ("FAILED" if code else "SUCCEEDED"), client.get_job_logs(name)
         assert (client.get_job_info(name).driver_exit_code or 0) == code, client.get_job_logs(name)
+    assert "the record is jobs/records/" in client.get_job_logs("benchmark")
     assert "--grow-mask-by" in client.get_job_logs("bad-use")
     assert json.loads(client.get_job_logs("plan").split("\n", 1)[1])["pairs"] == PAIRS
 
