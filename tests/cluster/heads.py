@@ -1,5 +1,7 @@
 """Ray heads and nodes as operators start them, each in a process of its own that is ended by its id."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -57,6 +59,18 @@ def head(*options: object, port: int = 0, **environment: str):
             yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{web}", agent, folder, process)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def node(cluster: Head, *options: object, **environment: str):
+    """One more node inside the ``with`` block, with a folder of its own, as on a machine of its own.
+
+    In the head's folder it would unpack a job's code once more, under the feet of who runs it there.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        own = [f"--address={cluster.address}", f"--temp-dir={folder}", f"--dashboard-agent-listen-port={free_port()}"]
+        with ray_start(*own, *options, **environment) as process:
+            yield process
 
 
 class Head:

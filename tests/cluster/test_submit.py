@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
-from tests.cluster.heads import BIN, ROOT, free_port, head, ray_start, wait_for
+from tests.cluster.heads import BIN, ROOT, head, node, wait_for
 from tests.outputs import data_files, whole_output
 
 PAIRS, CHUNK = 160, 4
@@ -25,9 +25,8 @@ def cluster(s3):
     options = ["--num-cpus=4", "--num-gpus=0", "--labels=pool=data", f"--object-store-memory={3 * 10**8}"]
     often = {"RAY_metrics_report_interval_ms": "1000"}
     with head(*options, **often) as started:
-        gpu = [f"--address={started.address}", "--num-cpus=1", "--num-gpus=1", "--labels=pool=vae"]
-        gpu += [f"--dashboard-agent-listen-port={free_port()}", f"--object-store-memory={3 * 10**8}"]
-        with ray_start(*gpu, **often):
+        gpu = ["--num-cpus=1", "--num-gpus=1", "--labels=pool=vae", f"--object-store-memory={3 * 10**8}"]
+        with node(started, *gpu, **often):
             wait_for(lambda: len(alive(started)) == 2, 60, "the second node")
             yield started
 
@@ -150,7 +149,7 @@ def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
 
 def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s3):
     """Submitted side by side; each ends with the code that its command has."""
-    elsewhere = [one.replace(s3.uri("submitted-out"), "s3://no-such-bucket/out") for one in options]
+    elsewhere = [one.replace(s3.uri("submitted-out"), "/dev/null/out") for one in options]
     jobs = {
         "bad-use": (2, f"python jobs/encode.py {' '.join(options)} --grow-mask-by 99"),
         "too-many": (3, f"python jobs/encode.py {' '.join(options)} --max-rejected 0"),
