@@ -13,8 +13,8 @@ set -euo pipefail
 config=$(realpath "${1:?usage: sbatch cluster/slurm.sh job.toml}")
 head=$(scontrol show hostnames "${SLURM_JOB_NODELIST}" | head -n 1)
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | sha256sum | cut -d ' ' -f 1)
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_ADDRESS="${head}:6379"
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
-srun ray symmetric-run --address "${RAY_ADDRESS}" --min-nodes "${SLURM_JOB_NUM_NODES}" \
+srun ray symmetric-run --address "${head}:6379" --min-nodes "${SLURM_JOB_NUM_NODES}" \
   --num-cpus "${SLURM_CPUS_PER_TASK}" --num-gpus "${SLURM_GPUS_PER_TASK}" --disable-usage-stats \
-  -- inpaint-encode encode --config "${config}" --max-workers "${SLURM_JOB_NUM_NODES}"
+  -- inpaint-encode encode --config "${config}" --address "${head}:6379" --max-workers "${SLURM_JOB_NUM_NODES}"
