@@ -41,7 +41,7 @@ _NAME = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there is one for every chunk
 class Committed:
     """What a chunk's files hold, as decided by whoever was first."""
 

@@ -124,6 +124,8 @@ def run_job(
         record = job_record(job, facts.as_dict(), found.carried)
         ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(ledger, inventory, job, found)
+        found = found.without_pairs()
+        pa.default_memory_pool().release_unused()
         run = _Run(job, ledger, left, lease, display)
         if left.work.num_rows:
             made_by = {**record["rows"], **facts.as_dict(), "versions": record["versions"]}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from inpaint_encode import storage
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.images import PairDecoder, upright_size
 from inpaint_encode.sources import PairReader
@@ -50,7 +51,9 @@ def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecode
     Raises:
         JobFailed: the store does not let it be read.
     """
+    read = 0
     try:
+        storage.refuse_more(pair.get("image_bytes") or 0, reader.max_bytes)
         start = reader.start(pair, START)
         read = len(start)
         try:
@@ -63,6 +66,8 @@ def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecode
             size = upright_size(whole, decoder.max_pixels)
     except FileNotFoundError:
         return Header(None, "fetch.not_found", 0)
+    except storage.TooLarge:
+        return Header(None, "fetch.too_large", read)
     except PairRejected as rejection:
         return Header(None, rejection.error, read)
     except OSError as error:

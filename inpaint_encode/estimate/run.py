@@ -167,7 +167,7 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
     drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
     sample = pairs.take(pa.array(drawn, pa.int64()))
     say(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
-    reader = PairReader(options.access)
+    reader = PairReader(options.access, options.limits.max_bytes)
     headers = read_headers(sample.to_pylist(), reader, decoder, options.batches.fetch_threads)
     trial = _trial(vae, sample, headers, options, decoder, say) if vae is not None else None
     requests = _requests(found, pairs, len(np.bincount(chunks)))

@@ -53,6 +53,10 @@ class FoundPairs(NamedTuple):
         at = self.pairs.schema.get_field_index(CARRIED)
         return [] if at < 0 else list(self.pairs.schema.field(at).type)
 
+    def without_pairs(self) -> FoundPairs:
+        """The rest, once the pairs are planned: they need not lie in memory while the job runs."""
+        return self._replace(pairs=self.pairs.schema.empty_table())
+
     def with_uris(self, pairs: pa.Table) -> pa.Table:
         """Add ``image_uri``, ``mask_uri`` and ``mask_index`` to some of the pairs, as far as they lack them."""
         for side, prefix in (("image", self.images_prefix), ("mask", self.masks_prefix)):

@@ -37,7 +37,7 @@ class PairReader:
 
     def __init__(self, access: SourceAccess = storage.DIRECT, max_bytes: int = sys.maxsize) -> None:
         self._access = access
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._row_groups = RowGroups(access)
 
     def image(self, pair: Mapping[str, Any]) -> storage.Blob:
@@ -64,12 +64,12 @@ class PairReader:
         part = locators.parsed(uri)
         if isinstance(part, locators.Row):
             blob = self._row_groups.read(part, version)
-            storage.refuse_more(len(blob.data), self._max_bytes)
+            storage.refuse_more(len(blob.data), self.max_bytes)
             return blob
         if isinstance(part, locators.Member):
-            storage.refuse_more(part.size, self._max_bytes)
+            storage.refuse_more(part.size, self.max_bytes)
             return self._member(part, version, part.size)
-        return storage.read(uri, self._access, self._max_bytes)
+        return storage.read(uri, self._access, self.max_bytes)
 
     def probe(self, uri: str) -> None:
         """Ask the store for a byte of the object that ``uri`` names, or names a part of, whatever is kept of it."""

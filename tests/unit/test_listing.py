@@ -47,8 +47,8 @@ def test_a_hundred_thousand_objects_under_one_prefix(s3):
     done = subprocess.run([sys.executable, "-c", LIST, small, large], capture_output=True, text=True, check=True)
     pairs, seconds, peak, kept = map(float, done.stdout.split())
     print(
-        f"{pairs:,.0f} pairs of {OBJECTS:,} objects found in {seconds:.1f} s; memory rose by {peak / 1e6:.1f} MB at most, "
-        f"{peak / OBJECTS:.0f} bytes an object, of which the table of pairs keeps {kept / OBJECTS:.0f}"
+        f"{pairs:,.0f} pairs of {OBJECTS:,} objects found in {seconds:.1f} s; memory rose by {peak / 1e6:.1f} MB at "
+        f"most, {peak / OBJECTS:.0f} bytes an object, of which the table of pairs keeps {kept / OBJECTS:.0f}"
     )
     assert pairs == OBJECTS / 2
     assert peak / OBJECTS <= MOST_BYTES

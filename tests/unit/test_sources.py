@@ -98,7 +98,7 @@ class TestMaskPattern:
         }.items():
             with pytest.raises(UsageError, match=f"--masks {masks}.*{sentence}"):
                 find_pairs(Source(images=images, masks=masks))
-        with pytest.raises(UsageError, match="--pairs .*none: there is no such folder"):
+        with pytest.raises(UsageError, match=r"--pairs .*none: there is no such folder"):
             find_pairs(Source(pairs=str(tmp_path / "none")))
 
     def test_without_a_pattern_one_prefix_is_refused(self, tmp_path):
