@@ -82,18 +82,21 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
         images, masks = _told_apart(images, masks)
     _refuse_shared_keys("--images", images_prefix, images)
     _refuse_shared_keys("--masks", masks_prefix, _all_or(masks, pc.is_valid(masks["image"])))
-    pairs, bytes_listed = _paired(images, masks, source)
+    where = _where(masks["image"], images["key"])
+    used = np.zeros(images.num_rows, np.bool_)
+    used[where.drop_null().to_numpy()] = True
+    pairs, mask_bytes = _paired(images, masks, where, source)
     if not pairs.num_rows:
         raise UsageError(_no_pairs(source, images, masks))
     return FoundPairs(
         pairs=pairs,
-        unpaired_images=_unpaired(images_prefix, images, images["key"], masks["image"]),
-        unpaired_masks=_unpaired(masks_prefix, masks, masks["image"], images["key"]),
+        unpaired_images=_uris_of(images_prefix, images, pa.array(~used)),
+        unpaired_masks=_uris_of(masks_prefix, masks, pc.is_null(where)),
         ignored_files=ignored + ignored_masks,
         images_prefix=images_prefix,
         masks_prefix=masks_prefix,
         listed=listed,
-        bytes_listed=bytes_listed,
+        bytes_listed=(pc.sum(images["size"].filter(pa.array(used))).as_py(), mask_bytes),
     )
 
 
@@ -159,10 +162,8 @@ def _told_apart(files: pa.Table, as_masks: pa.Table) -> tuple[pa.Table, pa.Table
     return files.filter(pc.invert(is_mask)), as_masks.filter(is_mask)
 
 
-def _paired(images: pa.Table, masks: pa.Table, source: Source) -> tuple[pa.Table, tuple[int, int]]:
-    """Put to each mask the image of its stem, where there is one; and the bytes of the images and of the masks."""
-    where = _where(masks["image"], images["key"])
-    image_bytes = pc.sum(images["size"].take(pc.unique(where).drop_null())).as_py() or 0
+def _paired(images: pa.Table, masks: pa.Table, where: pa.ChunkedArray, source: Source) -> tuple[pa.Table, int]:
+    """Put to each mask the image of its stem, where there is one; and the bytes of these masks."""
     masks, images = _all_or(masks, pc.is_valid(where)), _in_order(images, where.drop_null())
     columns = {
         "key": masks["image"],
@@ -176,7 +177,7 @@ def _paired(images: pa.Table, masks: pa.Table, source: Source) -> tuple[pa.Table
         columns |= {"key": masks["key"], "image": masks["image"], "mask_index": masks["mask_index"]}
     elif source.mask_pattern:
         columns |= {"mask": masks["key"]}
-    return pa.table(columns), (image_bytes, pc.sum(masks["size"]).as_py() or 0)
+    return pa.table(columns), pc.sum(masks["size"]).as_py() or 0
 
 
 def _where(wanted: pa.ChunkedArray, keys: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -198,10 +199,8 @@ def _in_order(table: pa.Table, rows: pa.ChunkedArray) -> pa.Table:
     return table if same else table.take(rows)
 
 
-def _unpaired(prefix: str, files: pa.Table, keys: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.Array:
-    if keys.equals(others):
-        return pa.array([], pa.string())
-    alone = files.filter(pc.invert(pc.is_in(keys, value_set=others, skip_nulls=True)))
+def _uris_of(prefix: str, files: pa.Table, wanted: pa.Array | pa.ChunkedArray) -> pa.Array:
+    alone = files.select(["key", "suffix"]).filter(wanted)
     return uris(prefix, alone["key"], alone["suffix"]).combine_chunks().sort()
 
 

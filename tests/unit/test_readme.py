@@ -12,9 +12,10 @@ from PIL import Image
 
 from inpaint_encode import plan, rows, storage
 from inpaint_encode.cli import app
+from inpaint_encode.estimate.run import estimate
 from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder
-from inpaint_encode.settings import EncodeJob
+from inpaint_encode.settings import EncodeJob, PlanOptions
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stages import fetch_and_decode
 from tests.unit.test_layouts import write_parquet, write_tar
@@ -111,6 +112,22 @@ def test_each_row_of_the_table_is_a_command(layout, options, keys, tmp_path):
         if "--random-masks" not in options:
             assert repainted.sum() == (8 * 8 if "--mask-channel alpha" in options else 16 * 20)
     assert sum(row["pixels"] is not None for row in decoded) == len({row["image_uri"] for row in decoded})
+
+
+REQUESTS = {"--pairs …/data": 8, "--pairs …/shards": 4, "--images … --mask-channel alpha": 3}
+"""For files; of a pair in two prefixes it is four: two files, a part of the plan and the lease."""
+
+
+@pytest.mark.parametrize(("layout", "options", "keys"), LAYOUTS, ids=[options for _, options, _ in LAYOUTS])
+def test_each_row_of_the_table_can_be_foretold(layout, options, keys, tmp_path):
+    make(str(tmp_path), layout, options)
+    job = job_of(options, str(tmp_path))
+    forecast = estimate(PlanOptions(source=job.source, decoding=job.decoding), lambda _: None)
+    assert forecast.pairs == len(re.findall("`([^`]*)`", keys))
+    assert [(size.height, size.width, size.images) for size in forecast.sizes] == [(32, 40, forecast.pairs)]
+    assert (forecast.rejects, forecast.unpaired_images, forecast.unpaired_masks) == ([], 0, 0)
+    if options in REQUESTS:
+        assert forecast.requests.get == REQUESTS[options]
 
 
 def test_a_tar_that_has_changed_since_it_was_planned_is_rejected_by_name(tmp_path):
