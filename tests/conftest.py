@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from inpaint_encode.bench.session import RaySession
 from inpaint_encode.demo.s3server import LocalS3
 from inpaint_encode.progress import Silent
+from tests.warm import WarmWorkers
 
 # Before anything imports ray, which reads them once.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -29,20 +31,20 @@ def s3(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3):
-    """A real local Ray that every test of the session shares; its workers know the S3 server."""
-    import ray
-
-    context = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield context.address_info["address"]
-    ray.shutdown()
+def detached_ray(s3):
+    """A real Ray of its own processes, whose workers know the S3 server; drivers come and go, and may be killed."""
+    with WarmWorkers(), RaySession(cpus=4, store_bytes=2**30) as session:
+        yield session.address
 
 
 @pytest.fixture(scope="session")
-def detached_ray(s3):
-    """A real Ray of its own process, so that a forked driver can join it and be killed without harm to it."""
-    with RaySession(cpus=4, store_bytes=2**30) as session:
-        yield session.address
+def ray_cluster(detached_ray):
+    """The same Ray, which this process has joined: every test of the session shares it."""
+    import ray
+
+    ray.init(detached_ray, log_to_driver=False, runtime_env={"py_executable": WarmWorkers.executable})
+    yield detached_ray
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -119,3 +121,26 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
         timeout=240,
         env={**os.environ, **environment},
     )
+
+
+@pytest.fixture
+def shell(capsys):
+    """Run ``inpaint-encode`` as `command` does, in this process, which has imported everything and joined Ray."""
+    from inpaint_encode import cli
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    config = cli.app.config
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        cli.app.config = config
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    yield run
+    cli.app.config = config
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -6,9 +6,11 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from typing import ClassVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,35 +23,112 @@ from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.pipeline import run_job
-from tests.conftest import command
+from inpaint_encode.progress import Silent
+from tests.conftest import command, save_vae
 from tests.outputs import PLAIN, data_files, files_of, rejects_of, rows_of, whole_output
 
-
-@pytest.fixture
-def pairs(tmp_path):
-    """Ten pairs on a disk, one of them broken."""
-    keys = sorted(write_random_pairs(tmp_path / "in", 10, seed=5, smallest=24, largest=64))
-    broken = next((tmp_path / "in/images").glob(f"{keys[3]}.*"))
-    broken.write_bytes(broken.read_bytes()[:60])
-    return tmp_path / "in"
+ENCODED, REJECTED = 10, 2
+ODD_KEY = "..hidden/%2e%2e%2fescape;rm -rf"
 
 
-@pytest.fixture
-def job(pairs, tmp_path, make_job, ray_cluster):
-    def make(**options):
-        return make_job(pairs / "images", pairs / "masks", tmp_path / "out", **{"chunk_rows": 4, **options})
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Where the pairs of this module are: an output names its source, so that each test has them in this place."""
+    return tmp_path_factory.mktemp("source")
+
+
+@pytest.fixture(scope="module")
+def job_to(source, make_job, ray_cluster):
+    def make(output, **options):
+        return make_job(source / "images", source / "masks", output, **{"chunk_rows": 4, **options})
 
     return make
 
 
+@pytest.fixture(scope="module")
+def finished(source, job_to, tmp_path_factory):
+    """Twelve pairs on a disk, two of them broken and one with an odd name, and the output made of them."""
+    write_random_pairs(source, 11, seed=5, smallest=24, largest=64)
+    for broken in sorted(path for path in (source / "images").rglob("*.*") if path.is_file())[3:10:6]:
+        broken.write_bytes(broken.read_bytes()[:60])
+    for side in ("images", "masks"):
+        (source / side / "..hidden").mkdir()
+        Image.new("RGB", (32, 32)).save(source / side / f"{ODD_KEY}.png")
+    state = State.of(source, tmp_path_factory.mktemp("finished"))
+    run_job(job_to(state.output), Silent())
+    return state
+
+
+class State(NamedTuple):
+    """Pairs and their output as they were at some moment."""
+
+    source: Path
+    output: Path
+
+    @classmethod
+    def of(cls, source: Path, folder: Path) -> Self:
+        """Keep the pairs as they are now, with the files' times, by which a refresh goes; the output is to come."""
+        return cls(shutil.copytree(source, folder / "in"), folder / "out")
+
+    def restore(self, source: Path, output: Path) -> None:
+        """Put the pairs back, and the output where none was: its plan's files are never written anew in one place."""
+        shutil.rmtree(source)
+        shutil.copytree(self.source, source)
+        shutil.copytree(self.output, output)
+
+
 @pytest.fixture
-def output(tmp_path):
+def pairs(source, finished, tmp_path):
+    """The pairs, as they were when the output was finished; the output is in ``tmp_path / "out"``."""
+    finished.restore(source, tmp_path / "out")
+    return source
+
+
+@pytest.fixture
+def output(pairs, tmp_path):
+    """The finished output, as it was then."""
     return str(tmp_path / "out")
 
 
+@pytest.fixture
+def job(job_to, tmp_path):
+    return partial(job_to, tmp_path / "out")
+
+
+def contents(output: str) -> dict[str, bytes]:
+    """Of every data file."""
+    return {path: storage.read(f"{output}/{path}").data for path in data_files(output)}
+
+
+def versions(output: str) -> dict[str, str]:
+    """Of every data file."""
+    return {path: storage.read(f"{output}/{path}").version for path in data_files(output)}
+
+
+def meanwhile(monkeypatch, happen) -> None:
+    """Let something ``happen`` in the next job when it has planned its work, before any of it is done."""
+    from inpaint_encode import pipeline
+
+    planned = pipeline.remaining
+
+    def remaining_then(*arguments):
+        left = planned(*arguments)
+        happen()
+        return left
+
+    monkeypatch.setattr(pipeline, "remaining", remaining_then)
+
+
+def test_names_of_objects_stay_inside_the_output(finished, output):
+    """A key is data, never a path: files are named by chunks."""
+    assert whole_output(output)["encoded"] == ENCODED
+    assert ODD_KEY in rows_of(output)
+    assert {path.name for path in finished.output.parent.iterdir()} == {"in", "out"}
+    assert not [path for path in files_of(output) if "escape" in path]
+
+
 def test_other_settings_are_refused_and_named(job, output, display):
-    run_job(job(), display)
-    before = {path: storage.read(f"{output}/{path}").version for path in data_files(output)}
+    before = versions(output)
     with pytest.raises(UsageError, match=r"grow_mask_by: 6 there, 8 here"):
         run_job(job(grow_mask_by=8), display)
     with pytest.raises(UsageError, match=r"masks: .*/masks there, .*/other here"):
@@ -57,211 +136,192 @@ def test_other_settings_are_refused_and_named(job, output, display):
         shutil.copytree(other.source.masks, other.source.masks.replace("/masks", "/other"))
         source = other.source.model_copy(update={"masks": other.source.masks.replace("/masks", "/other")})
         run_job(other.model_copy(update={"source": source}), display)
-    assert before == {path: storage.read(f"{output}/{path}").version for path in data_files(output)}
+    assert before == versions(output)
     assert "_lease.json" not in files_of(output)
 
 
-def test_another_vae_is_another_setting(job, display, tmp_path):
-    from tests.conftest import save_vae
-
-    run_job(job(), display)
+def test_another_vae_is_another_setting(job, output, display, tmp_path):
     with pytest.raises(UsageError, match="weights_sha256"):
         run_job(job(vae=save_vae(tmp_path / "vae2", levels=4, seed=1)), display)
 
 
-def test_overwrite_leaves_nothing_of_the_old(job, output, display):
-    run_job(job(), display)
-    old = set(files_of(output)) - {"_job.json", "_report.json"}
+def test_overwrite_leaves_nothing_of_the_old(job, output, display, monkeypatch):
+    """Before anything is encoded; and what a late worker of the overwritten job writes after that goes at the end."""
+    old, data = set(files_of(output)) - {"_job.json", "_report.json"}, contents(output)
+
+    def late():
+        assert not old & set(files_of(output))
+        for path, written in data.items():
+            storage.write(f"{output}/{path}", written)
+
+    meanwhile(monkeypatch, late)
     run_job(job(grow_mask_by=0, overwrite=True), display)
-    assert whole_output(output)["encoded"] == 9
+    assert whole_output(output)["encoded"] == ENCODED
     assert not old & set(files_of(output))
 
 
 def test_an_overwrite_that_was_killed_goes_on_without_a_mix(job, output, display):
     """The new ``_job.json`` is there, the old rows too: what is not the new job's goes before anything is encoded."""
-    run_job(job(), display)
     text = json.loads(storage.read(f"{output}/_job.json").data)
     text |= {"job": "0123abcd", "replaces": [text["job"]], "rows": {**text["rows"], "grow_mask_by": 2}}
     storage.write(f"{output}/_job.json", json.dumps(text).encode())
     run_job(job(grow_mask_by=2), display)
     assert {path.split("-")[0] for path in data_files(output)} == {"0123abcd"}
-    assert whole_output(output)["encoded"] == 9
+    assert whole_output(output)["encoded"] == ENCODED
 
 
-def test_a_strangers_folder_is_refused(job, output, display):
-    storage.write(f"{output}/holiday.csv", b"1,2")
+def test_a_strangers_folder_is_refused(job_to, pairs, tmp_path, display):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/holiday.csv").write_bytes(b"1,2")
     with pytest.raises(UsageError, match=r"holiday\.csv"):
-        run_job(job(), display)
-    assert storage.read(f"{output}/holiday.csv").data == b"1,2"
+        run_job(job_to(tmp_path / "theirs"), display)
+    assert (tmp_path / "theirs/holiday.csv").read_bytes() == b"1,2"
 
 
-def test_data_of_unknown_origin_is_refused_and_kept(job, output, display):
+def test_data_of_unknown_origin_is_refused_and_kept(job_to, pairs, tmp_path, display):
     """A name like ours is not ours: nothing is removed but what this output's own ``_job.json`` says was replaced."""
-    storage.write(f"{output}/20240115-00000001.parquet", b"somebody's")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/20240115-00000001.parquet").write_bytes(b"somebody's")
     for overwrite in (False, True):
         with pytest.raises(UsageError, match="20240115-00000001"):
-            run_job(job(overwrite=overwrite), display)
-    assert storage.read(f"{output}/20240115-00000001.parquet").data == b"somebody's"
-
-
-def test_what_a_late_worker_of_an_overwritten_job_writes_goes_at_the_end(job, output, display, monkeypatch):
-    from inpaint_encode import pipeline
-
-    run_job(job(), display)
-    old = {path: storage.read(f"{output}/{path}").data for path in data_files(output)}
-    planned = pipeline.remaining
-
-    def remaining_then_late(*arguments):
-        left = planned(*arguments)
-        for path, data in old.items():
-            storage.write(f"{output}/{path}", data)
-        return left
-
-    monkeypatch.setattr(pipeline, "remaining", remaining_then_late)
-    run_job(job(grow_mask_by=3, overwrite=True), display)
-    assert not old.keys() & set(files_of(output))
-    assert whole_output(output)["encoded"] == 9
+            run_job(job_to(tmp_path / "theirs", overwrite=overwrite), display)
+    assert (tmp_path / "theirs/20240115-00000001.parquet").read_bytes() == b"somebody's"
 
 
 def test_a_rejects_file_that_gainsays_the_decision_is_put_right(job, output, display):
     """A late worker wrote its rejects and died before it could find the chunk decided."""
-    run_job(job(), display)
-    (path,) = [path for path in files_of(output) if path.startswith("_rejected/")]
-    (reject,) = rejects_of(output)
-    row = next(iter(rows_of(output)))
-    both = pa.Table.from_pylist([reject, {**reject, "key": row}], rows.REJECTS)
+    before = rejects_of(output)
+    path = next(path for path in files_of(output) if path.startswith("_rejected/"))
+    both = pa.Table.from_pylist([before[0], {**before[0], "key": next(iter(rows_of(output)))}], rows.REJECTS)
     storage.write(f"{output}/{path}", rows.parquet_bytes(both))
     run_job(job(), display)
     whole_output(output)
-    assert [one["key"] for one in rejects_of(output)] == [reject["key"]]
+    assert [one["key"] for one in rejects_of(output)] == [one["key"] for one in before]
 
 
-def test_pairs_added_later_are_new_chunks(job, pairs, output, display):
-    run_job(job(), display)
-    old = {path: storage.read(f"{output}/{path}").version for path in data_files(output)}
+def test_a_lost_chunk_and_pairs_added_later_are_done_and_only_they(job, pairs, output, display):
+    """The lost chunk again, to the bit, and the new pairs as a new chunk."""
+    before, old = rows_of(output), versions(output)
+    lost = sorted(old)[1]
+    storage.delete(f"{output}/{lost}")
+    missing = len(before) - len(rows_of(output))
     for number in range(3):
         Image.new("RGB", (40, 40), (number, 2, 3)).save(pairs / f"images/0-new{number}.png")
         Image.new("L", (40, 40)).save(pairs / f"masks/0-new{number}.png")
     report = run_job(job(), display)
-    assert report["this_run"]["encoded"] == 3
-    assert whole_output(output)["encoded"] == 12
-    assert {path: storage.read(f"{output}/{path}").version for path in old} == old
-
-
-def test_a_lost_chunk_is_done_again_and_only_that(job, output, display):
-    run_job(job(), display)
-    before = rows_of(output)
-    storage.delete(f"{output}/{data_files(output)[1]}")
-    report = run_job(job(), display)
-    assert report["this_run"]["files"] == 1
-    whole_output(output)
-    assert rows_of(output) == before
+    assert (report["this_run"]["files"], report["this_run"]["encoded"]) == (2, missing + 3)
+    assert whole_output(output)["encoded"] == ENCODED + 3
+    after, new = rows_of(output), versions(output)
+    assert {key: after[key] for key in before} == before
+    assert {path for path in new if new[path] != old.get(path)} - {lost} == new.keys() - old.keys()
 
 
 def test_lost_receipts_are_only_a_cache(job, output, display):
-    run_job(job(), display)
-    for path in files_of(output):
-        if path.startswith("_receipts/"):
-            storage.delete(f"{output}/{path}")
+    lose_receipts(output)
     report = run_job(job(), display)
     assert report["this_run"]["files"] == 0
     assert report["rejected_by_error"] == whole_output(output)["rejected_by_error"]
-    assert report["rejected"] == 1
+    assert report["rejected"] == REJECTED
 
 
-def test_rejected_pairs_wait_for_retry_rejected(job, pairs, output, display):
-    first = run_job(job(), display)
-    (reject,) = rejects_of(output)
-    before = rows_of(output)
-    Image.new("RGB", (32, 48)).save(reject["image_uri"], format="PNG")
-    assert run_job(job(), display)["this_run"]["files"] == 0
-    report = run_job(job(retry_rejected=True), display)
-    assert (first["rejected"], report["rejected"], report["encoded"]) == (1, 0, 10)
-    whole_output(output)
-    after = rows_of(output)
-    assert {key: after[key] for key in before} == before
-    assert set(after) - set(before) == {reject["key"]}
-
-
-def test_retry_that_fails_again_stays_a_reject(job, output, display):
-    run_job(job(), display)
-    before = rows_of(output)
-    report = run_job(job(retry_rejected=True), display)
-    assert (report["encoded"], report["rejected"]) == (9, 1)
-    whole_output(output)
-    assert rows_of(output) == before
-
-
-def test_refresh_encodes_what_changed_and_only_that(job, pairs, output, display):
-    run_job(job(), display)
-    before = rows_of(output)
-    changed, vanished = sorted(before)[0], sorted(before)[-1]
-    replace_image(pairs, changed)
-    next((pairs / "images").glob(f"{vanished}.*")).unlink()
-    assert run_job(job(), display)["this_run"]["files"] == 0
-    report = run_job(job(refresh=True), display)
-    assert report["this_run"]["files"] == 1
-    after = rows_of(output)
-    assert {key for key in before if after[key] != before[key]} == {changed}
-    assert after[changed] != before[changed]
-    run_job(job(refresh=True, drop_vanished=True), display)
-    assert set(rows_of(output)) == set(before) - {vanished}
-    whole_output(output)
-    assert run_job(job(refresh=True, drop_vanished=True), display)["this_run"]["files"] == 0
-
-
-def replace_image(pairs, key) -> None:
-    path = next((pairs / "images").glob(f"{key}.*"))
-    size = Image.open(path).size
-    Image.effect_noise(size, 90).convert("RGB").save(path)
-
-
-def test_an_interrupted_refresh_goes_on(job, pairs, output, display):
-    """The revised plan is kept, none of its chunks is done: the next run, without --refresh, finishes it."""
-    run_job(job(), display)
-    before = rows_of(output)
-    changed = sorted(before)[0]
-    old = {path: storage.read(f"{output}/{path}").data for path in data_files(output)}
-    replace_image(pairs, changed)
-    run_job(job(refresh=True), display)
-    for path, data in old.items():
-        storage.write(f"{output}/{path}", data)
+def lose_receipts(output: str) -> None:
     for path in files_of(output):
         if path.startswith("_receipts/"):
             storage.delete(f"{output}/{path}")
-    report = run_job(job(), display)
-    assert report["this_run"]["files"] == 1
-    assert {key for key, row in rows_of(output).items() if row != before[key]} == {changed}
-    whole_output(output)
 
 
-def test_a_refresh_over_an_interrupted_refresh_forgets_nothing(job, pairs, output, display):
-    """Two pairs of one chunk change one after the other, and the first refresh dies before the chunk is done."""
-    run_job(job(chunk_rows=50), display)
+def test_rejected_pairs_wait_for_retry_rejected(job, output, display):
+    """Of two, one has been mended; the other stays a reject, and no row beside them changes."""
+    mended, hopeless = rejects_of(output)
     before = rows_of(output)
-    first, second = sorted(before)[:2]
-    (path,) = data_files(output)
-    old = storage.read(f"{output}/{path}").data
-    replace_image(pairs, first)
-    run_job(job(chunk_rows=50, refresh=True), display)
-    storage.write(f"{output}/{path}", old)
-    replace_image(pairs, second)
-    run_job(job(chunk_rows=50, refresh=True), display)
-    assert {key for key, row in rows_of(output).items() if row != before[key]} == {first, second}
+    Image.new("RGB", (32, 48)).save(mended["image_uri"], format="PNG")
+    assert run_job(job(), display)["this_run"]["files"] == 0
+    report = run_job(job(retry_rejected=True), display)
+    assert (report["rejected"], report["encoded"]) == (REJECTED - 1, ENCODED + 1)
     whole_output(output)
+    after = rows_of(output)
+    assert {key: after[key] for key in before} == before
+    assert set(after) - set(before) == {mended["key"]}
+    assert [one["key"] for one in rejects_of(output)] == [hopeless["key"]]
 
 
-def test_a_dropped_pair_that_comes_back_is_encoded_again(job, pairs, output, display, tmp_path):
-    run_job(job(), display)
-    before = rows_of(output)
-    path = next((pairs / "images").glob(f"{sorted(before)[0]}.*"))
-    path.rename(tmp_path / path.name)
-    run_job(job(refresh=True, drop_vanished=True), display)
-    assert len(rows_of(output)) == len(before) - 1
-    (tmp_path / path.name).rename(path)
-    run_job(job(), display)
-    assert rows_of(output).keys() == before.keys()
-    whole_output(output)
+class TestRefresh:
+    """A source in which two pairs of the first chunk change one after the other, and one of the last is removed."""
+
+    @pytest.fixture(scope="class")
+    def begun(self, source, finished, job_to, tmp_path_factory):
+        """The rows before, the report of a first refresh, and the state after it."""
+        folder = tmp_path_factory.mktemp("refreshed")
+        finished.restore(source, folder / "out")
+        before = rows_of(str(folder / "out"))
+        replace_image(source, sorted(before)[1])
+        image_of(source, max(before)).unlink()
+        assert run_job(job_to(folder / "out"), Silent())["this_run"]["files"] == 0
+        report = run_job(job_to(folder / "out", refresh=True), Silent())
+        return before, report, State.of(source, folder)
+
+    @pytest.fixture
+    def interrupted(self, begun, finished, source, tmp_path):
+        """The output when that refresh died, having kept its plan: none of its chunks is done."""
+        before, _, refreshed = begun
+        refreshed.restore(source, tmp_path / "out")
+        output = str(tmp_path / "out")
+        for path, data in contents(str(finished.output)).items():
+            storage.write(f"{output}/{path}", data)
+        lose_receipts(output)
+        assert rows_of(output) == before
+        return output, before
+
+    def test_what_changed_is_encoded_and_only_that(self, begun):
+        before, report, refreshed = begun
+        assert report["this_run"]["files"] == 1
+        assert changed_keys(before, str(refreshed.output)) == {sorted(before)[1]}
+
+    def test_an_interrupted_one_goes_on_without_the_option(self, interrupted, job, display):
+        output, before = interrupted
+        report = run_job(job(), display)
+        assert report["this_run"]["files"] == 1
+        assert changed_keys(before, output) == {sorted(before)[1]}
+        whole_output(output)
+
+    def test_another_over_an_interrupted_one_forgets_nothing(self, interrupted, job, source, display):
+        output, before = interrupted
+        replace_image(source, sorted(before)[2])
+        run_job(job(refresh=True), display)
+        assert changed_keys(before, output) == set(sorted(before)[1:3])
+        whole_output(output)
+
+    def test_a_pair_that_vanished_is_dropped_on_demand_and_comes_back(
+        self, begun, finished, job, source, tmp_path, display
+    ):
+        before, _, refreshed = begun
+        output, last = str(tmp_path / "out"), max(before)
+        refreshed.restore(source, tmp_path / "out")
+        run_job(job(refresh=True, drop_vanished=True), display)
+        assert set(rows_of(output)) == set(before) - {last}
+        whole_output(output)
+        assert run_job(job(refresh=True, drop_vanished=True), display)["this_run"]["files"] == 0
+        image = image_of(finished.source, last)
+        shutil.copy2(image, source / image.relative_to(finished.source))
+        run_job(job(), display)
+        assert rows_of(output).keys() == before.keys()
+        whole_output(output)
+
+
+def image_of(pairs: Path, key: str) -> Path:
+    return next(path for suffix in ("png", "jpg") for path in [pairs / f"images/{key}.{suffix}"] if path.exists())
+
+
+def replace_image(pairs: Path, key: str) -> None:
+    path = image_of(pairs, key)
+    Image.effect_noise(Image.open(path).size, 90).convert("RGB").save(path)
+
+
+def changed_keys(before: dict[str, bytes], output: str) -> set[str]:
+    """Of all rows; none is lost and none is new."""
+    after = rows_of(output)
+    assert after.keys() == before.keys()
+    return {key for key in before if after[key] != before[key]}
 
 
 class TestLateWorkers:
@@ -318,28 +378,22 @@ def lease_of(token: str) -> dict:
 
 def test_a_chunk_committed_while_the_job_runs_is_adopted(job, output, display, monkeypatch):
     """A late worker's file appears after the new run has listed what is done, before its own worker commits it."""
-    from inpaint_encode import pipeline
-
-    run_job(job(), display)
-    whole = {path: storage.read(f"{output}/{path}").data for path in data_files(output)}
+    whole = contents(output)
     for path in whole:
         storage.delete(f"{output}/{path}")
-    listed = pipeline.remaining
 
-    def remaining_then_late(*arguments):
-        left = listed(*arguments)
+    def late():
         for path, data in whole.items():
             storage.write(f"{output}/{path}", data)
-        return left
 
-    monkeypatch.setattr(pipeline, "remaining", remaining_then_late)
-    versions = run_job(job(), display)
-    assert versions["this_run"]["files"] == len(whole)
-    assert {path: storage.read(f"{output}/{path}").data for path in data_files(output)} == whole
+    meanwhile(monkeypatch, late)
+    report = run_job(job(), display)
+    assert report["this_run"]["files"] == len(whole)
+    assert contents(output) == whole
     whole_output(output)
 
 
-def test_the_second_of_two_jobs_is_refused(job, output, display, ray_cluster, monkeypatch):
+def test_the_second_of_two_jobs_is_refused(job, output, display, monkeypatch):
     from inpaint_encode import lease
 
     monkeypatch.setattr(lease, "RENEW_S", 0.5)
@@ -361,57 +415,40 @@ def kill_worker(name: str) -> int:
     raise TimeoutError(f"no worker runs {name}")
 
 
-@pytest.mark.parametrize("victim", ["MapWorker(MapBatches(Encoder", "MapBatches(fetch_and_decode"])
-def test_a_killed_worker_costs_no_row(tmp_path, make_job, ray_cluster, display, victim):
+def test_killed_workers_cost_no_row(tmp_path, make_job, ray_cluster, display):
+    """One that fetches, and the one that encodes."""
     write_random_pairs(tmp_path / "in", 120, seed=2, smallest=100, largest=220)
     job = make_job(tmp_path / "in/images", tmp_path / "in/masks", tmp_path / "out", chunk_rows=6, batch_size=1)
-    killed = []
-    killer = threading.Thread(target=lambda: killed.append(kill_worker(victim)))
-    killer.start()
-    report = run_job(job, display)
-    killer.join()
-    assert killed
+    with ThreadPoolExecutor() as killers:
+        victims = "MapBatches(fetch_and_decode", "MapWorker(MapBatches(Encoder"
+        killed = [killers.submit(kill_worker, victim) for victim in victims]
+        report = run_job(job, display)
+        assert len({one.result() for one in killed}) == 2
     assert (report["encoded"], report["rejected"]) == (120, 0)
     assert whole_output(str(tmp_path / "out"))["encoded"] == 120
 
 
-def test_a_source_object_that_is_deleted_during_the_job(job, pairs, output, display, monkeypatch):
-    from inpaint_encode import pipeline
+def test_source_objects_that_are_replaced_or_deleted_during_the_job(job_to, pairs, tmp_path, display, monkeypatch):
+    """A row says of which version it is, and a refresh sees that the plan was made for another."""
+    replaced = next(path for path in sorted((pairs / "images").rglob("*.png")) if path.stat().st_size > 60)
+    deleted = max((pairs / "masks").rglob("*.png"))
+    output = str(tmp_path / "another")
 
-    planned = pipeline.remaining
-
-    def remaining_then_deleted(*arguments):
-        left = planned(*arguments)
-        next((pairs / "masks").rglob("*.png")).unlink()
-        return left
-
-    monkeypatch.setattr(pipeline, "remaining", remaining_then_deleted)
-    report = run_job(job(), display)
-    assert report["rejected_by_error"]["fetch.not_found"] == 1
-    whole_output(output)
-
-
-def test_a_source_object_that_is_replaced_during_the_job(job, pairs, output, display, monkeypatch):
-    """The row says of which version it is, and a refresh sees that the plan was made for another."""
-    from inpaint_encode import pipeline
-
-    planned = pipeline.remaining
-    path = next(path for path in sorted((pairs / "images").rglob("*.png")) if path.stat().st_size > 60)
-
-    def remaining_then_replaced(*arguments):
-        left = planned(*arguments)
-        Image.effect_noise(Image.open(path).size, 90).convert("RGB").save(path)
-        return left
+    def change():
+        Image.effect_noise(Image.open(replaced).size, 90).convert("RGB").save(replaced)
+        deleted.unlink()
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "remaining", remaining_then_replaced)
-        run_job(job(), display)
-    row = next(row for row in table_of(output) if row["image_uri"] == str(path))
-    assert row["image_version"] == storage.read(str(path)).version
+        meanwhile(patch, change)
+        report = run_job(job_to(output), display)
+    assert report["rejected_by_error"]["fetch.not_found"] == 1
+    whole_output(output)
+    row = next(row for row in table_of(output) if row["image_uri"] == str(replaced))
+    assert row["image_version"] == storage.read(str(replaced)).version
     before = rows_of(output)
-    run_job(job(refresh=True), display)
+    run_job(job_to(output, refresh=True), display)
     assert rows_of(output) == before
-    assert run_job(job(refresh=True), display)["this_run"]["files"] == 0
+    assert run_job(job_to(output, refresh=True), display)["this_run"]["files"] == 0
 
 
 def table_of(output: str) -> list[dict]:
@@ -491,7 +528,7 @@ class TestStoresThatFail:
         assert whole_output(f"{prefix}/out")["encoded"] == 24
 
 
-def test_a_disk_that_fills_is_a_sentence_and_a_resume_completes(pairs, make_job, ray_cluster, display, tmp_path):
+def test_a_disk_that_fills_is_a_sentence_and_a_resume_completes(job_to, pairs, display, tmp_path):
     """A real file system of 200 kilobytes, where this process may mount one."""
     small = tmp_path / "small"
     small.mkdir()
@@ -499,45 +536,14 @@ def test_a_disk_that_fills_is_a_sentence_and_a_resume_completes(pairs, make_job,
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this process may not mount a small file system")
     try:
-        job = make_job(pairs / "images", pairs / "masks", small / "out", chunk_rows=2)
+        filling = job_to(small / "out", chunk_rows=2)
         ballast = small / "ballast"
         with contextlib.suppress(OSError), ballast.open("wb") as file:
             file.write(b"x" * 150_000)
         with pytest.raises(JobFailed, match=r"No space left on device.*same command goes on"):
-            run_job(job, display)
+            run_job(filling, display)
         ballast.unlink()
-        assert run_job(job, display)["encoded"] == 9
+        assert run_job(filling, display)["encoded"] == ENCODED
         whole_output(str(small / "out"))
     finally:
         subprocess.run(["umount", str(small)], check=True)
-
-
-def test_secrets_are_nowhere(pairs, tmp_path, vae_folder, ray_cluster):
-    """Canaries in the environment and in a URI: none is in any file of the output, nor on the screen."""
-    canaries = {
-        "AWS_SECRET_ACCESS_KEY": "canary-secret-1",
-        "AWS_SESSION_TOKEN": "canary-token-2",
-        "HF_TOKEN": "canary-3",
-    }
-    options = ["--images", pairs / "images", "--masks", pairs / "masks", "--vae", vae_folder]
-    done = command(
-        "encode", *options, "--output", tmp_path / "out", "--max-rejected", "5", RAY_ADDRESS=ray_cluster, **canaries
-    )
-    assert done.returncode == 0, done.stderr
-    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
-    uri = command(
-        "encode", "--images", "s3://AKIAKEY:canary-4@bucket/images", *options[2:], "--output", tmp_path / "o2"
-    )
-    assert uri.returncode == 2
-    for text in (written.decode("latin-1"), done.stdout, done.stderr, uri.stdout, uri.stderr):
-        assert "canary" not in text
-
-
-def test_names_of_objects_stay_inside_the_output(tmp_path, make_job, ray_cluster, display):
-    """A key is data, never a path: files are named by chunks."""
-    for side in ("images", "masks"):
-        (tmp_path / "in" / side / "..hidden").mkdir(parents=True)
-        Image.new("RGB", (32, 32)).save(tmp_path / "in" / side / "..hidden/%2e%2e%2fescape;rm -rf.png")
-    run_job(make_job(tmp_path / "in/images", tmp_path / "in/masks", tmp_path / "deep/out"), display)
-    assert list(rows_of(str(tmp_path / "deep/out"))) == ["..hidden/%2e%2e%2fescape;rm -rf"]
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]

@@ -9,14 +9,18 @@ import os
 import random
 import signal
 import time
+from functools import partial
 
 import pytest
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
+from inpaint_encode.pipeline import run_job
 from inpaint_encode.progress import Silent
 from tests.outputs import rows_of, whole_output
+from tests.warm import WarmWorkers
 
 PAIRS = 160
+WARM = {"py_executable": WarmWorkers.executable}
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +34,18 @@ def source(tmp_path_factory, s3):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source, s3, forked_run, make_job):
+def undisturbed(source, s3, ray_cluster, make_job):
     """The rows of a run that nothing befell."""
-    job = make_job(*source[:2], s3.uri("kill-undisturbed"), chunk_rows=8, deterministic=True)
-    assert wait(forked_run(job)) == 0
+    run_job(make_job(*source[:2], s3.uri("kill-undisturbed"), chunk_rows=8, deterministic=True), Silent())
     return rows_of(s3.uri("kill-undisturbed"))
 
 
-def run_forked(job, address):
+def run_forked(job, address, runtime_env):
     """A run of ``job``, in a process that the fork server made."""
-    from inpaint_encode.pipeline import run_job
+    import ray
 
-    run_job(job.model_copy(update={"run": job.run.model_copy(update={"address": address})}), Silent())
+    ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
+    run_job(job, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,8 @@ def forked_run(detached_ray):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["inpaint_encode.pipeline", "inpaint_encode.encoder", "diffusers.models"])
 
-    def start(job):
-        process = processes.Process(target=run_forked, args=(job, detached_ray))
+    def start(job, runtime_env):
+        process = processes.Process(target=run_forked, args=(job, detached_ray, runtime_env))
         process.start()
         return process
 
@@ -93,10 +97,11 @@ def check(source, output, undisturbed):
 def killed_job(source, undisturbed, s3, forked_run, make_job):
     """Kill one job ``kills`` times, let it finish, hold it against the undisturbed one; return the kills it met."""
 
-    def run(kills: int, seed: int, longest_s: float = 9.0) -> int:
+    def run(kills: int, seed: int, longest_s: float = 5.0, runtime_env=WARM) -> int:
         output = s3.uri(f"killed-{kills}-{seed}")
         job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
-        killed = kill_and_finish(forked_run, job, kills=kills, seed=seed, longest_s=longest_s)
+        start = partial(forked_run, runtime_env=runtime_env)
+        killed = kill_and_finish(start, job, kills=kills, seed=seed, longest_s=longest_s)
         check(source, output, undisturbed)
         return killed
 
@@ -110,8 +115,8 @@ def test_killed_at_random_moments(killed_job):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_killed_25_times(killed_job):
-    """So early at most that a run may do a part of the job, and not all of it."""
-    killed = killed_job(kills=25, seed=2, longest_s=4.0)
+    """So early, and with workers that begin so late, that a run may do a part of the job at most, and not all of it."""
+    killed = killed_job(kills=25, seed=2, longest_s=4.0, runtime_env={})
     print(f"killed {killed} times, exact")
     assert killed == 25
 

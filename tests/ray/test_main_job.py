@@ -19,8 +19,9 @@ from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.pipeline import Backend, run_job, vae_backend
 from inpaint_encode.rows import FOOTER_KEY
-from inpaint_encode.settings import VaeSource
+from inpaint_encode.settings import VaeSource, VerifyOptions
 from inpaint_encode.vae import load_vae
+from inpaint_encode.verify.run import verify_output
 from tests.conftest import command, save_vae
 
 
@@ -48,10 +49,13 @@ def grown(hole: np.ndarray, side: int) -> np.ndarray:
     return windows.max(axis=(-1, -2)).astype(np.uint8)
 
 
-def check_every_row(folder, prefix, output, vae_folder, *, ratio=8, grow=6) -> int:
+def read_by_ray(output) -> list[dict]:
+    return ray.data.read_parquet(output, file_extensions=["parquet"]).take_all()
+
+
+def check_every_row(rows, folder, prefix, vae_folder, *, ratio=8, grow=6) -> int:
     """Hold every row against `expected`; return how many there were."""
-    vae = load_vae(VaeSource(vae=vae_folder))
-    rows = ray.data.read_parquet(output, file_extensions=["parquet"]).take_all()
+    vae, rows = load_vae(VaeSource(vae=vae_folder)), list(rows)
     for row in rows:
         image = (folder / row["image_uri"].removeprefix(f"{prefix}/")).read_bytes()
         mask = (folder / row["mask_uri"].removeprefix(f"{prefix}/")).read_bytes()
@@ -91,8 +95,13 @@ def read_report(output: str) -> dict:
     return json.loads(storage.read(f"{output}/_report.json").data)
 
 
-def test_demo_rows_are_the_contract(demo, vae_folder):
-    count = check_every_row(demo["folder"], demo["prefix"], demo["output"], vae_folder)
+@pytest.fixture(scope="module")
+def demo_rows(demo):
+    return read_by_ray(demo["output"])
+
+
+def test_demo_rows_are_the_contract(demo, demo_rows, vae_folder):
+    count = check_every_row(demo_rows, demo["folder"], demo["prefix"], vae_folder)
     assert count == len(demo["pairs"].pairs) - 1
 
 
@@ -152,9 +161,8 @@ class TestOtherReaders:
     """What the README says of reading the output, each with all rows, shapes and values."""
 
     @pytest.fixture
-    def rows(self, demo):
-        rows = ray.data.read_parquet(demo["output"], file_extensions=["parquet"]).take_all()
-        return {row["key"]: row for row in rows}
+    def rows(self, demo_rows):
+        return {row["key"]: row for row in demo_rows}
 
     def test_duckdb(self, copied, rows):
         import duckdb
@@ -217,13 +225,13 @@ def test_encodings_of_the_columns(demo):
     assert split == ["samples.data.list.element"]
 
 
-def test_a_second_run_has_nothing_to_do(demo, ray_cluster):
+def test_a_second_run_has_nothing_to_do(demo, shell):
     before = {
         p: v
         for listed in storage.list_objects(demo["output"])
         for p, v in zip(listed.paths, listed.versions, strict=True)
     }
-    again = command("encode", *demo["options"], RAY_ADDRESS=ray_cluster)
+    again = shell("encode", *demo["options"])
     assert again.returncode == 0, again.stderr
     assert read_report(demo["output"])["this_run"]["files"] == 0
     after = {
@@ -241,23 +249,24 @@ def test_200_random_sizes(tmp_path, s3, ray_cluster, make_job, vae_folder, displ
     upload(tmp_path, prefix)
     report = run_job(make_job(f"{prefix}/images", f"{prefix}/masks", s3.uri("random-out"), chunk_rows=64), display)
     assert (report["encoded"], report["rejected"]) == (len(keys), 0)
-    assert check_every_row(tmp_path, prefix, s3.uri("random-out"), vae_folder) == 200
+    assert check_every_row(iter_rows(s3.uri("random-out")), tmp_path, prefix, vae_folder) == 200
 
 
-@pytest.mark.parametrize(("levels", "grow"), [(3, 0), (5, 64)])
-def test_other_ratios_and_growths(tmp_path, ray_cluster, make_job, display, levels, grow):
+@pytest.mark.parametrize(("levels", "grow", "masks"), [(3, 0, "tensor"), (5, 64, "packed")])
+def test_other_ratios_growths_and_masks(tmp_path, ray_cluster, make_job, display, levels, grow, masks):
     """Ratio 4 and 16, on a disk; the ratio comes from the model, so that a side below it is a named reject."""
     write_random_pairs(tmp_path / "in", 12, seed=3, smallest=20, largest=90)
     Image.new("RGB", (50, 3)).save(tmp_path / "in/images/thin.png")
     Image.new("L", (50, 3)).save(tmp_path / "in/masks/thin.png")
-    vae = save_vae(tmp_path / "vae", levels=levels, channels=6)
-    job = make_job(tmp_path / "in/images", tmp_path / "in/masks", tmp_path / "out", vae=vae, grow_mask_by=grow)
-    report = run_job(job, display)
+    vae, output = save_vae(tmp_path / "vae", levels=levels, channels=6), tmp_path / "out"
+    options = {"vae": vae, "grow_mask_by": grow, "mask_encoding": masks}
+    report = run_job(make_job(tmp_path / "in/images", tmp_path / "in/masks", output, **options), display)
     assert report["rejected_by_error"] == {"size.too_small": 1}
-    ratio = 2 ** (levels - 1)
-    assert (
-        check_every_row(tmp_path / "in", str(tmp_path / "in"), str(tmp_path / "out"), vae, ratio=ratio, grow=grow) == 12
-    )
+    ratio, rows = 2 ** (levels - 1), iter_rows(str(output))
+    assert check_every_row(rows, tmp_path / "in", str(tmp_path / "in"), vae, ratio=ratio, grow=grow) == 12
+    footer = pq.read_schema(next(output.glob("*.parquet"))).metadata
+    assert json.loads(footer[FOOTER_KEY])["mask_encoding"] == masks
+    verify_output(VerifyOptions(output=str(output), sample=12), display.say).refuse_unless_whole()
 
 
 def with_other_weights(job) -> Backend:
@@ -273,23 +282,6 @@ def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_jo
         run_job(job, display, with_other_weights)
 
 
-def test_packed_masks_are_the_same_masks(demo, ray_cluster, vae_folder, tmp_path):
-    """The output of the same pairs with packed masks: read back, verified, and smaller."""
-    options = [*demo["options"], "--mask-encoding", "packed"]
-    options[options.index("--output") + 1] = tmp_path / "packed"
-    assert command("encode", *options, RAY_ADDRESS=ray_cluster).returncode == 0
-    tensor = {row["key"]: row for row in iter_rows(demo["output"])}
-    packed = {row["key"]: row for row in iter_rows(str(tmp_path / "packed"))}
-    assert tensor.keys() == packed.keys()
-    for key, row in packed.items():
-        assert row["noise_mask"].dtype == np.uint8
-        assert np.array_equal(row["noise_mask"], tensor[key]["noise_mask"])
-        assert np.allclose(row["samples"], tensor[key]["samples"], atol=1e-5)
-    footer = pq.read_schema(next((tmp_path / "packed").glob("*.parquet"))).metadata
-    assert json.loads(footer[FOOTER_KEY])["mask_encoding"] == "packed"
-    assert command("verify", tmp_path / "packed", RAY_ADDRESS=ray_cluster).returncode == 0
-
-
 class TestExitCodes:
     """What a shell sees."""
 
@@ -298,61 +290,72 @@ class TestExitCodes:
         write_random_pairs(tmp_path, 3, seed=1)
         return ["--images", tmp_path / "images", "--masks", tmp_path / "masks", "--output", tmp_path / "out"]
 
-    def test_wrong_option_names_the_nearest(self, pairs, vae_folder):
-        done = command("encode", *pairs, "--vae", vae_folder, "--grow-mask", "3")
+    def test_wrong_option_names_the_nearest(self, pairs, vae_folder, shell):
+        done = shell("encode", *pairs, "--vae", vae_folder, "--grow-mask", "3")
         assert done.returncode == 2
         assert "--grow-mask-by" in done.stderr
 
-    def test_value_out_of_range(self, pairs, vae_folder):
-        done = command("encode", *pairs, "--vae", vae_folder, "--grow-mask-by", "65")
+    def test_value_out_of_range(self, pairs, vae_folder, shell):
+        done = shell("encode", *pairs, "--vae", vae_folder, "--grow-mask-by", "65")
         assert done.returncode == 2
         assert "64" in done.stderr
 
-    def test_no_pair_at_all(self, tmp_path, pairs, vae_folder):
+    def test_no_pair_at_all(self, tmp_path, pairs, vae_folder, shell):
         (tmp_path / "empty").mkdir()
-        done = command("encode", *pairs[:2], "--masks", tmp_path / "empty", *pairs[4:], "--vae", vae_folder)
+        done = shell("encode", *pairs[:2], "--masks", tmp_path / "empty", *pairs[4:], "--vae", vae_folder)
         assert done.returncode == 2
         assert "no image has a mask" in done.stderr
 
-    def test_two_images_with_one_key(self, tmp_path, pairs, vae_folder):
+    def test_two_images_with_one_key(self, tmp_path, pairs, vae_folder, shell):
         first = next((tmp_path / "images").rglob("*.*"))
         first.with_suffix(".webp").write_bytes(first.read_bytes())
-        done = command("encode", *pairs, "--vae", vae_folder)
+        done = shell("encode", *pairs, "--vae", vae_folder)
         assert done.returncode == 2
         assert first.with_suffix(".webp").name in done.stderr
 
-    def test_no_such_model(self, tmp_path, pairs):
-        done = command("encode", *pairs, "--vae", tmp_path / "nothing")
+    def test_no_such_model(self, tmp_path, pairs, shell):
+        done = shell("encode", *pairs, "--vae", tmp_path / "nothing")
         assert done.returncode == 2
         assert "safetensors" in done.stderr
 
-    def test_pickled_weights_are_refused(self, tmp_path, pairs, vae_folder):
+    def test_pickled_weights_are_refused(self, tmp_path, pairs, vae_folder, shell):
         folder = tmp_path / "pickled"
         folder.mkdir()
         (folder / "config.json").write_text((tmp_path / vae_folder / "config.json").read_text())
         torch.save({}, folder / "diffusion_pytorch_model.bin")
-        done = command("encode", *pairs, "--vae", folder)
+        done = shell("encode", *pairs, "--vae", folder)
         assert done.returncode == 2
         assert "safetensors" in done.stderr
 
-    def test_more_rejects_than_allowed(self, tmp_path, pairs, vae_folder, ray_cluster):
+    def test_more_rejects_than_allowed_and_secrets_nowhere(self, tmp_path, pairs, vae_folder, ray_cluster):
+        """A process of its own, with canaries in its environment: none is in the output, nor on the screen."""
         next((tmp_path / "images").rglob("*.*")).write_bytes(b"<html>not found</html>")
-        done = command("encode", *pairs, "--vae", vae_folder, "--max-rejected", "0", RAY_ADDRESS=ray_cluster)
+        secret = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
+        environment = {name: f"canary-{name}" for name in secret} | {"RAY_ADDRESS": ray_cluster}
+        done = command("encode", *pairs, "--vae", vae_folder, "--max-rejected", "0", **environment)
         assert done.returncode == 3, done.stderr
         assert "1 decode.not_an_image" in done.stderr
+        written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        assert len(written) > 3
+        assert not [text for text in (*written, done.stdout.encode(), done.stderr.encode()) if b"canary" in text]
 
-    def test_config_file_and_flags_over_it(self, tmp_path, pairs, vae_folder):
+    def test_a_secret_in_a_uri_is_not_repeated(self, pairs, vae_folder, shell):
+        done = shell("encode", "--images", "s3://AKIAKEY:canary@bucket/images", *pairs[2:], "--vae", vae_folder)
+        assert done.returncode == 2
+        assert "canary" not in done.stdout + done.stderr
+
+    def test_config_file_and_flags_over_it(self, tmp_path, pairs, vae_folder, shell):
         config = tmp_path / "job.toml"
         config.write_text(
             f'images = "{pairs[1]}"\nmasks = "{tmp_path}/nothing"\nvae = "{vae_folder}"\ngrow_mask_by = 9\n'
         )
-        done = command("encode", "--config", config, *pairs[4:])
+        done = shell("encode", "--config", config, *pairs[4:])
         assert done.returncode == 2
         assert f"{tmp_path}/nothing holds 0 files" in done.stderr
 
-    def test_unknown_name_in_a_config_file(self, tmp_path, pairs):
+    def test_unknown_name_in_a_config_file(self, tmp_path, pairs, shell):
         config = tmp_path / "job.toml"
         config.write_text("grow_mask = 9\n")
-        done = command("encode", "--config", config, *pairs)
+        done = shell("encode", "--config", config, *pairs)
         assert done.returncode == 2
         assert "did you mean 'grow_mask_by'" in done.stderr

@@ -24,7 +24,7 @@ from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.verify.resample import draw
 from inpaint_encode.verify.run import verify_output
 from inpaint_encode.verify.verdict import CHECKS, SHOWN, show
-from tests.conftest import command, save_vae
+from tests.conftest import save_vae
 from tests.outputs import PLAIN, rejects_of, rows_of, whole_output
 
 CHUNKS, CHUNK_ROWS = 8, 3
@@ -445,12 +445,12 @@ class TestSample:
         assert draw({3: 1, 7: 2}, 10, 0) == {3: [0], 7: [0, 1]}
 
 
-def test_what_a_shell_sees(output, ray_cluster):
-    done = command("verify", output, RAY_ADDRESS=ray_cluster)
+def test_what_a_shell_sees(output, shell):
+    done = shell("verify", output)
     assert done.returncode == 0, done.stderr
     assert "24 pairs planned in 8 chunks: 23 encoded, 1 rejected (1 decode.truncated)" in done.stdout
     drop_a_row(output)
-    done = command("verify", output, RAY_ADDRESS=ray_cluster)
+    done = shell("verify", output)
     assert done.returncode == 4
     assert data_file(output, 2).name in done.stdout
     assert "1 problem; run verify with --repair" in done.stderr

@@ -392,10 +392,10 @@ class TestCommand:
     def sources(self, folder):
         return ("--images", folder / "images", "--masks", folder / "masks")
 
-    def test_a_calibrated_plan_adds_up(self, folder, sources, vae_folder):
+    def test_a_calibrated_plan_adds_up(self, folder, sources, vae_folder, shell):
         before = sorted(folder.rglob("*"))
         extra = ("--vae", vae_folder, "--calibrate", 1, "--price", 2.5, "--as-json", "--sample", 1_000)
-        done = command("plan", *sources, *extra)
+        done = shell("plan", *sources, *extra)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
         trial = told["calibration"]
@@ -419,15 +419,15 @@ class TestCommand:
         assert "±" in lines["mean size"]
         assert "assumed for want of --vae" in lines["latents"]
 
-    def test_a_job_s_file_serves(self, folder, tmp_path):
+    def test_a_job_s_file_serves(self, folder, tmp_path, shell):
         about = {"images": f"{folder}/images", "masks": f"{folder}/masks", "output": "s3://out", "max_rejected": "5%"}
         lines = [f'{name} = "{value}"' for name, value in about.items()]
         (tmp_path / "job.toml").write_text("\n".join([*lines, "chunk_rows = 50"]))
-        done = command("plan", "--config", tmp_path / "job.toml", "--as-json")
+        done = shell("plan", "--config", tmp_path / "job.toml", "--as-json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["chunks"] == 3
         (tmp_path / "job.toml").write_text("chunk_row = 50")
-        done = command("plan", "--config", tmp_path / "job.toml")
+        done = shell("plan", "--config", tmp_path / "job.toml")
         assert (done.returncode, "did you mean 'chunk_rows'?" in done.stderr) == (2, True)
 
     @pytest.mark.parametrize(
@@ -441,8 +441,8 @@ class TestCommand:
             (["--output", "x"], "--output"),
         ],
     )
-    def test_wrong_use_is_one_sentence(self, sources, extra, sentence):
-        done = command("plan", *sources, *extra)
+    def test_wrong_use_is_one_sentence(self, sources, extra, sentence, shell):
+        done = shell("plan", *sources, *extra)
         assert done.returncode == 2
         (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert sentence in error

@@ -1,0 +1,100 @@
+"""Ray workers by fork: one process imports torch and diffusers once, and every worker begins as its copy.
+
+Each job's encoder is a new process, which would import them for four seconds, hundreds of times in a session. A
+driver that connects with ``runtime_env={"py_executable": warm.executable}`` has its workers started by this file: it
+asks the process that has imported all for a copy, and the copy runs Ray's script for workers as it is, with the
+arguments, the environment, the folder and the files that Ray meant it to have. Ray itself is imported after the fork:
+it reads its environment then. Drivers that connect without this have workers as users have them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_IMPORTED = ("inpaint_encode.encoder", "diffusers.models.autoencoders.autoencoder_kl", "pandas", "pyarrow.dataset")
+_SOCKET = "INPAINT_ENCODE_WARM_WORKERS"
+
+
+class WarmWorkers:
+    """The process that is copied, inside its ``with`` block; start Ray there, for it needs the environment."""
+
+    executable = f"{sys.executable} -S -E {__file__}"
+
+    def __enter__(self) -> WarmWorkers:
+        self._folder = tempfile.TemporaryDirectory(prefix="warm-")
+        os.environ[_SOCKET] = f"{self._folder.name}/socket"
+        command = [sys.executable, __file__, os.environ[_SOCKET]]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout.readline(), "the process that workers are copied from did not start"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._folder.cleanup()
+
+
+def ask_for_worker(arguments: list[str]) -> None:
+    """In the process that Ray starts: have a copy made, and live as long as it does."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.environ[_SOCKET])
+        wanted = json.dumps([arguments, dict(os.environ), str(Path.cwd())]).encode()
+        socket.send_fds(connection, [len(wanted).to_bytes(4, "big")], [0, 1, 2])
+        connection.sendall(wanted)
+        connection.recv(1)
+
+
+def serve(path: str) -> None:
+    """In the process that is copied: import, say so, and make a copy for each who asks."""
+    del sys.path[0]  # this folder, which has a package named ray
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    assert "ray" not in sys.modules
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        print(flush=True)
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:  # its end is the session's, however
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                become_worker(connection)
+            connection.close()
+
+
+def become_worker(connection: socket.socket) -> None:
+    """In the copy: take over what the asking process has, and run the worker's script."""
+    length, files, _, _ = socket.recv_fds(connection, 4, 3)
+    wanted = b""
+    while len(wanted) < int.from_bytes(length, "big"):
+        wanted += connection.recv(2**20)
+    arguments, environment, folder = json.loads(wanted)
+    for target, file in enumerate(files):
+        os.dup2(file, target)
+        os.close(file)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")
+    sys.exit()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        serve(sys.argv[1])
+    else:
+        ask_for_worker(sys.argv[1:])
