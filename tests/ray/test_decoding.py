@@ -112,7 +112,7 @@ def test_a_job_with_all_rules(source, tmp_path, ray_cluster, make_job):
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_job_of_2000_mutated_files(tmp_path, ray_cluster, make_job):
-    """Every one is a row or a reject, by the name that decoding it alone gives; none is so large as to take a minute."""
+    """Every one is a row or a reject, by the name that decoding it alone gives; none takes long to encode."""
     limit = {"max_pixels": 100_000}
     decoder, wanted = PairDecoder(sizing=Sizing(ratio=8), **limit), Counter()
     (tmp_path / "images").mkdir()
