@@ -15,10 +15,10 @@ from .errors import JobFailed
 from .settings import RowSettings, VaeSource
 from .transform import grow_mask, neutralise
 from .tune import tuned
-from .vae import compute_dtype, load_vae, posterior, warm_up, weights_sha256
+from .vae import compute_dtype, family_of, load_vae, posterior, warm_up, weights_sha256
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import ModelMixin
 
 __all__ = ["BatchEncoder"]
 
@@ -26,7 +26,7 @@ __all__ = ["BatchEncoder"]
 class BatchEncoder:
     """One warmed-up VAE on one device, in the type it computes in."""
 
-    def __init__(self, vae: AutoencoderKL, settings: RowSettings, device: torch.device, *, compiled: bool) -> None:
+    def __init__(self, vae: ModelMixin, settings: RowSettings, device: torch.device, *, compiled: bool) -> None:
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
@@ -34,7 +34,9 @@ class BatchEncoder:
         if dtype == torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
         self.precision = str(dtype).removeprefix("torch.")
-        self._vae = tuned(vae.to(device, dtype), deterministic=settings.deterministic, compiled=compiled)
+        vae = vae.to(device, dtype)
+        graphs = family_of(vae).graphs
+        self._vae = tuned(vae, deterministic=settings.deterministic, compiled=compiled) if graphs else vae
         self._device = device
         self._grow_mask_by = settings.grow_mask_by
         self._samples_dtype = {"float16": torch.float16, "float32": torch.float32}[settings.samples_dtype]

@@ -64,7 +64,7 @@ class Sizing:
     """How images are brought to size; the fields are those of `inpaint_encode.settings.Decoding`."""
 
     ratio: int
-    """What the sides of every crop are multiples of, in pixels."""
+    """What the sides of every crop are multiples of, in pixels: the VAE's ``crop_multiple``."""
     resize: int = 0
     resolution: str = ""
     buckets: int = 0
@@ -74,7 +74,8 @@ class Sizing:
     @classmethod
     def of(cls, made_by: Mapping[str, Any]) -> Self:
         """The sizing of an output's rows, by what ``_job.json`` and every file's metadata say of them."""
-        return cls(**{field.name: made_by[field.name] for field in fields(cls)})
+        given = {**made_by, "ratio": made_by["crop_multiple"]}
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
 
     def check(self) -> None:
         """Hold the wanted sizes against the VAE's ratio.

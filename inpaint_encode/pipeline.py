@@ -119,7 +119,7 @@ def run_job(
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     facts = backend.facts
-    refuse_sizes(job.decoding, facts.ratio)
+    refuse_sizes(job.decoding, facts.crop_multiple)
     with hold(storage.join(output, "_lease.json"), display.say) as lease:
         record = job_record(job, facts.as_dict(), found.carried)
         ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)

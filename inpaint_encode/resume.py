@@ -54,14 +54,14 @@ def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Fiel
     }
 
 
-def refuse_sizes(decoding: Decoding, ratio: int) -> None:
-    """Hold the sizes that images are to be brought to against the VAE's ratio.
+def refuse_sizes(decoding: Decoding, multiple: int) -> None:
+    """Hold the sizes that images are to be brought to against the VAE's multiple.
 
     Raises:
         UsageError: they cannot be had; the message says which can.
     """
     try:
-        Sizing.of({**decoding.recorded(), "ratio": ratio}).check()
+        Sizing.of({**decoding.recorded(), "crop_multiple": multiple}).check()
     except ValueError as error:
         raise UsageError(str(error)) from None
 

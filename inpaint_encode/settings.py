@@ -182,11 +182,18 @@ class VaeSource(_Frozen):
     """Which VAE to load, and from where."""
 
     vae: str
-    """A folder in the diffusers layout or a Hugging Face hub id; weights in safetensors only."""
+    """A diffusers folder, local or s3://, a single .safetensors file, local or s3://, also a whole checkpoint, or a
+    Hugging Face hub id; weights in safetensors only."""
     subfolder: str = ""
     """Folder of the VAE inside a whole pipeline, usually "vae"."""
     revision: str = ""
     """Branch, tag or commit on the hub; a commit keeps a long job from changing under you."""
+    vae_family: Literal["", "sd1", "sdxl", "sd3", "flux1"] = ""
+    """The model that a single file's VAE is of, where its names and shapes are those of several: settles the scaling in
+    the metadata and for --scaled. SD 1.x and SD 2 are one: sd1."""
+    flux2_latents: Literal["packed", "plain"] = "packed"
+    """How Flux.2's latents are stored: packed and normalised, 128 channels at 1/16, as ComfyUI has them, or plain, 32
+    channels at 1/8. Both are cropped to multiples of 16."""
 
 
 @_section("How files are read", 3)
@@ -443,7 +450,8 @@ class PlannedVae(VaeSource):
     """Which VAE the job will have, if that is known yet."""
 
     vae: str = ""
-    """A folder in the diffusers layout or a Hugging Face hub id; without one, 8 pixels a latent and 4 channels."""
+    """A folder in the diffusers layout, a single .safetensors file or a Hugging Face hub id; without one, 8 pixels a
+    latent and 4 channels."""
 
 
 @_section("How to estimate", 7)
@@ -488,6 +496,6 @@ class PlanOptions(_Frozen):
             raise ValueError("--calibrate encodes, so it needs --vae")
         if self.estimation.price and not self.estimation.calibrate:
             raise ValueError("--price is of hours, which only --calibrate measures; give both")
-        if not self.vae.vae and (self.vae.subfolder or self.vae.revision):
-            raise ValueError("--subfolder and --revision say more of --vae; give it too")
+        if not self.vae.vae and self.vae != PlannedVae():
+            raise ValueError("--subfolder, --revision, --vae-family and --flux2-latents say more of --vae; give it too")
         return self

@@ -27,6 +27,7 @@ def s3(tmp_path_factory):
     """A real S3 server; its credentials and endpoint are in the environment from here on."""
     with LocalS3(tmp_path_factory.mktemp("s3")) as server:
         os.environ.update(server.environment)
+        os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # of VAEs that are brought from there
         yield server
 
 

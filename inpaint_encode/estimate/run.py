@@ -39,6 +39,8 @@ class Latents:
     """What the VAE makes of an image."""
 
     ratio: int
+    multiple: int
+    """Of an image's sides, after the crop."""
     channels: int
     dtype: str
     """As stored."""
@@ -159,8 +161,8 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
     say("listing the images and the masks")
     found = find_pairs(options.source, options.access)
     vae, latents = _vae(options)
-    refuse_sizes(options.decoding, latents.ratio)
-    made_by = {**options.decoding.recorded(), "ratio": latents.ratio}
+    refuse_sizes(options.decoding, latents.multiple)
+    made_by = {**options.decoding.recorded(), "crop_multiple": latents.multiple}
     decoder = PairDecoder.of(made_by, max_pixels=options.limits.max_pixels)
     pairs = found.with_uris(plan.added(rows.PAIRS.empty_table(), found.pairs))
     chunks = plan.cut(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"].to_numpy()
@@ -178,11 +180,12 @@ def _vae(options: PlanOptions) -> tuple[AutoencoderKL | None, Latents]:
     """The VAE, if one is named, and the shape of its latents."""
     dtype = options.rows.samples_dtype
     if not options.vae.vae:
-        return None, Latents(8, 4, dtype, assumed=True)
-    from inpaint_encode.vae import load_vae, spatial_ratio  # costs seconds, which a plan without a VAE need not take
+        return None, Latents(8, 8, 4, dtype, assumed=True)
+    from inpaint_encode import vae as vaes  # costs seconds, which a plan without a VAE need not take
 
-    vae = load_vae(options.vae)
-    return vae, Latents(spatial_ratio(vae), int(vae.config.latent_channels), dtype, assumed=False)
+    vae = vaes.load_vae(options.vae)
+    shape = vaes.spatial_ratio(vae), vaes.crop_multiple(vae), vaes.latent_channels(vae)
+    return vae, Latents(*shape, dtype, assumed=False)
 
 
 def _trial(

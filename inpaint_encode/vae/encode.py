@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.transform import binarise_mask, crop_box, grow_mask, neutralise, resize_mask, to_vae_range
 
-from .facts import spatial_ratio
+from .facts import crop_multiple, latent_channels, latent_form, patch_statistics, spatial_ratio
+from .families import Family, family_of
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import ModelMixin
 
 __all__ = ["InpaintLatents", "Posterior", "compute_dtype", "encode_for_inpaint", "posterior", "warm_up"]
 
@@ -22,28 +24,29 @@ class InpaintLatents(NamedTuple):
     """What ComfyUI calls a LATENT made for inpainting."""
 
     samples: Tensor
-    """float32 ``[B, C, h, w]``: the posterior's mean, neither scaled nor shifted."""
+    """float32 ``[B, C, h, w]``: the posterior's mean in the VAE's own `latent_form`, neither scaled nor shifted."""
     noise_mask: Tensor
     """float32 ``[B, 1, H, W]``: 1 where the sampler may repaint, at the pixel size of the crop."""
 
 
-def encode_for_inpaint(pixels: Tensor, mask: Tensor, vae: AutoencoderKL, grow_mask_by: int = 6) -> InpaintLatents:
+def encode_for_inpaint(pixels: Tensor, mask: Tensor, vae: ModelMixin, grow_mask_by: int = 6) -> InpaintLatents:
     """Encode images for inpainting: resize and crop the mask and the image, grey out, grow, encode.
 
     Args:
         pixels: float32 ``[B, H, W, 3]`` in 0..1; channels after the third are dropped.
         mask: float32 ``[B, h, w]`` or ``[1, h, w]`` in 0..1, 1 = repaint; one mask serves every image, and its
             size may differ from the images'.
-        vae: a diffusers ``AutoencoderKL``; it runs on the device and in the type that it is in.
+        vae: a diffusers VAE of any class in `inpaint_encode.vae.FAMILIES`; it runs on the device and in the type that
+            it is in.
         grow_mask_by: side in pixels of the square that dilates ``noise_mask``, 0..64.
 
     Raises:
-        ValueError: the batches do not match, a side is smaller than the VAE's ratio, or the growth is out of range.
+        ValueError: the batches do not match, a side is smaller than the VAE's multiple, or the growth is out of range.
     """
     count, height, width = pixels.shape[:3]
     if mask.shape[0] not in (1, count):
         raise ValueError(f"{mask.shape[0]} masks for {count} images; give one mask for each image, or one for all")
-    crop = crop_box(height, width, spatial_ratio(vae))
+    crop = crop_box(height, width, crop_multiple(vae))
     rows, columns = crop.slices
     binary = binarise_mask(resize_mask(mask, height, width)[:, rows, columns])
     samples = posterior(vae, neutralise(pixels[:, rows, columns, :3], binary)).mean
@@ -52,7 +55,7 @@ def encode_for_inpaint(pixels: Tensor, mask: Tensor, vae: AutoencoderKL, grow_ma
 
 
 class Posterior(NamedTuple):
-    """What a VAE says of a batch, neither scaled nor shifted, in float32."""
+    """What a VAE says of a batch, in float32 and in the VAE's own `latent_form`."""
 
     mean: Tensor
     """``[B, C, h, w]``"""
@@ -60,31 +63,55 @@ class Posterior(NamedTuple):
     """``[B, C, h, w]``, or None of a class that answers with the latent itself."""
 
 
-def posterior(vae: AutoencoderKL, pixels: Tensor) -> Posterior:
-    """Encode float32 ``[B, H, W, 3]`` in 0..1.
+def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
+    """Encode float32 ``[B, H, W, 3]`` in 0..1, sides a multiple of `crop_multiple`; each image is encoded alone.
 
     ``2p - 1`` is taken in float32 before the cast to the VAE's type, and no autocast may interfere.
     """
-    parameter = next(vae.parameters())
-    inputs = to_vae_range(pixels.to(parameter.device, torch.float32)).to(parameter.dtype)
+    family, parameter = family_of(vae), next(vae.parameters())
+    inputs = _inputs(family, to_vae_range(pixels.to(parameter.device, torch.float32))).to(parameter.dtype)
     with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False):
-        found = vae.encode(inputs.contiguous()).latent_dist
-        return Posterior(found.mean.float(), found.logvar.float())
+        answer = getattr(vae.encode(inputs.contiguous()), family.answer)
+        values = [answer.mean, answer.logvar] if family.answer == "latent_dist" else [answer]
+        values = [(value.squeeze(2) if family.video else value).float() for value in values]
+        if latent_form(vae) == "packed":
+            values = _packed(vae, values)
+    return Posterior(values[0], values[1] if len(values) > 1 else None)
 
 
-def warm_up(vae: AutoencoderKL) -> None:
-    """Encode one small image and hold the result against the configuration.
+def _inputs(family: Family, pixels: Tensor) -> Tensor:
+    """``[B, 3, H, W]`` in -1..1 as the class takes it: with an opaque fourth channel, as clips of one frame."""
+    if family.colours == 4:
+        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)
+    return pixels.unsqueeze(2) if family.video else pixels
+
+
+def _packed(vae: ModelMixin, values: list[Tensor]) -> list[Tensor]:
+    """Mean and log-variance of Flux.2's latents: 2x2 values become channels, then each channel is normalised."""
+    mean, std = (torch.tensor(one, device=values[0].device).view(1, -1, 1, 1) for one in patch_statistics(vae))
+    side = family_of(vae).patch(vae.config)
+    means, logvars = (pixel_unshuffle(value, side) for value in values)
+    return [(means - mean) / std, logvars - 2 * std.log()]
+
+
+def warm_up(vae: ModelMixin) -> None:
+    """Encode two small images and hold the result against the configuration.
 
     Raises:
-        UsageError: the latent's shape is not ``[C, H / ratio, W / ratio]``, or its values are not finite.
+        UsageError: the model takes other than RGB (or RGBA where its class does), the latents' shape is not
+            ``[2, C, H / ratio, W / ratio]``, or their values are not finite.
     """
-    ratio, channels = spatial_ratio(vae), int(vae.config.latent_channels)
-    height, width = 4 * ratio, 6 * ratio
-    latent = posterior(vae, torch.full((1, height, width, 3), 0.5)).mean
-    if tuple(latent.shape) != (1, channels, 4, 6):
+    takes, given = family_of(vae).inputs(vae.config)
+    if takes != given:
+        raise UsageError(f"the VAE takes {takes} channels, and an image is {given} for its class, {type(vae).__name__}")
+    ratio, channels, multiple = spatial_ratio(vae), latent_channels(vae), crop_multiple(vae)
+    height, width = 2 * multiple, 3 * multiple
+    expected = (2, channels, height // ratio, width // ratio)
+    latent = posterior(vae, torch.full((2, height, width, 3), 0.5)).mean
+    if tuple(latent.shape) != expected:
         raise UsageError(
-            f"the VAE's configuration promises {channels} channels at 1/{ratio} of the size, but an image of "
-            f"{height} x {width} became a latent of {list(latent.shape[1:])}; the configuration is not the weights'"
+            f"the VAE's configuration promises {channels} channels at 1/{ratio} of the size, but 2 images of "
+            f"{height} x {width} became latents of {list(latent.shape)}; the configuration is not the weights'"
         )
     if not bool(latent.isfinite().all()):
         raise UsageError("the VAE turns a plain grey image into values that are not finite; its weights are broken")

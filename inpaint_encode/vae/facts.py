@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from inpaint_encode.settings import VaeSource
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+from .families import family_of
 
-__all__ = ["VaeFacts", "spatial_ratio", "vae_facts", "weights_sha256"]
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+__all__ = [
+    "LatentForm",
+    "VaeFacts",
+    "crop_multiple",
+    "latent_channels",
+    "latent_form",
+    "patch_statistics",
+    "spatial_ratio",
+    "vae_facts",
+    "weights_sha256",
+]
+
+LatentForm = Literal["unscaled", "scaled", "packed"]
+"""What stored latents are: as the encoder says, to be scaled for a denoiser; in the denoiser's scaled space already; or
+in that space and packed, 2x2 values as channels."""
 
 
 @dataclass(frozen=True)
@@ -24,40 +40,89 @@ class VaeFacts:
     vae_source: str
     weights_sha256: str
     ratio: int
+    """Pixels of a side that become one latent value."""
+    crop_multiple: int
+    """Images are cropped to multiples of it; more than ``ratio`` for Flux.2's plain latents."""
     latent_channels: int
+    latent_form: LatentForm
     scaling_factor: float | None
+    """None where the model has none, or where it is not known: of a single file that several models share."""
     shift_factor: float | None
     latents_mean: list[float] | None
+    """For each channel, of Flux.2 for each of the packed ones."""
     latents_std: list[float] | None
+    vae_family: str = ""
+    """As given, where it settled the scaling."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
-def spatial_ratio(vae: AutoencoderKL) -> int:
-    """How many pixels of a side become one latent, from the model's configuration."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+def spatial_ratio(vae: ModelMixin) -> int:
+    """How many pixels of a side become one value of the stored latent."""
+    family = family_of(vae)
+    ratio = family.ratio(vae.config)
+    return ratio * family.patch(vae.config) if latent_form(vae) == "packed" else ratio
 
 
-def vae_facts(vae: AutoencoderKL, source: VaeSource) -> VaeFacts:
+def crop_multiple(vae: ModelMixin) -> int:
+    """What an image's sides must be multiples of: the ratio, and of Flux.2 that of its packed latents in any form."""
+    family = family_of(vae)
+    return family.ratio(vae.config) * family.patch(vae.config)
+
+
+def latent_channels(vae: ModelMixin) -> int:
+    """Channels of the stored latent."""
+    family = family_of(vae)
+    channels = int(vae.config[family.channels])
+    return channels * family.patch(vae.config) ** 2 if latent_form(vae) == "packed" else channels
+
+
+def latent_form(vae: ModelMixin) -> LatentForm:
+    """What `inpaint_encode.vae.posterior` gives of this model; of a Flux.2 as `load_vae` was told, else packed."""
+    family = family_of(vae)
+    if family.scaled:
+        return "scaled"
+    if family.patch(vae.config) > 1:
+        return "unscaled" if vae.config.get("flux2_latents") == "plain" else "packed"
+    return "unscaled"
+
+
+def patch_statistics(vae: ModelMixin) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of packed Flux.2 latents, in float32 as the weights have them.
+
+    `load_vae` keeps them in the configuration, since a model that is cast to half precision rounds them.
+    """
+    if "latents_std" in vae.config:
+        return vae.config.latents_mean, vae.config.latents_std
+    variance = vae.bn.running_var.float() + vae.config.batch_norm_eps
+    return vae.bn.running_mean.float().tolist(), variance.sqrt().tolist()
+
+
+def vae_facts(vae: ModelMixin, source: VaeSource) -> VaeFacts:
     """Read the facts from a loaded VAE's configuration and weights."""
     config = vae.config
+    packs = family_of(vae).patch(config) > 1
+    mean, std = patch_statistics(vae) if packs else (config.get("latents_mean"), config.get("latents_std"))
     return VaeFacts(
         vae_class=type(vae).__name__,
         vae_source="/".join(part for part in (source.vae, source.subfolder) if part)
         + (f"@{source.revision}" if source.revision else ""),
         weights_sha256=weights_sha256(vae),
         ratio=spatial_ratio(vae),
-        latent_channels=int(config.latent_channels),
+        crop_multiple=crop_multiple(vae),
+        latent_channels=latent_channels(vae),
+        latent_form=latent_form(vae),
         scaling_factor=config.get("scaling_factor"),
         shift_factor=config.get("shift_factor"),
-        latents_mean=config.get("latents_mean"),
-        latents_std=config.get("latents_std"),
+        latents_mean=None if mean is None else list(mean),
+        latents_std=None if std is None else list(std),
+        vae_family=source.vae_family,
     )
 
 
-def weights_sha256(vae: AutoencoderKL) -> str:
+def weights_sha256(vae: ModelMixin) -> str:
     """SHA-256 over the state dict in the order of its names: each name, its shape, and its values as float32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(vae.state_dict().items()):

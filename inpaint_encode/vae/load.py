@@ -1,7 +1,11 @@
-"""A VAE by its name: a folder or a hub id, safetensors only."""
+"""A VAE by its name: a folder, a single file or a hub id; safetensors only, and no code that comes with a model."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,26 +13,53 @@ import torch
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 
+from .facts import patch_statistics
+from .families import FAMILIES, known_family
+from .node_cache import on_this_node
+from .single_file import load_single_file
+
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import ModelMixin
 
 __all__ = ["load_vae"]
 
+_PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
-def load_vae(source: VaeSource) -> AutoencoderKL:
-    """Load a diffusers ``AutoencoderKL`` in float32 on the CPU, from safetensors only.
+
+def load_vae(source: VaeSource) -> ModelMixin:
+    """Load a VAE of any class in `inpaint_encode.vae.FAMILIES` in float32 on the CPU, from safetensors only.
+
+    What is on ``s3://`` or on the hub is brought to this node once, however many processes ask for it: into
+    ``inpaint-encode`` below ``XDG_CACHE_HOME`` (by default ``~/.cache``), and into the hub's own cache.
 
     Raises:
-        UsageError: there is no such model, its weights are pickles, or its class is another.
+        UsageError: there is no such model, its weights are pickles or not whole, or its class is not known here.
     """
-    from diffusers import AutoencoderKL
+    _refuse_pickles(source, [source.vae])
+    place = on_this_node(source)
+    vae = load_single_file(source, Path(place)) if Path(place).is_file() else _from_folder(source, place)
+    if known_family(type(vae).__name__, f"--vae {source.vae}").patch(vae.config) > 1:
+        mean, std = patch_statistics(vae)
+        vae.register_to_config(flux2_latents=source.flux2_latents, latents_mean=mean, latents_std=std)
+    return vae.eval().requires_grad_(False)
 
-    where = {name: value for name in ("subfolder", "revision") if (value := getattr(source, name))}
+
+def _from_folder(source: VaeSource, place: str) -> ModelMixin:
+    """Load from ``place``, a folder or a hub id, of the class that its configuration names."""
+    if source.vae_family:
+        raise UsageError(f"--vae-family is for single files; the configuration of --vae {source.vae} tells the scaling")
+    _refuse_missing_folder(source, place)
+    at_hub = not Path(place).is_dir()
+    where = {"subfolder": source.subfolder} if source.subfolder and not source.vae.startswith("s3://") else {}
+    where |= {"revision": source.revision} if source.revision and at_hub else {}
+    if not at_hub:
+        folder = Path(place, where.get("subfolder", ""))
+        _refuse_pickles(source, () if [*folder.glob("*.safetensors")] else (path.name for path in folder.glob("*")))
     try:
-        config = AutoencoderKL.load_config(source.vae, **where)
-        _refuse_other_classes(source, config)
-        vae, loading = AutoencoderKL.from_pretrained(
-            source.vae,
+        kind = _class_of(source, _config(place, where))
+        vae, loading = kind.from_pretrained(
+            place,
             use_safetensors=True,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,  # True needs another package, for a model that is loaded once
@@ -36,17 +67,57 @@ def load_vae(source: VaeSource) -> AutoencoderKL:
             **where,
         )
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--vae {source.vae} cannot be loaded: {str(error).splitlines()[0]}; give a folder in the diffusers "
-            "layout with .safetensors weights, or a hub id, and --subfolder if the VAE is a part of a pipeline"
-        ) from error
+        raise UsageError(_cannot_be_loaded(source, error, at_hub=at_hub)) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise UsageError(f"--vae {source.vae} lacks {len(missing)} of its weights, the first is {missing[0]}")
-    return vae.eval().requires_grad_(False)
+    return vae
 
 
-def _refuse_other_classes(source: VaeSource, config: Any) -> None:
-    found = config.get("_class_name", "AutoencoderKL")
-    if found != "AutoencoderKL":
-        raise UsageError(f"--vae {source.vae} is a {found}; only AutoencoderKL is known so far")
+def _config(place: str, where: dict[str, str]) -> dict[str, Any]:
+    from diffusers import AutoencoderKL
+
+    config: dict[str, Any] = AutoencoderKL.load_config(place, **where)  # of any class
+    return config
+
+
+def _class_of(source: VaeSource, config: dict[str, Any]) -> Any:
+    import diffusers
+
+    name = str(config.get("_class_name", "(its config.json names none)"))
+    known_family(name, f"--vae {source.vae}")
+    if not hasattr(diffusers, name):
+        there = [known for known in FAMILIES if hasattr(diffusers, known)]
+        raise UsageError(
+            f"--vae {source.vae} is of class {name}, which diffusers {diffusers.__version__} does not have; it has "
+            f"{', '.join(there)}; install a newer diffusers"
+        )
+    return getattr(diffusers, name)
+
+
+def _refuse_pickles(source: VaeSource, names: Iterable[str]) -> None:
+    """Refuse formats that run code as they are read."""
+    for name in names:
+        if Path(name).suffix in _PICKLES:
+            raise UsageError(
+                f"--vae {source.vae}: {Path(name).name} is a pickle, which may run any code; where you trust it, "
+                "convert it once: torch.load(file, weights_only=True), take out its state_dict, and write that with "
+                "safetensors.torch.save_file"
+            )
+
+
+def _refuse_missing_folder(source: VaeSource, place: str) -> None:
+    """Nothing but what can be a hub id is asked of the hub."""
+    if not Path(place).is_dir() and not _HUB_ID.fullmatch(place):
+        raise UsageError(
+            f"--vae {source.vae} cannot be loaded: there is no such folder or file on this node, and it is no hub id"
+        )
+
+
+def _cannot_be_loaded(source: VaeSource, error: Exception, *, at_hub: bool) -> str:
+    offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return (
+        f"--vae {source.vae} cannot be loaded: {str(error).splitlines()[0]}; give a folder in the diffusers layout "
+        "with .safetensors weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of "
+        "a pipeline" + ("; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was looked into" * offline)
+    )

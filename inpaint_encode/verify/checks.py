@@ -292,7 +292,7 @@ def _row_problems(file: DataFile, made_by: Mapping[str, Any], keys: list[str]) -
 
 def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     samples, mask = row["samples"], row["noise_mask"]
-    if sentence := _shapes_problem(row, Sizing.of(made_by), made_by["latent_channels"]):
+    if sentence := _shapes_problem(row, made_by):
         yield "shapes", sentence
     if infinite := samples.values.size - int(np.isfinite(samples.values).sum()):
         yield "samples", f"{infinite:,} of {samples.values.size:,} values are not finite"
@@ -304,10 +304,10 @@ def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         yield "coverage", f"mask_coverage is {stated}, the mask's mean {mean}"
 
 
-def _shapes_problem(row: Row, sizing: Sizing, channels: int) -> str | None:
-    height, width, ratio = row["source_height"] or 0, row["source_width"] or 0, sizing.ratio
+def _shapes_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
+    height, width, ratio = row["source_height"] or 0, row["source_width"] or 0, made_by["ratio"]
     try:
-        resized_height, resized_width, crop = sizing.fit(height, width)
+        resized_height, resized_width, crop = Sizing.of(made_by).fit(height, width)
     except (ValueError, ZeroDivisionError):
         return f"a source of {height} x {width} pixels has no latent at 1/{ratio} of its size"
     should: dict[str, Any] = {
@@ -316,7 +316,7 @@ def _shapes_problem(row: Row, sizing: Sizing, channels: int) -> str | None:
         "crop_top": crop.top,
         "crop_left": crop.left,
         "noise_mask": [1, crop.height, crop.width],
-        "samples": [channels, crop.height // ratio, crop.width // ratio],
+        "samples": [made_by["latent_channels"], crop.height // ratio, crop.width // ratio],
     }
     for name, value in should.items():
         tensor = row[name] if isinstance(row[name], Tensor) else None

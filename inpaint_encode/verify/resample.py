@@ -100,7 +100,7 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     names = RowSettings.model_fields.keys() - {"samples_dtype"}
     settings = RowSettings(**{name: made_by[name] for name in names}, samples_dtype="float32")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = _vae_source(vae or job["vae_source"])
+    source = _vae_source(vae or job["vae_source"], made_by)
     encoder = BatchEncoder.load(source, settings, made_by["weights_sha256"], device, compiled=False)
     reader = PairReader(SourceAccess(**job.get("access", {})))
     result = Resampled()
@@ -115,15 +115,16 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     return result
 
 
-def _vae_source(spelled: str) -> VaeSource:
-    """Read ``folder``, ``folder/subfolder``, ``org/name``, ``org/name/subfolder``, each with ``@revision`` or not."""
-    if Path(spelled).is_dir():
-        return VaeSource(vae=spelled)
+def _vae_source(spelled: str, made_by: Mapping[str, Any]) -> VaeSource:
+    """Read paths and URIs as they are, and ``org/name`` or ``org/name/subfolder``, with ``@revision`` or not."""
+    form: dict[str, Any] = {"flux2_latents": "packed" if made_by.get("latent_form") == "packed" else "plain"}
+    if spelled.endswith(".safetensors"):
+        form["vae_family"] = made_by.get("vae_family", "")
+    if Path(spelled).exists() or Path(spelled).is_absolute() or "://" in spelled:
+        return VaeSource(vae=spelled, **form)
     name, _, revision = spelled.partition("@")
-    if Path(name).is_absolute():
-        return VaeSource(vae=name, revision=revision)
     parts = name.split("/")
-    return VaeSource(vae="/".join(parts[:2]), subfolder="/".join(parts[2:]), revision=revision)
+    return VaeSource(vae="/".join(parts[:2]), subfolder="/".join(parts[2:]), revision=revision, **form)
 
 
 def _compare(

@@ -1,0 +1,61 @@
+"""Latents in the space that a denoiser works in, from latents as they are stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inpaint_encode.errors import UsageError
+
+from .facts import VaeFacts
+
+__all__ = ["refuse_unscalable", "to_scaled"]
+
+
+def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
+    """Scale latents as diffusers' pipelines do before they are denoised.
+
+    ``(samples - latents_mean) / latents_std`` where the model has statistics, then
+    ``(samples - shift_factor) * scaling_factor``, each where it has one. Latents that are in that space already
+    (AutoencoderTiny's, Flux.2's packed ones) come back as they are.
+
+    Args:
+        samples: float ``[B, C, h, w]``, as `inpaint_encode.vae.posterior` gives them.
+        facts: of the VAE that made them.
+
+    Raises:
+        UsageError: the scaling is not known, see `refuse_unscalable`.
+    """
+    refuse_unscalable(facts)
+    if facts.latent_form != "unscaled":
+        return samples
+    if facts.latents_mean is not None and facts.latents_std is not None:
+        mean, std = (_by_channel(values, samples) for values in (facts.latents_mean, facts.latents_std))
+        samples = (samples - mean) / std
+    if facts.shift_factor is not None:
+        samples = samples - facts.shift_factor
+    return samples if facts.scaling_factor is None else samples * facts.scaling_factor
+
+
+def refuse_unscalable(facts: VaeFacts) -> None:
+    """Refuse what `to_scaled` cannot do, before a job begins.
+
+    Raises:
+        UsageError: nothing tells by what to scale, or the model's statistics are those of another form.
+    """
+    if facts.latent_form != "unscaled":
+        return
+    if facts.latents_std is not None and len(facts.latents_std) != facts.latent_channels:
+        raise UsageError(
+            f"--scaled of {facts.vae_class} is its packed latent, which --flux2-latents packed stores; leave one out"
+        )
+    if facts.scaling_factor is None and facts.latents_std is None:
+        raise UsageError(
+            f"--scaled needs the scaling of {facts.vae_source}, which is not known: its configuration has none, or it "
+            "is a single file whose names and shapes are those of several models; name the model with --vae-family, or "
+            "give its diffusers folder"
+        )
+
+
+def _by_channel(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)

@@ -1,0 +1,190 @@
+"""Single files in every layout that is known, with the network off: the weights are those of the diffusers model."""
+
+import socket
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from inpaint_encode import load_vae
+from inpaint_encode.errors import UsageError
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae import refuse_unscalable, to_scaled, vae_facts, warm_up, weights_sha256
+from tests.original_layouts import dc_ae, flux2, latent_diffusion, wan_21, wan_22
+from tests.vaes import BLOCKS, WAN
+
+WIDE = {**BLOCKS, "block_out_channels": (32,) * 4, "layers_per_block": 1}
+UPSCALER = {name: WIDE[name][:3] for name in ("down_block_types", "up_block_types", "block_out_channels")}
+SANA = {
+    "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+    "decoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+    "encoder_block_out_channels": (4, 4, 8, 32, 32, 64),
+    "decoder_block_out_channels": (8, 8, 8, 32, 32, 32),
+    "encoder_layers_per_block": (2, 2, 2, 3, 3, 3),
+    "decoder_layers_per_block": (3,) * 6,
+    "encoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
+    "decoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
+    "downsample_block_type": "conv",
+    "upsample_block_type": "interpolate",
+}
+SD3 = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+WAN_22 = {"base_dim": 4, "decoder_base_dim": 8, "z_dim": 48, "is_residual": True, "patch_size": 2} | dict.fromkeys(
+    ("in_channels", "out_channels"), 12
+)
+
+
+def inside(prefix):
+    return lambda tensors: {prefix + name: tensor for name, tensor in latent_diffusion(tensors).items()}
+
+
+def old_attention(tensors):
+    parts = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    for new, old in parts.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+LAYOUTS = {
+    "AutoencoderKL, original": ("AutoencoderKL", WIDE, latent_diffusion),
+    "AutoencoderKL, in a checkpoint": ("AutoencoderKL", WIDE, inside("first_stage_model.")),
+    "AutoencoderKL, in a checkpoint of ComfyUI": ("AutoencoderKL", WIDE | SD3, inside("vae.")),
+    "AutoencoderKL, diffusers": ("AutoencoderKL", WIDE, dict),
+    "AutoencoderKL, diffusers of 2022": ("AutoencoderKL", WIDE, old_attention),
+    "SD 3 and Flux.1, original": ("AutoencoderKL", WIDE | SD3, latent_diffusion),
+    "x4 upscaler, original": ("AutoencoderKL", WIDE | UPSCALER, lambda tensors: latent_diffusion(tensors, levels=3)),
+    "Flux.2, original": ("AutoencoderKLFlux2", WIDE, flux2),
+    "Flux.2, diffusers": ("AutoencoderKLFlux2", WIDE, dict),
+    "Wan 2.1, original": ("AutoencoderKLWan", {"base_dim": 4}, wan_21),
+    "Wan 2.1, diffusers": ("AutoencoderKLWan", {"base_dim": 4}, dict),
+    "Wan 2.2, original": ("AutoencoderKLWan", WAN_22, wan_22),
+    "Sana, original": ("AutoencoderDC", SANA, dc_ae),
+    "Sana, diffusers": ("AutoencoderDC", SANA, dict),
+    "TAESD, diffusers": ("AutoencoderTiny", {"latent_channels": 16}, dict),
+}
+
+
+@pytest.fixture
+def network_off(monkeypatch):
+    def refuse(*_arguments):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def random_vae(kind: str, config: dict):
+    torch.manual_seed(0)
+    return getattr(diffusers, kind)(**config).eval()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(tensors: dict, name: str = "vae.safetensors") -> str:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / name)
+        return str(tmp_path / name)
+
+    return written
+
+
+def facts_of(path: str, **options):
+    source = VaeSource(vae=path, **options)
+    return vae_facts(load_vae(source), source)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_is_the_model_it_was_written_of(layout, write, network_off):
+    kind, config, naming = LAYOUTS[layout]
+    vae = random_vae(kind, config)
+    found = load_vae(VaeSource(vae=write(naming(vae.state_dict()))))
+    assert type(found).__name__ == kind
+    assert weights_sha256(found) == weights_sha256(vae)
+    warm_up(found)
+    pixels = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        inputs = pixels[:, :, None] if kind == "AutoencoderKLWan" else pixels
+        answers = [one.encode(inputs, return_dict=False)[0] for one in (found, vae)]
+    values = [getattr(answer, "parameters", answer) for answer in answers]
+    assert torch.allclose(*values, rtol=1e-5, atol=1e-5)  # weights elsewhere in memory are summed in another order
+
+
+CONTEXT = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+JOINT = "model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"
+DOUBLE = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
+
+
+@pytest.mark.parametrize(
+    ("config", "beside", "family", "scaling"),
+    [
+        ({}, {}, "", (None, None)),
+        ({}, {}, "sd1", (0.18215, None)),
+        ({}, {}, "sdxl", (0.13025, None)),
+        ({}, {CONTEXT: (640, 768)}, "", (0.18215, None)),
+        ({}, {CONTEXT: (640, 1024)}, "sd1", (0.18215, None)),
+        ({}, {CONTEXT: (640, 2048)}, "", (0.13025, None)),
+        (SD3, {}, "", (None, None)),
+        (SD3, {}, "sd3", (1.5305, 0.0609)),
+        (SD3, {JOINT: (8, 8)}, "", (1.5305, 0.0609)),
+        (SD3, {DOUBLE: (8, 8)}, "", (0.3611, 0.1159)),
+        (UPSCALER, {}, "", (0.08333, None)),
+    ],
+)
+def test_the_scaling_is_what_settles_it_or_unknown(config, beside, family, scaling, write):
+    vae = random_vae("AutoencoderKL", WIDE | config)
+    levels = len((WIDE | config)["block_out_channels"])
+    tensors = {f"first_stage_model.{name}": one for name, one in latent_diffusion(vae.state_dict(), levels).items()}
+    path = write(tensors | {name: torch.zeros(shape) for name, shape in beside.items()})
+    facts = facts_of(path, vae_family=family)
+    assert (facts.scaling_factor, facts.shift_factor) == scaling
+    if scaling == (None, None):
+        with pytest.raises(UsageError, match="--vae-family"):
+            refuse_unscalable(facts)
+    else:
+        samples = torch.ones(1, facts.latent_channels, 2, 2)
+        assert to_scaled(samples, facts).flatten()[0] == pytest.approx((1 - (scaling[1] or 0)) * scaling[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "beside", "family"), [({}, {}, "sd3"), (SD3, {}, "sdxl"), ({}, {CONTEXT: (640, 768)}, "sdxl")]
+)
+def test_a_family_that_cannot_be_is_refused(config, beside, family, write):
+    tensors = inside("first_stage_model.")(random_vae("AutoencoderKL", WIDE | config).state_dict())
+    path = write(tensors | {name: torch.zeros(shape) for name, shape in beside.items()})
+    with pytest.raises(UsageError, match=f"--vae-family {family}, but"):
+        load_vae(VaeSource(vae=path, vae_family=family))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "name"),
+    [
+        ("AutoencoderKLQwenImage21", WAN | {"decoder_base_dim": 4}, "Qwen-Image 2.1"),
+        (
+            "AutoencoderKLHunyuanImage",
+            {"in_channels": 3, "out_channels": 3, "latent_channels": 16, "block_out_channels": (32,) * 6}
+            | {"layers_per_block": 1, "spatial_compression_ratio": 32, "sample_size": 384},
+            "HunyuanImage",
+        ),
+    ],
+)
+def test_what_has_no_layout_is_refused_by_name(kind, config, name, write):
+    path = write(random_vae(kind, config).state_dict())
+    with pytest.raises(UsageError, match=f"looks like {name} .* diffusers folder"):
+        load_vae(VaeSource(vae=path))
+
+
+def test_what_is_no_whole_vae_is_refused(write, tmp_path):
+    tensors = latent_diffusion(random_vae("AutoencoderKL", WIDE).state_dict())
+    lacking = {name: tensor for name, tensor in tensors.items() if name != "decoder.up.0.block.0.norm1.weight"}
+    other = {name: torch.zeros(3) for name in ("lora.up", "lora.down")}
+    (tmp_path / "text.safetensors").write_text("no safetensors")
+    for path, sentence in [
+        (write(lacking), "has not all of a VAE.*up_blocks.3.resnets.0.norm1.weight"),
+        (write(other, "lora.safetensors"), "holds no VAE .* begin with lora.down, lora.up"),
+        (str(tmp_path / "text.safetensors"), "is no safetensors file"),
+    ]:
+        with pytest.raises(UsageError, match=sentence):
+            load_vae(VaeSource(vae=path))
