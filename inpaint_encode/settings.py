@@ -84,8 +84,8 @@ class Source(_Frozen):
     images: str = ""
     """Prefix of the images: s3://bucket/prefix, gs://bucket/prefix, file:///path or a plain path; read recursively."""
     masks: str = ""
-    """Prefix of the masks; white is repainted. With --mask-pattern, by default that of the images. Without either, and
-    with --mask-channel alpha, each image is its own mask."""
+    """Prefix of the masks; white is repainted, unless --mask-polarity says otherwise. With --mask-pattern, by default
+    that of the images. Without either, and with --mask-channel alpha, each image is its own mask."""
     mask_pattern: str = ""
     """A mask's file name, such as {stem}_mask{n}.png: a file that matches is a mask of the image in the same relative
     folder whose name without the suffix is {stem}. {n}, one to nine digits, allows an image several masks, each a

@@ -175,7 +175,7 @@ def test_decoding_that_contradicts_itself(given, sentence):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--mask-chanel", "red"], "Did you mean --mask-channel?"),
+        (["--mask-chanel", "red"], "did you mean '--mask-channel'?"),
         (["--mask-polarity", "wite"], "'opaque'; did you mean 'white'?"),
         (["--mask-preset", "LaMa"], "did you mean 'lama'?"),
         (["--icc", "sRGB"], "did you mean 'srgb'?"),
