@@ -18,11 +18,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]' --group dev
 	@touch $@
 
-check: $(INSTALLED) ## lint, formatting, types and the direction of imports
+check: $(INSTALLED) ## lint, formatting, types, the direction of imports, and the files of cluster/
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/unit/test_manifests.py
 
 test: $(INSTALLED) ## every test but the long ones
 	$(BIN)/python -m pytest -m 'not long'

@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     stop_on_signals()
     try:
         tokens = _without_config(sys.argv[1:] if arguments is None else arguments)
+        _refuse_unknown(tokens)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         cause = error.__cause__
@@ -148,6 +149,17 @@ def _without_config(arguments: list[str]) -> list[str]:
         raise UsageError("--config needs a TOML file")
     app.config = _values_of(Path(arguments[at + 1]))
     return arguments[:at] + arguments[at + 2 :]
+
+
+def _refuse_unknown(tokens: list[str]) -> None:
+    """Before options are read: a misspelled one is what is wrong, and not that another is missing without it."""
+    if not tokens or tokens[0].startswith("-") or tokens[0] not in app:
+        return
+    known = {name for option in app[tokens[0]].assemble_argument_collection() for name in option.names}
+    known |= {"--help", "--version"}
+    for name in (token.partition("=")[0] for token in tokens if token.startswith("--")):
+        if name not in known:
+            raise UsageError(f"unknown option {name}{_nearest(name, sorted(known))}")
 
 
 def _split_config(argument: str) -> list[str]:

@@ -10,15 +10,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import JobFailed, UsageError
 from .settings import Workers
 
-__all__ = ["encoders", "joined", "protect_local_ray"]
+__all__ = ["Encoders", "encoders", "encoders_of", "joined", "protect_local_ray"]
 
 LOGICAL_CPUS = 4
 """Least number of CPUs that a Ray on this machine is told to have: an encoder and the tasks around it must all fit."""
+
+CPU_ENCODER_CPUS = 2.0
+"""An encoder without a GPU, unless it is told."""
 
 
 @contextmanager
@@ -48,7 +51,8 @@ def _start(options: dict[str, Any]) -> None:
     import ray
 
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        logs = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
+        ray.init(logging_config=logs, logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # Ray raises a bare Exception when a node does not come up
         where = (
             f"the Ray cluster at {options['address']} cannot be joined" if "address" in options else "Ray did not start"
@@ -57,25 +61,52 @@ def _start(options: dict[str, Any]) -> None:
         raise JobFailed(f"{where}: {reason.splitlines()[0]}") from error
 
 
-def encoders(workers: Workers, address: str) -> tuple[float, int]:
-    """Return how many GPUs an encoder takes, and the most encoders to start.
+class Encoders(NamedTuple):
+    """What the VAE workers of a job take, each, and how many there may be."""
 
-    Raises:
-        UsageError: they need GPUs, and the Ray that this process started has none and never will.
-    """
+    gpus: float
+    cpus: float
+    least: int
+    most: int
+
+
+def encoders(workers: Workers, address: str) -> Encoders:
+    """Return what an encoder takes of the cluster that this process is connected to; raises as `encoders_of` does."""
     import ray
 
-    there = ray.cluster_resources()
-    if workers.gpus_per_worker == "auto":
-        gpus = 1.0 if there.get("GPU") else 0.0
-    else:
-        gpus = float(workers.gpus_per_worker)
-    if gpus > there.get("GPU", 0) and not (address or os.environ.get("RAY_ADDRESS")):
+    own = not (address or os.environ.get("RAY_ADDRESS"))
+    return encoders_of(workers, ray.cluster_resources().get("GPU", 0), own=own)
+
+
+def encoders_of(workers: Workers, there: float, *, own: bool) -> Encoders:
+    """Return what an encoder takes, and how many to start, where ``there`` GPUs are now; a Ray of our own gets no more.
+
+    Raises:
+        UsageError: they need GPUs that are not there: our own Ray never has them, and of a cluster that starts them on
+            demand it cannot be known how many are wanted.
+    """
+    asked = workers.gpus_per_worker
+    gpus = float(there > 0) if asked == "auto" else float(asked)
+    if gpus > there and own:
+        raise UsageError(f"--gpus-per-worker {asked}, but this machine has no such GPU; use 0 or auto")
+    if gpus > there and not workers.max_workers:
         raise UsageError(
-            f"--gpus-per-worker {workers.gpus_per_worker}, but this machine has no such GPU; use 0 or auto"
+            f"--gpus-per-worker {asked}, and the cluster has {there:g} GPUs now; if it starts more on demand, say for "
+            "how many workers, with --max-workers"
         )
-    fitting = int(there.get("GPU", 0) / gpus) if gpus else 1
-    return gpus, workers.max_workers or max(workers.min_workers, fitting)
+    fitting = int(there / gpus) if gpus else 1
+    most = workers.max_workers or max(workers.min_workers, fitting)
+    return Encoders(gpus, _cpus_of(workers, gpus), min(workers.min_workers, most), most)
+
+
+def _cpus_of(workers: Workers, gpus: float) -> float:
+    if workers.encode_cpus != "auto":
+        cpus = float(workers.encode_cpus)
+    else:
+        cpus = 0.0 if gpus else CPU_ENCODER_CPUS
+    if not gpus and cpus == workers.fetch_cpus:
+        return cpus + 0.001  # two stages that take the same are run by Ray in one process, in turn
+    return cpus
 
 
 def protect_local_ray(address: str) -> None:

@@ -23,10 +23,11 @@ from .errors import JobFailed, TooManyRejected, UsageError
 from .images import PairDecoder
 from .lease import Lease, hold
 from .ledger import Committed, Ledger
+from .metrics import JobMetrics
 from .progress import Display
 from .report import Tally, write_report
 from .resume import Remaining, job_record, open_output, refuse_sizes, remaining
-from .settings import EncodeJob
+from .settings import EncodeJob, selector
 from .sources import find_pairs
 from .stages import CALLS_AT_ONCE, Encoder, commit, fetch_and_decode
 from .vae import VaeFacts, load_vae, vae_facts, warm_up
@@ -41,10 +42,6 @@ FLUSH_S = 30.0
 """How often the receipts are kept; what a killed run had not kept yet is read from the files themselves."""
 
 
-CPU_ENCODER_CPUS = 2
-"""An encoder without a GPU; what it takes must differ from a fetch task's, or Ray runs both in one process in turn."""
-
-
 class Backend(NamedTuple):
     """What makes the latents: the VAE of a job, or whatever a benchmark puts in its place."""
 
@@ -57,38 +54,44 @@ def receipts_of(
     work: pa.Table, job: EncodeJob, backend: Backend, ledger: Ledger, made_by: dict[str, Any]
 ) -> ray.data.Dataset:
     """Read, fetch, decode, encode, commit: a row of ``work`` is a chunk, and so is every row after it."""
-    gpus, workers = encoders(job.workers, job.run.address)
+    vae = encoders(job.workers, job.run.address)
     batch_size = 1 if job.rows.deterministic else job.workers.batch_size  # what else is in a batch changes last bits
+    fetch_on, encode_on = selector(job.workers.fetch_on), selector(job.workers.encode_on)
     return (
         ray.data.from_arrow(work)
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
             fn_kwargs=_reading(job, made_by),
-            batch_size=1,
-            batch_format="pyarrow",
+            num_cpus=job.workers.fetch_cpus,
+            label_selector=fetch_on,
+            **_A_CHUNK,
         )
         .map_batches(
             Encoder,
-            fn_constructor_args=(backend.open, batch_size, gpus, workers),
+            fn_constructor_args=(backend.open, batch_size, vae.gpus, vae.most),
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(job.workers.min_workers, workers),
-                max_size=workers,
+                min_size=vae.least,
+                max_size=vae.most,
                 max_concurrent_calls_per_actor=CALLS_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
-            num_gpus=gpus or None,
-            num_cpus=1 if gpus else CPU_ENCODER_CPUS,
-            batch_size=1,
-            batch_format="pyarrow",
+            num_gpus=vae.gpus or None,
+            num_cpus=vae.cpus,
+            label_selector=encode_on,
+            **_A_CHUNK,
         )
         .map_batches(
             commit,
             fn_kwargs={"ledger": ledger, "made_by": made_by},
-            batch_size=1,
-            batch_format="pyarrow",
+            num_cpus=job.workers.write_cpus,
+            label_selector=fetch_on,
+            **_A_CHUNK,
         )
     )
+
+
+_A_CHUNK: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
 def _reading(job: EncodeJob, made_by: dict[str, Any]) -> dict[str, Any]:
@@ -172,15 +175,17 @@ class _Run:
         self._unkept: list[dict[str, Any]] = []
         self._kept_files, self._kept_at = 0, time.monotonic()
         self._paced_from: tuple[float, int] | None = None
+        self._pairs = left.pairs
         self._warned = False
         display.start(left.pairs, self.whole.decided)
 
     def consume(self, receipts: ray.data.Dataset) -> None:
         """Take in every receipt; the chunks that were decided are kept whatever ends this."""
+        metrics = JobMetrics(self._ledger.job, self._pairs - self.whole.decided)
         try:
             for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for receipt in batch.to_pylist():
-                    self._take(receipt)
+                    self._take(receipt, metrics)
         except RayError as error:
             raise JobFailed(
                 f"Ray gave up: {_cause(error)}; what is done stays, and the same command goes on"
@@ -198,7 +203,7 @@ class _Run:
                 f"{self._options.max_rejected}; see {self._ledger.uri('_rejected')}"
             )
 
-    def _take(self, receipt: dict[str, Any]) -> None:
+    def _take(self, receipt: dict[str, Any], metrics: JobMetrics) -> None:
         if receipt["fatal"]:
             raise JobFailed(f"{receipt['fatal']}; what is done stays, and the same command goes on from it")
         if self._lease.lost.is_set():
@@ -207,6 +212,7 @@ class _Run:
         self.chunks[receipt["chunk"]] = held
         self.whole.add(held)
         self.tally.add(held, receipt["counters"])
+        metrics.add(held.encoded, held.errors, dict(receipt["counters"]))
         self._display.update(self.whole.decided, self.whole.rejected, self._pace())
         self._unkept.append(receipt)
         if self.tally.encoded >= JUDGED_AT:

@@ -19,6 +19,7 @@ __all__ = [
     "Chunks",
     "Decoding",
     "EncodeJob",
+    "Labels",
     "Limits",
     "Output",
     "PlanOptions",
@@ -29,6 +30,7 @@ __all__ = [
     "VaeSource",
     "VerifyOptions",
     "Workers",
+    "selector",
 ]
 
 CONTRACT_VERSION = 1
@@ -82,8 +84,8 @@ class Source(_Frozen):
     images: str = ""
     """Prefix of the images: s3://bucket/prefix, gs://bucket/prefix, file:///path or a plain path; read recursively."""
     masks: str = ""
-    """Prefix of the masks; white is repainted. With --mask-pattern, by default that of the images. Without either, and
-    with --mask-channel alpha, each image is its own mask."""
+    """Prefix of the masks; white is repainted, unless --mask-polarity says otherwise. With --mask-pattern, by default
+    that of the images. Without either, and with --mask-channel alpha, each image is its own mask."""
     mask_pattern: str = ""
     """A mask's file name, such as {stem}_mask{n}.png: a file that matches is a mask of the image in the same relative
     folder whose name without the suffix is {stem}. {n}, one to nine digits, allows an image several masks, each a
@@ -366,6 +368,16 @@ class Output(Chunks):
     """Start anew: remove what an earlier job wrote there, then encode every pair."""
 
 
+_SELECTOR = r"[\w./-]+=!?(?:in\([\w.-]+(?:, ?[\w.-]+)*\)|[\w.-]+)"
+Labels = Annotated[str, Field(pattern=rf"^(?:{_SELECTOR}(?:, ?{_SELECTOR})*)?$")]
+"""Conditions on a node's labels, all of which must hold: ``key=value``, ``key=!value``, ``key=in(one,two)``."""
+
+
+def selector(labels: Labels) -> dict[str, str] | None:
+    """Take the conditions apart, by key, as Ray is told them; None if there are none."""
+    return dict(one.split("=", 1) for one in re.findall(_SELECTOR, labels)) or None
+
+
 @_section("Who does the work", 6)
 class Batches(_Frozen):
     """What one worker does at once, and on what."""
@@ -388,7 +400,19 @@ class Workers(Batches):
     min_workers: Annotated[int, Field(ge=1)] = 1
     """VAE workers that the job starts with."""
     max_workers: Annotated[int, Field(ge=0)] = 0
-    """Most VAE workers; 0 is one for each share of a GPU the cluster has now, or one without GPUs."""
+    """Most VAE workers; 0 is one for each share of a GPU the cluster has now, or one without GPUs. A cluster that
+    starts GPU nodes on demand starts as many as these workers need."""
+    fetch_cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that a task takes which fetches and decodes a chunk, of those a node says it has."""
+    encode_cpus: Annotated[str, Field(pattern=r"^(auto|\d+|\d+\.\d+)$")] = "auto"
+    """CPUs that a VAE worker takes: auto is 0 beside a GPU, so that no other task keeps it from its GPU, else 2."""
+    write_cpus: Annotated[float, Field(gt=0)] = 0.75
+    """CPUs that a task takes which writes a chunk."""
+    encode_on: Labels = ""
+    """Labels of the nodes for VAE workers, such as ray.io/accelerator-type=in(L4,A10G) or pool=gpu,market=!spot;
+    by default every node with what a worker takes."""
+    fetch_on: Labels = ""
+    """Labels of the nodes on which files are fetched, decoded and written; by default every node with free CPUs."""
 
     @model_validator(mode="after")
     def _order(self) -> Self:

@@ -9,8 +9,6 @@ has no types, so its columns are strings, and in JSONL what looks like a time is
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -41,18 +39,6 @@ _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _GOOD = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
 
 
-@contextmanager
-def _freed_at_once() -> Iterator[None]:
-    """Arrow's own allocator keeps what is freed, here 150 MB of a million lines; the system's gives it back."""
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
-
-
-@_freed_at_once()
 def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> FoundPairs:
     """Read the manifest; a line is a pair, or an image with its ``--random-masks``.
 

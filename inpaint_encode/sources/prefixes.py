@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,6 +23,7 @@ __all__ = ["from_images", "from_prefixes"]
 
 _SUFFIXES = f"an image's name ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
 _STEM_AND_SUFFIX = r"^(?P<key>.+)\.(?P<suffix>[^./]+)$"
+_PAGES_AT_ONCE = 32
 _LISTED = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])
 
 
@@ -79,28 +81,41 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     if together:
         images, masks = _told_apart(images, masks)
     _refuse_shared_keys("--images", images_prefix, images)
-    _refuse_shared_keys("--masks", masks_prefix, masks.filter(pc.is_valid(masks["image"])))
-    pairs, bytes_listed = _paired(images, masks, source)
+    _refuse_shared_keys("--masks", masks_prefix, _all_or(masks, pc.is_valid(masks["image"])))
+    where = _where(masks["image"], images["key"])
+    used = np.zeros(images.num_rows, np.bool_)
+    used[where.drop_null().to_numpy()] = True
+    pairs, mask_bytes = _paired(images, masks, where, source)
     if not pairs.num_rows:
         raise UsageError(_no_pairs(source, images, masks))
     return FoundPairs(
         pairs=pairs,
-        unpaired_images=_unpaired(images_prefix, images, images["key"], masks["image"]),
-        unpaired_masks=_unpaired(masks_prefix, masks, masks["image"], images["key"]),
+        unpaired_images=_uris_of(images_prefix, images, pa.array(~used)),
+        unpaired_masks=_uris_of(masks_prefix, masks, pc.is_null(where)),
         ignored_files=ignored + ignored_masks,
         images_prefix=images_prefix,
         masks_prefix=masks_prefix,
         listed=listed,
-        bytes_listed=bytes_listed,
+        bytes_listed=(pc.sum(images["size"].filter(pa.array(used))).as_py(), mask_bytes),
     )
 
 
 def _listing(option: str, prefix: str, access: SourceAccess, nested: str = "") -> tuple[pa.Table, int]:
     """The images under ``prefix``, and how many other objects there are; those under ``nested`` are neither."""
     inside = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else None
-    batches = [_image_batch(listed, inside) for listed in listed_pages(option, prefix, access)]
-    table = pa.Table.from_batches([batch for batch, _ in batches], _LISTED).combine_chunks()
-    return table, sum(ignored for _, ignored in batches)
+    pages, table, ignored = [], _LISTED.empty_table(), 0
+    for listed in listed_pages(option, prefix, access):
+        page, others = _image_batch(listed, inside)
+        pages.append(page)
+        ignored += others
+        if len(pages) == _PAGES_AT_ONCE:
+            table, pages = pa.concat_tables([table, _in_one_piece(pages)]), []
+    return pa.concat_tables([table, _in_one_piece(pages)]), ignored
+
+
+def _in_one_piece(pages: list[pa.RecordBatch]) -> pa.Table:
+    """Small pages lie between what is freed meanwhile, and keep it from the system."""
+    return pa.Table.from_batches(pages, _LISTED).combine_chunks()
 
 
 def _image_batch(listed: storage.Listed, skip: str | None) -> tuple[pa.RecordBatch, int]:
@@ -147,11 +162,9 @@ def _told_apart(files: pa.Table, as_masks: pa.Table) -> tuple[pa.Table, pa.Table
     return files.filter(pc.invert(is_mask)), as_masks.filter(is_mask)
 
 
-def _paired(images: pa.Table, masks: pa.Table, source: Source) -> tuple[pa.Table, tuple[int, int]]:
-    """Put to each mask the image of its stem, where there is one; and the bytes of the images and of the masks."""
-    where = pc.index_in(masks["image"], value_set=images["key"])
-    image_bytes = pc.sum(images["size"].take(pc.unique(where).drop_null())).as_py() or 0
-    masks, images = masks.filter(pc.is_valid(where)), images.take(where.drop_null())
+def _paired(images: pa.Table, masks: pa.Table, where: pa.ChunkedArray, source: Source) -> tuple[pa.Table, int]:
+    """Put to each mask the image of its stem, where there is one; and the bytes of these masks."""
+    masks, images = _all_or(masks, pc.is_valid(where)), _in_order(images, where.drop_null())
     columns = {
         "key": masks["image"],
         "image_suffix": images["suffix"],
@@ -164,16 +177,38 @@ def _paired(images: pa.Table, masks: pa.Table, source: Source) -> tuple[pa.Table
         columns |= {"key": masks["key"], "image": masks["image"], "mask_index": masks["mask_index"]}
     elif source.mask_pattern:
         columns |= {"mask": masks["key"]}
-    return pa.table(columns), (image_bytes, pc.sum(masks["size"]).as_py() or 0)
+    return pa.table(columns), pc.sum(masks["size"]).as_py() or 0
 
 
-def _unpaired(prefix: str, files: pa.Table, keys: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.Array:
-    alone = files.filter(pc.invert(pc.is_in(keys, value_set=others, skip_nulls=True)))
+def _where(wanted: pa.ChunkedArray, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The number of each wanted key among ``keys``, or null; where both are the same, no table of hashes is made."""
+    if wanted.equals(keys):
+        return pa.chunked_array([pa.array(np.arange(len(keys)), pa.int32())])
+    return pc.index_in(wanted, value_set=keys)
+
+
+def _all_or(table: pa.Table, wanted: pa.ChunkedArray) -> pa.Table:
+    """The wanted rows, without a copy where that is all."""
+    return table if pc.all(wanted).as_py() else table.filter(wanted)
+
+
+def _in_order(table: pa.Table, rows: pa.ChunkedArray) -> pa.Table:
+    """The rows of these numbers, without a copy where they are so already."""
+    numbers = rows.to_numpy()
+    same = len(numbers) == table.num_rows and np.array_equal(numbers, np.arange(len(numbers)))
+    return table if same else table.take(rows)
+
+
+def _uris_of(prefix: str, files: pa.Table, wanted: pa.Array | pa.ChunkedArray) -> pa.Array:
+    alone = files.select(["key", "suffix"]).filter(wanted)
     return uris(prefix, alone["key"], alone["suffix"]).combine_chunks().sort()
 
 
 def _refuse_shared_keys(option: str, prefix: str, table: pa.Table) -> None:
-    if pc.count_distinct(table["key"]).as_py() == table.num_rows:
+    keys = table["key"]
+    if pc.all(pc.less(keys.slice(0, max(0, len(keys) - 1)), keys.slice(1))).as_py():
+        return  # in the order of a listing, as a rule, and so without a table of hashes
+    if pc.count_distinct(keys).as_py() == len(keys):
         return
     counts = table.group_by("key").aggregate([("key", "count")])
     shared = counts.filter(pc.greater(counts["key_count"], 1))["key"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,8 @@ from .chunk import Chunk, Row
 
 __all__ = ["commit"]
 
+_LOG = logging.getLogger(__name__)
+
 
 def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.Table:
     """Write a chunk of `rows.ENCODED` into the output; return its receipt, a row of `rows.RECEIPT`."""
@@ -27,11 +30,22 @@ def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.T
             with chunk.counters.timed("write"):
                 encoded = chunk.whole(chunk.table)
                 data = rows.data_table(encoded, rows.data_schema(made_by, encoded.schema))
-                committed = ledger.commit(chunk.work, data, rows.rejects_table(chunk.table))
+                rejects = rows.rejects_table(chunk.table)
+                committed = ledger.commit(chunk.work, data, rejects)
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
             for name, count in coverage.counted(chunk.table["mask_coverage"].drop_null().to_numpy()):
                 chunk.counters.add(name, count)
+            _log(rejects, ledger.job)
         except (EncodeError, OSError) as error:
             receipt["fatal"] = f"{ledger.data_uri(chunk.work['chunk'])} cannot be written: {error}"
     receipt["counters"] = chunk.counters.items()
     return pa.Table.from_pylist([receipt], rows.RECEIPT)
+
+
+def _log(rejects: pa.Table, job: str) -> None:
+    """One line a rejected pair, in this worker's log; its fields are what a log store can be asked for."""
+    for reject in rejects.select(["key", "error", "message"]).to_pylist():
+        _LOG.warning(
+            "pair rejected",
+            extra={"job": job, "key": reject["key"], "error": reject["error"], "reason": reject["message"]},
+        )

@@ -91,6 +91,7 @@ class Encoder:
         for stage, seconds in encoded.seconds.items():
             counters.add(f"{stage}_s", seconds)
         counters.add("batches", 1)
+        counters.add(f"batches_of_{1 << (len(batch.pixels) - 1).bit_length()}", 1)
         counters.add("oom_steps", encoded.oom_steps)
         with counters.timed("copy_back"):
             results = list(_results(encoded, self._encoder.precision))

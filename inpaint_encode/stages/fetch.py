@@ -191,7 +191,8 @@ def _attempt(decode: Callable[..., _T], file: _File, *about: DecodedImage | Pair
     except PairRejected as rejection:
         return rejection
     except Exception as error:  # no file, however odd, may stop the others
-        return PairRejected("decode.corrupt", repr(error))
+        stage = "mask" if about else "decode"
+        return PairRejected(f"{stage}.corrupt", repr(error))
 
 
 def _versions(image: _File, mask: _File) -> Row:

@@ -41,7 +41,7 @@ def images() -> dict[str, bytes]:
         "turned.jpg": saved(PHOTO, "JPEG", exif=turned_by(6)),
         "cmyk.jpg": saved(PHOTO, "JPEG", "CMYK"),
         "profile.png": saved(PHOTO[:150, :150], "PNG", icc_profile=matrix_profile(ADOBE_RGB, 2.2)),
-        "alpha.png": png(np.dstack([PHOTO[:120], PHOTO[:120, :, 0]]), COLOUR_ALPHA),
+        "alpha.png": png(np.dstack([PHOTO, PHOTO[..., 0]])[:100, :150], COLOUR_ALPHA),
         "wide.png": png(PHOTO[..., 0].astype(np.uint16) * 257, GREY, 16),
         "webp.webp": saved(PHOTO[:, :100], "WEBP"),
         "avif.AVIF": saved(PHOTO, "AVIF"),
@@ -96,29 +96,25 @@ def test_a_job_with_all_rules(source, tmp_path, ray_cluster, make_job):
         assert row["noise_mask"].shape == (1, *image.crop[2:])
         assert not {side % 32 for side in row["noise_mask"].shape[1:]} - {0}
         assert row["noise_mask"][0, -1, -1] == 1
-    assert {row["key"]: (row["resized_height"], row["resized_width"]) for row in iter_rows(output)}["turned"] == (
-        144,
-        96,
-    )
+        if row["key"] == "turned":
+            turned = row["resized_height"], row["resized_width"]
+    assert turned == (128, 85)  # 300 x 200 upright, on its way to 128 x 64
 
     verdict = verify_output(VerifyOptions(output=output, sample=100), display.say)
     assert (verdict.problems, verdict.resampled.rows, verdict.resampled.other_masks) == ([], 10, 0)
 
-    for other, said in (
-        ({"icc": "ignore"}, "icc: srgb there, ignore here"),
-        ({"buckets": 64 * 64}, "buckets: 9216 there"),
-    ):
-        with pytest.raises(UsageError, match=said):
-            run(**RULES | other, **LIMITS, chunk_rows=4)
+    with pytest.raises(UsageError, match="icc: srgb there, ignore here; buckets: 9216 there, 4096 here"):
+        run(**RULES | {"icc": "ignore", "buckets": 64 * 64}, **LIMITS, chunk_rows=4)
     again = run(**RULES, max_pixels=160_000, max_bytes=200_000, chunk_rows=4, retry_rejected=True)
-    assert (again["encoded"], again["this_run"]["encoded"]) == (12, 2)
+    assert (again["encoded"], again["this_run"]["masks"]["rows"]) == (12, 2)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_job_of_2000_mutated_files(tmp_path, ray_cluster, make_job):
-    """Every one is a row or a reject, by the name that decoding it alone gives."""
-    decoder, wanted = PairDecoder(sizing=Sizing(ratio=8)), Counter()
+    """Every one is a row or a reject, by the name that decoding it alone gives; none takes long to encode."""
+    limit = {"max_pixels": 100_000}
+    decoder, wanted = PairDecoder(sizing=Sizing(ratio=8), **limit), Counter()
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     suffixes = ("jpg", "png", "webp", "gif", "tif", "bmp")
@@ -126,7 +122,7 @@ def test_a_job_of_2000_mutated_files(tmp_path, ray_cluster, make_job):
         (tmp_path / "images" / f"{number}.{suffixes[number % 6]}").write_bytes(data)
         (tmp_path / "masks" / f"{number}.png").write_bytes(png(mutations.LEVELS, GREY))
         wanted[mutations.outcome(decoder, data, as_mask=False)] += 1
-    report = run_job(make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out"), Silent())
+    report = run_job(make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out", **limit), Silent())
     counters = report["this_run"]["counters"]
     print(
         f"\n{report['encoded']:,} of 2,000 mutated files encoded, rejected: {json.dumps(report['rejected_by_error'])}"

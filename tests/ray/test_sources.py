@@ -1,4 +1,4 @@
-"""Whole jobs on other layouts than two prefixes: several masks an image, and a manifest with captions."""
+"""Whole jobs on other layouts than two prefixes: several masks an image, captions, Parquet, tars, drawn masks."""
 
 import io
 import json
@@ -8,22 +8,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+import torch
 from PIL import Image
 
-from inpaint_encode import storage
+from inpaint_encode import iter_rows, storage
 from inpaint_encode.errors import UsageError
+from inpaint_encode.images import Drawing
 from inpaint_encode.pipeline import run_job
 from inpaint_encode.settings import VerifyOptions
+from inpaint_encode.transform import grow_mask
 from inpaint_encode.verify.run import verify_output
 from tests.outputs import data_files, whole_output
+from tests.unit.test_layouts import write_tar
 
 IMAGES, MASKS = 5, 8
 
 
-def write_png(uri: str, levels: np.ndarray) -> None:
+def png(levels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
-    storage.write(uri, file.getvalue())
+    return file.getvalue()
+
+
+def write_png(uri: str, levels: np.ndarray) -> None:
+    storage.write(uri, png(levels))
 
 
 def write_image(prefix: str, image: int, masks: list[str], rng: np.random.Generator) -> None:
@@ -109,3 +117,67 @@ def check_carried(output: str, lines: list[dict]) -> None:
     assert sorted(json.dumps([row[n] if n != "tags" else list(row[n]) for n in names]) for row in read) == expected
     assert {row["key"] for row in read} <= {f"{image}{n}" for image in range(IMAGES) for n in ("", "/1")}
     whole_output(output)
+
+
+def rows_by_key(output: str) -> dict[str, dict]:
+    return {row["key"]: row for row in iter_rows(output)}
+
+
+def again(job, **run):
+    return job.model_copy(update={"run": job.run.model_copy(update=run)})
+
+
+def test_rgba_images_inside_parquet(s3, ray_cluster, make_job, display):
+    """Their bytes and captions, a file beside, one that is missing until it is tried again."""
+    prefix, output, rng = s3.uri("rows-in"), s3.uri("rows-out"), np.random.default_rng(3)
+    levels = rng.integers(0, 256, (12, 32, 40, 4), np.uint8)
+    images = [{"bytes": png(one), "path": f"{number}.png"} for number, one in enumerate(levels)]
+    images[2], images[9] = [{"bytes": None, "path": f"beside/{number}.png"} for number in (2, 9)]
+    storage.write(f"{prefix}/data/beside/2.png", png(levels[2]))
+    file = io.BytesIO()
+    table = pa.table({"image": images, "caption": [f"of {number}" for number in range(12)]})
+    pq.write_table(table, file, row_group_size=5)
+    version = storage.write(f"{prefix}/data/train.parquet", file.getvalue())
+    options = {"pairs": f"{prefix}/data", "mask_column": "image", "mask_channel": "alpha", "chunk_rows": 4}
+    job = make_job("", "", output, **options)
+    report = run_job(job, display)
+    assert (report["encoded"], report["rejected_by_error"]) == (11, {"fetch.not_found": 1})
+    assert report["this_run"]["counters"]["objects_fetched"] == 11
+    storage.write(f"{prefix}/data/beside/9.png", png(levels[9]))
+    retried = run_job(again(job, retry_rejected=True), display)
+    assert (retried["encoded"], retried["this_run"]["counters"]["objects_fetched"]) == (12, 1)
+    made = rows_by_key(output)
+    for number, one in enumerate(levels):
+        row = made[f"train/{number}"]
+        grown = grow_mask(torch.from_numpy(one[..., 3] < 128).to(torch.uint8), 6).numpy()
+        assert np.array_equal(row["noise_mask"][0], grown)
+        assert (row["caption"], row["mask_uri"]) == (f"of {number}", row["image_uri"])
+        assert (row["image_version"] == version) == (number not in (2, 9))
+    assert made["train/7"]["image_uri"] == f"{prefix}/data/train.parquet#row=7&column=image"
+    verified(output)
+
+
+def test_tars_and_masks_that_are_drawn(s3, ray_cluster, make_job, display):
+    """Members read by ranges; more masks are new pairs, drawn as they would have been at once."""
+    prefix, output, rng = s3.uri("tars-in"), s3.uri("tars-out"), np.random.default_rng(4)
+    levels = rng.integers(0, 256, (6, 32, 40, 3), np.uint8)
+    for shard in range(2):
+        members = {f"a/{number}.png": png(levels[number]) for number in range(shard, 6, 2)}
+        write_tar(f"{prefix}/{shard}.tar", {**members, "a/1.json": b'{"n": 1}'})
+    options = {"pairs": prefix, "mask_style": "brush", "mask_seed": 5}
+    job = make_job("", "", output, **options, random_masks=2, chunk_rows=3)
+    report = run_job(job, display)
+    assert (report["encoded"], report["rejected"]) == (12, 0)
+    assert report["this_run"]["counters"]["objects_fetched"] == 6
+    more = make_job("", "", output, **options, random_masks=3, chunk_rows=5)
+    assert run_job(more, display)["this_run"]["encoded"] == 6
+    made = rows_by_key(output)
+    assert len(made) == 18
+    for key, row in made.items():
+        drawn = Drawing("brush", 5, key, row["mask_index"]).levels(32, 40) > 0
+        assert np.array_equal(row["noise_mask"][0], grow_mask(torch.from_numpy(drawn).to(torch.uint8), 6).numpy())
+        assert row["mask_uri"] == f"random:brush?seed=5&index={row['mask_index']}"
+        assert row["json"] == ('{"n": 1}' if key.startswith("1/a/1") else None)
+    verified(output)
+    with pytest.raises(UsageError, match="mask_seed: 5 there, 0 here"):
+        run_job(make_job("", "", output, pairs=prefix, random_masks=3, mask_style="brush"), display)

@@ -71,11 +71,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def options_for(folder, *, vae="", rows=None, **estimation) -> PlanOptions:
+def options_for(folder, *, vae="", rows=None, decoding=None, limits=None, **estimation) -> PlanOptions:
     return PlanOptions(
         source=Source(images=str(folder / "images"), masks=str(folder / "masks")),
         vae=PlannedVae(vae=vae),
         rows=RowSettings(**rows or {}),
+        decoding=decoding or {},
+        limits=limits or {},
         chunks=Chunks(chunk_rows=CHUNK_ROWS),
         batches=Batches(batch_size=BATCH_SIZE),
         estimation=Estimation(**estimation),
@@ -163,6 +165,15 @@ class TestWhole:
         wide = forecast_of(folder, sample=10_000, vae=vae_folder, rows={"samples_dtype": "float32"})
         assert wide.latent_bytes.value == pytest.approx(2 * forecast.latent_bytes.value)
         assert (forecast.latents.assumed, wide.latents.assumed) == (True, False)
+
+    def test_sizes_and_limits_are_the_job_s(self, folder):
+        given = {"decoding": {"resolution": "48x32", "upscale": True}, "limits": {"max_bytes": 600}}
+        forecast = forecast_of(folder, sample=10_000, **given)
+        assert {(size.height, size.width) for size in forecast.sizes} == {(32, 48)}
+        over = sum(path.stat().st_size > 600 for path in images_of(folder))
+        assert {one.error: one.images for one in forecast.rejects}["fetch.too_large"] == over > 0
+        with pytest.raises(UsageError, match="--resolution 50x30 is no multiple of the VAE's 8; the nearest is 48x32"):
+            forecast_of(folder, decoding={"resolution": "50x30"})
 
 
 class TestSample:
@@ -388,7 +399,7 @@ class TestCalibration:
         sizes = {Pair(path.stem, str(path), str(mask)): header_of(path).size}
         trial = calibrate(vae, {**sizes, **self.sizes_of(folder, 2)}, options, DECODER)
         assert trial.rejected.keys() <= {"decode.truncated"}
-        with pytest.raises(JobFailed, match=r"none of the sampled pairs can be encoded: \d+ decode\.truncated"):
+        with pytest.raises(JobFailed, match=r"none of the sampled pairs can be encoded: [\d,]+ decode\.truncated"):
             calibrate(vae, sizes, options, DECODER)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that is asked for is there")

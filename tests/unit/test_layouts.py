@@ -362,6 +362,21 @@ class TestDrawnMasks:
             assert [pair["key"] for pair in pairs] == keys
             assert pairs[1]["mask_uri"] == "random:mixed?seed=0&index=1"
 
+    def test_an_image_named_like_another_s_mask(self, tmp_path):
+        for name in ("a.png", "a/1.png"):
+            storage.write(f"{tmp_path}/{name}", b"1")
+        assert find_pairs(Source(images=str(tmp_path), random_masks=1)).pairs.num_rows == 2
+        with pytest.raises(UsageError, match="a/1 is an image's key, and that of mask 1 of image a"):
+            find_pairs(Source(images=str(tmp_path), random_masks=2))
+
+    def test_a_resized_image_has_its_mask_drawn_at_its_new_size(self):
+        image = io.BytesIO()
+        Image.new("RGB", (90, 60)).save(image, "PNG")
+        decoder = PairDecoder(sizing=Sizing(ratio=8, resize=32))
+        decoded = decoder.image(image.getvalue())
+        drawing = Drawing("box", 0, "k", 0)
+        assert np.array_equal(decoder.mask(drawing, decoded), drawing.levels(32, 48) > 0)
+
     def test_a_pair_is_drawn_alike_whoever_reads_it_and_when(self):
         image = io.BytesIO()
         Image.new("RGB", (70, 50)).save(image, "PNG")

@@ -42,7 +42,7 @@ def test_every_error_has_a_name_that_the_readme_explains():
 
 def decode(count: int) -> dict:
     command = [sys.executable, "-W", "ignore", "-m", "tests.mutations", str(count)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -66,7 +66,7 @@ def test_2000_mutated_files():
     for role in ("image", "mask"):
         print(f"\n2,000 mutated files as {role}s:", ", ".join(f"{n:,} {name}" for name, n in found[role].items()))
     print(f"peak memory {found['peak_mb']:,} MB, of which {found['before_mb']:,} MB before the first; ", end="")
-    print(f"4,000 decoded in {found['seconds']:.1f} s, the slowest in {found['slowest_s']:.2f} s")
+    print(f"4,000 tried in {found['seconds']:.1f} s of a core, the slowest in {found['slowest_s']:.2f} s")
     check(found, 2_000)
 
 

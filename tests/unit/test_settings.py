@@ -55,6 +55,11 @@ RANGES = [
         ["-1", "half", "", "1.", ".5", "1e3", "auto "],
     ),
     (Workers, {}, "min_workers", [1, 9], [0, -1]),
+    (Workers, {}, "fetch_cpus", [0.5, 1, 4], [0, -1]),
+    (Workers, {}, "write_cpus", [0.5, 1, 4], [0, -1]),
+    (Workers, {}, "encode_cpus", ["auto", "0", "0.5", "4"], ["-1", "all", "", ".5"]),
+    (Workers, {}, "encode_on", ["", "pool=gpu", "a.b/c=in(x,y),d=!e"], ["pool", "pool=", "pool=in()", "a=b;c=d"]),
+    (Workers, {}, "fetch_on", ["", "pool=data"], ["=data", "pool=a b"]),
     (Workers, {}, "max_workers", [0, 1, 9], [-1]),
     (Workers, {}, "fetch_threads", [1, 256], [0, 257]),
     (
@@ -219,7 +224,7 @@ def test_decoding_that_contradicts_itself(given, sentence):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--mask-chanel", "red"], "Did you mean --mask-channel?"),
+        (["--mask-chanel", "red"], "did you mean '--mask-channel'?"),
         (["--mask-polarity", "wite"], "'opaque'; did you mean 'white'?"),
         (["--mask-preset", "LaMa"], "did you mean 'lama'?"),
         (["--icc", "sRGB"], "did you mean 'srgb'?"),

@@ -85,6 +85,22 @@ class TestMaskPattern:
         with pytest.raises(UsageError, match=r"a mask of a\.png is named a_mask0\.png"):
             found_in(tmp_path, pattern="{stem}_mask{n}.png")
 
+    def test_what_is_missing_is_said_to_be_missing(self, tmp_path, s3):
+        touch(tmp_path, "images/a.jpg", "file.jpg")
+        (tmp_path / "empty").mkdir()
+        images = str(tmp_path / "images")
+        for masks, sentence in {
+            str(tmp_path / "none"): "there is no such folder",
+            str(tmp_path / "empty"): "the folder is empty",
+            str(tmp_path / "file.jpg"): "this is a file, not a folder",
+            s3.uri("no-such-prefix"): "the bucket is there, and nothing in it",
+            "s3://no-such-bucket/masks": "cannot be listed: the store answered 404 NoSuchBucket",
+        }.items():
+            with pytest.raises(UsageError, match=f"--masks {masks}.*{sentence}"):
+                find_pairs(Source(images=images, masks=masks))
+        with pytest.raises(UsageError, match=r"--pairs .*none: there is no such folder"):
+            find_pairs(Source(pairs=str(tmp_path / "none")))
+
     def test_without_a_pattern_one_prefix_is_refused(self, tmp_path):
         with pytest.raises(UsageError, match="--mask-pattern"):
             found_in(tmp_path, masks=tmp_path)

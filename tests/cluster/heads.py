@@ -1,0 +1,117 @@
+"""Ray heads and nodes as operators start them, each in a process of its own that is ended by its id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def ray_start(*options: object, **environment: str):
+    """``ray start --block`` with ``options``; its raylet and workers die with it."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
+    command = [BIN / "ray", "start", "--block", "--disable-usage-stats", *options]
+    process = subprocess.Popen(
+        [str(part) for part in command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        for member in [process, *family]:  # a submitted job's driver does not die with its node
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def head(*options: object, port: int = 0, **environment: str):
+    """A head with a dashboard inside the ``with`` block; yields its `Head`."""
+    folder, port = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")), port or free_port()
+    web, agent = free_port(), free_port()
+    arguments = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--dashboard-port={web}", *options]
+    arguments += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}"]
+    try:
+        with ray_start(*arguments, **environment) as process:
+            for one in (port, web, agent):
+                wait_for(lambda one=one: answers(one), 90, f"a head on port {one}")
+            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{web}", agent, folder, process)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def node(cluster: Head, *options: object, **environment: str):
+    """One more node inside the ``with`` block, with a folder of its own, as on a machine of its own.
+
+    In the head's folder it would unpack a job's code once more, under the feet of who runs it there.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        own = [f"--address={cluster.address}", f"--temp-dir={folder}", f"--dashboard-agent-listen-port={free_port()}"]
+        with ray_start(*own, *options, **environment) as process:
+            yield process
+
+
+class Head:
+    """Where a head is: its GCS, its dashboard, its agent's port, and the folder of its sessions."""
+
+    def __init__(self, address: str, dashboard: str, agent: int, folder: Path, process: subprocess.Popen) -> None:
+        self.address, self.dashboard, self.agent, self.folder, self.process = address, dashboard, agent, folder, process
+
+    def state(self, kind: str, **filters: str) -> list[dict]:
+        """What Ray's own state API says of its ``nodes``, ``actors`` or ``tasks``."""
+        asked = [("limit", "10000"), ("detail", "true")]
+        for key, value in filters.items():
+            asked += [("filter_keys", key), ("filter_predicates", "="), ("filter_values", value)]
+        url = f"{self.dashboard}/api/v0/{kind}?{urllib.parse.urlencode(asked)}"
+        token = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=30) as answer:
+            return json.load(answer)["data"]["result"]["result"]
+
+    def kill_raylet(self, node_id: str) -> None:
+        """End a node that the autoscaler started, without a word, as a spot node goes; its workers die with it."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if f"--node_id={node_id}" in child.cmdline():
+                child.kill()
+
+    def worker_logs(self) -> str:
+        """What all workers have written to their logs."""
+        files = (self.folder / "session_latest/logs").glob("worker-*")
+        return "\n".join(file.read_text(errors="replace") for file in files)
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def wait_for(ready, seconds: float, what: str):
+    """Return the first true answer of ``ready``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := ready():
+            return answer
+        time.sleep(0.1)
+    raise TimeoutError(f"{what} did not come within {seconds:.0f} s")

@@ -1,0 +1,341 @@
+"""Every file of cluster/ against the schema of what reads it; a field spelled wrong in any of them is found."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import botocore.session
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+from click.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+KUBERAY = CLUSTER / "kuberay"
+CRDS = ROOT.parent / "shared/kuberay-crds"
+OVERLAYS = ["eks", "gke", "eks-job", "gke-job"]
+KUBERNETES = "1.32"
+
+
+def tool(name: str) -> str:
+    """A program that a package of the dev group brings."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return shutil.which(name, path=path) or pytest.fail(f"{name} is not installed; run `make venv`")
+
+
+def run(*command: object) -> subprocess.CompletedProcess:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+# KubeRay
+
+
+def rendered(folder: Path, overlay: str) -> list[dict]:
+    done = run(tool("kubectl"), "kustomize", folder / overlay)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.load_all(done.stdout, yaml.CSafeLoader))
+
+
+def pods(value) -> list[dict]:
+    """Every pod template in a manifest, wherever it is."""
+    if isinstance(value, list):
+        return [pod for one in value for pod in pods(one)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["template"]] if "spec" in value.get("template", {}) else []
+    return own + [pod for one in value.values() for pod in pods(one)]
+
+
+def check_kubernetes(manifest: dict) -> None:
+    """By Kubernetes' own schemas: what is its own, and the pods in what is not."""
+    if not manifest["apiVersion"].startswith("ray.io/"):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    for pod in pods(manifest):
+        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **pod}, KUBERNETES, strict=True)
+
+
+@cache
+def crd_validator(kind: str) -> jsonschema.Draft202012Validator:
+    crd = yaml.load((CRDS / f"ray.io_{kind.lower()}s.yaml").read_text(), yaml.CSafeLoader)
+    (version,) = [one for one in crd["spec"]["versions"] if one["name"] == "v1"]
+    return jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
+
+
+def strict(schema):
+    """A cluster drops a field that it does not know; here it is an error."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: strict(value) for name, value in schema.items()}
+    described = isinstance(closed.get("properties"), dict) and closed.get("type") == "object"
+    if described and not closed.get("x-kubernetes-preserve-unknown-fields"):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def check_ray(manifest: dict) -> None:
+    """By the definition that KubeRay installs; what every object has is Kubernetes' own, and not described there."""
+    if not manifest["apiVersion"].startswith("ray.io/"):
+        return
+    about = {"metadata": {"name": manifest["metadata"].pop("name")}}
+    assert not manifest["metadata"], "only a name is expected"
+    crd_validator(manifest["kind"]).validate({**manifest, "metadata": {}})
+    manifest |= about
+
+
+with_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"{CRDS} is not there")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kuberay_manifests_are_kubernetes(overlay):
+    manifests = rendered(KUBERAY, overlay)
+    assert sorted(one["kind"] for one in manifests) == sorted(
+        ["ServiceAccount", "ConfigMap", "ConfigMap", "RayJob" if overlay.endswith("-job") else "RayCluster"]
+    )
+    for manifest in manifests:
+        check_kubernetes(manifest)
+    assert sum(len(pods(one)) for one in manifests) == 4
+
+
+@with_crds
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kuberay_manifests_are_kuberay(overlay):
+    for manifest in rendered(KUBERAY, overlay):
+        check_ray(manifest)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_the_cluster_rests_on(overlay):
+    """A head without work, GPU nodes that come from none, that take nothing but encoders, and whose labels say so."""
+    (ray,) = [one for one in rendered(KUBERAY, overlay) if one["apiVersion"] == "ray.io/v1"]
+    spec = ray["spec"].get("rayClusterSpec", ray["spec"])
+    assert f"ray=={spec['rayVersion']}" in (ROOT / "constraints.txt").read_text().splitlines()
+    assert spec["enableInTreeAutoscaling"]
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    data, *gpus = spec["workerGroupSpecs"]
+    assert data["minReplicas"] == 0 < data["maxReplicas"]
+    assert "nvidia.com/gpu" not in data["template"]["spec"]["containers"][0]["resources"]["limits"]
+    for group in gpus:
+        (container,) = group["template"]["spec"]["containers"]
+        assert (group["minReplicas"], group["rayStartParams"]["num-cpus"]) == (0, "0")
+        assert group["labels"]["ray.io/accelerator-type"] == group["groupName"].upper()
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        assert container["image"].endswith(":cuda")
+        assert "spot" in str(group["template"]["spec"]["nodeSelector"])
+    for pod in pods(ray):
+        keys = {one["name"] for one in pod["spec"]["containers"][0]["env"]}
+        assert not keys & {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert pod["spec"]["serviceAccountName"] == "inpaint-encode"
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+
+
+def test_a_job_goes_when_it_ends():
+    (job,) = [one for one in rendered(KUBERAY, "gke-job") if one["kind"] == "RayJob"]
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    assert job["spec"]["entrypoint"].startswith("inpaint-encode encode --config /etc/inpaint-encode/job.toml")
+    settings = {
+        one["metadata"]["name"]: one["data"] for one in rendered(KUBERAY, "gke-job") if one["kind"] == "ConfigMap"
+    }
+    assert tomllib.loads(settings["inpaint-encode-job"]["job.toml"])["output"].startswith("s3://")
+    assert settings["inpaint-encode-settings"]["AWS_ROLE_ARN"].startswith("arn:aws:iam::")
+
+
+WRONG = [
+    ("base/raycluster.yaml", "minReplicas: 0", "minReplica: 0", "ray"),
+    ("base/raycluster.yaml", "terminationGracePeriodSeconds: 60", "terminationGracePeriod: 60", "kubernetes"),
+    ("base/raycluster.yaml", "version: v2", "version: v3", "ray"),
+    ("base/serviceaccount.yaml", "metadata:", "meta:", "kubernetes"),
+    ("base/kustomization.yaml", "resources:", "resource:", "kubernetes"),
+    ("job/rayjob.yaml", "ttlSecondsAfterFinished: 600", 'ttlSecondsAfterFinished: "600"', "ray"),
+    ("job/rayjob.yaml", "shutdownAfterJobFinishes", "shutdownAfterJobFinished", "ray"),
+    ("job/kustomization.yaml", "fieldPath: spec", "fieldPaths: spec", "kubernetes"),
+    ("gke/kustomization.yaml", "template/spec/nodeSelector", "template/spec/nodeSelectors", "kubernetes"),
+    ("eks/kustomization.yaml", "operator: Exists", "operater: Exists", "kubernetes"),
+    ("gke-job/kustomization.yaml", "components:", "component:", "kubernetes"),
+    ("eks-job/kustomization.yaml", "- ../job", "- ../jobs", "kubernetes"),
+]
+
+
+@pytest.mark.parametrize(("file", "right", "wrong", "by"), WRONG, ids=[f"{row[0]}-{row[2]}" for row in WRONG])
+def test_a_wrong_field_of_kuberay_is_found(tmp_path, file, right, wrong, by):
+    if by == "ray" and not CRDS.is_dir():
+        pytest.skip(f"{CRDS} is not there")
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    spoiled = tmp_path / "kuberay" / file
+    assert right in spoiled.read_text()
+    spoiled.write_text(spoiled.read_text().replace(right, wrong))
+    cloud = "eks" if file.startswith("eks") else "gke"
+    check = check_ray if by == "ray" else check_kubernetes
+    with pytest.raises((AssertionError, jsonschema.ValidationError)):
+        for manifest in rendered(tmp_path / "kuberay", f"{cloud}-job"):
+            check(manifest)
+
+
+# The image
+
+
+def lint(dockerfile: Path) -> subprocess.CompletedProcess:
+    return run(tool("hadolint"), dockerfile)
+
+
+def test_the_dockerfile_is_clean():
+    done = lint(CLUSTER / "Dockerfile")
+    assert done.returncode == 0, done.stdout
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    assert any(line.startswith("HEALTHCHECK") for line in lines)
+    assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
+    for line in lines:
+        if line.startswith("COPY"):
+            *sources, _ = line.split()[1:]
+            assert all((ROOT / source).exists() for source in sources), line
+    (torch,) = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+    assert torch.count("==") == 1
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("FROM python:3.11.14-slim-bookworm", "FROM python:latest"),
+        ("HEALTHCHECK", "HEALTCHECK"),
+        ("USER 1000", "USER root"),
+    ],
+)
+def test_a_wrong_line_of_the_dockerfile_is_found(tmp_path, right, wrong):
+    spoiled = tmp_path / "Dockerfile"
+    spoiled.write_text((CLUSTER / "Dockerfile").read_text().replace(right, wrong))
+    assert lint(spoiled).returncode != 0
+
+
+# `ray up`
+
+
+def prepared(text: str) -> dict:
+    """What `ray up` makes of a file before it asks the cloud for anything, or its refusal."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.load(text, yaml.CSafeLoader))
+    validate_config(config)
+    return config
+
+
+def check_instances(config: dict) -> None:
+    """EC2 takes every node's description: Ray hands it on as it is."""
+    model = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for node in config["available_node_types"].values():
+        report = ParamValidator().validate({**node["node_config"], "MinCount": 1, "MaxCount": 1}, model)
+        assert not report.has_errors(), report.generate_report()
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_ray_up_takes_the_file(cloud):
+    config = prepared((CLUSTER / f"{cloud}.yaml").read_text())
+    kinds = config["available_node_types"]
+    assert kinds["head"]["resources"] == {"CPU": 0}
+    assert (kinds["l4"]["min_workers"], kinds["l4"]["resources"]) == (0, {"CPU": 0, "GPU": 1})
+    assert kinds["data"]["min_workers"] == 0
+    assert "spot" in str(kinds["l4"]["node_config"]).lower()
+    assert config["idle_timeout_minutes"] > 0
+    assert "SECRET" not in str(config)
+    for command in [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]:
+        check_ray_start(command)
+
+
+def test_ec2_takes_the_nodes():
+    check_instances(prepared((CLUSTER / "aws.yaml").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("cloud", "right", "wrong"),
+    [
+        ("aws", "max_workers: 16", "max_worker: 16"),
+        ("aws", "IamInstanceProfile", "IAMInstanceProfile"),
+        ("aws", "--metrics-export-port", "--metric-export-port"),
+        ("gcp", "idle_timeout_minutes", "idle_timeout_minute"),
+        ("gcp", "worker_image", "workers_image"),
+        ("gcp", "--autoscaling-config", "--autoscaler-config"),
+    ],
+)
+def test_a_wrong_field_of_ray_up_is_found(cloud, right, wrong):
+    text = (CLUSTER / f"{cloud}.yaml").read_text()
+    assert right in text
+    with pytest.raises((AssertionError, jsonschema.ValidationError)):
+        config = prepared(text.replace(right, wrong))
+        if cloud == "aws":
+            check_instances(config)
+        for command in [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]:
+            check_ray_start(command)
+
+
+def check_ray_start(command: str) -> None:
+    """The options of ``ray start`` in a shell command exist; with --help after them, nothing is started."""
+    from ray.scripts.scripts import start
+
+    if "ray start " in command:
+        options = command.split("ray start ", 1)[1].split()
+        parsed = CliRunner().invoke(start, [*options, "--help"])
+        unknown = [option for option in options if option.split("=")[0] not in known_options(start)]
+        assert parsed.exit_code == 0
+        assert not unknown, f"ray start knows no {unknown}"
+
+
+def known_options(command) -> set[str]:
+    return {name for parameter in command.params for name in parameter.opts}
+
+
+# Slurm
+
+
+def symmetric_run_options(text: str) -> list[str]:
+    words = text.replace("\\\n", " ").split("srun ray symmetric-run ", 1)[1].split(" -- ", 1)[0].split()
+    return [word for word in words if word.startswith("--")]
+
+
+def check_slurm(script: Path) -> None:
+    from ray.scripts.scripts import start
+    from ray.scripts.symmetric_run import symmetric_run
+
+    assert run("bash", "-n", script).returncode == 0
+    known = known_options(start) | known_options(symmetric_run)
+    assert set(symmetric_run_options(script.read_text())) <= known - {
+        "--head",
+        "--block",
+        "--port",
+        "--node-ip-address",
+    }
+
+
+def test_the_slurm_script_starts_ray_as_it_can_be_started():
+    check_slurm(CLUSTER / "slurm.sh")
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("--num-gpus", "--gpus"), ('"${1:?', '"${1:?"')])
+def test_a_wrong_option_of_the_slurm_script_is_found(tmp_path, right, wrong):
+    spoiled = tmp_path / "slurm.sh"
+    spoiled.write_text((CLUSTER / "slurm.sh").read_text().replace(right, wrong))
+    with pytest.raises(AssertionError):
+        check_slurm(spoiled)
+
+
+# The page
+
+
+def test_the_three_first_paths_take_five_commands_at_most():
+    sections = (CLUSTER / "README.md").read_text().split("\n## ")[1:4]
+    assert [section.split("\n")[0] for section in sections] == ["A laptop", "One machine with a GPU", "KubeRay"]
+    for section in sections:
+        lines = section.split("```")[1].replace("\\\n", " ").strip().splitlines()
+        assert 1 <= len(lines) <= 5
+        assert "&&" not in section.split("```")[1]
+        for file in re.findall(r"\b(?:cluster|jobs)/[\w./-]+", section):
+            assert (ROOT / file).exists(), file

@@ -1,0 +1,140 @@
+"""The README's table of layouts: each row's files are made, and its options read, paired, fetched and decoded them."""
+
+import io
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from inpaint_encode import plan, rows, storage
+from inpaint_encode.cli import app
+from inpaint_encode.estimate.run import estimate
+from inpaint_encode.geometry import Sizing
+from inpaint_encode.images import PairDecoder
+from inpaint_encode.settings import EncodeJob, PlanOptions
+from inpaint_encode.sources import find_pairs
+from inpaint_encode.stages import fetch_and_decode
+from tests.unit.test_layouts import write_parquet, write_tar
+
+README = Path(__file__).parents[2] / "README.md"
+LAYOUTS = re.findall(r"^\| (`.*?) \| `(--.*?)` \| (`.*?) \|$", README.read_text(), re.MULTILINE)
+
+
+def picture(*, transparent: bool = False) -> bytes:
+    file = io.BytesIO()
+    image = Image.new("RGBA", (40, 32), (255, 0, 0, 255))
+    if transparent:
+        image.paste((0, 0, 0, 0), (8, 8, 16, 16))
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def mask() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.kron([[0, 255], [0, 0]], np.ones((16, 20))).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def in_a_list(columns: tuple[str, str]) -> dict:
+    """Two masks of an image, with ids."""
+    images, masks = columns
+    return {images: ["a/042.jpg"] * 2, masks: ["m/1.png", "m/2.png"], "id": [7, 8], "caption": ["x", "y"]}
+
+
+def make(folder: str, layout: str, options: str) -> None:
+    """The files that the row's first cell names, and those that a list among them names."""
+    names = re.findall("`([^`]*)`", layout)
+    lists = [name for name in names if re.search(r"\.(csv|parquet|tar)$", name)]
+    files = [name for name in names if re.search(r"\.(jpg|png)$", name)]
+    for name in files or ["a/042.jpg", "m/1.png", "m/2.png"]:
+        is_mask = "mask" in name or name.startswith("m/")
+        storage.write(f"{folder}/{name}", mask() if is_mask else picture(transparent="alpha" in options))
+    for name in lists:
+        if name.endswith(".tar"):
+            members = {member: mask() if "mask" in member else picture() for member in files}
+            write_tar(f"{folder}/{name}", {**members, "a/042.json": b"{}"})
+        elif "in it" in layout:
+            write_parquet(f"{folder}/{name}", {"image": [{"bytes": picture(), "path": ""}] * 2, "mask": [mask()] * 2})
+        elif name.endswith(".csv"):
+            lines = pa.table(in_a_list(("image", "mask"))).to_pylist()
+            text = "\n".join([",".join(lines[0]), *(",".join(map(str, line.values())) for line in lines)])
+            storage.write(f"{folder}/{name}", text.encode())
+        else:
+            write_parquet(f"{folder}/{name}", in_a_list(("url", "mask_url")))
+
+
+def job_of(options: str, folder: str) -> EncodeJob:
+    """What the command line makes of a row's options."""
+    given = shlex.split(options.replace("…", folder))
+    _, bound, _ = app.parse_args(
+        ["encode", *given, "--vae", "x", "--output", "x"], print_error=False, exit_on_error=False
+    )
+    return bound.arguments["job"]
+
+
+def planned(job: EncodeJob, part: str) -> str:
+    """Plan the job's pairs in one chunk."""
+    found = find_pairs(job.source, job.access)
+    cut = plan.cut(found.with_uris(plan.added(rows.PAIRS.empty_table(), found.pairs)), 1_000, 2**30)
+    storage.write(part, rows.parquet_bytes(cut))
+    return part
+
+
+def fetched(job: EncodeJob, part: str) -> list[dict]:
+    """Take the chunk through the first stage."""
+    work = pa.Table.from_pylist([{"chunk": 0, "generation": 0, "part": part, "keep": False}], rows.WORK)
+    channel, polarity = job.decoding.mask_channel, job.decoding.mask_polarity
+    decoder = PairDecoder(sizing=Sizing(ratio=8), mask_channel=channel, mask_polarity=polarity)
+    row = fetch_and_decode(work, decoder=decoder, access=job.access, max_bytes=2**20, threads=4)
+    assert row["fatal"][0].as_py() is None
+    return rows.unfold(row, rows.DECODED).to_pylist()
+
+
+def test_the_table_is_found():
+    assert len(LAYOUTS) >= 10
+
+
+@pytest.mark.parametrize(("layout", "options", "keys"), LAYOUTS, ids=[options for _, options, _ in LAYOUTS])
+def test_each_row_of_the_table_is_a_command(layout, options, keys, tmp_path):
+    folder = str(tmp_path / "given")
+    make(folder, layout, options)
+    job = job_of(options, folder)
+    decoded = fetched(job, planned(job, f"{tmp_path}/part.parquet"))
+    assert [row["key"] for row in decoded] == re.findall("`([^`]*)`", keys)
+    assert [(row["error"], row["message"]) for row in decoded] == [(None, None)] * len(decoded)
+    for row in decoded:
+        repainted = rows.unpack_mask(row["mask"], row["height"], row["width"])
+        assert repainted.any() and not repainted.all()
+        if "--random-masks" not in options:
+            assert repainted.sum() == (8 * 8 if "--mask-channel alpha" in options else 16 * 20)
+    assert sum(row["pixels"] is not None for row in decoded) == len({row["image_uri"] for row in decoded})
+
+
+REQUESTS = {"--pairs …/data": 8, "--pairs …/shards": 4, "--images … --mask-channel alpha": 3}
+"""For files; of a pair in two prefixes it is four: two files, a part of the plan and the lease."""
+
+
+@pytest.mark.parametrize(("layout", "options", "keys"), LAYOUTS, ids=[options for _, options, _ in LAYOUTS])
+def test_each_row_of_the_table_can_be_foretold(layout, options, keys, tmp_path):
+    make(str(tmp_path), layout, options)
+    job = job_of(options, str(tmp_path))
+    forecast = estimate(PlanOptions(source=job.source, decoding=job.decoding), lambda _: None)
+    assert forecast.pairs == len(re.findall("`([^`]*)`", keys))
+    assert [(size.height, size.width, size.images) for size in forecast.sizes] == [(32, 40, forecast.pairs)]
+    assert (forecast.rejects, forecast.unpaired_images, forecast.unpaired_masks) == ([], 0, 0)
+    if options in REQUESTS:
+        assert forecast.requests.get == REQUESTS[options]
+
+
+def test_a_tar_that_has_changed_since_it_was_planned_is_rejected_by_name(tmp_path):
+    write_tar(f"{tmp_path}/x.tar", {"a.png": picture(), "a.mask.png": mask(), "b.png": picture(), "b.mask.png": mask()})
+    job = job_of("--pairs …/x.tar", str(tmp_path))
+    part = planned(job, f"{tmp_path}/part.parquet")
+    write_tar(f"{tmp_path}/x.tar", {"0.txt": b"1", "a.png": picture(), "a.mask.png": mask()})
+    decoded = fetched(job, part)
+    assert [row["error"] for row in decoded] == ["fetch.changed"] * 2
+    assert "--refresh plans it again" in decoded[0]["message"]
