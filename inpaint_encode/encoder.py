@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .batch import Batch, EncodedBatch, Launched
 from .errors import JobFailed
+from .memory import FittingVae, VisitingVae, cast_copy
 from .settings import RowSettings, VaeSource
-from .transform import grow_mask, neutralise
+from .transform import grow_mask, mask_of_latent, neutralise
 from .tune import tuned
-from .vae import compute_dtype, family_of, load_vae, posterior, warm_up, weights_sha256
+from .vae import VaeFacts, compute_dtype, crop_multiple, family_of, load_vae, posterior, vae_facts, warm_up
+from .vae.stored import StoredValues
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -24,28 +28,49 @@ __all__ = ["BatchEncoder"]
 
 
 class BatchEncoder:
-    """One warmed-up VAE on one device, in the type it computes in."""
+    """One warmed-up VAE on one device, in the type it computes in.
 
-    def __init__(self, vae: ModelMixin, settings: RowSettings, device: torch.device, *, compiled: bool) -> None:
+    Its float32 weights stay on the host, for rows that overflow in that type.
+
+    Args:
+        vae: in float32 on the CPU; it is this object's from here on.
+        settings: what a row is.
+        device: where to compute.
+        compiled: whether to compile, see `inpaint_encode.tune.tuned`.
+        facts: of the VAE; needed if rows are scaled.
+    """
+
+    def __init__(
+        self,
+        vae: ModelMixin,
+        settings: RowSettings,
+        device: torch.device,
+        *,
+        compiled: bool,
+        facts: VaeFacts | None = None,
+    ) -> None:
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-        dtype = compute_dtype(settings.dtype, device, vae.config)
-        if dtype == torch.float32:
-            torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
+        torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
+        dtype = compute_dtype(settings.dtype, device)
         self.precision = str(dtype).removeprefix("torch.")
-        vae = vae.to(device, dtype)
-        graphs = family_of(vae).graphs
-        self._vae = tuned(vae, deterministic=settings.deterministic, compiled=compiled) if graphs else vae
+        self._settings = settings
         self._device = device
-        self._grow_mask_by = settings.grow_mask_by
-        self._samples_dtype = {"float16": torch.float16, "float32": torch.float32}[settings.samples_dtype]
+        self._values = StoredValues(settings, facts)
+        on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
+        if family_of(vae).graphs:
+            on_device = tuned(on_device, deterministic=settings.deterministic, compiled=compiled)
+        self._fast = FittingVae(on_device, settings.tile_size)
+        self._exact = None if dtype == torch.float32 else VisitingVae(vae, device, settings.tile_size)
         # A GPU divides by a plain number by multiplying with its inverse, which is off by a bit: by a tensor it is not.
         self._full_scale = torch.tensor([255.0], device=device)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         # One thread computes whoever asks: torch keeps a team of CPU threads for each that does, and idle teams spin.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._vae = on_device
         self.check()
+        self._thread.submit(self._fast.measure).result()
 
     @classmethod
     def load(
@@ -57,50 +82,125 @@ class BatchEncoder:
             JobFailed: this node has other weights under the same name.
         """
         vae = load_vae(source)
-        found = weights_sha256(vae)
-        if found != expected_sha256:
+        facts = vae_facts(vae, source)
+        if facts.weights_sha256 != expected_sha256:
             raise JobFailed(
-                f"--vae {source.vae} has weights {found[:12]} on this node and {expected_sha256[:12]} where the job "
-                "was begun; give a --revision, or the same folder on every node"
+                f"--vae {source.vae} has weights {facts.weights_sha256[:12]} on this node and {expected_sha256[:12]} "
+                "where the job was begun; give a --revision, or the same folder on every node"
             )
-        return cls(vae, settings, torch.device(device), compiled=compiled)
+        return cls(vae, settings, torch.device(device), compiled=compiled, facts=facts)
 
     def check(self) -> None:
         """Encode a small image once more; raises if the device or the model is not usable any more."""
-        self._thread.submit(warm_up, self._vae).result()
+        self._thread.submit(self._try).result()
 
-    def launch(self, batch: Batch) -> Launched:
-        """Stage a batch and queue it, in the order of the calls: see `inpaint_encode.batch.LatentEncoder`."""
+    def _try(self) -> None:
+        if self._exact is None:
+            warm_up(self._vae)
+        else:  # whose float32 weights have been warmed up before the job; in this type, even grey may overflow
+            side = 2 * crop_multiple(self._vae)
+            posterior(self._vae, torch.full((1, side, side, 3), 0.5)).mean.cpu()
+
+    def images_at_once(self, height: int, width: int) -> int:
+        """See `inpaint_encode.batch.LatentEncoder`."""
+        return self._fast.images_at_once(height, width, self._settings.tiles)
+
+    def launch(self, batch: Batch, *, tile: bool | None = None) -> Launched:
+        """Stage a batch and queue it, in the order of the calls: see `inpaint_encode.batch.LatentEncoder`.
+
+        Args:
+            batch: images of one size.
+            tile: whether to tile this batch, in the place of what the settings say.
+        """
+        work = _Work(batch, self._settings.tiles if tile is None else tile)
+        return _Queued(self._submitted(work, self._fast), work, self._encoded_again)
+
+    def _submitted(self, work: _Work, vae: FittingVae | VisitingVae) -> Future[Launched]:
         start = time.perf_counter()
-        pixels, masks = self._staged(batch)
+        pixels, masks = self._staged(work.batch)
         copied = time.perf_counter() - start
         if self._copies is not None:
-            return _Queued(self._thread.submit(self._launch_on_gpu, pixels, masks, self._copies))
-        return _Queued(self._thread.submit(self._encode_on_cpu, pixels, masks, copied))
+            return self._thread.submit(self._launch_on_gpu, work, vae, pixels, masks, self._copies)
+        return self._thread.submit(self._encode_on_cpu, work, vae, pixels, masks, copied)
 
-    def _encode_on_cpu(self, pixels: Tensor, masks: Tensor, copied: float) -> Launched:
+    def _encoded_again(self, work: _Work, encoded: EncodedBatch) -> EncodedBatch:
+        """Encode the rows that are not finite with the float32 weights, if there are others, and put them in place.
+
+        A row whose values are finite and too large to be stored is left as it is: it would be so again.
+        """
+        bad = np.flatnonzero(~encoded.finite).tolist()
+        if not bad or self._exact is None:
+            return encoded
+        part = work._replace(batch=work.batch.part(bad))
+        found = self._submitted(part, self._exact).result().result()
+        for name in ("samples", "finite", "stored", "original_samples"):
+            if (values := getattr(encoded, name)) is not None:
+                values[bad] = getattr(found, name)
+        tiled = list(encoded.tiled)
+        for index, row in enumerate(bad):
+            tiled[row] = found.tiled[index]
+        seconds = {stage: value + found.seconds[stage] for stage, value in encoded.seconds.items()}
+        steps = encoded.oom_steps + found.oom_steps
+        return encoded._replace(again=bad, tiled=tiled, seconds=seconds, oom_steps=steps)
+
+    def _encode_on_cpu(
+        self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor, copied: float
+    ) -> Launched:
         begun = time.perf_counter()
-        samples, finite, grown = self._encode(pixels, masks)
+        outputs = self._encode(work, vae, pixels, masks)
         seconds = {"copy": copied, "encode": time.perf_counter() - begun, "copy_back": 0.0}
-        return _Done(EncodedBatch(samples.numpy(), finite.numpy(), grown.numpy(), seconds))
+        return _Done(self._answer(work, outputs, outputs.tensors, seconds))
 
-    def _encode(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to samples, which of them are finite, and grown masks."""
+    def _encode(self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor) -> _Outputs:
+        """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to what is stored of them."""
         levels = pixels.float() / self._full_scale
-        samples = posterior(self._vae, neutralise(levels, masks.float())).mean.to(self._samples_dtype)
-        return samples, samples.isfinite().flatten(1).all(dim=1), grow_mask(masks, self._grow_mask_by)
+        found = vae.encode(neutralise(levels, masks.float()), work.tile)
+        noise = self._values.noise(work.batch.keys, found.posterior.mean)
+        samples, finite, stored = self._values.of(found.posterior, noise)
+        tensors = {"samples": samples, "finite": finite, "stored": stored}
+        tiled, steps = found.tiled, found.steps
+        if self._settings.also_original:
+            # Not beside the greyed ones in one batch: memory, and shapes that graphs are built for, stay as they are.
+            whole = vae.encode(levels, work.tile)
+            original, finite, stored = self._values.of(whole.posterior, noise)
+            tensors["original_samples"] = original
+            tensors["finite"], tensors["stored"] = tensors["finite"] & finite, tensors["stored"] & stored
+            tiled, steps = [one or other for one, other in zip(tiled, whole.tiled, strict=True)], steps + whole.steps
+        tensors["noise_mask"] = grow_mask(masks, self._settings.grow_mask_by)
+        return _Outputs(tensors, tiled, steps)
+
+    def _answer(
+        self, work: _Work, outputs: _Outputs, on_host: dict[str, Tensor], seconds: dict[str, float]
+    ) -> EncodedBatch:
+        latent_mask = self._latent_mask(work.batch, on_host["noise_mask"], on_host["samples"])
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in on_host.items()}
+        return EncodedBatch(
+            **arrays, seconds=seconds, latent_mask=latent_mask, tiled=outputs.tiled, oom_steps=outputs.steps
+        )
+
+    def _latent_mask(self, batch: Batch, grown: Tensor, samples: Tensor) -> NDArray[Any] | None:
+        rule = self._settings.latent_mask
+        if rule == "none":
+            return None
+        masks = grown if rule == "comfyui" else torch.from_numpy(np.stack(list(_unpacked(batch))))
+        values: NDArray[Any] = (
+            mask_of_latent(masks, samples.shape[-2], samples.shape[-1], rule).to(samples.dtype).numpy()
+        )
+        return values
 
     def _staged(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The batch as two tensors on the host, from where a GPU can copy them while it works."""
         shape = len(batch.pixels), batch.height, batch.width
         pixels = torch.empty((*shape, 3), dtype=torch.uint8, pin_memory=self._copies is not None)
         masks = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
-        for index, (levels, bits) in enumerate(zip(batch.pixels, batch.masks, strict=True)):
+        for index, (levels, mask) in enumerate(zip(batch.pixels, _unpacked(batch), strict=True)):
             pixels[index].view(-1).numpy()[:] = levels
-            masks[index].view(-1).numpy()[:] = np.unpackbits(bits, count=batch.height * batch.width)
+            masks[index].numpy()[:] = mask
         return pixels, masks
 
-    def _launch_on_gpu(self, pixels: Tensor, masks: Tensor, copies: torch.cuda.Stream) -> Launched:
+    def _launch_on_gpu(
+        self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor, copies: torch.cuda.Stream
+    ) -> Launched:
         """Queue copies on their stream and all work behind them on the current one; nothing here waits."""
         compute = torch.cuda.current_stream(self._device)
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(5)]  # type: ignore[no-untyped-call]
@@ -112,22 +212,35 @@ class BatchEncoder:
         for tensor in on_device:
             tensor.record_stream(compute)
         marks[2].record()
-        outputs = self._encode(*on_device)
+        outputs = self._encode(work, vae, *on_device)
         marks[3].record()
-        on_host = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in outputs]
-        for host, tensor in zip(on_host, outputs, strict=True):
-            host.copy_(tensor, non_blocking=True)
+        on_host = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            for name, tensor in outputs.tensors.items()
+        }
+        for name, tensor in outputs.tensors.items():
+            on_host[name].copy_(tensor, non_blocking=True)
         marks[4].record()
-        return _OnGpu(marks, on_host)
+        return _OnGpu(marks, lambda seconds: self._answer(work, outputs, on_host, seconds))
+
+
+class _Work(NamedTuple):
+    """What is asked of the device."""
+
+    batch: Batch
+    tile: bool | None
 
 
 class _Queued(NamedTuple):
     """A batch that waits for the device's thread, or is done by it."""
 
     launched: Future[Launched]
+    work: _Work
+    again: Callable[[_Work, EncodedBatch], EncodedBatch]
+    """What becomes of rows that are not finite."""
 
     def result(self) -> EncodedBatch:
-        return self.launched.result().result()
+        return self.again(self.work, self.launched.result().result())
 
 
 class _Done(NamedTuple):
@@ -141,7 +254,8 @@ class _OnGpu(NamedTuple):
     """A batch whose work is queued; ``marks`` are recorded around its copy, its work, and after its copy back."""
 
     marks: list[torch.cuda.Event]
-    outputs: list[Tensor]
+    answer: Callable[[dict[str, float]], EncodedBatch]
+    """From the seconds by stage, once the last mark is passed."""
 
     def result(self) -> EncodedBatch:
         copied_from, copied, begun, encoded, back = self.marks
@@ -151,6 +265,18 @@ class _OnGpu(NamedTuple):
             "encode": begun.elapsed_time(encoded),
             "copy_back": encoded.elapsed_time(back),
         }
-        samples, finite, grown = (tensor.numpy() for tensor in self.outputs)
-        seconds = {stage: value / 1e3 for stage, value in milliseconds.items()}
-        return EncodedBatch(samples, finite, grown, seconds)
+        return self.answer({stage: value / 1e3 for stage, value in milliseconds.items()})
+
+
+class _Outputs(NamedTuple):
+    """What the device was asked to compute, before it has."""
+
+    tensors: dict[str, Tensor]
+    """By their names in `EncodedBatch`."""
+    tiled: list[bool]
+    steps: int
+
+
+def _unpacked(batch: Batch) -> Iterator[NDArray[np.uint8]]:
+    for bits in batch.masks:
+        yield np.unpackbits(bits, count=batch.height * batch.width).reshape(batch.height, batch.width)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.exceptions import RayError
 
 from . import coverage, storage
@@ -31,7 +30,8 @@ from .resume import Remaining, job_record, open_output, refuse_sizes, remaining
 from .settings import EncodeJob, selector
 from .sources import find_pairs
 from .stages import CALLS_AT_ONCE, Encoder, commit, fetch_and_decode
-from .vae import VaeFacts, compute_dtype, load_vae, vae_facts, warm_up
+from .vae import VaeFacts, load_vae, vae_facts, warm_up
+from .vae.stored import refuse_unfit
 
 __all__ = ["Backend", "receipts_of", "run_job", "vae_backend"]
 
@@ -154,8 +154,8 @@ def vae_backend(job: EncodeJob) -> Backend:
     """Load the job's VAE once here, so that a bad one fails before Ray starts; workers load it again."""
     vae = load_vae(job.vae)
     warm_up(vae)
-    compute_dtype(job.rows.dtype, torch.device("cpu"), vae.config)  # refuses what would fail on every worker
     facts = vae_facts(vae, job.vae)
+    refuse_unfit(job.rows, vae, facts)
     opened = partial(BatchEncoder.load, job.vae, job.rows, facts.weights_sha256, compiled=job.workers.compile)
     return Backend(facts, opened)
 

@@ -20,8 +20,9 @@ def iter_rows(output: str) -> Iterator[dict[str, Any]]:
         output: folder or prefix that a job wrote, finished or not: a file that is there is whole.
 
     Yields:
-        Values by column; ``samples`` is float16 or float32 ``[C, h, w]`` and ``noise_mask`` uint8 ``[1, H, W]``, 0 or
-        1, unpacked where the job stored it packed.
+        Values by column; ``samples`` and ``original_samples`` are float16 or float32 ``[C, h, w]``, or ``[2C, h, w]``
+        of moments, ``noise_mask`` is uint8 ``[1, H, W]``, 0 or 1, unpacked where the job stored it packed, and
+        ``latent_mask`` ``[1, h, w]`` of the type of ``samples``.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: by what the store said.
@@ -36,6 +37,6 @@ def iter_rows(output: str) -> Iterator[dict[str, Any]]:
 def _rows(data: bytes) -> Iterator[dict[str, Any]]:
     for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(batch_size=16):
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        samples, masks = (rows.tensors(columns.pop(name)) for name in ("samples", "noise_mask"))
-        for values, one_samples, one_mask in zip(pa.table(columns).to_pylist(), samples, masks, strict=True):
-            yield {**values, "samples": one_samples, "noise_mask": one_mask}
+        arrays = {name: rows.tensors(columns.pop(name)) for name in rows.TENSORS if name in columns}
+        for values in pa.table(columns).to_pylist():
+            yield {**values, **{name: next(its_arrays) for name, its_arrays in arrays.items()}}

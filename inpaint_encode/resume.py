@@ -22,6 +22,17 @@ from .sources import FoundPairs
 
 __all__ = ["Remaining", "job_record", "open_output", "refuse_sizes", "remaining"]
 
+_BEFORE = {
+    "latent_form": "unscaled",
+    "posterior_seed": 0,
+    "scaled": False,
+    "also_original": False,
+    "latent_mask": "none",
+    "tile": False,
+    "tile_size": 512,
+}
+"""What outputs did that were begun before their ``_job.json`` said so."""
+
 _PACKAGES = ("inpaint-encode", "torch", "diffusers", "ray", "pyarrow", "pillow", "numpy")
 
 
@@ -46,7 +57,7 @@ def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Fiel
     made_by = {name: value for name, value in vae.items() if name != "vae_source"}
     shaped_by = {**job.rows.model_dump(), **job.decoding.recorded()}
     return {
-        "rows": {"contract": CONTRACT_VERSION, "posterior": "mean", **shaped_by, **made_by},
+        "rows": {"contract": CONTRACT_VERSION, **shaped_by, **made_by},
         "source": _source_record(job.source, carried),
         "access": job.access.model_dump(),
         "vae_source": vae["vae_source"],
@@ -162,10 +173,10 @@ def _next_generation(parts: list[str]) -> int:
 
 def _refuse_differences(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     differences = [
-        f"{name}: {kept[section].get(name)} there, {value} here"
-        for section in ("rows", "source")
+        f"{name}: {there} there, {value} here"
+        for section, before in (("rows", {**_BEFORE, "crop_multiple": kept["rows"].get("ratio")}), ("source", {}))
         for name, value in record[section].items()
-        if kept[section].get(name) != value
+        if (there := kept[section].get(name, before.get(name))) != value
     ]
     if differences:
         raise UsageError(

@@ -28,6 +28,7 @@ __all__ = [
     "PAIRS",
     "RECEIPT",
     "REJECTS",
+    "TENSORS",
     "WORK",
     "Room",
     "carrying",
@@ -49,6 +50,9 @@ __all__ = [
 
 FOOTER_KEY = b"inpaint_encode"
 """Key of the JSON in every data file's metadata that says how its rows were made."""
+
+TENSORS = ("samples", "original_samples", "noise_mask", "latent_mask")
+"""Columns of the data files that hold an array of any shape; the second and the last only where they were asked for."""
 
 CARRIED = "carried"
 """Column that a plan and the tables between stages have besides if the source has columns of its own: a struct of them,
@@ -105,13 +109,17 @@ ENCODED = pa.schema(
         *_SIZE,
         ("samples", pa.large_binary()),
         ("samples_shape", pa.list_(pa.int64())),
+        ("original_samples", pa.large_binary()),
         ("noise_mask", pa.large_binary()),
+        ("latent_mask", pa.large_binary()),
         ("mask_coverage", pa.float32()),
         ("precision", pa.string()),
+        ("tiled", pa.bool_()),
         *_ERROR,
     ]
 )
-"""``samples`` as raw values of the stored type, the grown ``noise_mask`` as packed bits."""
+"""``samples``, ``original_samples`` of the same shape and ``latent_mask`` of one channel as raw values of the stored
+type, the grown ``noise_mask`` as packed bits."""
 
 REJECTS = pa.schema(
     [
@@ -172,9 +180,13 @@ def carrying(schema: pa.Schema, like: pa.Schema) -> pa.Schema:
 def data_schema(made_by: Mapping[str, Any], like: pa.Schema = PAIRS) -> pa.Schema:
     """Schema of the data files. Shapes a row: ``samples [C, h, w]``, ``noise_mask [1, H, W]``.
 
+    ``samples`` of moments is ``[2C, h, w]``, the means first; ``original_samples`` has its shape, and
+    ``latent_mask`` is ``[1, h, w]``.
+
     Args:
-        made_by: what the rows were made by, kept in the schema's metadata: ``samples_dtype`` and ``mask_encoding``
-            as in `inpaint_encode.settings.RowSettings`, and whatever else a reader must know.
+        made_by: what the rows were made by, kept in the schema's metadata: the fields of
+            `inpaint_encode.settings.RowSettings`, of which ``samples_dtype`` and ``mask_encoding`` must be there and
+            others say which columns are, and whatever else a reader must know.
         like: schema of the plan, or of a table that is made from it; the fields of its `CARRIED` come last.
     """
     value_type = {"float16": pa.float16(), "float32": pa.float32()}[made_by["samples_dtype"]]
@@ -182,11 +194,14 @@ def data_schema(made_by: Mapping[str, Any], like: pa.Schema = PAIRS) -> pa.Schem
     fields = [
         pa.field("key", pa.string()),
         tensor_field("samples", value_type),
+        *([tensor_field("original_samples", value_type)] if made_by.get("also_original") else []),
         packed_field("noise_mask") if packed else tensor_field("noise_mask", pa.uint8()),
+        *([tensor_field("latent_mask", value_type)] if made_by.get("latent_mask", "none") != "none" else []),
         *_SOURCE[1:],
         *_GEOMETRY,
         pa.field("mask_coverage", pa.float32()),
         pa.field("precision", pa.string()),
+        *([pa.field("tiled", pa.bool_())] if made_by.get("tile", False) is not False else []),
         *(list(like.field(CARRIED).type) if CARRIED in like.names else []),
     ]
     return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(made_by, sort_keys=True)})
@@ -195,16 +210,22 @@ def data_schema(made_by: Mapping[str, Any], like: pa.Schema = PAIRS) -> pa.Schem
 def data_table(encoded: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return the rows of the data file: the `ENCODED` rows without an error, tensors in their columns."""
     rows = encoded.filter(encoded["error"].is_null())
-    samples_dtype = np.dtype(schema.field("samples").type.field("data").type.value_type.to_pandas_dtype())
-    samples = [np.frombuffer(value.as_buffer(), samples_dtype) for value in rows["samples"]]
-    tensors = {
-        "samples": tensor_array(samples, rows["samples_shape"].to_pylist(), schema.field("samples")),
-        "noise_mask": _mask_array(rows, schema.field("noise_mask")),
-    }
+    shapes = rows["samples_shape"].to_pylist()
+    plane = [[1, *shape[1:]] for shape in shapes]
+    tensors = {"noise_mask": _mask_array(rows, schema.field("noise_mask"))}
+    for name, its_shapes in (("samples", shapes), ("original_samples", shapes), ("latent_mask", plane)):
+        if name in schema.names:
+            tensors[name] = _values_array(rows[name], its_shapes, schema.field(name))
     carried = rows.select([CARRIED]).flatten() if CARRIED in rows.column_names else rows.select([])
     own = dict(zip([name.removeprefix(f"{CARRIED}.") for name in carried.column_names], carried.columns, strict=True))
     columns = {name: rows[name] for name in rows.column_names} | tensors | own
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _values_array(column: pa.ChunkedArray, shapes: Sequence[Sequence[int]], field: pa.Field) -> pa.Array:
+    """Raw values of the type of ``field`` in its layout."""
+    dtype = np.dtype(field.type.field("data").type.value_type.to_pandas_dtype())
+    return tensor_array([np.frombuffer(value.as_buffer(), dtype) for value in column], shapes, field)
 
 
 def _mask_array(encoded: pa.Table, field: pa.Field) -> pa.Array:
@@ -321,7 +342,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
         row_group_size=_rows_in_a_group(table),
         compression="zstd",
         use_dictionary=strings,
-        use_byte_stream_split=["samples.data.list.element"] if _stores_float32(table.schema) else False,
+        use_byte_stream_split=[f"{name}.data.list.element" for name in _float32_tensors(table.schema)] or False,
         write_statistics=strings,
         write_page_checksum=True,
     )
@@ -340,8 +361,11 @@ def _stores_mask_values(schema: pa.Schema) -> bool:
     return "noise_mask" in schema.names and not is_packed(schema.field("noise_mask").type)
 
 
-def _stores_float32(schema: pa.Schema) -> bool:
-    return "samples" in schema.names and schema.field("samples").type.field("data").type.value_type == pa.float32()
+def _float32_tensors(schema: pa.Schema) -> list[str]:
+    """Columns whose values a byte-stream split makes smaller; a packed mask has no ``data``."""
+    storages = {name: schema.field(name).type for name in TENSORS if name in schema.names}
+    wanted = pa.large_list(pa.float32())
+    return [name for name, kind in storages.items() if not is_packed(kind) and kind.field("data").type == wanted]
 
 
 def read_data(data: bytes, schema: pa.Schema) -> pa.Table:

@@ -307,10 +307,43 @@ class RowSettings(_Frozen):
     """The VAE's compute type; auto is bfloat16 on GPUs of compute capability 8.0 and up, else float32."""
     samples_dtype: Literal["float16", "float32"] = "float16"
     """How latents are stored; float32 doubles their bytes."""
+    posterior: Literal["mean", "sample", "moments"] = "mean"
+    """What of the VAE's posterior is stored: its mean; a draw, which is the same for a key and a seed on any cluster;
+    or the means and then the log-variances, twice as many channels."""
+    posterior_seed: int = 0
+    """Which draw --posterior sample takes: another seed, another draw of every row."""
+    scaled: bool = False
+    """Store latents as diffusion models take them, scaled and shifted as the VAE's configuration says."""
+    also_original: bool = False
+    """Add original_samples, the latent of the image as it is, not greyed; each row is encoded twice."""
+    latent_mask: Literal["none", "comfyui", "diffusers"] = "none"
+    """Add latent_mask, a mask at the latent's size: noise_mask by ComfyUI's bilinear rule, 0 to 1, or the mask that was
+    not grown by diffusers' nearest rule, 0 or 1."""
+    tile: Annotated[bool | None, Parameter(negative="--no-tile")] = None
+    """Encode images larger than a tile in tiles that overlap, or never; by default only where memory holds not even
+    one image. A tiled latent is near the whole one, and not equal to it; the column tiled says which is which."""
+    tile_size: Annotated[int, Field(ge=64)] = 512
+    """Side of a tile in pixels: smaller ones need less memory, and are farther from the whole latent."""
     mask_encoding: Literal["tensor", "packed"] = "tensor"
     """How masks are stored: a tensor that every reader takes, or packed bits, which cost a sixth as much to write."""
     deterministic: bool = False
-    """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs."""
+    """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs. Nothing is tiled
+    for want of memory then."""
+
+    @model_validator(mode="after")
+    def _meant(self) -> Self:
+        if self.posterior_seed and self.posterior != "sample":
+            raise ValueError("--posterior-seed says which draw --posterior sample takes; add that")
+        if self.scaled and self.posterior == "moments":
+            raise ValueError("--scaled is of a latent, and moments are not one yet; scale what you draw from them")
+        if self.tile is False and self.tile_size != type(self).model_fields["tile_size"].default:
+            raise ValueError("--tile-size is of tiles, and --no-tile forbids them; leave out one of the two")
+        return self
+
+    @property
+    def tiles(self) -> bool | None:
+        """Whether to tile: always, never, or where memory forces it, which is no rule that bits could depend on."""
+        return False if self.tile is None and self.deterministic else self.tile
 
 
 @_section("The output", 5)
@@ -349,8 +382,9 @@ def selector(labels: Labels) -> dict[str, str] | None:
 class Batches(_Frozen):
     """What one worker does at once, and on what."""
 
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    """Most images of one size in one forward pass; more fill a GPU better and need more of its memory."""
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Most images of one size in one forward pass: more fill a GPU better and need more of its memory. auto is 8, or
+    as many as will fit into a GPU's free memory; on a CPU, as many as have half a million pixels."""
     compile: Annotated[bool, Parameter(negative="--no-compile")] = True
     """On a GPU, compile the VAE for batch shapes that come often: faster, equal but for rounding."""
     gpus_per_worker: Annotated[str, Field(pattern=r"^(auto|\d+|0\.\d+)$")] = "auto"

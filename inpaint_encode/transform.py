@@ -6,6 +6,8 @@ Every function is pure and works on the CPU and on a GPU alike. ``H, W`` are the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,7 @@ __all__ = [
     "binarise_mask",
     "crop_box",
     "grow_mask",
+    "mask_of_latent",
     "neutralise",
     "resize_mask",
     "to_vae_range",
@@ -84,6 +87,19 @@ def _or_window(bits: Tensor, width: int, dim: int) -> Tensor:
         bits = bits.narrow(dim, 0, length) | bits.narrow(dim, step, length)
         reach += step
     return bits
+
+
+def mask_of_latent(mask: Tensor, height: int, width: int, rule: Literal["comfyui", "diffusers"]) -> Tensor:
+    """Bring ``mask`` ``[B, H, W]``, 0 or 1, to a latent's size: float32 ``[B, height, width]``, always on the CPU.
+
+    ``comfyui`` is what its sampler makes of a grown ``noise_mask``: bilinear with half-pixel centres and neither
+    antialiasing nor rounding, so that an even ratio gives the mean of each cell's central 2 x 2 pixels. ``diffusers``
+    is what its pipelines make of a mask that is not grown: the nearest pixel by their reckoning, each cell's first.
+    """
+    on_cpu = mask.detach().to("cpu", torch.float32).unsqueeze(1)
+    if rule == "comfyui":
+        return F.interpolate(on_cpu, (height, width), mode="bilinear", align_corners=False).squeeze(1)
+    return F.interpolate(on_cpu, (height, width), mode="nearest").squeeze(1)
 
 
 def to_vae_range(pixels: Tensor) -> Tensor:

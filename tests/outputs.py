@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode import rows, storage
 
-PLAIN = {"samples_dtype": "float32", "mask_encoding": "tensor"}
+PLAIN = {"samples_dtype": "float32", "mask_encoding": "tensor", "tile": None}
 """What tests' rows are made by, unless they say otherwise."""
 
 

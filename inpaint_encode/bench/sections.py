@@ -29,6 +29,7 @@ from .peers.script import SCRIPT
 from .peers.template import TEMPLATE
 from .product import product
 from .record import Section
+from .repeatable import repeatable_section
 from .writing import writing_section
 
 __all__ = ["QUICK", "WHOLE", "Extent", "sections"]
@@ -62,6 +63,7 @@ def sections(only: Sequence[str], extent: Extent, folder: Path) -> Iterator[Sect
         os.environ.update(server.environment)  # before Ray, whose workers have this process's environment
         measures: dict[str, Callable[[], Iterator[Section]]] = {
             "kernel": lambda: _kernel(extent, device),
+            "repeatable": lambda: _repeatable(extent, device),
             "feed": lambda: _feed(extent, device, folder / "feed"),
             "cost": lambda: _cost(extent, folder / "cost", server),
             "peers": lambda: _peers(extent, folder / "peers", server),
@@ -85,6 +87,11 @@ def _kernel(extent: Extent, device: str) -> Iterator[Section]:
         batches=batches if extent.full else (1,),
         repeats=extent.repeats,
     )
+
+
+def _repeatable(extent: Extent, device: str) -> Iterator[Section]:
+    side = 512 if device == "cuda" else 128
+    yield repeatable_section(device, side if extent.full else 64, repeats=extent.repeats)
 
 
 def _feed(extent: Extent, device: str, folder: Path) -> Iterator[Section]:

@@ -94,7 +94,7 @@ def calibrate(
     """
     device = _device(options.batches.gpus_per_worker)
     encoder = _encoder(vae, options.rows, device)
-    batches = _batches(sizes, 1 if options.rows.deterministic else options.batches.batch_size, options.estimation.seed)
+    batches = _batches(sizes, _images_at_once(options, encoder), options.estimation.seed)
     trial = Trial(_words(device))
     reader = PairReader(options.access)
     with ThreadPoolExecutor(options.batches.fetch_threads) as pool:
@@ -117,7 +117,8 @@ def calibrate(
 
 def _encoder(vae: AutoencoderKL, settings: RowSettings, device: torch.device) -> BatchEncoder:
     set_verbosity_error()  # a cast that is meant needs no warning
-    return BatchEncoder(vae, settings, device, compiled=False)
+    unscaled = settings.model_copy(update={"scaled": False})  # which takes no time, and needs no facts
+    return BatchEncoder(vae, unscaled, device, compiled=False)
 
 
 def _device(gpus_per_worker: str) -> torch.device:
@@ -139,14 +140,27 @@ def _words(device: torch.device) -> str:
     return f"{torch.get_num_threads()} threads of this machine's {platform.machine()} CPU"
 
 
-def _batches(sizes: Mapping[Pair, tuple[int, int]], batch_size: int, seed: int) -> list[list[Pair]]:
+def _images_at_once(options: PlanOptions, encoder: BatchEncoder) -> Callable[[int, int], int]:
+    """How many images of a size the job would put into a batch."""
+    batch_size = 1 if options.rows.deterministic else options.batches.batch_size
+    return encoder.images_at_once if batch_size == "auto" else lambda _height, _width: batch_size
+
+
+def _batches(
+    sizes: Mapping[Pair, tuple[int, int]], images_at_once: Callable[[int, int], int], seed: int
+) -> list[list[Pair]]:
     """Pairs of one size together, in random order: the first ones must not be all of one size."""
     groups: defaultdict[tuple[int, int], list[Pair]] = defaultdict(list)
     for pair, size in sizes.items():
         groups[size].append(pair)
-    starts = [(group, start) for group in groups.values() for start in range(0, len(group), batch_size)]
-    random.Random(seed).shuffle(starts)  # noqa: S311 - not a secret
-    return [group[start : start + batch_size] for group, start in starts]
+    batches = [
+        group[start : start + at_once]
+        for size, group in groups.items()
+        for at_once in [images_at_once(*size)]
+        for start in range(0, len(group), at_once)
+    ]
+    random.Random(seed).shuffle(batches)  # noqa: S311 - not a secret
+    return batches
 
 
 def _run(
@@ -198,8 +212,9 @@ def _decoded(trial: Trial, files: Sequence[_Fetched], decoder: PairDecoder) -> I
 def _encoded(encoder: BatchEncoder, decoded: Sequence[_Decoded]) -> EncodedBatch:
     height, width = decoded[0][1].shape
     pixels, masks = [image.pixels.reshape(-1) for image, _ in decoded], [rows.pack_mask(mask) for _, mask in decoded]
+    keys = [str(number) for number in range(len(decoded))]
     try:
-        return encoder.launch(Batch(height, width, pixels, masks)).result()
+        return encoder.launch(Batch(height, width, pixels, masks, keys)).result()
     except RuntimeError as error:  # torch's, out of memory included
         raise JobFailed(
             f"--calibrate: the VAE fails on {len(pixels)} images of {height} x {width} pixels: "
@@ -211,9 +226,15 @@ def _weigh(trial: Trial, batch: EncodedBatch, settings: RowSettings) -> None:
     """Write the batch's rows as the job would, in memory, and see what their tensors take."""
     height, width = batch.noise_mask.shape[1:]
     size = {"height": height, "width": width}
+    extra = {
+        name: values for name in ("original_samples", "latent_mask") if (values := getattr(batch, name)) is not None
+    }
     encoded = [
-        {**size, "samples": samples, "samples_shape": samples.shape, "noise_mask": rows.pack_mask(mask)}
-        for samples, mask in zip(batch.samples, batch.noise_mask, strict=True)
+        {
+            **{**size, "samples": samples, "samples_shape": samples.shape, "noise_mask": rows.pack_mask(mask)},
+            **{name: values[index] for name, values in extra.items()},
+        }
+        for index, (samples, mask) in enumerate(zip(batch.samples, batch.noise_mask, strict=True))
     ]
     schema = rows.data_schema(settings.model_dump())
     data = rows.parquet_bytes(rows.data_table(rows.table_of(encoded, rows.ENCODED), schema))
@@ -224,7 +245,8 @@ def _weigh(trial: Trial, batch: EncodedBatch, settings: RowSettings) -> None:
             about = metadata.row_group(group).column(column)
             taken[about.path_in_schema.partition(".")[0]] += about.total_compressed_size
     index = len(trial.images) - 1
-    trial.latent_bytes[index], trial.mask_bytes[index] = taken["samples"], taken["noise_mask"]
+    trial.mask_bytes[index] = taken["noise_mask"]
+    trial.latent_bytes[index] = sum(taken[name] for name in ("samples", *extra))
 
 
 def _counts(rejected: Counter[str]) -> str:

@@ -95,9 +95,13 @@ def product(one: Figure, other: Figure) -> Figure:
 
 
 def passes(
-    lengths: NDArray[np.int64], positions: NDArray[np.int64], kinds: NDArray[np.int64], batch_size: int, seed: int
+    lengths: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    kinds: NDArray[np.int64],
+    batch_sizes: Sequence[int] | int,
+    seed: int,
 ) -> Passes:
-    """Count the forward passes of a plan: in each chunk, every size is cut into batches of ``batch_size`` at most.
+    """Count the forward passes of a plan: in each chunk, every size is cut into batches of its ``batch_sizes`` at most.
 
     Pairs that were not sampled are given the sizes of the sample in random order, each once as long as they last.
 
@@ -105,20 +109,21 @@ def passes(
         lengths: pairs in each chunk, in order.
         positions: of the sampled pairs in the whole plan, ascending.
         kinds: a number for the size of each sampled pair, -1 for one that will be rejected.
-        batch_size: most images in a pass.
+        batch_sizes: most images in a pass, of every size or by the sizes' numbers.
         seed: of the random order.
     """
     rng = np.random.default_rng(seed)
+    at_most = np.broadcast_to(batch_sizes, kinds.max(initial=-1) + 1)
     starts = np.cumsum(lengths) - lengths
     exact = len(positions) == lengths.sum()
     looked_at = rng.permutation(len(lengths))[: None if exact else _SIMULATED]
     counts = []
     for start, length in zip(starts[looked_at], lengths[looked_at], strict=True):
         first, last = np.searchsorted(positions, [start, start + length])
-        counts.append(_batches(_filled(kinds, first, last, length, rng), batch_size))
+        counts.append(_batches(_filled(kinds, first, last, length, rng), at_most))
     estimate = sum(counts) if len(counts) == len(lengths) else float(np.mean(counts)) * len(lengths)
     good = float((kinds >= 0).mean())
-    least = int(np.ceil(lengths * good / batch_size).sum())
+    least = int(np.ceil(lengths * good / at_most.max(initial=1)).sum())
     return Passes(
         estimate=float(estimate),
         least=min(least, math.floor(estimate)),
@@ -138,9 +143,9 @@ def _filled(
     return np.concatenate([kinds[first:last], drawn])
 
 
-def _batches(kinds: NDArray[np.int64], batch_size: int) -> int:
-    counts = np.unique(kinds[kinds >= 0], return_counts=True)[1]
-    return int(np.ceil(counts / batch_size).sum())
+def _batches(kinds: NDArray[np.int64], at_most: NDArray[np.int64]) -> int:
+    found, counts = np.unique(kinds[kinds >= 0], return_counts=True)
+    return int(np.ceil(counts / at_most[found]).sum())
 
 
 def _unseen(sampled: int, population: int) -> float:

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from inpaint_encode import plan, rows
+from inpaint_encode.batch import CPU_PIXELS, images_at_once
 from inpaint_encode.images import PairDecoder
 from inpaint_encode.resume import refuse_sizes
-from inpaint_encode.settings import PlanOptions
+from inpaint_encode.settings import PlanOptions, RowSettings
 from inpaint_encode.sources import FoundPairs, PairReader, find_pairs, locators
 
 from .headers import Header, draw, read_headers
@@ -181,11 +182,13 @@ def _vae(options: PlanOptions) -> tuple[AutoencoderKL | None, Latents]:
     dtype = options.rows.samples_dtype
     if not options.vae.vae:
         return None, Latents(8, 8, 4, dtype, assumed=True)
-    from inpaint_encode import vae as vaes  # costs seconds, which a plan without a VAE need not take
+    from inpaint_encode.vae import load_vae, vae_facts  # costs seconds, which a plan without a VAE need not take
+    from inpaint_encode.vae.stored import refuse_unfit
 
-    vae = vaes.load_vae(options.vae)
-    shape = vaes.spatial_ratio(vae), vaes.crop_multiple(vae), vaes.latent_channels(vae)
-    return vae, Latents(*shape, dtype, assumed=False)
+    vae = load_vae(options.vae)
+    facts = vae_facts(vae, options.vae)
+    refuse_unfit(options.rows, vae, facts)
+    return vae, Latents(facts.ratio, facts.crop_multiple, facts.latent_channels, dtype, assumed=False)
 
 
 def _trial(
@@ -222,7 +225,7 @@ def _forecast(
     all_pixels = total(pixels, population)
     numbers = {size: number for number, size in enumerate(sizes)}
     kinds = np.array([numbers[header.size] if header.size else -1 for header in headers])
-    batch_size = 1 if options.rows.deterministic else options.batches.batch_size
+    batch_sizes = [_images_at_once(options, *size) for size in sizes]
     return Forecast(
         pairs=population,
         unpaired_images=len(found.unpaired_images),
@@ -233,18 +236,32 @@ def _forecast(
         source_mask_bytes=found.bytes_listed and found.bytes_listed[1],
         requests=requests,
         latents=latents,
-        batch_size=batch_size,
+        batch_size=max(batch_sizes, default=1),
         sampled=len(headers),
         header_bytes=sum(header.bytes_read for header in headers),
         sizes=[Size(*size, count, share(count, len(headers), population)) for size, count in sizes.most_common()],
         rejects=_rejects(headers, population),
         rejected=share(sum(not header.size for header in headers), len(headers), population),
         megapixels=mean([count / 1e6 for count in pixels if count], len(headers), population),
-        passes=passes(lengths, drawn, kinds, batch_size, options.estimation.seed),
-        latent_bytes=all_pixels.scaled(latents.channels * _ITEM_BYTES[latents.dtype] / latents.ratio**2),
+        passes=passes(lengths, drawn, kinds, batch_sizes, options.estimation.seed),
+        latent_bytes=all_pixels.scaled(_values(options.rows, latents) * _ITEM_BYTES[latents.dtype] / latents.ratio**2),
         mask_bytes=all_pixels.scaled(1 / 8),
         calibration=_calibration(trial, all_pixels.scaled(1e-6), options.estimation.price) if trial else None,
     )
+
+
+def _images_at_once(options: PlanOptions, height: int, width: int) -> int:
+    """How many images of a size go into a batch, on a GPU if its memory holds them."""
+    if options.rows.deterministic or options.batches.batch_size != "auto":
+        return 1 if options.rows.deterministic else int(options.batches.batch_size)
+    on_cpu = options.batches.gpus_per_worker == "0"
+    return images_at_once(height, width, CPU_PIXELS if on_cpu else math.inf)
+
+
+def _values(settings: RowSettings, latents: Latents) -> int:
+    """How many values a row stores for each place of its latent."""
+    of_one = latents.channels * (2 if settings.posterior == "moments" else 1)
+    return of_one * (2 if settings.also_original else 1) + (settings.latent_mask != "none")
 
 
 def _requests(found: FoundPairs, pairs: pa.Table, chunks: int) -> Requests:

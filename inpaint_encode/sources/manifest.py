@@ -33,7 +33,7 @@ from .ranged import RangedFile
 
 __all__ = ["from_manifest"]
 
-_OURS = frozenset(data_schema(RowSettings().model_dump()).names)
+_OURS = frozenset(data_schema(RowSettings(also_original=True, latent_mask="comfyui").model_dump()).names)
 _LARGEST_LINE = 2**24
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _GOOD = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"

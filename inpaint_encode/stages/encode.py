@@ -7,14 +7,14 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from inpaint_encode import rows
-from inpaint_encode.batch import Batch, EncodedBatch, LatentEncoder, Launched
+from inpaint_encode.batch import Batch, EncodedBatch, LatentEncoder, Launched, is_out_of_memory
 
 from .chunk import Chunk, Counters, Row
 
@@ -31,7 +31,7 @@ class Encoder:
     """An actor that holds one VAE: the constructor loads it and encodes once, so that a bad model fails there."""
 
     def __init__(
-        self, open_encoder: Callable[[str], LatentEncoder], batch_size: int, gpus: float, workers: int
+        self, open_encoder: Callable[[str], LatentEncoder], batch_size: int | Literal["auto"], gpus: float, workers: int
     ) -> None:
         import torch
 
@@ -60,13 +60,16 @@ class Encoder:
             for index, result in zip(indices, self._collected(batch, launched, counters), strict=True):
                 results[index] |= result
 
-        for indices, batch in _equal_sizes(table, self._batch_size):
+        for indices, batch in _equal_sizes(table, self._images_at_once):
             under_way.append((indices, batch, self._launched(batch, counters)))
             if len(under_way) > _AHEAD:
                 collect()
         while under_way:
             collect()
         return results
+
+    def _images_at_once(self, height: int, width: int) -> int:
+        return self._encoder.images_at_once(height, width) if self._batch_size == "auto" else self._batch_size
 
     def _launched(self, batch: Batch, counters: Counters) -> Launched | RuntimeError:
         counters.add("wait_s", self._device.begin())
@@ -89,20 +92,30 @@ class Encoder:
             counters.add(f"{stage}_s", seconds)
         counters.add("batches", 1)
         counters.add(f"batches_of_{1 << (len(batch.pixels) - 1).bit_length()}", 1)
+        counters.add("oom_steps", encoded.oom_steps)
         with counters.timed("copy_back"):
-            return list(_results(encoded, self._encoder.precision))
+            results = list(_results(encoded, self._encoder.precision))
+        counters.add("tiled", sum(encoded.tiled))
+        counters.add("not_finite", len(encoded.again) or int(np.count_nonzero(~encoded.finite)))
+        counters.add("encoded_again", len(encoded.again))
+        return results
 
     def _alone(self, batch: Batch, error: RuntimeError, counters: Counters) -> list[Row]:
         if len(batch.pixels) > 1:
-            half = len(batch.pixels) // 2
-            halves = [batch._replace(pixels=batch.pixels[part], masks=batch.masks[part]) for part in _halves(half)]
+            indices, half = range(len(batch.pixels)), len(batch.pixels) // 2
+            halves = [batch.part(indices[:half]), batch.part(indices[half:])]
             return [row for part in halves for row in self._collected(part, self._launched(part, counters), counters)]
-        self._encoder.check()  # an error that broke the device is not this image's
         message = f"{batch.height} x {batch.width} pixels: {str(error).splitlines()[0]}"
+        if is_out_of_memory(error):  # of which no device breaks
+            return [{"error": "encode.out_of_memory", "message": message}]
+        self._encoder.check()  # an error that broke the device is not this image's
         return [{"error": "encode.failed", "message": message}]
 
 
-_RESULT = ("samples", "samples_shape", "noise_mask", "mask_coverage", "precision", "error", "message")
+_RESULT = (
+    *("samples", "samples_shape", "original_samples", "noise_mask", "latent_mask", "mask_coverage"),
+    *("precision", "tiled", "error", "message"),
+)
 
 
 class _DeviceClock:
@@ -126,11 +139,7 @@ class _DeviceClock:
             self._idle_since = time.perf_counter()
 
 
-def _halves(middle: int) -> tuple[slice, slice]:
-    return slice(None, middle), slice(middle, None)
-
-
-def _equal_sizes(table: pa.Table, batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+def _equal_sizes(table: pa.Table, images_at_once: Callable[[int, int], int]) -> Iterator[tuple[list[int], Batch]]:
     """Yield batches of decodable rows and their indices, by size in order of appearance."""
     carriers = _carriers(table)
     groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
@@ -138,10 +147,12 @@ def _equal_sizes(table: pa.Table, batch_size: int) -> Iterator[tuple[list[int], 
         if row["error"] is None:
             groups[row["height"], row["width"]].append(index)
     for size, indices in groups.items():
-        for start in range(0, len(indices), batch_size):
-            part = indices[start : start + batch_size]
+        at_once = images_at_once(*size)
+        for start in range(0, len(indices), at_once):
+            part = indices[start : start + at_once]
             pixels = [_bytes(table["pixels"][carriers[index]]) for index in part]
-            yield part, Batch(*size, pixels, [_bytes(table["mask"][index]) for index in part])
+            masks = [_bytes(table["mask"][index]) for index in part]
+            yield part, Batch(*size, pixels, masks, [table["key"][index].as_py() for index in part])
 
 
 def _carriers(table: pa.Table) -> NDArray[np.int64]:
@@ -155,22 +166,39 @@ def _bytes(value: pa.LargeBinaryScalar) -> NDArray[np.uint8]:
 
 
 def _results(encoded: EncodedBatch, precision: str) -> Iterator[Row]:
-    for samples, finite, noise_mask in zip(encoded.samples, encoded.finite, encoded.noise_mask, strict=True):
-        if finite:
+    again = frozenset(encoded.again)
+    for index, samples in enumerate(encoded.samples):
+        if not encoded.finite[index]:
+            yield {
+                "error": "encode.not_finite",
+                "message": _not_finite(samples, "float32" if index in again else precision),
+            }
+        elif not encoded.stored[index]:
+            yield {"error": "encode.too_large", "message": _too_large(samples)}
+        else:
+            noise_mask = encoded.noise_mask[index]
             yield {
                 "samples": samples,
                 "samples_shape": samples.shape,
+                "original_samples": None if encoded.original_samples is None else encoded.original_samples[index],
                 "noise_mask": rows.pack_mask(noise_mask),
+                "latent_mask": None if encoded.latent_mask is None else encoded.latent_mask[index],
                 "mask_coverage": np.count_nonzero(noise_mask) / noise_mask.size,
-                "precision": precision,
+                "precision": "float32" if index in again else precision,
+                "tiled": bool(encoded.tiled and encoded.tiled[index]),
             }
-        else:
-            yield {"error": "encode.not_finite", "message": _not_finite(samples)}
 
 
-def _not_finite(samples: NDArray[Any]) -> str:
+def _not_finite(samples: NDArray[Any], precision: str) -> str:
     bad = np.count_nonzero(~np.isfinite(samples))
-    return f"{bad:,} of {samples.size:,} latent values are not finite in {samples.dtype}"
+    return f"{bad:,} of {samples.size:,} latent values are not finite, computed in {precision}"
+
+
+def _too_large(samples: NDArray[Any]) -> str:
+    bad = np.count_nonzero(~np.isfinite(samples))
+    return (
+        f"{bad:,} of {samples.size:,} latent values are larger than {samples.dtype} holds; use --samples-dtype float32"
+    )
 
 
 def _nothing_encoded(results: list[Row]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,17 +117,12 @@ def warm_up(vae: ModelMixin) -> None:
         raise UsageError("the VAE turns a plain grey image into values that are not finite; its weights are broken")
 
 
-def compute_dtype(setting: str, device: torch.device, config: Any) -> torch.dtype:
+def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
     """The type to compute in; ``auto`` is bfloat16 on GPUs of compute capability 8.0 and up, else float32.
 
-    Raises:
-        UsageError: float16 is asked for, and the model's ``force_upcast`` says that it overflows in it.
+    float16 is never chosen, but taken at its word: what overflows in it is encoded again in float32.
     """
     if setting == "auto":
         capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if capable else torch.float32
-    if setting == "float16" and config.get("force_upcast"):
-        raise UsageError(
-            "this VAE's configuration says force_upcast: it overflows in float16; use --dtype bfloat16 or float32"
-        )
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[setting]

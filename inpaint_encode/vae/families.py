@@ -71,7 +71,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "AutoencoderKL": Family(
             models="SD 1.x, SD 2, SDXL, SD 3, Flux.1; the x4 upscaler at 4",
             ratio=_halvings("block_out_channels"),
-            precision="no float16 under force_upcast",
+            precision="float16 overflows in SDXL's",
             checked="autoencoder_kl.py, vae.py (Encoder)",
         ),
         "AutoencoderKLFlux2": Family(

@@ -86,7 +86,7 @@ class Tensor(NamedTuple):
 
 
 Row = dict[str, Any]
-"""A row of a data file: plain values, and `Tensor` for ``samples`` and ``noise_mask``."""
+"""A row of a data file: plain values, and `Tensor` for those of `rows.TENSORS` that it has."""
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def _footer_json(schema: pa.Schema, key: bytes) -> dict[str, Any]:
 
 def _rows_of(batch: pa.RecordBatch) -> Iterator[Row]:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    tensors = {name: _plain(columns.pop(name)) for name in ("samples", "noise_mask")}
+    tensors = {name: _plain(columns.pop(name)) for name in rows.TENSORS if name in columns}
     for index, row in enumerate(pa.table(columns).to_pylist()):
         yield {**row, **{name: _tensor(column[index]) for name, column in tensors.items()}}
 
@@ -291,17 +291,37 @@ def _row_problems(file: DataFile, made_by: Mapping[str, Any], keys: list[str]) -
 
 
 def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    samples, mask = row["samples"], row["noise_mask"]
+    mask = row["noise_mask"]
     if sentence := _shapes_problem(row, made_by):
         yield "shapes", sentence
-    if infinite := samples.values.size - int(np.isfinite(samples.values).sum()):
-        yield "samples", f"{infinite:,} of {samples.values.size:,} values are not finite"
+    values = np.concatenate([row[name].values for name in ("samples", "original_samples") if name in row])
+    if infinite := values.size - int(np.isfinite(values).sum()):
+        yield "samples", f"{infinite:,} of {values.size:,} values are not finite"
     if others := mask.values.size - int((mask.values <= 1).sum()):
         yield "noise_mask", f"{others:,} of {mask.values.size:,} pixels are neither 0 nor 1"
+    if sentence := _latent_mask_problem(row, made_by):
+        yield "latent_mask", sentence
     mean = np.float32(mask.values.sum(dtype=np.float64) / max(1, mask.values.size))
     stated = np.float32(math.nan if row["mask_coverage"] is None else row["mask_coverage"])
     if not abs(stated - mean) <= COVERAGE_ULPS * np.spacing(mean):
         yield "coverage", f"mask_coverage is {stated}, the mask's mean {mean}"
+
+
+def _latent_mask_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
+    """ComfyUI's rule follows from the row's own noise_mask; of diffusers' the row has only what it can be."""
+    if "latent_mask" not in row or row["noise_mask"].shape is None or row["latent_mask"].shape is None:
+        return None
+    found, mask, middle = row["latent_mask"].values, row["noise_mask"], made_by["ratio"] // 2
+    if made_by["latent_mask"] == "diffusers":
+        others = int(((found != 0) & (found != 1)).sum())
+        return f"{others:,} of {found.size:,} values are neither 0 nor 1" if others else None
+    _, height, width = row["latent_mask"].shape
+    if made_by["ratio"] % 2 or mask.values.size != height * width * made_by["ratio"] ** 2:
+        return None  # no ratio is odd so far; sizes have a check of their own
+    cells = mask.values.reshape(height, made_by["ratio"], width, made_by["ratio"])
+    centres = cells[:, middle - 1 : middle + 1, :, middle - 1 : middle + 1].mean(axis=(1, 3))
+    others = int((centres.ravel() != found).sum())
+    return f"{others:,} of {found.size:,} values are not what noise_mask gives" if others else None
 
 
 def _shapes_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
@@ -310,15 +330,21 @@ def _shapes_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
         resized_height, resized_width, crop = Sizing.of(made_by).fit(height, width)
     except (ValueError, ZeroDivisionError):
         return f"a source of {height} x {width} pixels has no latent at 1/{ratio} of its size"
+    channels = made_by["latent_channels"] * (2 if made_by["posterior"] == "moments" else 1)
+    latent = [channels, crop.height // ratio, crop.width // ratio]
     should: dict[str, Any] = {
         "resized_height": resized_height,
         "resized_width": resized_width,
         "crop_top": crop.top,
         "crop_left": crop.left,
         "noise_mask": [1, crop.height, crop.width],
-        "samples": [made_by["latent_channels"], crop.height // ratio, crop.width // ratio],
+        "samples": latent,
+        "original_samples": latent,
+        "latent_mask": [1, *latent[1:]],
     }
     for name, value in should.items():
+        if name not in row:
+            continue  # it was not asked for, or its column has been missed already
         tensor = row[name] if isinstance(row[name], Tensor) else None
         there = tensor.shape if tensor else row[name]
         if there != value:

@@ -20,7 +20,7 @@ from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
 from inpaint_encode import storage
-from inpaint_encode.batch import Batch
+from inpaint_encode.batch import Batch, EncodedBatch
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.images import PairDecoder
@@ -97,7 +97,7 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     """
     set_verbosity_error()  # a cast that is meant needs no warning
     made_by = job["rows"]
-    names = RowSettings.model_fields.keys() - {"samples_dtype"}
+    names = (RowSettings.model_fields.keys() - {"samples_dtype"}) & made_by.keys()
     settings = RowSettings(**{name: made_by[name] for name in names}, samples_dtype="float32")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = _vae_source(vae or job["vae_source"], made_by)
@@ -143,20 +143,45 @@ def _compare(
     except PairRejected as rejection:
         yield f"its source is rejected now: {rejection.error}: {rejection.message}"
         return
-    batch = Batch(decoded.crop.height, decoded.crop.width, [decoded.pixels.reshape(-1)], [np.packbits(binary)])
-    again = encoder.launch(batch).result()
+    size = decoded.crop.height, decoded.crop.width
+    batch = Batch(*size, [decoded.pixels.reshape(-1)], [np.packbits(binary)], [row["key"]])
+    again = _encoded(encoder, batch, tile=row.get("tiled", False))
     if [*again.noise_mask.shape] != row["noise_mask"].shape:
         yield f"its source gives a noise_mask of {[*again.noise_mask.shape]}, the row has {row['noise_mask'].shape}"
         return
     if pixels := int((again.noise_mask.ravel() != row["noise_mask"].values).sum()):
         result.other_masks += 1
         yield f"{pixels:,} of {again.noise_mask.size:,} pixels of noise_mask are not what its source gives"
-    difference = np.abs(again.samples.ravel() - row["samples"].values.astype(np.float32))
+    if again.latent_mask is not None and not np.array_equal(again.latent_mask.ravel(), row["latent_mask"].values):
+        yield "its latent_mask is not what its source gives"
+    yield from _samples_problems(row["samples"].values, again.samples, made_by, result, "latent")
+    if again.original_samples is not None:
+        yield from _samples_problems(
+            row["original_samples"].values, again.original_samples, made_by, result, "ungreyed latent"
+        )
+
+
+def _samples_problems(
+    stored: NDArray[Any], again: NDArray[Any], made_by: Mapping[str, Any], result: Resampled, what: str
+) -> Iterator[str]:
+    difference = np.abs(again.ravel() - stored.astype(np.float32))
     result.largest = max(result.largest, float(difference.max()))
-    allowed = _tolerance(row["samples"].values, made_by["dtype"])
+    of_one_kind = np.split(stored, 2 if made_by["posterior"] == "moments" else 1)
+    allowed = np.concatenate([_tolerance(values, made_by["dtype"]) for values in of_one_kind])
     if over := int((difference > allowed).sum()):
         size, most = difference.size, float(difference.max())
-        yield f"{over:,} of {size:,} latent values are not what its source gives, by up to {most:.3g}"
+        yield f"{over:,} of {size:,} {what} values are not what its source gives, by up to {most:.3g}"
+
+
+def _encoded(encoder: BatchEncoder, batch: Batch, *, tile: bool) -> EncodedBatch:
+    try:
+        return encoder.launch(batch, tile=tile).result()
+    except RuntimeError as error:  # torch's, out of memory included
+        size = f"{batch.height} x {batch.width}"
+        raise JobFailed(
+            f"--sample cannot encode {batch.keys[0]} of {size} pixels here: {str(error).splitlines()[0]}; run it on a "
+            "machine like those that encoded, or draw others by --seed"
+        ) from error
 
 
 def _fetch(reader: PairReader, row: Row) -> tuple[storage.Blob | None, Content | None]:

@@ -29,8 +29,9 @@ DATA_CHECKS = {
     "columns": "its columns have the names and types that all files have",
     "keys": "its rows and rejects are the planned pairs, each once",
     "samples": "all latent values are finite",
-    "shapes": "samples, noise_mask and the crop follow from the source's size",
+    "shapes": "samples, masks and the crop follow from the source's size",
     "noise_mask": "noise_mask is 0 or 1",
+    "latent_mask": "latent_mask follows from noise_mask, or is 0 or 1",
     "coverage": "mask_coverage is the mask's mean",
     "sample": "rows encoded again are the same",
 }

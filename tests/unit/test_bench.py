@@ -28,6 +28,7 @@ from inpaint_encode.bench.peers.loader import LOADER
 from inpaint_encode.bench.peers.script import SCRIPT
 from inpaint_encode.bench.peers.steps import dilate, prepare
 from inpaint_encode.bench.record import Hardware, Record, Section
+from inpaint_encode.bench.repeatable import repeatable_section
 from inpaint_encode.bench.standin import NullVae, WaitingVae
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.geometry import Sizing
@@ -287,6 +288,15 @@ class TestKernel:
         flop = encoder_flop(vae, 32)
         assert share.median == pytest.approx(100 * default.median * flop / (peak.median * 1e12))
         assert section.ratios[0].figure.median == pytest.approx(tuned.median / default.median)
+
+    def test_spreads_and_the_cost_of_repeatable_rows(self, vae_folder):
+        section = repeatable_section("cpu", 64, repeats=1, vae=load_vae(VaeSource(vae=vae_folder)))
+        exact, brain, together, alone = section.figures
+        assert len(exact.samples) == 8
+        assert 0 <= exact.maximum < 100
+        assert 0 <= brain.maximum < 100_000
+        assert section.ratios[0].figure.median == pytest.approx(together.median / alone.median)
+        assert not torch.are_deterministic_algorithms_enabled()
 
     def test_the_peak_is_of_this_machine(self):
         assert 0.001 < matmul_peak(torch.device("cpu"), torch.float32, window_s=0.01) < 1000

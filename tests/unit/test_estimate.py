@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from inpaint_encode.batch import CPU_PIXELS, images_at_once
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.estimate import numbers
@@ -155,6 +156,11 @@ class TestWhole:
         alone = forecast_of(folder, sample=10_000, rows={"deterministic": True})
         assert (alone.batch_size, alone.passes.estimate) == (1, forecast.pairs - sum(BAD.values()))
 
+    def test_what_is_added_to_rows_is_added_to_their_bytes(self, folder, forecast):
+        asked = {"posterior": "moments", "also_original": True, "latent_mask": "comfyui"}
+        more = forecast_of(folder, sample=10_000, rows=asked)
+        assert more.latent_bytes.value == pytest.approx((2 * 2 * 4 + 1) / 4 * forecast.latent_bytes.value)
+
     def test_stored_type_and_the_vae_s_channels_make_the_latents(self, folder, forecast, vae_folder):
         wide = forecast_of(folder, sample=10_000, vae=vae_folder, rows={"samples_dtype": "float32"})
         assert wide.latent_bytes.value == pytest.approx(2 * forecast.latent_bytes.value)
@@ -263,6 +269,14 @@ class TestPasses:
         sizes = np.repeat(np.arange(2_000), 64)
         positions = np.array(draw(len(sizes), 256, 0))
         assert numbers.passes(self.LENGTHS, positions, sizes[positions], 8, 0).least == 2_000 * 8
+
+    def test_each_size_has_its_own_batches(self):
+        kinds = np.array([0, 0, 0, 0, 1, 1, 1, -1])
+        counted = numbers.passes(np.array([8]), np.arange(8), kinds, [3, 1], 0)
+        assert (counted.estimate, counted.exact) == (2 + 3, True)
+        sizes = [(64, 64), (512, 512), (4096, 4096)]
+        assert [images_at_once(*size, CPU_PIXELS) for size in sizes] == [8, 2, 1]
+        assert images_at_once(512, 512, math.inf) == 8
 
     def test_rejects_take_no_pass(self):
         positions = np.arange(self.LENGTHS.sum())

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from inpaint_encode import cli
 from inpaint_encode.cli import main
 from inpaint_encode.settings import Decoding, EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
 
@@ -39,9 +40,13 @@ RANGES = [
     (RowSettings, {}, "grow_mask_by", [0, 6, 64], [-1, 65, 6.5, "six"]),
     (RowSettings, {}, "dtype", ["auto", "float32", "bfloat16", "float16"], ["fp16", "", "int8"]),
     (RowSettings, {}, "samples_dtype", ["float16", "float32"], ["auto", "bfloat16"]),
+    (RowSettings, {}, "posterior", ["mean", "sample", "moments"], ["mode", ""]),
+    (RowSettings, {"posterior": "sample"}, "posterior_seed", [0, 7, -1], [0.5, "first"]),
+    (RowSettings, {}, "latent_mask", ["none", "comfyui", "diffusers"], ["both", ""]),
+    (RowSettings, {}, "tile_size", [64, 512, 2048], [63, 0, -512]),
     (Output, {"output": "o"}, "chunk_rows", [1, 100_000], [0, -1, 100_001]),
     (Output, {"output": "o"}, "chunk_bytes", [1, 2**40], [0, -1]),
-    (Workers, {}, "batch_size", [1, 512], [0, -8]),
+    (Workers, {}, "batch_size", ["auto", 1, 512], [0, -8, "many", "1.5"]),
     (
         Workers,
         {},
@@ -74,6 +79,50 @@ def test_ranges(part, given, field, good, bad):
     for value in bad:
         with pytest.raises(ValidationError, match=field.replace("_", "[-_]")):
             part(**given, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"posterior_seed": 3}, "--posterior-seed says which draw --posterior sample takes"),
+        ({"scaled": True, "posterior": "moments"}, "--scaled is of a latent, and moments are not one yet"),
+        ({"tile": False, "tile_size": 256}, "--tile-size is of tiles, and --no-tile forbids them"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(given, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        RowSettings(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ([], (None, "auto")),
+        (["--tile", "--batch-size", "4"], (True, 4)),
+        (["--no-tile", "--batch-size", "auto"], (False, "auto")),
+        (["--config", {"tile": "true", "batch_size": "3"}], (True, 3)),
+        (["--config", {"tile": "false", "batch_size": '"auto"'}], (False, "auto")),
+    ],
+)
+def test_three_ways_to_tile_and_two_to_batch_on_the_command_line(tmp_path, given, found, monkeypatch):
+    job = {"images": '"a"', "masks": '"b"', "vae": '"c"', "output": '"d"'}
+    if "--config" in given:
+        (tmp_path / "job.toml").write_text(
+            "\n".join(f"{name} = {value}" for name, value in {**job, **given[1]}.items())
+        )
+        given = ["--config", str(tmp_path / "job.toml")]
+    else:
+        given = [*given, *(f"--{name}={value[1:-1]}" for name, value in job.items())]
+    monkeypatch.setattr(cli.app, "config", ())
+    _, bound, _ = cli.app.parse_args(cli._without_config(["encode", *given]), exit_on_error=False)
+    parsed = bound.arguments["job"]
+    assert (parsed.rows.tile, parsed.workers.batch_size) == found
+
+
+def test_what_bits_depend_on_is_no_accident():
+    """Whether memory sufficed must not show in rows that are to be repeatable."""
+    assert RowSettings().tiles is None
+    assert [RowSettings(deterministic=True, tile=tile).tiles for tile in (None, True, False)] == [False, True, False]
 
 
 def test_workers_come_in_order():

@@ -1,0 +1,128 @@
+"""One job with everything at once that can happen to a row's numbers, read back, redone and held against its plan."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from inpaint_encode import iter_rows
+from inpaint_encode.encoder import BatchEncoder
+from inpaint_encode.errors import UsageError
+from inpaint_encode.pipeline import run_job, vae_backend
+from inpaint_encode.settings import RowSettings, VaeSource, VerifyOptions
+from inpaint_encode.transform import grow_mask, mask_of_latent, neutralise, to_vae_range
+from inpaint_encode.vae import load_vae
+from inpaint_encode.vae.stored import standard_normal
+from inpaint_encode.verify.run import verify_output
+from tests.conftest import save_vae
+from tests.outputs import whole_report
+
+ASKED = {
+    "dtype": "float16",
+    "posterior": "sample",
+    "posterior_seed": 3,
+    "scaled": True,
+    "also_original": True,
+    "latent_mask": "diffusers",
+    "tile_size": 64,
+    "batch_size": "auto",
+}
+HELD = 3 * 64 * 64
+"""Pixels that the device in this test holds in the type that the VAE computes in."""
+
+
+class Crowded(nn.Module):
+    """An encoder on a device that holds `HELD` pixels and not one more."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs):
+        if inputs[:, 0].numel() > HELD:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return self.encoder(inputs)
+
+
+def crowded(source: VaeSource, settings: RowSettings, sha256: str, device: str) -> BatchEncoder:
+    encoder = BatchEncoder.load(source, settings, sha256, device, compiled=False)
+    encoder._vae.encoder = Crowded(encoder._vae.encoder)
+    return encoder
+
+
+def crowded_backend(job):
+    backend = vae_backend(job)
+    return backend._replace(open=partial(crowded, job.vae, job.rows, backend.facts.weights_sha256))
+
+
+def write_pairs(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Five of noise, which overflow, and two of grey, which do not; one is more than the device holds."""
+    rng = np.random.default_rng(0)
+    sizes = {**{f"noise{index}": (64, 64) for index in range(5)}, "grey": (64, 64), "large": (96, 160)}
+    pairs = {}
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for key, size in sizes.items():
+        image = (
+            rng.integers(0, 256, (*size, 3), np.uint8)
+            if key.startswith("noise")
+            else np.full((*size, 3), 127, np.uint8)
+        )
+        mask = (rng.random(size) < 0.3).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"images/{key}.png")
+        Image.fromarray(mask * 255).save(folder / f"masks/{key}.png")
+        pairs[key] = image, mask
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory):
+    """A VAE whose first layer overflows in float16 on all that is not grey."""
+    folder = tmp_path_factory.mktemp("overflowing")
+    vae = load_vae(VaeSource(vae=save_vae(folder, levels=4)))
+    vae.encoder.conv_in.weight.mul_(3e5)
+    vae.save_pretrained(folder)
+    return str(folder)
+
+
+def drawn(vae, pixels: torch.Tensor, key: str) -> np.ndarray:
+    """A scaled draw from what diffusers says of float32 ``[H, W, 3]``."""
+    with torch.inference_mode():
+        found = vae.encode(to_vae_range(pixels)[None]).latent_dist
+    return (found.mean + found.std * standard_normal(3, key, found.mean.shape[1:]))[0].numpy() * 0.18215
+
+
+def test_every_row_is_what_was_asked_for(tmp_path, ray_cluster, make_job, display, overflowing):
+    pairs = write_pairs(tmp_path / "in")
+    make = partial(make_job, tmp_path / "in/images", tmp_path / "in/masks", tmp_path / "out", vae=overflowing)
+    report = run_job(make(**ASKED), display, crowded_backend)
+    counters = report["this_run"]["counters"]
+    assert report["encoded"] == len(pairs)
+    assert {name: counters[name] for name in ("not_finite", "encoded_again", "oom_steps", "tiled")} == {
+        "not_finite": 5,
+        "encoded_again": 5,
+        "oom_steps": 2,
+        "tiled": 1,
+    }
+    vae = load_vae(VaeSource(vae=overflowing))
+    for row in iter_rows(str(tmp_path / "out")):
+        key, (image, mask) = row["key"], pairs[row["key"]]
+        noise = key.startswith("noise")
+        assert (row["precision"], row["tiled"]) == ("float32" if noise else "float16", key == "large")
+        levels, hole = torch.from_numpy(image).float() / 255, torch.from_numpy(mask)
+        assert np.array_equal(row["noise_mask"][0], grow_mask(hole, 6).numpy())
+        size = row["samples"].shape[1:]
+        assert np.array_equal(row["latent_mask"], mask_of_latent(hole[None], *size, "diffusers").numpy())
+        if key != "large":
+            tolerance = 1e-5 if noise else 0.02
+            assert np.abs(row["samples"] - drawn(vae, neutralise(levels, hole.float()), key)).max() <= tolerance
+            assert np.abs(row["original_samples"] - drawn(vae, levels, key)).max() <= tolerance
+    verdict = verify_output(VerifyOptions(output=str(tmp_path / "out"), sample=7), lambda _: None)
+    verdict.refuse_unless_whole()
+    assert verdict.resampled.rows == len(pairs)
+    assert whole_report(str(tmp_path / "out"))["job"]["rows"]["posterior_seed"] == 3
+    with pytest.raises(UsageError, match=r"posterior_seed: 3 there, 4 here"):
+        run_job(make(**{**ASKED, "posterior_seed": 4}), display)

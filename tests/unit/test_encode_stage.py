@@ -1,0 +1,82 @@
+"""The encoding stage without Ray: what it makes of batches that went through, and of those that did not."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from inpaint_encode import rows
+from inpaint_encode.encoder import BatchEncoder
+from inpaint_encode.settings import RowSettings, VaeSource
+from inpaint_encode.stages import Encoder
+from inpaint_encode.vae import load_vae
+
+SIZES = [(16, 16), (16, 16), (64, 64), (16, 16)]
+
+
+class Crowded(nn.Module):
+    """An encoder on a device that holds so many pixels and not one more."""
+
+    def __init__(self, encoder: nn.Module, pixels: int) -> None:
+        super().__init__()
+        self.encoder, self.pixels, self.given = encoder, pixels, []
+
+    def forward(self, inputs):
+        self.given.append(tuple(inputs.shape))
+        if inputs[:, 0].numel() > self.pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return self.encoder(inputs)
+
+
+@pytest.fixture
+def encoded(vae_folder, monkeypatch):
+    """Encode a chunk of `SIZES` on a device that holds ``pixels``: the rows, the counters and what is fatal."""
+
+    def encode(pixels, **settings):
+        monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+        def opened(device):
+            vae = load_vae(VaeSource(vae=vae_folder))
+            encoder = BatchEncoder(vae, RowSettings(**settings), torch.device(device), compiled=False)
+            encoder._vae.encoder = Crowded(encoder._vae.encoder, pixels)
+            return encoder
+
+        rng = np.random.default_rng(0)
+        decoded = [
+            {
+                **{"key": str(index), "height": size[0], "width": size[1]},
+                "pixels": rng.integers(0, 256, (*size, 3), np.uint8),
+                "mask": rows.pack_mask(rng.integers(0, 2, size, np.uint8)),
+            }
+            for index, size in enumerate(SIZES)
+        ]
+        work = {"chunk": 0, "generation": 0, "part": "p", "keep": False}
+        row = Encoder(opened, "auto", 0, 1)(
+            rows.fold(rows.table_of(decoded, rows.DECODED), work, counters=[], fatal=None)
+        )
+        made = rows.unfold(row, rows.ENCODED).select(["samples_shape", "precision", "tiled", "error"]).to_pylist()
+        return made, dict(row["counters"][0].as_py()), row["fatal"][0].as_py()
+
+    return encode
+
+
+def test_an_image_that_does_not_fit_goes_alone(encoded):
+    made, counters, fatal = encoded(2 * 16 * 16, tile=False)
+    assert [row["error"] for row in made] == [None, None, "encode.out_of_memory", None]
+    assert [row["precision"] for row in made] == ["float32", "float32", None, "float32"]
+    assert (counters["oom_steps"], counters["tiled"], fatal) == (1, 0, None)
+
+
+def test_a_chunk_of_images_that_do_not_fit_is_rejected_and_does_not_end_the_job(encoded):
+    made, _, fatal = encoded(0, tile=False)
+    assert {row["error"] for row in made} == {"encode.out_of_memory"}
+    assert fatal is None
+
+
+def test_a_row_says_that_it_was_tiled(encoded):
+    made, counters, _ = encoded(32 * 64, tile_size=64)
+    assert [row["tiled"] for row in made] == [False, False, None, False]
+    made, counters, _ = encoded(64 * 64, tile=True, tile_size=64)
+    assert [row["tiled"] for row in made] == [False] * 4
+    assert [tuple(row["samples_shape"]) for row in made] == [(4, side // 8, side // 8) for side, _ in SIZES]
+    assert (counters["oom_steps"], counters["not_finite"], counters["encoded_again"]) == (0, 0, 0)
