@@ -11,7 +11,7 @@ import pytest
 import ray.data
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageCms
 
 from inpaint_encode import iter_rows, storage
 from inpaint_encode.demo.pairs import upload, write_demo_pairs, write_random_pairs
@@ -27,7 +27,7 @@ from tests.conftest import command, save_vae
 
 def expected(image: bytes, mask: bytes, vae, ratio: int, grow: int) -> tuple[np.ndarray, np.ndarray]:
     """The contract once more, in the plainest words: ``samples [C, h, w]`` and ``noise_mask [1, H, W]``."""
-    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(image)).convert("RGB"))).float() / 255
+    pixels = torch.from_numpy(np.array(in_srgb(Image.open(io.BytesIO(image))))).float() / 255
     levels = torch.from_numpy(np.array(Image.open(io.BytesIO(mask)).convert("L"))).float() / 255
     height, width = pixels.shape[:2]
     levels = F.interpolate(levels[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
@@ -37,6 +37,15 @@ def expected(image: bytes, mask: bytes, vae, ratio: int, grow: int) -> tuple[np.
     grey = (pixels - 0.5) * (1 - hole[..., None]) + 0.5
     samples = vae.encode((2 * grey - 1).permute(2, 0, 1)[None]).latent_dist.mode()[0]
     return samples.numpy(), grown(hole.numpy(), grow)[None]
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """One of the demo's photographs has a profile of other colours than sRGB's."""
+    if "icc_profile" not in image.info:
+        return image.convert("RGB")
+    profile, srgb = io.BytesIO(image.info["icc_profile"]), ImageCms.createProfile("sRGB")
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    return ImageCms.profileToProfile(image, profile, srgb, intent, "RGB", flags=flags)
 
 
 def grown(hole: np.ndarray, side: int) -> np.ndarray:
