@@ -38,6 +38,7 @@ app = App(
     help="Image/mask pairs in a bucket become inpainting latents in Parquet.",
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
+    help_format="plaintext",
 )
 
 

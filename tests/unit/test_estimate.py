@@ -22,7 +22,8 @@ from inpaint_encode.estimate.headers import START, draw, read_header
 from inpaint_encode.estimate.run import estimate
 from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder, decode_image, upright_size
-from inpaint_encode.settings import Batches, Chunks, Estimation, PlannedVae, PlanOptions, RowSettings, Source, VaeSource
+from inpaint_encode.settings import Batches, Chunks, PlanOptions, RowSettings, Source, VaeSource
+from inpaint_encode.settings.commands import Estimation, PlannedVae
 from inpaint_encode.sources import PairReader
 from inpaint_encode.vae import load_vae
 from tests.conftest import command

@@ -1,0 +1,35 @@
+"""What a job is told: every option, its default and its consequence, validated before Ray starts.
+
+One class for each question: where the pairs come from, how files are read, what a row is, who does the work, how the
+run behaves; `commands` puts them together. The command line and TOML files spell the fields the same way:
+``grow_mask_by`` is ``--grow-mask-by``.
+"""
+
+from .commands import EncodeJob, PlanOptions, VerifyOptions
+from .files import Decoding, Limits
+from .row import RowSettings, VaeSource
+from .run import Batches, Chunks, Labels, Output, RunOptions, Workers, selector
+from .source import Source, SourceAccess
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "Batches",
+    "Chunks",
+    "Decoding",
+    "EncodeJob",
+    "Labels",
+    "Limits",
+    "Output",
+    "PlanOptions",
+    "RowSettings",
+    "RunOptions",
+    "Source",
+    "SourceAccess",
+    "VaeSource",
+    "VerifyOptions",
+    "Workers",
+    "selector",
+]
+
+CONTRACT_VERSION = 1
+"""Version of the transform that `inpaint_encode.transform` and `inpaint_encode.vae` carry out."""

@@ -1,0 +1,80 @@
+"""What a row is: by which VAE, and what of its answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from cyclopts import Parameter
+from pydantic import Field, model_validator
+
+from .base import Frozen, section
+
+__all__ = ["RowSettings", "VaeSource"]
+
+
+@section("The VAE", 2)
+class VaeSource(Frozen):
+    """Which VAE to load, and from where."""
+
+    vae: str
+    """A diffusers folder, local or s3://, a single .safetensors file, local or s3://, also a whole checkpoint, or a
+    Hugging Face hub id; weights in safetensors only."""
+    subfolder: str = ""
+    """Folder of the VAE inside a whole pipeline, usually "vae"."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; a commit keeps a long job from changing under you."""
+    vae_family: Literal["", "sd1", "sdxl", "sd3", "flux1"] = ""
+    """The model that a single file's VAE is of, where its names and shapes are those of several: settles the scaling in
+    the metadata and for --scaled. SD 1.x and SD 2 are one: sd1."""
+    flux2_latents: Literal["packed", "plain"] = "packed"
+    """How Flux.2's latents are stored: packed and normalised, 128 channels at 1/16, as ComfyUI has them, or plain, 32
+    channels at 1/8. Both are cropped to multiples of 16."""
+
+
+@section("What a row is", 4)
+class RowSettings(Frozen):
+    """Settings that shape every row; an output holds rows of one such set only."""
+
+    grow_mask_by: Annotated[int, Field(ge=0, le=64)] = 6
+    """Side in pixels of the square that dilates the mask: a larger one hides more of the seam."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The VAE's compute type; auto is bfloat16 on GPUs of compute capability 8.0 and up, else float32."""
+    samples_dtype: Literal["float16", "float32"] = "float16"
+    """How latents are stored; float32 doubles their bytes."""
+    posterior: Literal["mean", "sample", "moments"] = "mean"
+    """What of the VAE's posterior is stored: its mean; a draw, which is the same for a key and a seed on any cluster;
+    or the means and then the log-variances, twice as many channels."""
+    posterior_seed: int = 0
+    """Which draw --posterior sample takes: another seed, another draw of every row."""
+    scaled: bool = False
+    """Store latents as diffusion models take them, scaled and shifted as the VAE's configuration says."""
+    also_original: bool = False
+    """Add original_samples, the latent of the image as it is, not greyed; each row is encoded twice."""
+    latent_mask: Literal["none", "comfyui", "diffusers"] = "none"
+    """Add latent_mask, a mask at the latent's size: noise_mask by ComfyUI's bilinear rule, 0 to 1, or the mask that was
+    not grown by diffusers' nearest rule, 0 or 1."""
+    tile: Annotated[bool | None, Parameter(negative="--no-tile")] = None
+    """Encode images larger than a tile in tiles that overlap, or never; by default only where memory holds not even
+    one image. A tiled latent is near the whole one, and not equal to it; the column tiled says which is which."""
+    tile_size: Annotated[int, Field(ge=64)] = 512
+    """Side of a tile in pixels: smaller ones need less memory, and are farther from the whole latent."""
+    mask_encoding: Literal["tensor", "packed"] = "tensor"
+    """How masks are stored: a tensor that every reader takes, or packed bits, which cost a sixth as much to write."""
+    deterministic: bool = False
+    """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs. Nothing is tiled
+    for want of memory then."""
+
+    @model_validator(mode="after")
+    def _meant(self) -> Self:
+        if self.posterior_seed and self.posterior != "sample":
+            raise ValueError("--posterior-seed says which draw --posterior sample takes; add that")
+        if self.scaled and self.posterior == "moments":
+            raise ValueError("--scaled is of a latent, and moments are not one yet; scale what you draw from them")
+        if self.tile is False and self.tile_size != type(self).model_fields["tile_size"].default:
+            raise ValueError("--tile-size is of tiles, and --no-tile forbids them; leave out one of the two")
+        return self
+
+    @property
+    def tiles(self) -> bool | None:
+        """Whether to tile: always, never, or where memory forces it, which is no rule that bits could depend on."""
+        return False if self.tile is None and self.deterministic else self.tile
