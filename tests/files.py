@@ -10,6 +10,8 @@ from PIL import Image
 
 GREY, COLOUR, PALETTE, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 3, 4, 6
 """PNG's colour types."""
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+"""First row, first column and steps of each pass."""
 
 
 def saved(levels: np.ndarray, kind: str, mode: str | None = None, **options) -> bytes:
@@ -27,7 +29,14 @@ def tiff(levels: np.ndarray, **options) -> bytes:
     return out.getvalue()
 
 
-def png(values: np.ndarray, colour: int, depth: int = 8, *before_data: bytes, **palette: np.ndarray) -> bytes:
+def png(
+    values: np.ndarray,
+    colour: int,
+    depth: int = 8,
+    *before_data: bytes,
+    interlaced: bool = False,
+    **palette: np.ndarray,
+) -> bytes:
     """A PNG of ``values`` ``[H, W]`` or ``[H, W, channels]``, each of ``depth`` bits, unfiltered.
 
     Args:
@@ -35,16 +44,29 @@ def png(values: np.ndarray, colour: int, depth: int = 8, *before_data: bytes, **
         colour: PNG's colour type.
         depth: 1, 2, 4, 8 or 16.
         before_data: more chunks.
+        interlaced: by Adam7.
         palette: ``PLTE`` and, if wanted, ``tRNS``, uint8.
     """
     height, width = values.shape[:2]
-    flat = values.reshape(height, -1)
-    bits = (flat[..., None] >> np.arange(depth - 1, -1, -1)) & 1
-    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
-    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    chunks = [png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), *before_data]
+    passes = [values[top::down, left::right] for top, left, down, right in ADAM7] if interlaced else [values]
+    data = zlib.compress(b"".join(_png_rows(part, depth) for part in passes if part.size))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    chunks = [png_chunk(b"IHDR", header), *before_data]
     chunks += [png_chunk(name.encode(), entries.tobytes()) for name, entries in palette.items()]
     return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, png_chunk(b"IDAT", data), png_chunk(b"IEND", b"")])
+
+
+def _png_rows(values: np.ndarray, depth: int) -> bytes:
+    flat = values.reshape(len(values), -1)
+    bits = (flat[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+    rows = np.packbits(bits.reshape(len(values), -1).astype(np.uint8), axis=1)
+    return b"".join(b"\0" + row.tobytes() for row in rows)
+
+
+def taller_png(data: bytes, height: int) -> bytes:
+    """The same file whose header says another height, by a checksum that is right."""
+    data = data[:20] + struct.pack(">I", height) + data[24:]
+    return data[:29] + struct.pack(">I", zlib.crc32(data[12:29])) + data[33:]
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:

@@ -7,9 +7,11 @@
 * A mask is any of these and becomes one level a pixel, of the channel that `decode_mask` is asked for; 16-bit grey
   keeps its precision. Its profile is ignored: a mask's levels are numbers, no colours.
 * 32-bit and floating-point pixels have no stated range, so they are rejected.
-* EXIF orientation is applied to image and mask alike, before anything is measured.
-* A file that ends early is rejected, never filled up with grey; so are damaged data where the format lets them be
-  told: JPEG's codes, PNG's checksums.
+* EXIF orientation is applied to image and mask alike, before anything is measured. EXIF that cannot be read says
+  nothing, in every format.
+* A file that ends early, or whose data do not fill the size that its header says, is rejected, never filled up with
+  grey or black; so are damaged data where the format lets them be told: JPEG's codes, PNG's checksums.
+* Grey TIFF of 12 bits is scaled to 16, and its white is white whichever way it is stored.
 """
 
 from __future__ import annotations
@@ -119,7 +121,15 @@ def upright_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 def _lies(image: Image.Image) -> bool:
     """Whether the header says an orientation that exchanges height and width."""
-    return Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _LYING  # a PNG's own decodes it whole
+    return _orientation(image, Image.Image.getexif) in _LYING  # a PNG's own decodes it whole
+
+
+def _orientation(image: Image.Image, read: Callable[[Image.Image], Image.Exif]) -> Any:
+    """EXIF orientation, 1 where none can be read: of JPEG Pillow lets that pass, of others it fails."""
+    try:
+        return read(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in `_open`
+        return 1
 
 
 def _size_in_file(image: Image.Image) -> tuple[int, int]:
@@ -161,7 +171,7 @@ def _decoded(data: bytes, stage: str, max_pixels: int, take: Callable[[Image.Ima
         try:
             turned = isinstance(image, TiffImagePlugin.TiffImageFile) and _lies(image)
             levels = take(image)  # a TIFF turns upright as it is loaded, and then says so
-            upright = _upright(levels, image.getexif().get(ExifTags.Base.Orientation, 1))
+            upright = _upright(levels, _orientation(image, type(image).getexif))
             return upright._replace(turned=True) if turned else upright
         except PairRejected as rejection:
             raise PairRejected(rejection.error, f"{about}: {rejection.message}") from None
@@ -185,15 +195,17 @@ def _colours(image: Image.Image, data: bytes, icc: str) -> NDArray[np.uint8]:
 def _channel(image: Image.Image, data: bytes, channel: str) -> NDArray[Any]:
     """Levels ``[h, w]`` of one channel as they are stored."""
     found = stored(image, data)
+    if channel in {"alpha", "auto"}:
+        alpha = _alpha(image, found, data)
+        if channel == "alpha":
+            return _wanted(alpha)
+        if alpha is not None and (lowest := alpha.min()) < 255:
+            message = f"its alpha goes down to {lowest} of 255, and may be the mask; say --mask-channel alpha or luma"
+            raise PairRejected("mask.ambiguous", message)
     if isinstance(found, np.ndarray):
-        if found.ndim == 2 and channel != "alpha":
+        if found.ndim == 2:
             return found
         found = Image.fromarray(found)
-    if channel == "alpha":
-        return _alpha(found)
-    if channel == "auto" and found.has_transparency_data and (lowest := _alpha(found).min()) < 255:
-        message = f"its alpha goes down to {lowest} of 255, and may be the mask; say --mask-channel alpha or luma"
-        raise PairRejected("mask.ambiguous", message)
     if found.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"}:
         found = found.convert("RGB")  # drops alpha before a level is taken
     if channel in _CHANNELS and found.mode not in {"1", "L"}:
@@ -201,9 +213,22 @@ def _channel(image: Image.Image, data: bytes, channel: str) -> NDArray[Any]:
     return np.asarray(in_mode(found, "L"))
 
 
-def _alpha(image: Image.Image) -> NDArray[np.uint8]:
-    if not image.has_transparency_data:
+def _wanted(alpha: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    if alpha is None:
         raise PairRejected("mask.no_alpha", "it has no alpha channel, which --mask-channel alpha asks for")
+    return alpha
+
+
+def _alpha(image: Image.Image, found: Image.Image | NDArray[Any], data: bytes) -> NDArray[np.uint8] | None:
+    """Alpha ``[h, w]`` of what `stored` found; None where there is none."""
+    if not image.has_transparency_data:
+        return None
+    depth, transparent = data[24] if image.format == "PNG" else 8, image.info.get("transparency", 0)
+    if image.mode == "L" or isinstance(found, np.ndarray):  # Pillow holds levels of 8 bits against one of `depth`
+        level = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
+        return np.where(np.asarray(found) == level, np.uint8(0), np.uint8(255))
+    if image.mode == "RGB" and depth == 16:
+        raise PairRejected("mask.unsupported", "it has a transparent colour of 16 bits, and 16-bit colour is read at 8")
     return np.asarray(in_mode(image, "RGBA").getchannel("A"))
 
 

@@ -10,10 +10,22 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.geometry import Sizing
-from inpaint_encode.images import PairDecoder
+from inpaint_encode.images import PairDecoder, upright_size
 from inpaint_encode.images import decode_image as image_of
 from inpaint_encode.images import decode_mask as mask_of
-from tests.files import GREY, grey_profile, matrix_profile, png, png_chunk
+from tests.files import (
+    COLOUR,
+    COLOUR_ALPHA,
+    GREY,
+    GREY_ALPHA,
+    PALETTE,
+    grey_profile,
+    matrix_profile,
+    png,
+    png_chunk,
+    taller_png,
+    tiff,
+)
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 WIDE = np.array([[0, 255, 256, 32767], [32768, 33000, 65279, 65535]], np.uint16)
@@ -38,6 +50,18 @@ KINDS = {
 """How Pillow is to write each kind."""
 
 
+PNGS = {
+    "grey": lambda **options: png(NOISE[..., 0], GREY, **options),
+    "grey of 1 bit": lambda **options: png(NOISE[..., 0] >> 7, GREY, 1, **options),
+    "grey of 16 bits": lambda **options: png(NOISE[..., 0].astype(np.uint16) << 8, GREY, 16, **options),
+    "colour": lambda **options: png(NOISE, COLOUR, **options),
+    "colour of 16 bits": lambda **options: png(NOISE.astype(np.uint16) << 8, COLOUR, 16, **options),
+    "palette": lambda **options: png(NOISE[..., 0] >> 4, PALETTE, 4, PLTE=NOISE[0, :16], **options),
+    "grey and alpha": lambda **options: png(NOISE[..., :2], GREY_ALPHA, **options),
+    "colour and alpha": lambda **options: png(np.dstack([NOISE, NOISE[..., 0]]), COLOUR_ALPHA, **options),
+}
+
+
 def srgb_curve(light: np.ndarray) -> np.ndarray:
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
@@ -54,6 +78,15 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
+
+
+def tiff_of_12_bits(values: np.ndarray) -> bytes:
+    """One strip of grey, two levels in three bytes; written here, since tifffile does not without a codec."""
+    height, width = values.shape
+    packed = np.packbits((values.reshape(height, -1, 1) >> np.arange(11, -1, -1) & 1).reshape(height, -1), axis=1)
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 118, 277: 1, 278: height, 279: packed.size}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + packed.tobytes()
 
 
 def turned_by(orientation: int) -> Image.Exif:
@@ -77,6 +110,14 @@ class TestImages:
         assert np.array_equal(decode_image(data), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
         turned = colours if orientation < 5 else colours.swapaxes(0, 1)
         assert decode_image(data).shape == turned.shape
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("exif", [b"garbage!", b"XX*\0\x08\0\0\0", b"II*\0\xff\xff\0\0", b"MM\0*"])
+    def test_exif_that_cannot_be_read_says_nothing(self, kind, exif):
+        data = encoded(Image.fromarray(NOISE), kind, exif=b"Exif\0\0" + exif)
+        assert exif in data
+        assert np.array_equal(decode_image(data), decode_image(encoded(Image.fromarray(NOISE), kind)))
+        assert upright_size(data) == NOISE.shape[:2]
 
     @pytest.mark.parametrize("size", [(64, 48), (33, 17), (1, 1)])
     @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -104,6 +145,35 @@ class TestMasks:
         decoder = PairDecoder(sizing=Sizing(ratio=1))
         image = decoder.image(encoded(Image.new("RGB", (4, 2))))
         assert np.array_equal(decoder.mask(encoded(Image.fromarray(WIDE)), image), WIDE >= 32768)
+
+    @pytest.mark.parametrize("compression", [None, "zlib"])
+    def test_white_is_white_in_a_tiff_whose_white_is_0(self, compression):
+        for levels in (LEVELS, WIDE):
+            inverted = np.iinfo(levels.dtype).max - levels
+            data = tiff(inverted, photometric="miniswhite", compression=compression)
+            assert np.array_equal(decode_mask(data), levels)
+
+    def test_grey_of_12_bits_is_scaled(self):
+        values = np.array([[0, 1, 2047, 2048], [2049, 4000, 4094, 4095]])
+        found = decode_mask(tiff_of_12_bits(values))
+        assert np.array_equal(found, np.round(values * 65535 / 4095))
+        assert np.array_equal(found > 32767, values >= 2048)
+        assert np.array_equal(decode_image(tiff_of_12_bits(values))[..., 0], np.round(np.round(found / 257)))
+
+    @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+    def test_a_grey_level_that_is_transparent(self, depth):
+        values = np.arange(256).reshape(16, 16) % 2**depth
+        level = 2**depth // 3 + 1 if depth < 16 else 77
+        data = png(values, GREY, depth, png_chunk(b"tRNS", struct.pack(">H", level)))
+        assert np.array_equal(decode_mask(data, "alpha"), np.where(values == level, 0, 255))
+        assert caught_by(decode_mask, data).error == "mask.ambiguous"
+        assert np.array_equal(decode_mask(data, "luma"), decode_mask(png(values, GREY, depth)))
+
+    def test_a_colour_of_16_bits_that_is_transparent_cannot_be_told(self):
+        colours = NOISE.astype(np.uint16) << 8
+        data = png(colours, COLOUR, 16, png_chunk(b"tRNS", struct.pack(">3H", *colours[0, 0].tolist())))
+        assert caught_by(decode_mask, data).error == caught_by(decode_mask, data, "alpha").error == "mask.unsupported"
+        assert np.array_equal(decode_image(data), NOISE)
 
     def test_inverted_polarity_inverts_the_levels_first(self):
         image = PairDecoder(sizing=Sizing(ratio=1)).image(encoded(Image.new("RGB", (3, 1))))
@@ -217,6 +287,46 @@ class TestRejected:
                 assert rejection.error in {"decode.truncated", "decode.corrupt", "decode.not_an_image"}
                 rejected += 1
         assert rejected >= len(cuts) - 2
+
+    @pytest.mark.parametrize("kind", PNGS)
+    @pytest.mark.parametrize("interlaced", [False, True])
+    def test_a_png_whose_data_do_not_fill_its_size(self, kind, interlaced):
+        whole = PNGS[kind](interlaced=interlaced)
+        assert decode_image(whole).shape == NOISE.shape
+        for height in (49, 50, 96, 97):
+            data = taller_png(whole, height)
+            wanted = (
+                {"truncated", "corrupt"} if interlaced else {"truncated"}
+            )  # rows of passes may not be rows any more
+            assert caught_by(decode_image, data).error.removeprefix("decode.") in wanted
+            assert caught_by(decode_mask, data, "luma").error.removeprefix("mask.") in wanted
+
+    @pytest.mark.parametrize("interlaced", [False, True])
+    @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+    @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 7), (9, 16)])
+    def test_black_is_no_lack_of_data(self, size, depth, interlaced):
+        data = png(np.zeros(size, np.uint16), GREY, depth, interlaced=interlaced)
+        assert not decode_mask(data).any() and decode_mask(data).shape == size
+        assert caught_by(decode_mask, taller_png(data, size[0] + 1)).error == "mask.truncated"
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"rowsperstrip": 8},
+            {"tile": (32, 32)},
+            {"planarconfig": "separate"},
+            {"planarconfig": "separate", "tile": (32, 32)},
+        ],
+    )
+    def test_a_tiff_whose_strips_or_tiles_do_not_fill_its_size(self, options):
+        planes = np.ascontiguousarray(NOISE.transpose(2, 0, 1)) if "planarconfig" in options else NOISE
+        whole = tiff(planes, photometric="rgb", **options)
+        height = struct.pack("<HHII", 257, 4, 1, 48)
+        assert np.array_equal(decode_image(whole), NOISE) and whole.count(height) == 1
+        data = whole.replace(height, struct.pack("<HHII", 257, 4, 1, 96))
+        assert caught_by(decode_image, data).error == "decode.truncated"
+        assert caught_by(decode_mask, data).error == "mask.truncated"
 
     def test_names(self):
         assert caught_by(decode_image, b"").error == "decode.not_an_image"
