@@ -5,6 +5,7 @@ A process of its own, since a decoder's crash would end it, and its peak memory 
 
 import json
 import re
+import struct
 import sys
 import time
 import zlib
@@ -17,8 +18,8 @@ from skimage import data as photographs
 
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.geometry import Sizing
-from inpaint_encode.images import PairDecoder
-from tests.files import COLOUR, COLOUR_ALPHA, GREY, PALETTE, grey_profile, matrix_profile, png, saved, tiff
+from inpaint_encode.images import PairDecoder, decode_image, decode_mask
+from tests.files import COLOUR, COLOUR_ALPHA, GREY, PALETTE, grey_profile, matrix_profile, png, saved, taller_png, tiff
 
 PHOTO = np.ascontiguousarray(photographs.astronaut()[60:156, 180:260])
 LEVELS = PHOTO[..., 1]
@@ -93,6 +94,29 @@ def lying(data: bytes, rng: np.random.Generator) -> bytes:
     return data
 
 
+def taller(data: bytes, rng: np.random.Generator) -> bytes:
+    """The header says more rows than there are, and the image data are whole: either rejected, or as they were.
+
+    AVIF stays as it is, since its decoder scales to whatever the container says, and so does GIF, of which a canvas
+    larger than its frame is whole.
+    """
+    if data[:3] == b"GIF" or data[4:8] == b"ftyp":
+        return data
+    height = int(rng.choice([97, 98, 104, 192, 193, 960]))
+    if data[:4] == b"\x89PNG":
+        return taller_png(data, height)
+    for before, after in zip(_stated_heights(96), _stated_heights(height), strict=True):
+        data = data.replace(before, after)
+    return data
+
+
+def _stated_heights(height: int) -> list[bytes]:
+    """How JPEG, lossy WebP, BMP, TIFF and lossless WebP say 80 columns and ``height`` rows."""
+    frames = [struct.pack(">HH", height, 80), struct.pack("<HH", 80, height), struct.pack("<II", 80, height)]
+    tags = [struct.pack("<HHIHH", 257, 3, 1, height, 0), struct.pack("<HHII", 257, 4, 1, height)]
+    return [*frames, *tags, struct.pack("<I", 79 | (height - 1) << 14 | 1 << 28)]
+
+
 def in_another_s_clothes(data: bytes, rng: np.random.Generator) -> bytes:
     """The first bytes are another format's."""
     other = rng.choice([source[:32] for source in sources().values()])
@@ -122,6 +146,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     without_a_stretch,
     zeroed,
     lying,
+    taller,
     in_another_s_clothes,
     no_image,
 )
@@ -129,10 +154,16 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 def mutated(count: int, seed: int = 0) -> Iterator[bytes]:
     """Yield ``count`` files, the same for the same seed."""
+    return (data for data, _ in _mutated(count, seed))
+
+
+def _mutated(count: int, seed: int = 0) -> Iterator[tuple[bytes, bytes | None]]:
+    """Files, each with the one that it must equal unless it is rejected, if there is one."""
     files = list(sources().values())
     for index in range(count):
         rng = np.random.default_rng((seed, index))
-        yield MUTATIONS[index % len(MUTATIONS)](files[rng.integers(len(files))], rng)
+        mutation, original = MUTATIONS[index % len(MUTATIONS)], files[rng.integers(len(files))]
+        yield mutation(original, rng), original if mutation is taller else None
 
 
 def outcome(decoder: PairDecoder, data: bytes, *, as_mask: bool) -> str:
@@ -147,6 +178,12 @@ def outcome(decoder: PairDecoder, data: bytes, *, as_mask: bool) -> str:
     return "decoded"
 
 
+def same(data: bytes, original: bytes, *, as_mask: bool) -> bool:
+    """Whether what is decoded of ``data`` has every level of the original, and no more."""
+    decode = (lambda file: decode_mask(file, "luma")) if as_mask else decode_image
+    return np.array_equal(decode(data).levels, decode(original).levels)
+
+
 def peak_kb() -> int:
     """Of this program alone; what ``getrusage`` says begins with the peak of the process that started it."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -157,14 +194,19 @@ def main(count: int) -> None:
     outcomes: dict[str, Counter[str]] = {"image": Counter(), "mask": Counter()}
     for data in sources().values():
         outcome(decoder, data, as_mask=False)
-    before, seconds = peak_kb(), []
-    for data in mutated(count):
+    before, seconds, whole = peak_kb(), [], Counter[str]()
+    for data, original in _mutated(count):
         for role, counts in outcomes.items():
             begun = time.process_time()
-            counts[outcome(decoder, data, as_mask=role == "mask")] += 1
+            found = outcome(decoder, data, as_mask=role == "mask")
+            counts[found] += 1
             seconds.append(time.process_time() - begun)
+            if original is not None:
+                decoded = found == "decoded"
+                kept = decoded and same(data, original, as_mask=role == "mask")
+                whole["same" if kept else "other" if decoded else "rejected"] += 1
     memory = {"before_mb": before // 1024, "peak_mb": peak_kb() // 1024}
-    print(json.dumps({**outcomes, **memory, "seconds": sum(seconds), "slowest_s": max(seconds)}))
+    print(json.dumps({**outcomes, "whole": whole, **memory, "seconds": sum(seconds), "slowest_s": max(seconds)}))
 
 
 if __name__ == "__main__":

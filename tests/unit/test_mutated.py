@@ -52,6 +52,8 @@ def check(found: dict, count: int) -> None:
         assert sum(found[role].values()) == count
         assert found[role].keys() <= documented() | {"decoded"}
         assert found[role]["decoded"] > count / 20
+    assert found["whole"].get("other", 0) == 0  # never half black
+    assert found["whole"]["rejected"] > count / 10
     assert found["slowest_s"] < 10
     assert found["peak_mb"] < PEAK_MB
 
