@@ -64,6 +64,7 @@ def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecode
             whole = reader.image(pair).data
             read += len(whole)
             size = upright_size(whole, decoder.max_pixels)
+        crop = decoder.fit(*size).crop
     except FileNotFoundError:
         return Header(None, "fetch.not_found", 0)
     except storage.TooLarge:
@@ -74,12 +75,4 @@ def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecode
         raise JobFailed(
             f"{pair['image_uri']} cannot be read: {error.strerror or error}; check the credentials"
         ) from error
-    return _fitted(size, decoder, read)
-
-
-def _fitted(size: tuple[int, int], decoder: PairDecoder, read: int) -> Header:
-    try:
-        crop = decoder.sizing.fit(*size).crop
-    except ValueError:
-        return Header(None, "size.too_small", read)
     return Header((crop.height, crop.width), "", read)

@@ -65,14 +65,27 @@ class PairDecoder:
         """
         pixels, turned = decode_image(data, icc=self.icc, max_pixels=self.max_pixels)
         height, width = pixels.shape[:2]
+        geometry = self.fit(height, width)
+        resized = geometry.resized_height, geometry.resized_width
+        if resized != (height, width):
+            pixels = _resized(pixels, *resized)
+        return DecodedImage(pixels[geometry.crop.slices], height, width, geometry, turned)
+
+    def fit(self, height: int, width: int) -> Geometry:
+        """Return what becomes of an image of this size.
+
+        Raises:
+            PairRejected: the ``size.*`` of `image`.
+        """
         try:
             geometry = self.sizing.fit(height, width)
         except ValueError as error:
             raise PairRejected("size.too_small", str(error)) from None
         resized = geometry.resized_height, geometry.resized_width
-        if resized != (height, width):
-            pixels = self._resized(pixels, *resized)
-        return DecodedImage(pixels[geometry.crop.slices], height, width, geometry, turned)
+        if resized != (height, width) and resized[0] * resized[1] > self.max_pixels:
+            of = f"{resized[0]} x {resized[1]} pixels"
+            raise PairRejected("size.too_large", f"enlarged to {of} it has more than --max-pixels {self.max_pixels:,}")
+        return geometry
 
     def mask(self, data: bytes | Drawing, image: DecodedImage) -> NDArray[np.uint8]:
         """Decode a mask file, or draw the mask, bring it to the image's size, crop it alike and make it binary.
@@ -96,12 +109,10 @@ class PairDecoder:
             levels = np.iinfo(levels.dtype).max - levels
         return levels
 
-    def _resized(self, pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-        """Lanczos with antialiasing, Pillow's."""
-        if height * width > self.max_pixels:
-            message = f"enlarged to {height} x {width} pixels it has more than --max-pixels {self.max_pixels:,}"
-            raise PairRejected("size.too_large", message)
-        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Lanczos with antialiasing, Pillow's."""
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _refuse_across(mask: tuple[int, ...], image: DecodedImage) -> None:

@@ -173,6 +173,8 @@ class TestWhole:
         assert {(size.height, size.width) for size in forecast.sizes} == {(32, 48)}
         over = sum(path.stat().st_size > 600 for path in images_of(folder))
         assert {one.error: one.images for one in forecast.rejects}["fetch.too_large"] == over > 0
+        large = forecast_of(folder, sample=10_000, decoding={"resize": 20_000, "upscale": True})
+        assert large.sizes == [] and {one.error for one in large.rejects} >= {"size.too_large"}
         with pytest.raises(UsageError, match="--resolution 50x30 is no multiple of the VAE's 8; the nearest is 48x32"):
             forecast_of(folder, decoding={"resolution": "50x30"})
 
