@@ -278,10 +278,12 @@ class Room:
     """Memory for one column of one table after another, used again as soon as no one holds the last table's any more.
 
     It stays as large as it once had to be: fresh pages for a chunk's pixels cost a third of what decoding them does.
+    But what is over ``kept`` bytes and over four times of a table's is given back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = 2**29) -> None:
         self._data = np.empty(0, np.uint8)
+        self._kept = kept
 
     def take(self, size: int) -> NDArray[np.uint8]:
         """Return a buffer of at least ``size`` bytes that nothing else refers to."""
@@ -289,6 +291,11 @@ class Room:
         if holders or self._data.size < size:
             self._data = np.empty(size, np.uint8)
         return self._data
+
+    def settle(self, used: int) -> None:
+        """Hear that a table is whole, and how many bytes it took; what is too large lives as long as that table."""
+        if self._data.size > max(self._kept, 4 * used):
+            self._data = np.empty(0, np.uint8)
 
 
 class _Blobs:
@@ -315,6 +322,7 @@ class _Blobs:
     def array(self) -> pa.Array:
         _, valid = pa.array(self._valid, pa.bool_()).buffers()
         offsets, data = np.array(self._ends, np.int64), self._data[: self._ends[-1]]
+        self._room.settle(self._ends[-1])
         buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(data)]
         return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self._valid), buffers)
 

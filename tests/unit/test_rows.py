@@ -39,6 +39,13 @@ def test_room_is_used_again_only_when_nothing_holds_it():
     assert held.to_pybytes() == b"\1" * 1000
 
 
+def test_room_that_one_table_needed_is_given_back_after_a_small_one():
+    room = rows.Room(kept=1_000)
+    for needed, kept in ((100_000, 150_000), (50_000, 150_000), (10, 0), (600, 900), (10, 900)):
+        assert table([np.full(needed, 1, np.uint8)], room).num_rows == 1
+        assert room.take(0).size == kept
+
+
 def test_a_slice_or_a_scalar_holds_the_room_too():
     room = rows.Room()
     value = table([np.full(64, 7, np.uint8)], room)["bytes"][0]
