@@ -28,8 +28,9 @@ class Source(Frozen):
     mask_pattern: str = ""
     """A mask's file name, such as {stem}_mask{n}.png: a file that matches is a mask of the image in the same relative
     folder whose name without the suffix is {stem}. {n}, one to nine digits, allows an image several masks, each a
-    pair whose key is the mask's path without the suffix; without {n} the key is the image's. Below one prefix, a file
-    that matches and whose {stem} another file has is a mask, everything else an image."""
+    pair whose key is the mask's path without the suffix; without {n} the key is the image's. The suffix matches in any
+    case. Below one prefix, a file that matches and whose {stem} another file has is a mask, everything else an
+    image."""
     pairs: str = ""
     """In the place of prefixes a .parquet, .csv, .jsonl or .tar file, or a prefix of Parquet files or of tars. A list
     has URIs, absolute or relative to its folder; nothing is listed then, and an object that changes in place is not

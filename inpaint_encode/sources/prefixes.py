@@ -149,7 +149,7 @@ def _masks_by_pattern(files: pa.Table, pattern: str) -> pa.Table:
     escaped = re.escape(name).replace(r"\{stem\}", "(?P<stem>[^/]+)").replace(r"\{n\}", "(?P<n>[0-9]{1,9})")
     parts = pc.extract_regex(files["key"], f"^(?P<folder>(?:.*/)?){escaped}$")
     stems = pc.binary_join_element_wise(pc.struct_field(parts, "folder"), pc.struct_field(parts, "stem"), "")
-    matched = pc.equal(files["suffix"], suffix)
+    matched = pc.equal(pc.utf8_lower(files["suffix"]), suffix.lower())
     files = files.append_column("image", pc.if_else(matched, stems, pa.scalar(None, pa.string())))
     if "{n}" not in pattern:
         return files

@@ -57,6 +57,15 @@ class TestMaskPattern:
             ("c/a", "c/a.jpg", "c/a-masklabel.png", 0),
         ]
 
+    def test_suffixes_match_in_any_case_and_numbers_with_zeros_before_them(self, tmp_path):
+        touch(tmp_path, "a.JPG", "a_mask1.PNG", "a_mask01.png", "b.jpg", "b_mask0.Png")
+        found = found_in(tmp_path, pattern="{stem}_mask{n}.png")
+        assert triples(found, tmp_path) == [
+            ("a_mask01", "a.JPG", "a_mask01.png", 1),
+            ("a_mask1", "a.JPG", "a_mask1.PNG", 1),
+            ("b_mask0", "b.jpg", "b_mask0.Png", 0),
+        ]
+
     def test_a_text_before_the_stem(self, tmp_path):
         touch(tmp_path, "c/a.jpg", "c/mask3_a.png", "mask3_a.png")
         found = found_in(tmp_path, pattern="mask{n}_{stem}.png")
