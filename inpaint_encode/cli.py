@@ -32,6 +32,9 @@ INTERRUPTED = 130
 
 GRACE_S = 15.0
 
+_MEANT = {"rgb": "luma", "grey": "luma", "gray": "luma", "l": "luma", "a": "alpha", "rgba": "alpha"}
+"""Words for a choice that is spelled otherwise."""
+
 app = App(
     name="inpaint-encode",
     version=__version__,
@@ -180,7 +183,9 @@ def _sentences(error: ValidationError) -> str:
 def _nearest_choice(one: Any) -> str:
     """Of an option that takes one of some words, the word nearest to what was given."""
     choices = re.findall(r"'([^']+)'", one["ctx"]["expected"]) if one["type"] == "literal_error" else []
-    return _nearest(str(one["input"]).lower(), choices)
+    given = str(one["input"]).lower()
+    meant = _MEANT.get(given, given)
+    return _nearest(meant, choices, cutoff=0.3)
 
 
 def _values_of(path: Path) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
@@ -207,8 +212,8 @@ def _by_field(arguments: ArgumentCollection) -> dict[str, Argument]:
     return {argument.name.removeprefix("--").replace("-", "_"): argument for argument in arguments}
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
+def _nearest(name: str, names: list[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -227,6 +227,8 @@ def test_decoding_that_contradicts_itself(given, sentence):
         (["--mask-chanel", "red"], "did you mean '--mask-channel'?"),
         (["--mask-polarity", "wite"], "'opaque'; did you mean 'white'?"),
         (["--mask-preset", "LaMa"], "did you mean 'lama'?"),
+        (["--mask-channel", "rgb"], "did you mean 'luma'?"),
+        (["--mask-channel", "B"], "did you mean 'blue'?"),
         (["--icc", "sRGB"], "did you mean 'srgb'?"),
         (["--max-pixels", "0"], "--max-pixels 0: Input should be greater than or equal to 1"),
     ],
