@@ -136,6 +136,7 @@ class Limits(Frozen):
     """What is not read at all; they leave no trace in the rows, and may differ from run to run."""
 
     max_pixels: Annotated[int, Field(ge=1)] = 64_000_000
-    """An image or mask whose header says more is rejected before it is decoded."""
+    """An image or mask whose header says more is rejected before it is decoded. A chunk's pixels are in memory at once:
+    up to --chunk-rows times this many, 3 bytes each; lower either for large images."""
     max_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     """A file of more is rejected and not fetched; 64 megapixels of uncompressed RGB are less."""
