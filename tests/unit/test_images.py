@@ -302,11 +302,11 @@ class TestRejected:
             assert caught_by(decode_mask, data, "luma").error.removeprefix("mask.") in wanted
 
     @pytest.mark.parametrize("interlaced", [False, True])
-    @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+    @pytest.mark.parametrize(("depth", "level"), [(1, 0), (1, 1), (2, 0), (4, 0), (8, 0), (8, 1), (16, 0), (16, 258)])
     @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 7), (9, 16)])
-    def test_black_is_no_lack_of_data(self, size, depth, interlaced):
-        data = png(np.zeros(size, np.uint16), GREY, depth, interlaced=interlaced)
-        assert not decode_mask(data).any() and decode_mask(data).shape == size
+    def test_one_level_all_over_is_no_lack_of_data(self, size, depth, level, interlaced):
+        data = png(np.full(size, level, np.uint16), GREY, depth, interlaced=interlaced)
+        assert np.array_equal(decode_mask(data), np.full(size, level * (255 if depth == 1 else 1)))
         assert caught_by(decode_mask, taller_png(data, size[0] + 1)).error == "mask.truncated"
 
     @pytest.mark.parametrize(
