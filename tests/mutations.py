@@ -97,8 +97,8 @@ def lying(data: bytes, rng: np.random.Generator) -> bytes:
 def taller(data: bytes, rng: np.random.Generator) -> bytes:
     """The header says more rows than there are, and the image data are whole: either rejected, or as they were.
 
-    AVIF stays as it is, since its decoder scales to whatever the container says, and so does GIF, of which a canvas
-    larger than its frame is whole.
+    AVIF stays as it is, since its decoder scales to whatever the container says, and so does GIF, of which Pillow
+    leaves black what its data do not reach.
     """
     if data[:3] == b"GIF" or data[4:8] == b"ftyp":
         return data

@@ -25,8 +25,13 @@ _MARKS: dict[str, int | tuple[int, ...]] = {
 }
 """By Pillow's modes a colour that few files have all along their last row."""
 _ADAM7 = (
-    *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)),
-    *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
 )
 """Of each pass of an interlaced PNG the first row and column, and the steps to the next."""
 
@@ -91,9 +96,8 @@ def _check_tiff(image: Image.Image) -> None:
     """
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     planes = len(image.getbands()) if image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 else 1
-    there = sum(
-        (right - left) * (lower - upper) for left, upper, right, lower in filter(None, (t[1] for t in image.tile))
-    )
+    boxes = [box for _, box, *_ in image.tile if box]
+    there = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
     if there < planes * image.width * image.height:
         raise ValueError(f"truncated: its strips or tiles have {there:,} pixels")
 
