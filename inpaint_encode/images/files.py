@@ -10,7 +10,7 @@
 * EXIF orientation is applied to image and mask alike, before anything is measured. EXIF that cannot be read says
   nothing, in every format.
 * A file that ends early, or whose data do not fill the size that its header says, is rejected, never filled up with
-  grey or black, but for GIF and AVIF, whose decoders do not tell; so are damaged data where the format lets them be
+  grey or black, but for AVIF, whose decoder scales it; so are damaged data where the format lets them be
   told: JPEG's codes, PNG's checksums.
 * Grey TIFF of 12 bits is scaled to 16, and its white is white whichever way it is stored.
 """

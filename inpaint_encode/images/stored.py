@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import GifImagePlugin, Image, TiffImagePlugin
 
 __all__ = ["in_mode", "stored"]
 
@@ -51,6 +52,8 @@ def stored(image: Image.Image, data: bytes) -> Image.Image | NDArray[Any]:
         return levels[..., 0] if image.mode == "L" else levels
     if image.format == "TIFF":
         _check_tiff(image)
+    if image.format == "GIF":
+        _check_gif(data)
     if image.format == "PNG":
         packed = _check_png(data)
         if not _reaches_the_end(image):
@@ -100,6 +103,28 @@ def _check_tiff(image: Image.Image) -> None:
     there = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
     if there < planes * image.width * image.height:
         raise ValueError(f"truncated: its strips or tiles have {there:,} pixels")
+
+
+def _check_gif(data: bytes) -> None:
+    """Decode the frame over two levels: a pixel that shows both has no data.
+
+    Raises:
+        ValueError: there is one.
+    """
+    unreached = _gif_over(data, 85) == 85
+    if unreached.any() and (unreached & (_gif_over(data, 170) == 170)).any():
+        raise ValueError("truncated: its data do not fill its frame")
+
+
+def _gif_over(data: bytes, level: int) -> NDArray[np.uint8]:
+    """Levels of the first frame, decoded into memory of one level."""
+    with Image.open(io.BytesIO(data), formats=["GIF"]) as image:
+        assert isinstance(image, GifImagePlugin.GifImageFile)
+        frame = image.tile[0][1]
+        image._frame_transparency = None  # Pillow would fill the memory with it
+        image.im = Image.new(image.mode, image.size, level).im
+        image.load()
+        return np.asarray(image.crop(frame))
 
 
 def _check_png(data: bytes) -> list[memoryview]:

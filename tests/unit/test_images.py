@@ -328,6 +328,15 @@ class TestRejected:
         assert caught_by(decode_image, data).error == "decode.truncated"
         assert caught_by(decode_mask, data).error == "mask.truncated"
 
+    @pytest.mark.parametrize("options", [{}, {"interlace": 0}, {"transparency": 85}, {"transparency": 0}])
+    def test_a_gif_whose_data_do_not_fill_its_frame(self, options):
+        for levels in (NOISE[..., 0], np.full((48, 64), 85, np.uint8), np.zeros((48, 64), np.uint8)):
+            whole = encoded(Image.fromarray(levels), "GIF", **options)
+            assert np.array_equal(decode_mask(whole, "luma"), levels)
+            for height in (49, 50, 96, 97):
+                data = whole.replace(struct.pack("<HH", 64, 48), struct.pack("<HH", 64, height))
+                assert caught_by(decode_image, data).error == "decode.truncated"
+
     def test_names(self):
         assert caught_by(decode_image, b"").error == "decode.not_an_image"
         assert caught_by(decode_image, b"<html>gone</html>").error == "decode.not_an_image"
