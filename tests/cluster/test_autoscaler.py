@@ -89,11 +89,12 @@ class TimeLine:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
-    """The job's demand alone brings the nodes; the one that is killed is replaced, and costs no row."""
+    """The job's demand and labels bring the nodes; the one that is killed is replaced, and costs no row."""
     output = s3.uri("scaled-out")
     options = ["--pairs", manifest_of_few_images(tmp_path, s3.uri("scaled-in")), "--key-column", "id"]
     options += ["--output", output, "--vae", vae_folder, "--samples-dtype", "float32", "--batch-size", "1"]
     options += ["--chunk-rows", CHUNK, "--gpus-per-worker", "1", "--min-workers", "2", "--max-workers", "2"]
+    options += ["--encode-on", "pool=vae", "--fetch-on", "pool=data"]
     command = [sys.executable, "-m", "inpaint_encode.cli", "encode", *map(str, options)]
     with TimeLine(cluster) as line:
         assert line.alive == set()
