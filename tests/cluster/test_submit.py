@@ -84,7 +84,7 @@ def series(cluster) -> list[tuple[str, str, str]]:
     """Name, tags and value."""
     services = json.loads((cluster.folder / "prom_metrics_service_discovery.json").read_text())
     pages = "\n".join(page(target) for service in services for target in service["targets"])
-    return re.findall(r"^(ray_inpaint_encode_\w+)\{(.*)\} ([\d.e+]+)$", pages, re.MULTILINE)
+    return re.findall(r"^(ray_inpaint_encode_\w+)\{(.*)\} ([\d.e+-]+)$", pages, re.MULTILINE)
 
 
 def tag_values(cluster) -> set[tuple[str, str]]:
