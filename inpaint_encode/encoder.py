@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,10 +50,7 @@ class BatchEncoder:
         compiled: bool,
         facts: VaeFacts | None = None,
     ) -> None:
-        if settings.deterministic:
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
+        _set_up_torch(device, deterministic=settings.deterministic)
         dtype = compute_dtype(settings.dtype, device)
         self.precision = str(dtype).removeprefix("torch.")
         self._settings = settings
@@ -74,19 +72,28 @@ class BatchEncoder:
 
     @classmethod
     def load(
-        cls, source: VaeSource, settings: RowSettings, expected_sha256: str, device: str, *, compiled: bool
+        cls, source: VaeSource, settings: RowSettings, expected: Mapping[str, Any], device: str, *, compiled: bool
     ) -> BatchEncoder:
         """Load the VAE onto ``device`` and make sure that it is the one the job was begun with.
 
+        Args:
+            source: where the VAE is.
+            settings: what a row is.
+            expected: values of `VaeFacts` by name, as the job was begun with; what is not there is not compared.
+            device: ``"cuda"`` or ``"cpu"``.
+            compiled: as for the constructor.
+
         Raises:
-            JobFailed: this node has other weights under the same name.
+            JobFailed: this node has another VAE under the same name, by its weights or its configuration.
         """
         vae = load_vae(source)
         facts = vae_facts(vae, source)
-        if facts.weights_sha256 != expected_sha256:
+        here = facts.as_dict()
+        if others := [name for name, value in expected.items() if here[name] != value]:
+            differences = "; ".join(f"{name} {here[name]} on this node, {expected[name]}" for name in others)
             raise JobFailed(
-                f"--vae {source.vae} has weights {facts.weights_sha256[:12]} on this node and {expected_sha256[:12]} "
-                "where the job was begun; give a --revision, or the same folder on every node"
+                f"--vae {source.vae} is another VAE than where the job was begun: {differences} there; "
+                "give a --revision, or the same folder on every node"
             )
         return cls(vae, settings, torch.device(device), compiled=compiled, facts=facts)
 
@@ -222,6 +229,18 @@ class BatchEncoder:
             on_host[name].copy_(tensor, non_blocking=True)
         marks[4].record()
         return _OnGpu(marks, lambda seconds: self._answer(work, outputs, on_host, seconds))
+
+
+def _set_up_torch(device: torch.device, *, deterministic: bool) -> None:
+    """Set what torch has one of for the whole process: no TF32 and, if ``deterministic``, one way to sum."""
+    torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
+    torch.backends.cuda.matmul.allow_tf32 = False  # off by default, but for what the environment says
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        if device.type == "cpu":
+            torch.set_num_threads(1)  # sums are split by threads, of which a node has more or fewer for each worker
 
 
 class _Work(NamedTuple):

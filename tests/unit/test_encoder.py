@@ -1,6 +1,10 @@
 """Batches on a device, without Ray: what comes out is the contract, whatever is asked for, in whatever order."""
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from torch import nn
 from inpaint_encode import encode_for_inpaint, load_vae
 from inpaint_encode.batch import Batch, OutOfMemory
 from inpaint_encode.encoder import BatchEncoder
-from inpaint_encode.errors import UsageError
+from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.memory import cast_copy
 from inpaint_encode.rows import pack_mask
 from inpaint_encode.settings import RowSettings, VaeSource
@@ -377,3 +381,22 @@ class TestOnGpu:
         found = encoder.launch(batch_of(0, height=512, width=640)[2]).result()
         assert found.tiled == [True, True]
         assert found.finite.all()
+
+
+def test_a_node_with_another_configuration_is_refused(vae_folder, tmp_path):
+    """Its weights are the same, and its latents would not be."""
+    source = VaeSource(vae=vae_folder)
+    expected = vae_facts(load_vae(source), source).as_dict()
+    config = json.loads((Path(vae_folder) / "config.json").read_text())
+    groups = {"norm_num_groups": config["norm_num_groups"] // 2}
+    for changed, name in [({"scaling_factor": 0.5}, "scaling_factor 0.5 on"), (groups, "config_sha256"), ({}, "")]:
+        folder = tmp_path / (name or "same")
+        shutil.copytree(vae_folder, folder)
+        (folder / "config.json").write_text(json.dumps(config | changed | {"_name_or_path": "elsewhere"}))
+        there = expected | {"vae_source": str(folder)}
+        load = partial(BatchEncoder.load, VaeSource(vae=str(folder)), RowSettings(), there, "cpu", compiled=False)
+        if changed:
+            with pytest.raises(JobFailed, match=f"another VAE than where the job was begun: {name}"):
+                load()
+        else:
+            assert load().launch(batch_of(0)[2]).result().finite.all()
