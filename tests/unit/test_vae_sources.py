@@ -115,17 +115,20 @@ def test_what_is_not_on_this_node(tmp_path, monkeypatch):
             load_vae(VaeSource(vae=source))
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "vae.pt", "s3://bucket/vae.pth", "diffusion_pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["model.CKPT", "vae.pt", "s3://bucket/vae.pth", "model.bin", "vae.pickle", "vae.pkl"])
 def test_pickles_are_refused_with_the_way_out(name):
     with pytest.raises(UsageError, match=r"is a pickle, .*convert it once: torch.load\(file, weights_only=True\)"):
         load_vae(VaeSource(vae=name))
 
 
-def test_a_folder_of_pickles_is_refused(vae_folder, tmp_path):
+def test_a_folder_of_pickles_is_refused(vae_folder, tmp_path, bucket):
     (tmp_path / "config.json").write_bytes((Path(vae_folder) / "config.json").read_bytes())
     torch.save({}, tmp_path / "diffusion_pytorch_model.bin")
     with pytest.raises(UsageError, match=r"diffusion_pytorch_model.bin is a pickle"):
         load_vae(VaeSource(vae=str(tmp_path)))
+    uri = bucket(tmp_path, "config.json", "diffusion_pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"diffusion_pytorch_model.bin is a pickle"):
+        load_vae(VaeSource(vae=uri))
 
 
 def test_unknown_classes_are_refused_by_name(tmp_path, vae_folder, monkeypatch):
