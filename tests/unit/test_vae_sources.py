@@ -23,6 +23,7 @@ from inpaint_encode.vae import (
     weights_sha256,
 )
 from inpaint_encode.vae.node_cache import on_this_node
+from inpaint_encode.vae.scaling import by_channel
 from tests.original_layouts import latent_diffusion
 from tests.vaes import saved, small_vae
 
@@ -198,6 +199,7 @@ def test_flux2_in_both_forms(tmp_path):
 
 def test_scaling_by_statistics_and_latents_in_the_scaled_space():
     wan = vae_facts(small_vae("Wan 2.2"), VaeSource(vae="x"))
+    assert by_channel(wan.latents_std, torch.ones(1)) is by_channel(wan.latents_std, torch.zeros(1))
     assert torch.allclose(to_scaled(torch.ones(1, 48, 2, 2), wan), torch.tensor((1 - 0.1) / 2.0))
     tiny = vae_facts(small_vae("AutoencoderTiny"), VaeSource(vae="x"))
     assert tiny.latent_form == "scaled"
