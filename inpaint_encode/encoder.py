@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batch import Batch, EncodedBatch, Launched
+from .batch import Batch, EncodedBatch, Launched, OutOfMemory
 from .errors import JobFailed
-from .memory import FittingVae, VisitingVae, cast_copy
+from .memory import Fitted, FittingVae, VisitingVae, cast_copy
 from .settings import RowSettings, VaeSource
 from .transform import grow_mask, mask_of_latent, neutralise
 from .tune import tuned
@@ -139,7 +139,11 @@ class BatchEncoder:
         if not bad or self._exact is None:
             return encoded
         part = work._replace(batch=work.batch.part(bad))
-        found = self._submitted(part, self._exact).result().result()
+        try:
+            found = self._submitted(part, self._exact).result().result()
+        except OutOfMemory as error:
+            error.steps, error.not_finite = error.steps + encoded.oom_steps, len(bad)
+            raise
         for name in ("samples", "finite", "stored", "original_samples"):
             if (values := getattr(encoded, name)) is not None:
                 values[bad] = getattr(found, name)
@@ -161,20 +165,17 @@ class BatchEncoder:
     def _encode(self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor) -> _Outputs:
         """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to what is stored of them."""
         levels = pixels.float() / self._full_scale
-        found = vae.encode(neutralise(levels, masks.float()), work.tile)
+        images = [neutralise(levels, masks.float()), *([levels] if self._settings.also_original else [])]
+        found, *whole = _fitted_alike(vae, images, work.tile)
         noise = self._values.noise(work.batch.keys, found.posterior.mean)
         samples, finite, stored = self._values.of(found.posterior, noise)
         tensors = {"samples": samples, "finite": finite, "stored": stored}
-        tiled, steps = found.tiled, found.steps
-        if self._settings.also_original:
-            # Not beside the greyed ones in one batch: memory, and shapes that graphs are built for, stay as they are.
-            whole = vae.encode(levels, work.tile)
-            original, finite, stored = self._values.of(whole.posterior, noise)
+        for one in whole:
+            original, finite, stored = self._values.of(one.posterior, noise)
             tensors["original_samples"] = original
             tensors["finite"], tensors["stored"] = tensors["finite"] & finite, tensors["stored"] & stored
-            tiled, steps = [one or other for one, other in zip(tiled, whole.tiled, strict=True)], steps + whole.steps
         tensors["noise_mask"] = grow_mask(masks, self._settings.grow_mask_by)
-        return _Outputs(tensors, tiled, steps)
+        return _Outputs(tensors, found.tiled, sum(one.steps for one in (found, *whole)))
 
     def _answer(
         self, work: _Work, outputs: _Outputs, on_host: dict[str, Tensor], seconds: dict[str, float]
@@ -294,6 +295,26 @@ class _Outputs(NamedTuple):
     """By their names in `EncodedBatch`."""
     tiled: list[bool]
     steps: int
+
+
+def _fitted_alike(vae: FittingVae | VisitingVae, images: Sequence[Tensor], tile: bool | None) -> list[Fitted]:
+    """Encode a batch and what else there is of it; if memory has rows of only one in tiles, all go in tiles.
+
+    One after the other: memory, and the shapes that graphs are built for, stay as they are.
+    """
+    found: list[Fitted] = []
+    steps = 0
+    try:
+        for pixels in images:
+            found.append(vae.encode(pixels, tile))
+            steps += found[-1].steps
+        if any(one.tiled != found[0].tiled for one in found):
+            found = [vae.encode(pixels, True) for pixels in images]
+            found[0] = found[0]._replace(steps=found[0].steps + steps)
+    except OutOfMemory as error:
+        error.steps += steps
+        raise
+    return found
 
 
 def _unpacked(batch: Batch) -> Iterator[NDArray[np.uint8]]:

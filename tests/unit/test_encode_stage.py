@@ -91,7 +91,7 @@ def test_an_image_that_does_not_fit_goes_alone(encoded):
     made, counters, fatal = encoded(2 * 16 * 16, tile=False)
     assert [row["error"] for row in made] == [None, None, "encode.out_of_memory", None]
     assert [row["precision"] for row in made] == ["float32", "float32", None, "float32"]
-    assert (counters["oom_steps"], counters["tiled"], fatal) == (1, 0, None)
+    assert (counters["oom_steps"], counters["tiled"], fatal) == (2, 0, None)
 
 
 def test_a_chunk_of_images_that_do_not_fit_is_rejected_and_does_not_end_the_job(encoded):
