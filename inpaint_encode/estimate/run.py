@@ -182,7 +182,7 @@ def _vae(options: PlanOptions) -> tuple[AutoencoderKL | None, Latents]:
     dtype = options.rows.samples_dtype
     if not options.vae.vae:
         return None, Latents(8, 8, 4, dtype, assumed=True)
-    from inpaint_encode.vae import load_vae, vae_facts, warm_up  # costs seconds, which a plan without a VAE need not take
+    from inpaint_encode.vae import load_vae, vae_facts, warm_up  # costs seconds, which not every plan need take
     from inpaint_encode.vae.stored import refuse_unfit
 
     vae = load_vae(options.vae)
