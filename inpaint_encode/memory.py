@@ -172,7 +172,7 @@ def bytes_per_pixel(vae: ModelMixin, device: torch.device) -> float:
 
 
 def _clear_cache(vae: ModelMixin) -> None:
-    """Let go of what a video VAE keeps of a frame for the next one; it does so itself only where it comes to the end."""
+    """Let go of what a video VAE keeps of a frame for the next one; it does so itself only at the end."""
     if hasattr(vae, "clear_cache"):
         vae.clear_cache()
 
