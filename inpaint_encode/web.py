@@ -21,6 +21,12 @@ _CONNECT_S = 5
 _ANSWER_S = 20
 _REDIRECTS = 5
 _BEYOND_THE_END = 416
+_WRONG = (
+    urllib3.exceptions.LocationParseError,
+    urllib3.exceptions.LocationValueError,
+    urllib3.exceptions.InvalidHeader,
+)
+"""What the client says to a name that it cannot send, and to an answer that contradicts itself."""
 _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -73,8 +79,12 @@ def _answer(
     wanted = {"Accept-Encoding": "identity", **(headers or {})}
     try:
         answer = _pool().request(method, uri, headers=wanted, preload_content=whole)
-    except (urllib3.exceptions.LocationParseError, urllib3.exceptions.LocationValueError) as error:
+    except _WRONG as error:
         raise OSError(errno.EINVAL, str(error)) from error
+    except urllib3.exceptions.MaxRetryError as error:
+        if isinstance(error.reason, urllib3.exceptions.ResponseError):  # no answer at all has other reasons
+            raise OSError(errno.ELOOP, f"more than {_REDIRECTS} redirections") from error
+        raise Unavailable(errno.EIO, str(error)) from error
     except urllib3.exceptions.HTTPError as error:
         raise Unavailable(errno.EIO, str(error)) from error
     _raise_for(answer)

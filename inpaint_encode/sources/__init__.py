@@ -19,10 +19,10 @@ from .found import FoundPairs
 from .manifest import from_manifest
 from .prefixes import from_images, from_prefixes
 from .ranged import Changed
-from .read import Content, PairReader
+from .read import Content, PairReader, store_of
 from .tars import from_tars
 
-__all__ = ["Changed", "Content", "FoundPairs", "PairReader", "find_pairs"]
+__all__ = ["Changed", "Content", "FoundPairs", "PairReader", "find_pairs", "store_of"]
 
 
 @contextmanager
