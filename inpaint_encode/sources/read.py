@@ -63,7 +63,7 @@ class PairReader:
         """
         part = locators.parsed(uri)
         if isinstance(part, locators.Row):
-            blob = self._row_groups.read(part, version)
+            blob = self._row_groups.read(part, version, self.max_bytes)
             storage.refuse_more(len(blob.data), self.max_bytes)
             return blob
         if isinstance(part, locators.Member):
@@ -85,7 +85,7 @@ class PairReader:
         uri, version = pair["image_uri"], pair.get("image_version") or ""
         part = locators.parsed(uri)
         if isinstance(part, locators.Row):
-            return self._row_groups.read(part, version).data
+            return self._row_groups.read(part, version, self.max_bytes).data
         if isinstance(part, locators.Member):
             return self._member(part, version, min(length, part.size)).data
         return storage.read_range(uri, 0, length, self._access).data

@@ -16,7 +16,7 @@ from inpaint_encode import plan, rows, storage
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.images import DecodedImage, PairDecoder
 from inpaint_encode.settings import SourceAccess
-from inpaint_encode.sources import Changed, Content, PairReader
+from inpaint_encode.sources import Changed, Content, MissingValue, PairReader
 
 from .chunk import Chunk, Counters, Row, work_of
 from .stores import Stores
@@ -106,7 +106,7 @@ class _Fetcher:
         try:
             content = read(pair)
         except Exception as error:  # no object, however odd its name or its answer, may stop the others
-            rejection = _rejection(uri, error)
+            rejection = _rejection(uri, error, is_mask=read == self._reader.mask)
         else:
             self._stores.answered(uri, good=isinstance(content, storage.Blob))
             return content
@@ -119,10 +119,12 @@ class _Fetcher:
         return rejection
 
 
-def _rejection(uri: str, error: Exception) -> PairRejected:
+def _rejection(uri: str, error: Exception, *, is_mask: bool) -> PairRejected:
     """By what the store said; an error that nobody foresaw is the object's own."""
     said = f"{uri}: {getattr(error, 'strerror', None) or error}"
     match error:
+        case MissingValue() if is_mask:
+            return PairRejected("mask.missing", said)
         case FileNotFoundError():
             return PairRejected("fetch.not_found", f"{uri} is not there any more: {error.strerror or error}")
         case storage.TooLarge():

@@ -5,16 +5,19 @@ from collections import Counter
 from http.server import ThreadingHTTPServer
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from inpaint_encode import plan, rows, storage
 from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder
 from inpaint_encode.settings import SourceAccess
+from inpaint_encode.sources import MissingValue, PairReader
 from inpaint_encode.stages import fetch_and_decode
+from inpaint_encode.stages.fetch import _rejection
 from tests.proxy import FaultyProxy
 from tests.unit.test_access import Site
-from tests.unit.test_storage import point_clients_at
+from tests.unit.test_storage import forget_clients, point_clients_at
 
 
 @pytest.fixture
@@ -84,6 +87,26 @@ class TestObjectsOfTheirOwn:
         assert host[1]["GET"] == 6
 
 
+def test_rows_without_bytes(tmp_path):
+    """A value's path may be absolute and is held to the limit; one of no known scheme is refused; null is missing."""
+    (tmp_path / "a.png").write_bytes(b"1234")
+    paths = [str(tmp_path / "a.png"), f"file://{tmp_path}/a.png", "a.png", "ftp://x/a.png"]
+    values = [*({"bytes": None, "path": path} for path in paths), None]
+    pq.write_table(pa.table({"mask": pa.array(values)}), tmp_path / "x.parquet")
+    reader = PairReader(max_bytes=4)
+    uris = [f"{tmp_path}/x.parquet#row={row}&column=mask" for row in range(5)]
+    assert [reader.read(uri).data for uri in uris[:3]] == [b"1234"] * 3
+    with pytest.raises(OSError, match=r"ftp://x/a\.png: only"):
+        reader.read(uris[3])
+    reader.max_bytes = 3
+    with pytest.raises(storage.TooLarge):
+        reader.read(uris[0])
+    with pytest.raises(MissingValue) as missing:
+        reader.read(uris[4])
+    assert _rejection(uris[4], missing.value, is_mask=True).error == "mask.missing"
+    assert _rejection(uris[4], missing.value, is_mask=False).error == "fetch.not_found"
+
+
 class TestBuckets:
     @pytest.fixture
     def denying(self, s3, monkeypatch):
@@ -99,6 +122,7 @@ class TestBuckets:
                 [s3.uri(f"fetch/fine/{n}.png") for n in (2, 3)],
                 proxy,
             )
+        forget_clients()
 
     def test_a_chunk_of_refused_objects_is_rejected_where_others_are_served(self, tmp_path, denying):
         denied, fine, _ = denying
