@@ -85,7 +85,7 @@ class TestBuckets:
         version = storage.read(f"{prefix}/a.png", access).version
         assert storage.read_range(f"{prefix}/a.png", 3, 5, access) == (b"image", version)
         (page,) = storage.list_objects(prefix, access)
-        assert page == (["a.png"], [8], [version])
+        assert page[:3] == (["a.png"], [8], [version])
         with pytest.raises(FileNotFoundError):
             storage.read(f"{prefix}/none", access)
         with pytest.raises(ValueError, match="only s3://"):
