@@ -15,6 +15,8 @@ head=$(scontrol show hostnames "${SLURM_JOB_NODELIST}" | head -n 1)
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | sha256sum | cut -d ' ' -f 1)
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
-srun ray symmetric-run --address "${head}:6379" --min-nodes "${SLURM_JOB_NUM_NODES}" \
+workers=$((SLURM_JOB_NUM_NODES * SLURM_GPUS_PER_TASK))
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK}" ray symmetric-run \
+  --address "${head}:6379" --min-nodes "${SLURM_JOB_NUM_NODES}" \
   --num-cpus "${SLURM_CPUS_PER_TASK}" --num-gpus "${SLURM_GPUS_PER_TASK}" --disable-usage-stats \
-  -- inpaint-encode encode --config "${config}" --address "${head}:6379" --max-workers "${SLURM_JOB_NUM_NODES}"
+  -- inpaint-encode encode --config "${config}" --address "${head}:6379" --max-workers "${workers}"

@@ -54,12 +54,12 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
     from .progress import open_display
 
     with open_display() as display:
-        report = run_job(job, display)
-    this = report["this_run"]
+        whole = run_job(job, display)
+    this = whole["this_run"]
     print(
-        f"{report['pairs']:,} pairs: {report['encoded']:,} encoded, {report['rejected']:,} rejected; this run "
+        f"{whole['pairs']:,} pairs: {whole['encoded']:,} encoded, {whole['rejected']:,} rejected; this run "
         f"{this['encoded'] + this['rejected']:,} in {this['seconds']:,.1f} s\n"
-        f"{job.output.output}: {report['files']:,} files, {report['data_bytes']:,} bytes"
+        f"{job.output.output}: {whole['files']:,} files, {whole['data_bytes']:,} bytes"
     )
 
 
@@ -99,6 +99,20 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
         verdict = verify_output(options, display.say)
     show(verdict, Console(width=None if sys.stdout.isatty() else 140))
     verdict.refuse_unless_whole()
+
+
+@app.command
+def report(output: str) -> None:
+    """Print the report of the last run that finished: counts, why pairs were rejected, seconds by stage.
+
+    Exit codes: 0 done, 1 there is none or it cannot be read, 2 wrong use.
+
+    Args:
+        output: Folder or prefix that an encode command wrote.
+    """
+    from .show_report import read_report, show
+
+    show(read_report(output), Console(width=None if sys.stdout.isatty() else 140))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .errors import JobFailed, UsageError
 from .settings import Workers
 
-__all__ = ["Encoders", "encoders", "encoders_of", "joined", "protect_local_ray"]
+__all__ = ["Encoders", "encoders", "encoders_of", "joined", "protect_local_ray", "waited_for"]
 
 LOGICAL_CPUS = 4
 """Least number of CPUs that a Ray on this machine is told to have: an encoder and the tasks around it must all fit."""
@@ -97,6 +97,17 @@ def encoders_of(workers: Workers, there: float, *, own: bool) -> Encoders:
     fitting = int(there / gpus) if gpus else 1
     most = workers.max_workers or max(workers.min_workers, fitting)
     return Encoders(gpus, _cpus_of(workers, gpus), min(workers.min_workers, most), most)
+
+
+def waited_for(workers: Workers, vae: Encoders) -> str:
+    """Return what a job needs before its first chunk is done, in the words of the options that ask for it."""
+    encode_on, fetch_on = (f" on nodes with {on}" if on else "" for on in (workers.encode_on, workers.fetch_on))
+    parts = {"GPU": vae.gpus, "CPU": vae.cpus}
+    device = " and ".join(f"{amount:g} {name}" for name, amount in parts.items() if amount)
+    return (
+        f"no chunk is done yet; needed are a VAE worker of {device}{encode_on}, and tasks of "
+        f"{max(workers.fetch_cpus, workers.write_cpus):g} CPU{fetch_on}; `ray status` shows what the cluster lacks"
+    )
 
 
 def _cpus_of(workers: Workers, gpus: float) -> float:

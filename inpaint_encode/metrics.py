@@ -18,7 +18,7 @@ class JobMetrics:
     def __init__(self, job: str, left: int) -> None:
         self._rows = _counter("rows", "Pairs decided: encoded, or the error they are rejected for.", "outcome", job)
         self._seconds = _counter("stage_seconds", "Seconds of all workers in a stage.", "stage", job)
-        self._batches = _counter("batches", "Forward passes, by the most images they may have had.", "le", job)
+        self._batches = _counter("batches", "Forward passes, by a power of two: so many images at most.", "size", job)
         self._events = _counter("events", "Whatever else stages count: retries, objects_fetched...", "event", job)
         self._gauge = Gauge("inpaint_encode_pairs_left", "Planned pairs that are not decided yet.", ("job",))
         self._gauge.set_default_tags({"job": job})
@@ -34,7 +34,7 @@ class JobMetrics:
             if name.endswith("_s"):
                 _add(self._seconds, value, stage=name.removesuffix("_s"))
             elif name.startswith("batches_of_"):
-                _add(self._batches, value, le=name.removeprefix("batches_of_"))
+                _add(self._batches, value, size=name.removeprefix("batches_of_"))
             else:
                 _add(self._events, value, event=name)
 

@@ -17,14 +17,14 @@ from ray.exceptions import RayError
 
 from . import coverage, storage
 from .batch import LatentEncoder
-from .cluster import encoders, joined
+from .cluster import encoders, joined, waited_for
 from .encoder import BatchEncoder
 from .errors import JobFailed, TooManyRejected, UsageError
 from .images import PairDecoder
 from .lease import Lease, hold
 from .ledger import Committed, Ledger
 from .metrics import JobMetrics
-from .progress import Display
+from .progress import Display, Reminder
 from .report import Tally, write_report
 from .resume import Remaining, job_record, open_output, refuse_sizes, remaining
 from .settings import EncodeJob, selector
@@ -37,6 +37,9 @@ __all__ = ["Backend", "receipts_of", "run_job", "vae_backend"]
 
 JUDGED_AT = 1_000
 """Rows after which a run's masks are judged, if it does not end before."""
+
+REMIND_S = 60.0
+"""How often it is said what the first chunk may be waiting for: nodes on their way, or a label that no node has."""
 
 FLUSH_S = 30.0
 """How often the receipts are kept; what a killed run had not kept yet is read from the files themselves."""
@@ -170,7 +173,8 @@ class _Run:
         self.chunks: dict[int, Committed] = dict(left.done)
         self.whole = Tally.of(left.done.values())
         self.tally = Tally()
-        self._options, self._ledger, self._lease, self._display = job.run, ledger, lease, display
+        self._workers, self._options = job.workers, job.run
+        self._ledger, self._lease, self._display = ledger, lease, display
         self._name = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{lease.token[:4]}"
         self._unkept: list[dict[str, Any]] = []
         self._kept_files, self._kept_at = 0, time.monotonic()
@@ -182,10 +186,13 @@ class _Run:
     def consume(self, receipts: ray.data.Dataset) -> None:
         """Take in every receipt; the chunks that were decided are kept whatever ends this."""
         metrics = JobMetrics(self._ledger.job, self._pairs - self.whole.decided)
+        needs = waited_for(self._workers, encoders(self._workers, self._options.address))
         try:
-            for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for receipt in batch.to_pylist():
-                    self._take(receipt, metrics)
+            with Reminder(self._display.say, needs, REMIND_S) as reminder:
+                for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                    reminder.stop()
+                    for receipt in batch.to_pylist():
+                        self._take(receipt, metrics)
         except RayError as error:
             raise JobFailed(
                 f"Ray gave up: {_cause(error)}; what is done stays, and the same command goes on"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Display", "Silent", "open_display"]
+__all__ = ["Display", "Reminder", "Silent", "open_display"]
 
 EVERY_S = 10.0
 """How often a line is printed where there is no terminal."""
@@ -33,6 +35,32 @@ class Display(Protocol):
 
     def update(self, done: int, rejected: int, rate: float) -> None:
         """``done`` pairs are decided now, ``rejected`` of them rejected; ``rate`` a second, 0 if not known yet."""
+
+
+class Reminder:
+    """Says a sentence every ``every`` seconds inside its ``with`` block, until it is stopped."""
+
+    def __init__(self, say: Callable[[str], None], sentence: str, every: float) -> None:
+        self._say, self._sentence, self._every = say, sentence, every
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._remind, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._thread.join()
+
+    def stop(self) -> None:
+        """Say nothing more; may be called again."""
+        self._stopped.set()
+
+    def _remind(self) -> None:
+        begun = time.monotonic()
+        while not self._stopped.wait(self._every):
+            self._say(f"{time.monotonic() - begun:,.0f} s: {self._sentence}")
 
 
 def open_display() -> Display:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections import defaultdict, deque
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode import rows
 from inpaint_encode.batch import Batch, EncodedBatch, LatentEncoder, Launched, is_out_of_memory
+from inpaint_encode.errors import JobFailed
 
 from .chunk import Chunk, Counters, Row
 
@@ -27,8 +29,16 @@ _AHEAD = 2
 """Batches of a chunk that are under way before the first is waited for."""
 
 
+LOGICAL_GPUS = "INPAINT_ENCODE_LOGICAL_GPUS"
+"""Set to 1 on a cluster whose GPUs are only numbers, as in tests: a worker that was given one encodes on the CPU."""
+
+
 class Encoder:
-    """An actor that holds one VAE: the constructor loads it and encodes once, so that a bad model fails there."""
+    """An actor that holds one VAE: the constructor loads it and encodes once, so that a bad model fails there.
+
+    Raises:
+        JobFailed: Ray gave it a GPU, and torch finds none on its node.
+    """
 
     def __init__(
         self, open_encoder: Callable[[str], LatentEncoder], batch_size: int | Literal["auto"], gpus: float, workers: int
@@ -36,6 +46,8 @@ class Encoder:
         import torch
 
         on_gpu = gpus > 0 and torch.cuda.is_available()
+        if gpus > 0 and not on_gpu and os.environ.get(LOGICAL_GPUS) != "1":
+            raise JobFailed(_no_cuda(gpus, torch.version.cuda))
         if not on_gpu:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
         self._encoder = open_encoder("cuda" if on_gpu else "cpu")
@@ -110,6 +122,18 @@ class Encoder:
             return [{"error": "encode.out_of_memory", "message": message}]
         self._encoder.check()  # an error that broke the device is not this image's
         return [{"error": "encode.failed", "message": message}]
+
+
+def _no_cuda(gpus: float, built_for: str | None) -> str:
+    node = socket.gethostname()
+    if built_for is None:
+        why = "torch there is a build without CUDA: give GPU nodes the cuda image"
+    else:
+        why = f"torch there is built for CUDA {built_for}: give the node an NVIDIA driver that is new enough for it"
+    return (
+        f"a VAE worker was given {gpus:g} GPU on node {node}, but torch finds no CUDA device; {why}, or encode on CPUs "
+        "with --gpus-per-worker 0"
+    )
 
 
 _RESULT = (

@@ -1,4 +1,7 @@
-"""Ray's own autoscaler, whose GPU nodes are raylets on this machine: from none to two, one lost, and to none again."""
+"""Ray's own autoscaler, whose GPU nodes are raylets on this machine: from none to two, one lost, and to none again.
+
+The nodes are laid out as the files of cluster/ have them: a head without a CPU, and both pools from nothing.
+"""
 
 import contextlib
 import itertools
@@ -24,12 +27,12 @@ PAIRS, CHUNK = 1_200, 8
 
 @pytest.fixture
 def cluster(s3, tmp_path):
-    """An autoscaling cluster without a GPU node, as yet."""
+    """An autoscaling cluster of a head that does no work, as yet."""
     port, config = free_port(), json.loads(Path(__file__).with_name("autoscaler.json").read_text())
     config["provider"]["gcs_address"] = f"{get_node_ip_address()}:{port}"
     written = tmp_path / "autoscaler.json"
     written.write_text(json.dumps(config))
-    options = [f"--autoscaling-config={written}", "--num-cpus=4", "--num-gpus=0", f"--object-store-memory={2 * 10**8}"]
+    options = [f"--autoscaling-config={written}", "--num-cpus=0", "--num-gpus=0", f"--object-store-memory={2 * 10**8}"]
     environment = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     own_id = {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
     with head(*options, port=port, **environment, **own_id) as started:
@@ -37,11 +40,11 @@ def cluster(s3, tmp_path):
 
 
 class TimeLine:
-    """What happens to the GPU nodes, by the second, from Ray's state API; printed as it happens."""
+    """What happens to the nodes, by the second, from Ray's state API; printed as it happens."""
 
     def __init__(self, cluster):
         self.begun, self.cluster = time.monotonic(), cluster
-        self.alive, self.seen, self.encoding = set(), set(), {}
+        self.alive, self.seen, self.encoding = set(), {}, {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -70,29 +73,32 @@ class TimeLine:
         nodes, actors = (
             [one for one in self.cluster.state(kind) if one["state"] == "ALIVE"] for kind in ("nodes", "actors")
         )
-        alive = {node["node_id"] for node in nodes if not node["is_head_node"]}
+        workers = [node for node in nodes if not node["is_head_node"]]
+        alive = {node["node_id"] for node in workers}
+        self.seen |= {node["node_id"]: "GPU" if "GPU" in node["resources_total"] else "CPU" for node in workers}
         for node in alive - self.alive:
-            self.say(f"GPU node {node[-4:]} is up, {len(alive)} in all")
+            self.say(f"{self.seen[node]} node {node[-4:]} is up, {len(alive)} in all")
         for node in self.alive - alive:
-            self.say(f"GPU node {node[-4:]} is gone, {len(alive)} left")
+            self.say(f"{self.seen[node]} node {node[-4:]} is gone, {len(alive)} left")
         for node in {actor["node_id"] for actor in actors if "Encoder" in actor["repr_name"]} - self.encoding.keys():
             self.encoding[node] = time.monotonic()
             self.say(f"a VAE worker runs on {node[-4:]}")
-        self.alive, self.seen = alive, self.seen | alive
+        self.alive = alive
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
-    """The job's demand alone brings the nodes; the one that is killed is replaced, and costs no row."""
+    """The job's demand and labels bring the nodes; the one that is killed is replaced, and costs no row."""
     output = s3.uri("scaled-out")
     options = ["--pairs", manifest_of_few_images(tmp_path, s3.uri("scaled-in")), "--key-column", "id"]
     options += ["--output", output, "--vae", vae_folder, "--samples-dtype", "float32", "--batch-size", "1"]
     options += ["--chunk-rows", CHUNK, "--gpus-per-worker", "1", "--min-workers", "2", "--max-workers", "2"]
+    options += ["--encode-on", "pool=vae", "--fetch-on", "pool=data"]
     command = [sys.executable, "-m", "inpaint_encode.cli", "encode", *map(str, options)]
     with TimeLine(cluster) as line:
         assert line.alive == set()
-        line.say(f"no GPU node; the job begins, {PAIRS // CHUNK} chunks")
+        line.say(f"no node but the head; the job begins, {PAIRS // CHUNK} chunks")
         process = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address})
         try:
             line.wait_for_encoders(2, process)
@@ -105,10 +111,11 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
         finally:
             process.kill()
         line.say("the job is done")
-        wait_for(lambda: not line.alive, 120, "the end of the GPU nodes")
+        wait_for(lambda: not line.alive, 120, "the end of the nodes")
     report = whole_output(output)
     assert (report["encoded"], report["rejected"]) == (PAIRS, 0)
-    assert len(line.seen) == 3
+    assert sorted(line.seen.values()) == ["CPU", "GPU", "GPU", "GPU"]
+    assert {line.seen[node] for node in line.encoding} == {"GPU"}
 
 
 def manifest_of_few_images(folder, prefix):

@@ -6,16 +6,20 @@ The jobs run one after the other on one cluster, and the tests read what they le
 import contextlib
 import json
 import re
+import socket
 import subprocess
 import urllib.request
 
 import pytest
 
+from inpaint_encode import storage
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from tests.cluster.heads import BIN, ROOT, head, node, wait_for
-from tests.outputs import data_files, whole_output
+from tests.outputs import data_files, files_of, whole_output
 
 PAIRS, CHUNK = 160, 4
+MOVED = ("objects_fetched", "images_decoded", "batches")
+"""Counters that every job moves."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -71,11 +75,22 @@ def submit(cluster, name, *entrypoint, wait=True):
 def scraped(cluster) -> dict[str, float]:
     """Every series of ours at the endpoints that Ray tells Prometheus of, by name, summed over its tags."""
     found: dict[str, float] = {}
-    for service in json.loads((cluster.folder / "prom_metrics_service_discovery.json").read_text()):
-        for target in service["targets"]:
-            for name, value in re.findall(r"^(ray_inpaint_encode_\w+)\{.*\} ([\d.e+]+)$", page(target), re.MULTILINE):
-                found[name] = found.get(name, 0) + float(value)
+    for name, _, value in series(cluster):
+        found[name] = found.get(name, 0) + float(value)
     return found
+
+
+def series(cluster) -> list[tuple[str, str, str]]:
+    """Name, tags and value."""
+    services = json.loads((cluster.folder / "prom_metrics_service_discovery.json").read_text())
+    pages = "\n".join(page(target) for service in services for target in service["targets"])
+    return re.findall(r"^(ray_inpaint_encode_\w+)\{(.*)\} ([\d.e+-]+)$", pages, re.MULTILINE)
+
+
+def tag_values(cluster) -> set[tuple[str, str]]:
+    """The tags that say what is counted, with their values."""
+    tags = [pair for _, tags, _ in series(cluster) for pair in re.findall(r'(\w+)="([^"]*)"', tags)]
+    return {pair for pair in tags if pair[0] in {"outcome", "stage", "size", "event"}}
 
 
 def page(target) -> str:
@@ -94,9 +109,10 @@ def stopped(cluster, client, options, s3):
     second = wait_for(
         lambda: done_of(scraped(cluster)) > done_of(first) and scraped(cluster), 120, "a count that moves"
     )
+    tags = tag_values(cluster)
     assert ray_job(cluster, "stop", "stopped").returncode == 0
     wait_for(lambda: client.get_job_status("stopped").is_terminal(), 60, "the end of the job")
-    return first, second, len(data_files(s3.uri("submitted-out")))
+    return first, second, tags, len(data_files(s3.uri("submitted-out")))
 
 
 def done_of(metrics) -> float:
@@ -131,11 +147,17 @@ def test_stages_land_where_they_should(cluster, resumed):
 
 
 def test_every_documented_metric_is_there_and_moves(stopped):
-    first, second, _ = stopped
-    documented = set(re.findall(r"`(ray_inpaint_encode_\w+)`", (ROOT / "cluster/README.md").read_text()))
+    first, second, tags, _ = stopped
+    page_of_metrics = (ROOT / "cluster/README.md").read_text().split("## What to watch")[1].split("## ")[0]
+    documented = set(re.findall(r"`(ray_inpaint_encode_\w+)`", page_of_metrics))
     assert len(documented) == 5
     assert documented == second.keys()
     assert {name for name in documented if first[name] != second[name]} == documented
+    assert tags >= {("outcome", "encoded"), ("size", "2"), *(("event", name) for name in MOVED)}
+    stages = {value for tag, value in tags if tag == "stage"}
+    for word in {*MOVED, *stages}:
+        assert f"`{word}`" in page_of_metrics, word
+    assert stages == {"fetch", "decode", "wait", "copy", "encode", "copy_back", "write"}
 
 
 def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
@@ -149,25 +171,44 @@ def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
 
 def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s3):
     """Submitted side by side; each ends with the code that its command has."""
+    damaged = s3.uri("damaged-out")
+    copy_damaged(s3.uri("submitted-out"), damaged)
     elsewhere = [one.replace(s3.uri("submitted-out"), "/dev/null/out") for one in options]
     jobs = {
         "bad-use": (2, f"python jobs/encode.py {' '.join(options)} --grow-mask-by 99"),
         "too-many": (3, f"python jobs/encode.py {' '.join(options)} --max-rejected 0"),
         "failed": (1, f"python jobs/encode.py {' '.join(elsewhere)}"),
+        "no-cuda": (1, f"python jobs/encode.py {' '.join(options).replace('submitted-out', 'no-cuda-out')}"),
+        "damaged": (4, f"python jobs/verify.py {damaged}"),
+        "report": (0, f"python jobs/report.py {s3.uri('submitted-out')}"),
         "plan": (0, f"python jobs/plan.py {' '.join(options[:4])} --as-json"),
         "verify": (0, f"python jobs/verify.py {s3.uri('submitted-out')}"),
         "benchmark": (0, "python jobs/benchmark.py --quick --only write"),
     }
     for name, (_, entrypoint) in jobs.items():
-        client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env={"working_dir": str(ROOT)})
+        environment = {"working_dir": str(ROOT)}
+        if name == "no-cuda":
+            environment["env_vars"] = {"INPAINT_ENCODE_LOGICAL_GPUS": "0"}
+        client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=environment)
     for name, (code, _) in jobs.items():
         wait_for(lambda name=name: client.get_job_status(name).is_terminal(), 200, f"the end of {name}")
         assert client.get_job_status(name) == ("FAILED" if code else "SUCCEEDED"), client.get_job_logs(name)
         assert (client.get_job_info(name).driver_exit_code or 0) == code, client.get_job_logs(name)
     assert "the record is jobs/records/" in client.get_job_logs("benchmark")
     assert "--grow-mask-by" in client.get_job_logs("bad-use")
+    said = " ".join(client.get_job_logs("no-cuda").split())
+    assert f"a VAE worker was given 1 GPU on node {socket.gethostname()}, but torch finds no CUDA device" in said
+    assert re.search(r"decode\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
     plan = client.get_job_logs("plan")
     assert json.loads(plan[plan.index("{\n") :])["pairs"] == PAIRS
+
+
+def copy_damaged(output, other):
+    """Copy an output, one of its data files by half."""
+    damaged = data_files(output)[0]
+    for path in files_of(output):
+        data = storage.read(f"{output}/{path}").data
+        storage.write(f"{other}/{path}", data[: len(data) // 2] if path == damaged else data)
 
 
 def test_a_node_answers_the_image_s_health_check(cluster):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
 
-from inpaint_encode import iter_rows, storage
+from inpaint_encode import iter_rows, pipeline, storage
 from inpaint_encode.demo.pairs import upload, write_demo_pairs, write_random_pairs
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed
@@ -283,12 +283,15 @@ def with_other_weights(job) -> Backend:
     return vae_backend(job)._replace(open=partial(BatchEncoder.load, job.vae, job.rows, "0" * 64, compiled=False))
 
 
-def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_job, display):
-    """The constructor fails on the node, and the person who ran the job reads why."""
+def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_job, display, monkeypatch):
+    """The constructor fails on the node, and the person who ran the job reads why, and before, what is waited for."""
+    monkeypatch.setattr(pipeline, "REMIND_S", 0.2)
     write_random_pairs(tmp_path, 3, seed=1)
     job = make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out")
     with pytest.raises(JobFailed, match=r"has weights [0-9a-f]{12} on this node and 000000000000 where"):
         run_job(job, display, with_other_weights)
+    reminders = [line for line in display.lines if "no chunk is done yet" in line]
+    assert "a VAE worker of 2 CPU, and tasks of 1 CPU" in reminders[0]
 
 
 class TestExitCodes:

@@ -1,5 +1,7 @@
 """The encoding stage without Ray: what it makes of batches that went through, and of those that did not."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from inpaint_encode import rows
 from inpaint_encode.encoder import BatchEncoder
+from inpaint_encode.errors import JobFailed
 from inpaint_encode.settings import RowSettings, VaeSource
 from inpaint_encode.stages import Encoder
 from inpaint_encode.vae import load_vae
@@ -80,3 +83,13 @@ def test_a_row_says_that_it_was_tiled(encoded):
     assert [row["tiled"] for row in made] == [False] * 4
     assert [tuple(row["samples_shape"]) for row in made] == [(4, side // 8, side // 8) for side, _ in SIZES]
     assert (counters["oom_steps"], counters["not_finite"], counters["encoded_again"]) == (0, 0, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_worker_without_the_gpu_that_it_was_given_says_so(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    opened = Encoder(lambda device: device, "auto", 0.5, 1)
+    assert opened._encoder == "cpu", "conftest says that GPUs are numbers here"
+    monkeypatch.delenv("INPAINT_ENCODE_LOGICAL_GPUS")
+    with pytest.raises(JobFailed, match=rf"0\.5 GPU on node {socket.gethostname()}, but torch finds no CUDA device"):
+        Encoder(lambda device: device, "auto", 0.5, 1)

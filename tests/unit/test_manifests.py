@@ -195,12 +195,29 @@ def test_the_dockerfile_is_clean():
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     assert any(line.startswith("HEALTHCHECK") for line in lines)
     assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
+    assert home_of(CLUSTER / "Dockerfile") == "/home/encode"
+    assert '".[cluster]"' in (CLUSTER / "Dockerfile").read_text(), "`ray up`'s head starts nodes with the clouds' SDKs"
     for line in lines:
         if line.startswith("COPY"):
             *sources, _ = line.split()[1:]
             assert all((ROOT / source).exists() for source in sources), line
     (torch,) = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
     assert torch.count("==") == 1
+
+
+def home_of(dockerfile: Path) -> str:
+    """Where Ray mounts what is below ``~`` in file_mounts: HOME as the image's own environment has it, and no other."""
+    text = dockerfile.read_text()
+    (home,) = re.findall(r"^ENV (?:.* )?HOME=(\S+)", text, re.MULTILINE)
+    assert f"useradd --create-home --home-dir {home} --uid 1000" in text
+    return home
+
+
+def test_an_image_without_a_home_is_found(tmp_path):
+    spoiled = tmp_path / "Dockerfile"
+    spoiled.write_text((CLUSTER / "Dockerfile").read_text().replace("ENV HOME=/home/encode", "ENV"))
+    with pytest.raises(ValueError, match="not enough values"):
+        home_of(spoiled)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +244,73 @@ def prepared(text: str) -> dict:
     config = prepare_config(yaml.load(text, yaml.CSafeLoader))
     validate_config(config)
     return config
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_ray_has_the_cloud_s_library(cloud):
+    """What `ray up` and the head import for it are in the extra ``cluster``."""
+    from ray.autoscaler._private.providers import _NODE_PROVIDERS
+
+    for package in ("boto3", "googleapiclient"):
+        pytest.importorskip(package, reason=f"{package} is not installed; it comes with the extra `cluster`")
+    assert _NODE_PROVIDERS[cloud]({"type": cloud}).__name__ == f"{cloud.upper()}NodeProvider"
+
+
+GCP_NODE = {
+    "machineType": str,
+    "metadata": {"items": list},
+    "scheduling": {
+        "provisioningModel": ("SPOT", "STANDARD"),
+        "onHostMaintenance": ("TERMINATE", "MIGRATE"),
+        "instanceTerminationAction": ("DELETE", "STOP"),
+    },
+    "disks": list,
+    "serviceAccounts": list,
+}
+"""What Compute Engine calls the fields that gcp.yaml has, and which words they take."""
+
+GCP_LISTED = {
+    "disks": {
+        "boot": bool,
+        "autoDelete": bool,
+        "type": ("PERSISTENT",),
+        "initializeParams": {"diskSizeGb": int, "sourceImage": str},
+    },
+    "serviceAccounts": {"email": str, "scopes": list},
+    "items": {"key": str, "value": str},
+}
+"""Those of their entries, where they are lists."""
+
+
+def check_compute_engine(config: dict) -> None:
+    """Ray hands a node's description on as it is; the API refuses what it does not know."""
+    for kind in config["available_node_types"].values():
+        check_fields(kind["node_config"], GCP_NODE)
+
+
+def check_fields(value: dict, known: dict) -> None:
+    for name, given in value.items():
+        assert name in known, f"Compute Engine knows no {name}"
+        check_value(name, given, known[name])
+
+
+def check_value(name: str, given, kind) -> None:
+    if isinstance(kind, dict):
+        check_fields(given, kind)
+    elif isinstance(kind, tuple):
+        assert given in kind, f"{name}: {given}"
+    else:
+        assert isinstance(given, kind), f"{name}: {given}"
+    for entry in given if name in GCP_LISTED else ():
+        check_fields(entry, GCP_LISTED[name])
+
+
+def test_compute_engine_takes_the_nodes():
+    config = prepared((CLUSTER / "gcp.yaml").read_text())
+    check_compute_engine(config)
+    gpu = config["available_node_types"]["l4"]
+    assert {"key": "install-nvidia-driver", "value": "True"} in gpu["node_config"]["metadata"]["items"]
+    assert "nvidia-smi" in gpu["initialization_commands"][0]
 
 
 def check_instances(config: dict) -> None:
@@ -263,6 +347,10 @@ def test_ec2_takes_the_nodes():
         ("aws", "--metrics-export-port", "--metric-export-port"),
         ("gcp", "idle_timeout_minutes", "idle_timeout_minute"),
         ("gcp", "worker_image", "workers_image"),
+        ("gcp", "provisioningModel", "provisionningModel"),
+        ("gcp", "provisioningModel: SPOT", "provisioningModel: SPOTS"),
+        ("gcp", "sourceImage", "sourceImages"),
+        ("gcp", "install-nvidia-driver, value", "install-nvidia-driver, values"),
         ("gcp", "--autoscaling-config", "--autoscaler-config"),
     ],
 )
@@ -271,8 +359,7 @@ def test_a_wrong_field_of_ray_up_is_found(cloud, right, wrong):
     assert right in text
     with pytest.raises((AssertionError, jsonschema.ValidationError)):
         config = prepared(text.replace(right, wrong))
-        if cloud == "aws":
-            check_instances(config)
+        (check_instances if cloud == "aws" else check_compute_engine)(config)
         for command in [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]:
             check_ray_start(command)
 
@@ -297,7 +384,7 @@ def known_options(command) -> set[str]:
 
 
 def symmetric_run_options(text: str) -> list[str]:
-    words = text.replace("\\\n", " ").split("srun ray symmetric-run ", 1)[1].split(" -- ", 1)[0].split()
+    words = text.replace("\\\n", " ").split(" ray symmetric-run ", 1)[1].split(" -- ", 1)[0].split()
     return [word for word in words if word.startswith("--")]
 
 
@@ -306,6 +393,7 @@ def check_slurm(script: Path) -> None:
     from ray.scripts.symmetric_run import symmetric_run
 
     assert run("bash", "-n", script).returncode == 0
+    assert 'srun --cpus-per-task="${SLURM_CPUS_PER_TASK}" ray' in script.read_text(), "srun inherits it no longer"
     known = known_options(start) | known_options(symmetric_run)
     assert set(symmetric_run_options(script.read_text())) <= known - {
         "--head",
@@ -319,7 +407,9 @@ def test_the_slurm_script_starts_ray_as_it_can_be_started():
     check_slurm(CLUSTER / "slurm.sh")
 
 
-@pytest.mark.parametrize(("right", "wrong"), [("--num-gpus", "--gpus"), ('"${1:?', '"${1:?"')])
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("--num-gpus", "--gpus"), ("srun --cpus-per-task", "srun --cpus"), ('"${1:?', '"${1:?"')]
+)
 def test_a_wrong_option_of_the_slurm_script_is_found(tmp_path, right, wrong):
     spoiled = tmp_path / "slurm.sh"
     spoiled.write_text((CLUSTER / "slurm.sh").read_text().replace(right, wrong))
@@ -334,8 +424,9 @@ def test_the_three_first_paths_take_five_commands_at_most():
     sections = (CLUSTER / "README.md").read_text().split("\n## ")[1:4]
     assert [section.split("\n")[0] for section in sections] == ["A laptop", "One machine with a GPU", "KubeRay"]
     for section in sections:
-        lines = section.split("```")[1].replace("\\\n", " ").strip().splitlines()
-        assert 1 <= len(lines) <= 5
-        assert "&&" not in section.split("```")[1]
+        for block in section.split("```")[1::2]:
+            lines = block.replace("\\\n", " ").strip().splitlines()
+            assert 1 <= len(lines) <= 5
+            assert not [line for line in lines if "&&" in line and not line.startswith("kubectl wait")]
         for file in re.findall(r"\b(?:cluster|jobs)/[\w./-]+", section):
             assert (ROOT / file).exists(), file

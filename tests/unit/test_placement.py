@@ -1,9 +1,12 @@
 """What a VAE worker takes of a cluster, and how many there may be, by what the cluster has now."""
 
+import threading
+
 import pytest
 
-from inpaint_encode.cluster import encoders_of
+from inpaint_encode.cluster import encoders_of, waited_for
 from inpaint_encode.errors import UsageError
+from inpaint_encode.progress import Reminder, Silent
 from inpaint_encode.settings import Workers
 
 
@@ -38,3 +41,23 @@ def test_stages_that_would_take_the_same_do_not():
     """Ray would run them in one process, in turn."""
     workers = Workers(encode_cpus="1", fetch_cpus=1.0)
     assert encoders_of(workers, 0, own=True).cpus != workers.fetch_cpus
+
+
+def test_it_is_said_what_a_job_waits_for_until_it_has_come():
+    workers = Workers(gpus_per_worker="1", max_workers=2, encode_on="pool=vea", fetch_on="pool=data")
+    sentence = waited_for(workers, encoders_of(workers, 0, own=False))
+    assert "a VAE worker of 1 GPU on nodes with pool=vea, and tasks of 1 CPU on nodes with pool=data" in sentence
+    display, twice = Silent(), threading.Event()
+
+    def say(line):
+        display.say(line)
+        if len(display.lines) == 2:
+            twice.set()
+
+    with Reminder(say, sentence, 0.02) as reminder:
+        assert twice.wait(10)
+        reminder.stop()
+    said = len(display.lines)
+    assert not threading.Event().wait(0.1)
+    assert len(display.lines) == said
+    assert all(line.endswith(f" s: {sentence}") for line in display.lines)

@@ -1,41 +1,69 @@
 """What ``ray job submit --working-dir .`` takes along: the code, and nothing that is large or of this machine."""
 
+import re
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
+import pytest
 from ray._private.runtime_env.packaging import create_package
 
 ROOT = Path(__file__).parents[2]
+WANTED = {"inpaint_encode", "jobs", "cluster", "pyproject.toml", "constraints.txt", "Makefile", "README.md"}
+WANTED |= {"CHANGELOG.md", "LICENSE", ".gitignore", ".rayignore"}
 NOT_WANTED = [
     ".venv/lib/python3.11/site-packages/torch.py",
     ".git/objects/pack",
     ".demo/output/chunk.parquet",
     "jobs/records/record.md",
+    "tests/golden/grow.npz",
+    "photos/a/0001.jpg",
+    "masks/README",
+    "latents/_job.json",
     "data/0001.parquet",
+    "data/0002.PNG",
+    "data/pairs.csv",
+    "data/shard-000.tar",
     "vae/diffusion_pytorch_model.safetensors",
     "inpaint_encode/__pycache__/cli.pyc",
     ".mypy_cache/3.11/types.json",
 ]
 
 
-def test_the_upload_is_the_code(tmp_path):
-    folder, package = tmp_path / "tree", tmp_path / "package.zip"
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("inpaint_encode", "jobs", "cluster"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    shutil.copy(ROOT / ".rayignore", folder)
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """This checkout as Ray packs it, with what people keep beside the code."""
+    folder = tmp_path_factory.mktemp("upload")
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for path in listed.stdout.splitlines():
+        if (ROOT / path).is_file():
+            (folder / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, folder / "tree" / path)
     for path in NOT_WANTED:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(bytes(100_000))
-    create_package(str(folder), package, include_gitignore=False)
+        (folder / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "tree" / path).write_bytes(bytes(100_000))
+    create_package(str(folder / "tree"), folder / "package.zip", include_gitignore=False)
+    return folder / "package.zip"
+
+
+def test_the_upload_is_the_code(package):
     names = zipfile.ZipFile(package).namelist()
     assert {"inpaint_encode/cli.py", "jobs/encode.py", "jobs/recipes/laptop.toml"} <= set(names)
-    assert [
-        name for name in names if any(name.startswith(path.split("/")[0] + "/") for path in (".venv/", ".git/"))
-    ] == []
+    assert {name.split("/")[0] for name in names if not name.endswith("/")} == WANTED
     assert not set(NOT_WANTED) & set(names)
-    assert package.stat().st_size < 2_000_000
+
+
+def test_the_upload_is_as_small_as_the_page_says(package):
+    (kilobytes,) = re.findall(r"uploads some (\d+) KB", (ROOT / "cluster/README.md").read_text())
+    size = package.stat().st_size / 1_000
+    print(f"the upload has {size:.0f} KB")
+    assert size == pytest.approx(int(kilobytes), rel=0.25)
 
 
 def test_a_link_to_a_virtual_environment_is_none_either(tmp_path):
