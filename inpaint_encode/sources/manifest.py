@@ -52,8 +52,7 @@ def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> Fou
     alone = source.random_masks > 0 or source.is_own_mask
     masks = images if alone else _uris(table, "--mask-column", source.mask_column, files.folder)
     order = _order(images, masks)
-    if not (source.random_masks and source.key_column):  # keys tell such lines apart
-        _refuse_repeated_lines(source, images, masks, order)
+    _refuse_repeated_lines(source, images, masks, order)
     index = order.mask_index()
     keys = _given_keys(table, source.key_column) if source.key_column else _default_keys(images, index, files.folder)
     columns = {
@@ -297,6 +296,8 @@ def _numbered(strings: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _refuse_repeated_lines(source: Source, images: pa.ChunkedArray, masks: pa.ChunkedArray, order: _Order) -> None:
+    if source.random_masks and source.key_column:
+        return  # keys tell such lines apart
     pairs, first, counts = np.unique(order.images << 32 | order.masks, return_index=True, return_counts=True)
     if len(pairs) < len(order.lines):
         line = int(order.lines[first[counts > 1][0]])

@@ -34,6 +34,10 @@ class _Others(NamedTuple):
     number: int
     unreadable: list[str]
 
+    def plus(self, more: _Others) -> _Others:
+        """Return both together."""
+        return _Others(self.number + more.number, self.unreadable + more.unreadable)
+
 
 def from_images(source: Source, access: SourceAccess) -> FoundPairs:
     """List the prefix of the images; each is a pair with itself, or with each of its ``--random-masks``.
@@ -88,8 +92,7 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     masks, listed = images, images.num_rows + others.number
     if not together:
         masks, more = _listing("--masks", masks_prefix, access, nested=images_prefix)
-        listed += masks.num_rows + more.number
-        others = _Others(others.number + more.number, others.unreadable + more.unreadable)
+        listed, others = listed + masks.num_rows + more.number, others.plus(more)
     masks = _masks_by_pattern(masks, source.mask_pattern) if source.mask_pattern else _masks_by_path(masks)
     if together:
         images, masks = _told_apart(images, masks)
@@ -102,7 +105,7 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     if not pairs.num_rows:
         raise UsageError(_no_pairs(source, images, masks))
     return FoundPairs(
-        pairs=pairs,
+        pairs,
         unpaired_images=_uris_of(images_prefix, images, pa.array(~used)),
         unpaired_masks=_uris_of(masks_prefix, masks, pc.is_null(where)),
         ignored_files=others.number,
