@@ -102,8 +102,6 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     used = np.zeros(images.num_rows, np.bool_)
     used[where.drop_null().to_numpy()] = True
     pairs, mask_bytes = _paired(images, masks, where, source)
-    if not pairs.num_rows:
-        raise UsageError(_no_pairs(source, images, masks))
     return FoundPairs(
         pairs,
         unpaired_images=_uris_of(images_prefix, images, pa.array(~used)),
@@ -183,6 +181,8 @@ def _told_apart(files: pa.Table, as_masks: pa.Table) -> tuple[pa.Table, pa.Table
 
 def _paired(images: pa.Table, masks: pa.Table, where: pa.ChunkedArray, source: Source) -> tuple[pa.Table, int]:
     """Put to each mask the image of its stem, where there is one; and the bytes of these masks."""
+    if where.null_count == len(where):
+        raise UsageError(_no_pairs(source, images, masks))
     masks, images = _all_or(masks, pc.is_valid(where)), _in_order(images, where.drop_null())
     columns = {
         "key": masks["image"],
