@@ -41,7 +41,18 @@ def images_at_once(height: int, width: int, pixels: float) -> int:
 
 
 class OutOfMemory(RuntimeError):
-    """Not even one image fits into the device's memory, in the ways that are allowed."""
+    """Not even one image fits into the device's memory, in the ways that are allowed.
+
+    Args:
+        message: says which, and what to do.
+        steps: how often memory ran out until this was known.
+    """
+
+    def __init__(self, message: str, *, steps: int) -> None:
+        super().__init__(message)
+        self.steps = steps
+        self.not_finite = 0
+        """Rows that overflowed before, for which this memory was needed."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

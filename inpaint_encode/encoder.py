@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batch import Batch, EncodedBatch, Launched
+from .batch import Batch, EncodedBatch, Launched, OutOfMemory
 from .errors import JobFailed
-from .memory import FittingVae, VisitingVae, cast_copy
+from .memory import Fitted, FittingVae, VisitingVae, cast_copy
 from .settings import RowSettings, VaeSource
 from .transform import grow_mask, mask_of_latent, neutralise
 from .tune import tuned
@@ -49,10 +50,7 @@ class BatchEncoder:
         compiled: bool,
         facts: VaeFacts | None = None,
     ) -> None:
-        if settings.deterministic:
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
+        _set_up_torch(device, deterministic=settings.deterministic)
         dtype = compute_dtype(settings.dtype, device)
         self.precision = str(dtype).removeprefix("torch.")
         self._settings = settings
@@ -74,19 +72,28 @@ class BatchEncoder:
 
     @classmethod
     def load(
-        cls, source: VaeSource, settings: RowSettings, expected_sha256: str, device: str, *, compiled: bool
+        cls, source: VaeSource, settings: RowSettings, expected: Mapping[str, Any], device: str, *, compiled: bool
     ) -> BatchEncoder:
         """Load the VAE onto ``device`` and make sure that it is the one the job was begun with.
 
+        Args:
+            source: where the VAE is.
+            settings: what a row is.
+            expected: values of `VaeFacts` by name, as the job was begun with; what is not there is not compared.
+            device: ``"cuda"`` or ``"cpu"``.
+            compiled: as for the constructor.
+
         Raises:
-            JobFailed: this node has other weights under the same name.
+            JobFailed: this node has another VAE under the same name, by its weights or its configuration.
         """
         vae = load_vae(source)
         facts = vae_facts(vae, source)
-        if facts.weights_sha256 != expected_sha256:
+        here = facts.as_dict()
+        if others := [name for name, value in expected.items() if here[name] != value]:
+            differences = "; ".join(f"{name} {here[name]} on this node, {expected[name]}" for name in others)
             raise JobFailed(
-                f"--vae {source.vae} has weights {facts.weights_sha256[:12]} on this node and {expected_sha256[:12]} "
-                "where the job was begun; give a --revision, or the same folder on every node"
+                f"--vae {source.vae} is another VAE than where the job was begun: {differences} there; "
+                "give a --revision, or the same folder on every node"
             )
         return cls(vae, settings, torch.device(device), compiled=compiled, facts=facts)
 
@@ -132,7 +139,11 @@ class BatchEncoder:
         if not bad or self._exact is None:
             return encoded
         part = work._replace(batch=work.batch.part(bad))
-        found = self._submitted(part, self._exact).result().result()
+        try:
+            found = self._submitted(part, self._exact).result().result()
+        except OutOfMemory as error:
+            error.steps, error.not_finite = error.steps + encoded.oom_steps, len(bad)
+            raise
         for name in ("samples", "finite", "stored", "original_samples"):
             if (values := getattr(encoded, name)) is not None:
                 values[bad] = getattr(found, name)
@@ -154,20 +165,17 @@ class BatchEncoder:
     def _encode(self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor) -> _Outputs:
         """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to what is stored of them."""
         levels = pixels.float() / self._full_scale
-        found = vae.encode(neutralise(levels, masks.float()), work.tile)
+        images = [neutralise(levels, masks.float()), *([levels] if self._settings.also_original else [])]
+        found, *whole = _fitted_alike(vae, images, work.tile)
         noise = self._values.noise(work.batch.keys, found.posterior.mean)
         samples, finite, stored = self._values.of(found.posterior, noise)
         tensors = {"samples": samples, "finite": finite, "stored": stored}
-        tiled, steps = found.tiled, found.steps
-        if self._settings.also_original:
-            # Not beside the greyed ones in one batch: memory, and shapes that graphs are built for, stay as they are.
-            whole = vae.encode(levels, work.tile)
-            original, finite, stored = self._values.of(whole.posterior, noise)
+        for one in whole:
+            original, finite, stored = self._values.of(one.posterior, noise)
             tensors["original_samples"] = original
             tensors["finite"], tensors["stored"] = tensors["finite"] & finite, tensors["stored"] & stored
-            tiled, steps = [one or other for one, other in zip(tiled, whole.tiled, strict=True)], steps + whole.steps
         tensors["noise_mask"] = grow_mask(masks, self._settings.grow_mask_by)
-        return _Outputs(tensors, tiled, steps)
+        return _Outputs(tensors, found.tiled, sum(one.steps for one in (found, *whole)))
 
     def _answer(
         self, work: _Work, outputs: _Outputs, on_host: dict[str, Tensor], seconds: dict[str, float]
@@ -224,6 +232,18 @@ class BatchEncoder:
         return _OnGpu(marks, lambda seconds: self._answer(work, outputs, on_host, seconds))
 
 
+def _set_up_torch(device: torch.device, *, deterministic: bool) -> None:
+    """Set what torch has one of for the whole process: no TF32 and, if ``deterministic``, one way to sum."""
+    torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
+    torch.backends.cuda.matmul.allow_tf32 = False  # off by default, but for what the environment says
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        if device.type == "cpu":
+            torch.set_num_threads(1)  # sums are split by threads, of which a node has more or fewer for each worker
+
+
 class _Work(NamedTuple):
     """What is asked of the device."""
 
@@ -275,6 +295,26 @@ class _Outputs(NamedTuple):
     """By their names in `EncodedBatch`."""
     tiled: list[bool]
     steps: int
+
+
+def _fitted_alike(vae: FittingVae | VisitingVae, images: Sequence[Tensor], tile: bool | None) -> list[Fitted]:
+    """Encode a batch and what else there is of it; if memory has rows of only one in tiles, all go in tiles.
+
+    One after the other: memory, and the shapes that graphs are built for, stay as they are.
+    """
+    found: list[Fitted] = []
+    steps = 0
+    try:
+        for pixels in images:
+            found.append(vae.encode(pixels, tile))
+            steps += found[-1].steps
+        if any(one.tiled != found[0].tiled for one in found):
+            found = [vae.encode(pixels, True) for pixels in images]
+            found[0] = found[0]._replace(steps=found[0].steps + steps)
+    except OutOfMemory as error:
+        error.steps += steps
+        raise
+    return found
 
 
 def _unpacked(batch: Batch) -> Iterator[NDArray[np.uint8]]:

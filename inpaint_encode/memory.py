@@ -81,7 +81,7 @@ class FittingVae:
             found = self._attempt(part, way)
             if found is None:
                 steps += 1
-                self._ways[key] = _lower(way._replace(images=len(part)), larger and tile is None)
+                self._ways[key] = _lower(way._replace(images=len(part)), larger and tile is None, steps)
             else:
                 parts.append(found)
                 tiled += [way.tiled] * len(part)
@@ -111,6 +111,7 @@ class FittingVae:
             if not is_out_of_memory(error):
                 raise
         # Only here is the error gone, and with it the frames that held what was computed so far.
+        _clear_cache(self._vae)
         if pixels.is_cuda:
             torch.cuda.synchronize(pixels.device)
             torch.cuda.empty_cache()
@@ -137,9 +138,10 @@ class VisitingVae:
             return self._fitting.encode(pixels, tile)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                "the VAE's float32 weights, which this image needs, are more than memory holds"
+                "the VAE's float32 weights, which this image needs, are more than memory holds", steps=1
             ) from error
         finally:
+            _clear_cache(self._vae)
             self._vae.to("cpu")
 
 
@@ -163,18 +165,25 @@ def bytes_per_pixel(vae: ModelMixin, device: torch.device) -> float:
         posterior(vae, pixels)
         return (torch.cuda.max_memory_allocated(device) - before) / _MEASURED**2
     except torch.OutOfMemoryError:
+        _clear_cache(vae)
         return float("inf")
     finally:
         torch.cuda.empty_cache()
 
 
-def _lower(way: _Way, may_tile: bool) -> _Way:
-    """The next thing to try after ``way`` was too much."""
+def _clear_cache(vae: ModelMixin) -> None:
+    """Let go of what a video VAE keeps of a frame for the next one; it does so itself only at the end."""
+    if hasattr(vae, "clear_cache"):
+        vae.clear_cache()
+
+
+def _lower(way: _Way, may_tile: bool, steps: int) -> _Way:
+    """The next thing to try after ``way`` was too much, the last of so many steps."""
     if way.images > 1:
         return _Way(way.images // 2, way.tiled)
     if may_tile and not way.tiled:
         return _Way(1, tiled=True)
-    raise OutOfMemory("one image is more than memory holds; --tile, or a smaller --tile-size, needs less")
+    raise OutOfMemory("one image is more than memory holds; --tile, or a smaller --tile-size, needs less", steps=steps)
 
 
 def _joined(parts: list[Posterior]) -> Posterior:

@@ -134,7 +134,7 @@ def run_job(
         pa.default_memory_pool().release_unused()
         run = _Run(job, ledger, left, lease, display)
         if left.work.num_rows:
-            made_by = {**record["rows"], **facts.as_dict(), "versions": record["versions"]}
+            made_by = {**facts.as_dict(), **record["rows"], "versions": record["versions"]}
             display.say("waiting for Ray")
             with joined(job.run.address):
                 run.consume(receipts_of(left.work, job, backend, ledger, made_by))
@@ -159,7 +159,7 @@ def vae_backend(job: EncodeJob) -> Backend:
     warm_up(vae)
     facts = vae_facts(vae, job.vae)
     refuse_unfit(job.rows, vae, facts)
-    opened = partial(BatchEncoder.load, job.vae, job.rows, facts.weights_sha256, compiled=job.workers.compile)
+    opened = partial(BatchEncoder.load, job.vae, job.rows, facts.as_dict(), compiled=job.workers.compile)
     return Backend(facts, opened)
 
 

@@ -23,6 +23,7 @@ from .sources import FoundPairs
 __all__ = ["Remaining", "job_record", "open_output", "refuse_sizes", "remaining"]
 
 _BEFORE = {
+    "vae_family": "",
     "latent_form": "unscaled",
     "posterior_seed": 0,
     "scaled": False,
@@ -55,6 +56,8 @@ def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Fiel
         carried: fields of the source's own columns, whose names and types all data files share.
     """
     made_by = {name: value for name, value in vae.items() if name != "vae_source"}
+    if job.rows.scaled and made_by["latent_form"] == "unscaled":
+        made_by["latent_form"] = "scaled"
     shaped_by = {**job.rows.model_dump(), **job.decoding.recorded()}
     return {
         "rows": {"contract": CONTRACT_VERSION, **shaped_by, **made_by},
@@ -172,9 +175,10 @@ def _next_generation(parts: list[str]) -> int:
 
 
 def _refuse_differences(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    unknown = {"crop_multiple": kept["rows"].get("ratio"), "config_sha256": record["rows"]["config_sha256"]}
     differences = [
         f"{name}: {there} there, {value} here"
-        for section, before in (("rows", {**_BEFORE, "crop_multiple": kept["rows"].get("ratio")}), ("source", {}))
+        for section, before in (("rows", {**_BEFORE, **unknown}), ("source", {}))
         for name, value in record[section].items()
         if (there := kept[section].get(name, before.get(name))) != value
     ]

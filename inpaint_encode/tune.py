@@ -69,9 +69,12 @@ class GraphedEncoder(nn.Module):
         if self._graphs.get(shape):
             return self._run(inputs)
         expected: Tensor = self.plain(inputs)
-        if self._seen[shape] >= self._after and shape not in self._graphs and len(self._graphs) < self._most:
+        if self._due(shape) and bool(expected.isfinite().all()):  # of what is not, nothing can be told
             self._graphs[shape] = self._agrees(inputs, expected)
         return expected
+
+    def _due(self, shape: tuple[int, ...]) -> bool:
+        return self._seen[shape] >= self._after and shape not in self._graphs and len(self._graphs) < self._most
 
     def _run(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self._compiled(inputs)

@@ -83,6 +83,7 @@ def stand_in_backend(_job: EncodeJob, seconds_per_image: float = 0.0) -> Backend
         vae_class="StandIn",
         vae_source="none",
         weights_sha256="0" * 64,
+        config_sha256="0" * 64,
         ratio=RATIO,
         crop_multiple=RATIO,
         latent_channels=CHANNELS,

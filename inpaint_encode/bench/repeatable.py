@@ -80,11 +80,13 @@ def _share(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 def _rates(vae: AutoencoderKL, device: str, batch: Batch) -> dict[str, Measure]:
     """Each measure sets the process to its own manner first: torch has one for all that it does."""
+    threads = torch.get_num_threads()
     usual, alone = [batch] * 2, [batch.part([index]) for index in range(_BATCH)] * 2
     encoders = {
         deterministic: _encoder(vae, device, compiled=True, deterministic=deterministic)
         for deterministic in (False, True)
     }
+    torch.set_num_threads(threads)  # the encoder of --deterministic keeps its one, and sets that of all to come
     if device == "cuda":
         for _ in range(_SETTLE):
             _rate(encoders[False], [batch], deterministic=False)

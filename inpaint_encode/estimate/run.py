@@ -182,10 +182,11 @@ def _vae(options: PlanOptions) -> tuple[AutoencoderKL | None, Latents]:
     dtype = options.rows.samples_dtype
     if not options.vae.vae:
         return None, Latents(8, 8, 4, dtype, assumed=True)
-    from inpaint_encode.vae import load_vae, vae_facts  # costs seconds, which a plan without a VAE need not take
+    from inpaint_encode.vae import load_vae, vae_facts, warm_up  # costs seconds, which not every plan need take
     from inpaint_encode.vae.stored import refuse_unfit
 
     vae = load_vae(options.vae)
+    warm_up(vae)
     facts = vae_facts(vae, options.vae)
     refuse_unfit(options.rows, vae, facts)
     return vae, Latents(facts.ratio, facts.crop_multiple, facts.latent_channels, dtype, assumed=False)

@@ -61,8 +61,8 @@ class RowSettings(Frozen):
     mask_encoding: Literal["tensor", "packed"] = "tensor"
     """How masks are stored: a tensor that every reader takes, or packed bits, which cost a sixth as much to write."""
     deterministic: bool = False
-    """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs. Nothing is tiled
-    for want of memory then."""
+    """The same bits for the same pair on the same kind of hardware, by batches of one: slower on GPUs, and on a CPU one
+    thread for each worker. Nothing is tiled for want of memory then."""
 
     @model_validator(mode="after")
     def _meant(self) -> Self:

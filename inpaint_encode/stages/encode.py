@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from inpaint_encode import rows
-from inpaint_encode.batch import Batch, EncodedBatch, LatentEncoder, Launched, is_out_of_memory
+from inpaint_encode.batch import Batch, EncodedBatch, LatentEncoder, Launched, OutOfMemory, is_out_of_memory
 from inpaint_encode.errors import JobFailed
 
 from .chunk import Chunk, Counters, Row
@@ -113,11 +113,13 @@ class Encoder:
         return results
 
     def _alone(self, batch: Batch, error: RuntimeError, counters: Counters) -> list[Row]:
+        counters.add("oom_steps", error.steps if isinstance(error, OutOfMemory) else 0)
         if len(batch.pixels) > 1:
             indices, half = range(len(batch.pixels)), len(batch.pixels) // 2
             halves = [batch.part(indices[:half]), batch.part(indices[half:])]
             return [row for part in halves for row in self._collected(part, self._launched(part, counters), counters)]
         message = f"{batch.height} x {batch.width} pixels: {str(error).splitlines()[0]}"
+        counters.add("not_finite", error.not_finite if isinstance(error, OutOfMemory) else 0)
         if is_out_of_memory(error):  # of which no device breaks
             return [{"error": "encode.out_of_memory", "message": message}]
         self._encoder.check()  # an error that broke the device is not this image's

@@ -13,6 +13,7 @@ from inpaint_encode.transform import binarise_mask, crop_box, grow_mask, neutral
 
 from .facts import crop_multiple, latent_channels, latent_form, patch_statistics, spatial_ratio
 from .families import Family, family_of
+from .scaling import by_channel
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -88,7 +89,7 @@ def _inputs(family: Family, pixels: Tensor) -> Tensor:
 
 def _packed(vae: ModelMixin, values: list[Tensor]) -> list[Tensor]:
     """Mean and log-variance of Flux.2's latents: 2x2 values become channels, then each channel is normalised."""
-    mean, std = (torch.tensor(one, device=values[0].device).view(1, -1, 1, 1) for one in patch_statistics(vae))
+    mean, std = (by_channel(one, values[0]) for one in patch_statistics(vae))
     side = family_of(vae).patch(vae.config)
     means, logvars = (pixel_unshuffle(value, side) for value in values)
     return [(means - mean) / std, logvars - 2 * std.log()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LatentForm",
     "VaeFacts",
+    "config_sha256",
     "crop_multiple",
     "latent_channels",
     "latent_form",
@@ -39,6 +42,8 @@ class VaeFacts:
     vae_class: str
     vae_source: str
     weights_sha256: str
+    config_sha256: str
+    """Of what else the configuration says, see `config_sha256`."""
     ratio: int
     """Pixels of a side that become one latent value."""
     crop_multiple: int
@@ -110,6 +115,7 @@ def vae_facts(vae: ModelMixin, source: VaeSource) -> VaeFacts:
         vae_source="/".join(part for part in (source.vae, source.subfolder) if part)
         + (f"@{source.revision}" if source.revision else ""),
         weights_sha256=weights_sha256(vae),
+        config_sha256=config_sha256(vae),
         ratio=spatial_ratio(vae),
         crop_multiple=crop_multiple(vae),
         latent_channels=latent_channels(vae),
@@ -120,6 +126,25 @@ def vae_facts(vae: ModelMixin, source: VaeSource) -> VaeFacts:
         latents_std=None if std is None else list(std),
         vae_family=source.vae_family,
     )
+
+
+_APART = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"}
+"""Of a configuration: what is a fact of its own, and what no encoding here depends on."""
+
+
+def config_sha256(vae: ModelMixin) -> str:
+    """SHA-256 over the configuration as JSON: what differs from its class's defaults, in the order of the names.
+
+    So neither versions and paths, whose names begin with ``_``, nor options that a newer diffusers adds change it.
+    """
+    parameters = inspect.signature(type(vae).__init__).parameters
+    values = {
+        name: value
+        for name, value in vae.config.items()
+        if not name.startswith("_") and name not in _APART
+        if name not in parameters or json.dumps(parameters[name].default, default=str) != json.dumps(value)
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def weights_sha256(vae: ModelMixin) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from inpaint_encode.settings import VaeSource
 from .facts import patch_statistics
 from .families import FAMILIES, known_family
 from .node_cache import on_this_node
+from .pickles import refuse_pickles
 from .single_file import load_single_file
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_vae"]
 
-_PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -36,7 +35,7 @@ def load_vae(source: VaeSource) -> ModelMixin:
     Raises:
         UsageError: there is no such model, its weights are pickles or not whole, or its class is not known here.
     """
-    _refuse_pickles(source, [source.vae])
+    refuse_pickles(source.vae, [source.vae])
     place = on_this_node(source)
     vae = load_single_file(source, Path(place)) if Path(place).is_file() else _from_folder(source, place)
     if known_family(type(vae).__name__, f"--vae {source.vae}").patch(vae.config) > 1:
@@ -55,7 +54,7 @@ def _from_folder(source: VaeSource, place: str) -> ModelMixin:
     where |= {"revision": source.revision} if source.revision and at_hub else {}
     if not at_hub:
         folder = Path(place, where.get("subfolder", ""))
-        _refuse_pickles(source, () if [*folder.glob("*.safetensors")] else (path.name for path in folder.glob("*")))
+        refuse_pickles(source.vae, () if [*folder.glob("*.safetensors")] else (path.name for path in folder.glob("*")))
     try:
         kind = _class_of(source, _config(place, where))
         vae, loading = kind.from_pretrained(
@@ -93,17 +92,6 @@ def _class_of(source: VaeSource, config: dict[str, Any]) -> Any:
             f"{', '.join(there)}; install a newer diffusers"
         )
     return getattr(diffusers, name)
-
-
-def _refuse_pickles(source: VaeSource, names: Iterable[str]) -> None:
-    """Refuse formats that run code as they are read."""
-    for name in names:
-        if Path(name).suffix in _PICKLES:
-            raise UsageError(
-                f"--vae {source.vae}: {Path(name).name} is a pickle, which may run any code; where you trust it, "
-                "convert it once: torch.load(file, weights_only=True), take out its state_dict, and write that with "
-                "safetensors.torch.save_file"
-            )
 
 
 def _refuse_missing_folder(source: VaeSource, place: str) -> None:

@@ -18,6 +18,8 @@ from inpaint_encode import storage
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.settings import VaeSource
 
+from .pickles import refuse_pickles
+
 __all__ = ["on_this_node"]
 
 _WANTED = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -59,12 +61,15 @@ def on_this_node(source: VaeSource) -> str:
 
 
 def _of_folder(uri: str) -> list[_Object]:
-    objects = [
+    found = [
         _Object(f"{uri}/{name}", name, size, version)
         for page in storage.list_objects(uri)
         for name, size, version in zip(page.paths, page.sizes, page.versions, strict=True)
-        if _WANTED.fullmatch(name)
+        if "/" not in name
     ]
+    objects = [one for one in found if _WANTED.fullmatch(one.name)]
+    if not any(one.name.endswith(".safetensors") for one in objects):
+        refuse_pickles(uri, (one.name for one in found))
     if not objects:
         raise FileNotFoundError(
             f"there is no config.json or .safetensors file of the diffusers layout below {uri}; give the VAE's own "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,7 @@ from inpaint_encode.errors import UsageError
 
 from .facts import VaeFacts
 
-__all__ = ["refuse_unscalable", "to_scaled"]
+__all__ = ["by_channel", "refuse_unscalable", "to_scaled"]
 
 
 def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
@@ -30,7 +33,7 @@ def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
     if facts.latent_form != "unscaled":
         return samples
     if facts.latents_mean is not None and facts.latents_std is not None:
-        mean, std = (_by_channel(values, samples) for values in (facts.latents_mean, facts.latents_std))
+        mean, std = (by_channel(values, samples) for values in (facts.latents_mean, facts.latents_std))
         samples = (samples - mean) / std
     if facts.shift_factor is not None:
         samples = samples - facts.shift_factor
@@ -57,5 +60,12 @@ def refuse_unscalable(facts: VaeFacts) -> None:
         )
 
 
-def _by_channel(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+def by_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """``[1, C, 1, 1]`` on the device and in the type of ``like``; what is new to a device waits for it, once."""
+    return _by_channel(tuple(values), like.device, like.dtype)
+
+
+@lru_cache(maxsize=32)
+def _by_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1)

@@ -118,7 +118,7 @@ def _scaling(source: VaeSource, layout: Layout, shapes: Shapes) -> dict[str, Any
     fitting = [name for name, one in _SCALINGS.items() if (one.channels, one.levels) == shape]
     if layout.class_name != "AutoencoderKL":
         fitting = []
-    told = _denoiser(shapes) or (fitting[0] if len(fitting) == 1 else "")
+    told = fitting[0] if len(fitting) == 1 else _denoiser(shapes)  # the x4 upscaler's takes the text of SD 2
     if source.vae_family and (source.vae_family not in fitting or told not in ("", source.vae_family)):
         raise UsageError(
             f"--vae-family {source.vae_family}, but --vae {source.vae} is "
@@ -133,6 +133,8 @@ def _scaling(source: VaeSource, layout: Layout, shapes: Shapes) -> dict[str, Any
 
 def _denoiser(shapes: Shapes) -> str:
     """The model that a checkpoint's denoiser is of, "" without one."""
+    if {"edm_mean", "edm_std"} <= shapes.keys():
+        return "Playground v2.5"  # SDXL in all else, and it takes latents that are normalised by these
     if _CONTEXT in shapes:
         return _BY_CONTEXT.get(shapes[_CONTEXT][1], "")
     if "model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight" in shapes:

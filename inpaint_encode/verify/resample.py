@@ -8,7 +8,7 @@ import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
@@ -27,6 +27,7 @@ from inpaint_encode.images import PairDecoder
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.settings import RowSettings, SourceAccess, VaeSource
 from inpaint_encode.sources import Content, PairReader
+from inpaint_encode.vae import VaeFacts
 
 from .checks import DataFile, Problem, Row
 
@@ -101,7 +102,7 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     settings = RowSettings(**{name: made_by[name] for name in names}, samples_dtype="float32")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = _vae_source(vae or job["vae_source"], made_by)
-    encoder = BatchEncoder.load(source, settings, made_by["weights_sha256"], device, compiled=False)
+    encoder = BatchEncoder.load(source, settings, _facts(made_by), device, compiled=False)
     reader = PairReader(SourceAccess(**job.get("access", {})))
     result = Resampled()
     for chunk, indices in drawn.items():
@@ -113,6 +114,12 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
                 sentence = f"{row['key']}: {wrong}{_other_versions(job['versions'])}"
                 result.problems.append(Problem("sample", ledger.data_uri(chunk), sentence, chunk))
     return result
+
+
+def _facts(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What the VAE must be, by the names that the output has; where it is, and by what it was told, may differ."""
+    names = {one.name for one in fields(VaeFacts)} - {"vae_source", "vae_family", "latent_form"}
+    return {name: made_by[name] for name in names & made_by.keys()}
 
 
 def _vae_source(spelled: str, made_by: Mapping[str, Any]) -> VaeSource:
@@ -146,6 +153,8 @@ def _compare(
     size = decoded.crop.height, decoded.crop.width
     batch = Batch(*size, [decoded.pixels.reshape(-1)], [np.packbits(binary)], [row["key"]])
     again = _encoded(encoder, batch, tile=row.get("tiled", False))
+    if not again.finite.all():
+        yield "its source gives a latent that is not finite"
     if [*again.noise_mask.shape] != row["noise_mask"].shape:
         yield f"its source gives a noise_mask of {[*again.noise_mask.shape]}, the row has {row['noise_mask'].shape}"
         return
@@ -168,7 +177,7 @@ def _samples_problems(
     result.largest = max(result.largest, float(difference.max()))
     of_one_kind = np.split(stored, 2 if made_by["posterior"] == "moments" else 1)
     allowed = np.concatenate([_tolerance(values, made_by["dtype"]) for values in of_one_kind])
-    if over := int((difference > allowed).sum()):
+    if over := int((~(difference <= allowed)).sum()):  # of a NaN, too
         size, most = difference.size, float(difference.max())
         yield f"{over:,} of {size:,} {what} values are not what its source gives, by up to {most:.3g}"
 
@@ -203,7 +212,8 @@ def _tolerance(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """The difference that each of a row's values may have."""
     magnitudes = np.abs(stored)
     whole = max(LEAST_TOLERANCE, SHARES[dtype] * float(magnitudes.max()))
-    rounding = np.spacing(magnitudes).astype(np.float32) / 2 if stored.dtype == np.float16 else np.float32(0)
+    with np.errstate(invalid="ignore"):  # of what is not finite, which no difference from it is within
+        rounding = np.spacing(magnitudes).astype(np.float32) / 2 if stored.dtype == np.float16 else np.float32(0)
     return np.full(stored.shape, whole, np.float32) + rounding
 
 

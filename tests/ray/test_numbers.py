@@ -47,15 +47,15 @@ class Crowded(nn.Module):
         return self.encoder(inputs)
 
 
-def crowded(source: VaeSource, settings: RowSettings, sha256: str, device: str) -> BatchEncoder:
-    encoder = BatchEncoder.load(source, settings, sha256, device, compiled=False)
+def crowded(source: VaeSource, settings: RowSettings, expected: dict, device: str) -> BatchEncoder:
+    encoder = BatchEncoder.load(source, settings, expected, device, compiled=False)
     encoder._vae.encoder = Crowded(encoder._vae.encoder)
     return encoder
 
 
 def crowded_backend(job):
     backend = vae_backend(job)
-    return backend._replace(open=partial(crowded, job.vae, job.rows, backend.facts.weights_sha256))
+    return backend._replace(open=partial(crowded, job.vae, job.rows, backend.facts.as_dict()))
 
 
 def write_pairs(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -21,7 +21,7 @@ from inpaint_encode.ledger import Ledger
 from inpaint_encode.pipeline import run_job
 from inpaint_encode.progress import Silent
 from inpaint_encode.settings import VerifyOptions
-from inpaint_encode.verify.resample import draw
+from inpaint_encode.verify.resample import Resampled, _samples_problems, draw
 from inpaint_encode.verify.run import verify_output
 from inpaint_encode.verify.verdict import CHECKS, SHOWN, show
 from tests.conftest import save_vae
@@ -436,8 +436,16 @@ class TestSample:
         assert (verdict.resampled.rows, verdict.resampled.changed) == (22, 1)
 
     def test_another_vae_is_refused(self, whole, tmp_path):
-        with pytest.raises(JobFailed, match="has weights"):
+        with pytest.raises(JobFailed, match=r"another VAE than where the job was begun: .*weights_sha256"):
             verify(whole, sample=1, vae=save_vae(tmp_path, levels=4, seed=1))
+
+    @pytest.mark.parametrize("where", ["stored", "again"])
+    def test_a_value_that_is_no_number_is_a_problem(self, where):
+        values = {"stored": np.ones(8, np.float16), "again": np.ones(8, np.float32)}
+        values[where][3] = np.nan
+        made_by = {"posterior": "mean", "dtype": "auto"}
+        (wrong,) = _samples_problems(values["stored"], values["again"], made_by, Resampled(), "latent")
+        assert re.match("[18] of 8 latent values are not what its source gives", wrong)
 
     def test_every_row_is_as_likely(self):
         drawn = [draw({3: 1, 7: 9}, 1, seed) for seed in range(1_000)]

@@ -1,18 +1,23 @@
 """The encoding stage without Ray: what it makes of batches that went through, and of those that did not."""
 
+import copy
+import os
 import socket
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from inpaint_encode import rows
+from inpaint_encode.batch import Batch
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.settings import RowSettings, VaeSource
 from inpaint_encode.stages import Encoder
 from inpaint_encode.vae import load_vae
+from tests.vaes import BLOCKS
 
 SIZES = [(16, 16), (16, 16), (64, 64), (16, 16)]
 
@@ -63,11 +68,32 @@ def encoded(vae_folder, monkeypatch):
     return encode
 
 
+def test_deterministic_rows_do_not_depend_on_the_number_of_workers(monkeypatch):
+    torch.manual_seed(0)
+    config = BLOCKS | {"block_out_channels": (32, 64, 128, 128), "layers_per_block": 1}
+    vae = AutoencoderKL(**config).eval().requires_grad_(False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    pixels = np.random.default_rng(0).integers(0, 256, 128 * 128 * 3, np.uint8)
+    batch = Batch(128, 128, [pixels], [np.zeros(128 * 16, np.uint8)])
+    threads = torch.get_num_threads()
+
+    def opened(device):
+        settings = RowSettings(deterministic=True, samples_dtype="float32")
+        return BatchEncoder(copy.deepcopy(vae), settings, torch.device(device), compiled=False)
+
+    try:
+        made = [Encoder(opened, 1, 0, count)._encoder.launch(batch).result().samples for count in (1, 2, 4)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
+    assert all(np.array_equal(one, made[0]) for one in made)
+
+
 def test_an_image_that_does_not_fit_goes_alone(encoded):
     made, counters, fatal = encoded(2 * 16 * 16, tile=False)
     assert [row["error"] for row in made] == [None, None, "encode.out_of_memory", None]
     assert [row["precision"] for row in made] == ["float32", "float32", None, "float32"]
-    assert (counters["oom_steps"], counters["tiled"], fatal) == (1, 0, None)
+    assert (counters["oom_steps"], counters["tiled"], fatal) == (2, 0, None)
 
 
 def test_a_chunk_of_images_that_do_not_fit_is_rejected_and_does_not_end_the_job(encoded):

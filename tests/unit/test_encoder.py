@@ -1,6 +1,10 @@
 """Batches on a device, without Ray: what comes out is the contract, whatever is asked for, in whatever order."""
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +15,8 @@ from torch import nn
 from inpaint_encode import encode_for_inpaint, load_vae
 from inpaint_encode.batch import Batch, OutOfMemory
 from inpaint_encode.encoder import BatchEncoder
-from inpaint_encode.errors import UsageError
-from inpaint_encode.memory import cast_copy
+from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.memory import FittingVae, cast_copy
 from inpaint_encode.rows import pack_mask
 from inpaint_encode.settings import RowSettings, VaeSource
 from inpaint_encode.transform import to_vae_range
@@ -315,8 +319,37 @@ class TestOutOfMemory:
     def test_an_overflow_in_float32_that_does_not_fit_is_no_silent_row(self, overflowing):
         encoder = encoder_of(overflowing, dtype="float16")
         overflowing.encoder = Crowded(overflowing.encoder, 0)
-        with pytest.raises(OutOfMemory):
+        with pytest.raises(OutOfMemory) as raised:
             encoder.launch(batch_of(13)[2]).result()
+        assert (raised.value.steps, raised.value.not_finite) == (2, 2)
+
+    def test_both_latents_of_a_row_are_tiled_or_neither(self, vae, monkeypatch):
+        batch = batch_of(14, count=1, height=96, width=160)[2]
+        asked = {"also_original": True, "tile_size": 64}
+        forced = encoder_of(vae, tile=True, **asked).launch(batch).result()
+        encoder, plain, calls = encoder_of(vae, **asked), vae.encoder.forward, []
+
+        def second_fails(inputs):
+            calls.append(inputs)
+            if len(calls) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return plain(inputs)
+
+        monkeypatch.setattr(vae.encoder, "forward", second_fails)
+        found = encoder.launch(batch).result()
+        assert (found.tiled, found.oom_steps) == ([True], 1)
+        assert np.abs(found.samples - forced.samples).max() <= 1e-5
+        assert np.abs(found.original_samples - forced.original_samples).max() <= 1e-5
+
+    @pytest.mark.parametrize("name", ["Wan 2.1", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21"])
+    def test_a_video_vae_keeps_nothing_of_an_image_that_did_not_fit(self, name):
+        vae = small_vae(name)
+        fitting = FittingVae(vae, 64)
+        vae.encoder.norm_out = Crowded(vae.encoder.norm_out, 0)
+        with pytest.raises(OutOfMemory):
+            fitting.encode(torch.rand(1, 32, 32, 3), None)
+        assert len(vae.encoder.norm_out.given) == 1
+        assert vae._enc_feat_map == [None] * len(vae._enc_feat_map)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -377,3 +410,22 @@ class TestOnGpu:
         found = encoder.launch(batch_of(0, height=512, width=640)[2]).result()
         assert found.tiled == [True, True]
         assert found.finite.all()
+
+
+def test_a_node_with_another_configuration_is_refused(vae_folder, tmp_path):
+    """Its weights are the same, and its latents would not be."""
+    source = VaeSource(vae=vae_folder)
+    expected = vae_facts(load_vae(source), source).as_dict()
+    config = json.loads((Path(vae_folder) / "config.json").read_text())
+    groups = {"norm_num_groups": config["norm_num_groups"] // 2}
+    for changed, name in [({"scaling_factor": 0.5}, "scaling_factor 0.5 on"), (groups, "config_sha256"), ({}, "")]:
+        folder = tmp_path / (name or "same")
+        shutil.copytree(vae_folder, folder)
+        (folder / "config.json").write_text(json.dumps(config | changed | {"_name_or_path": "elsewhere"}))
+        there = expected | {"vae_source": str(folder)}
+        load = partial(BatchEncoder.load, VaeSource(vae=str(folder)), RowSettings(), there, "cpu", compiled=False)
+        if changed:
+            with pytest.raises(JobFailed, match=f"another VAE than where the job was begun: {name}"):
+                load()
+        else:
+            assert load().launch(batch_of(0)[2]).result().finite.all()

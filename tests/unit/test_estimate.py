@@ -162,6 +162,13 @@ class TestWhole:
         more = forecast_of(folder, sample=10_000, rows=asked)
         assert more.latent_bytes.value == pytest.approx((2 * 2 * 4 + 1) / 4 * forecast.latent_bytes.value)
 
+    def test_a_vae_that_no_job_would_take_is_refused(self, folder, vae_folder, tmp_path):
+        vae = load_vae(VaeSource(vae=vae_folder))
+        vae.quant_conv.bias.fill_(float("nan"))
+        vae.save_pretrained(tmp_path)
+        with pytest.raises(UsageError, match="values that are not finite; its weights are broken"):
+            forecast_of(folder, sample=10, vae=str(tmp_path))
+
     def test_stored_type_and_the_vae_s_channels_make_the_latents(self, folder, forecast, vae_folder):
         wide = forecast_of(folder, sample=10_000, vae=vae_folder, rows={"samples_dtype": "float32"})
         assert wide.latent_bytes.value == pytest.approx(2 * forecast.latent_bytes.value)

@@ -114,6 +114,7 @@ def test_a_file_is_the_model_it_was_written_of(layout, write, network_off):
 
 CONTEXT = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 JOINT = "model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"
+EDM = dict.fromkeys(("edm_mean", "edm_std"), (1, 4, 1, 1))
 DOUBLE = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
 
 
@@ -130,7 +131,9 @@ DOUBLE = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
         (SD3, {}, "sd3", (1.5305, 0.0609)),
         (SD3, {JOINT: (8, 8)}, "", (1.5305, 0.0609)),
         (SD3, {DOUBLE: (8, 8)}, "", (0.3611, 0.1159)),
+        ({}, {CONTEXT: (640, 2048)} | EDM, "", (None, None)),
         (UPSCALER, {}, "", (0.08333, None)),
+        (UPSCALER, {CONTEXT: (512, 1024)}, "", (0.08333, None)),
     ],
 )
 def test_the_scaling_is_what_settles_it_or_unknown(config, beside, family, scaling, write):
@@ -149,7 +152,14 @@ def test_the_scaling_is_what_settles_it_or_unknown(config, beside, family, scali
 
 
 @pytest.mark.parametrize(
-    ("config", "beside", "family"), [({}, {}, "sd3"), (SD3, {}, "sdxl"), ({}, {CONTEXT: (640, 768)}, "sdxl")]
+    ("config", "beside", "family"),
+    [
+        ({}, {}, "sd3"),
+        (SD3, {}, "sdxl"),
+        ({}, {CONTEXT: (640, 768)}, "sdxl"),
+        ({}, {CONTEXT: (640, 2048)} | EDM, "sdxl"),
+        (UPSCALER, {CONTEXT: (512, 1024)}, "sd1"),
+    ],
 )
 def test_a_family_that_cannot_be_is_refused(config, beside, family, write):
     tensors = inside("first_stage_model.")(random_vae("AutoencoderKL", WIDE | config).state_dict())

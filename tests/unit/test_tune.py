@@ -63,6 +63,16 @@ def test_a_compiler_that_fails_leaves_the_plain_encoder(encoder, monkeypatch):
 
 
 @torch.inference_mode()
+def test_a_batch_that_overflows_decides_nothing(encoder, monkeypatch):
+    graphed, inputs = GraphedEncoder(encoder, after=1), torch.rand(1, 3, 16, 16)
+    monkeypatch.setattr(graphed, "_compiled", encoder.forward)
+    graphed(inputs * torch.nan)
+    assert graphed.graphs == []
+    graphed(inputs)
+    assert graphed.graphs == [(1, 3, 16, 16)]
+
+
+@torch.inference_mode()
 def test_there_are_not_more_graphs_than_allowed(encoder):
     graphed = GraphedEncoder(encoder, after=1, most=0)
     graphed(torch.rand(1, 3, 16, 16))

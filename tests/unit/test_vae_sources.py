@@ -23,6 +23,7 @@ from inpaint_encode.vae import (
     weights_sha256,
 )
 from inpaint_encode.vae.node_cache import on_this_node
+from inpaint_encode.vae.scaling import by_channel
 from tests.original_layouts import latent_diffusion
 from tests.vaes import saved, small_vae
 
@@ -115,17 +116,20 @@ def test_what_is_not_on_this_node(tmp_path, monkeypatch):
             load_vae(VaeSource(vae=source))
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "vae.pt", "s3://bucket/vae.pth", "diffusion_pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["model.CKPT", "vae.pt", "s3://bucket/vae.pth", "model.bin", "vae.pickle", "vae.pkl"])
 def test_pickles_are_refused_with_the_way_out(name):
     with pytest.raises(UsageError, match=r"is a pickle, .*convert it once: torch.load\(file, weights_only=True\)"):
         load_vae(VaeSource(vae=name))
 
 
-def test_a_folder_of_pickles_is_refused(vae_folder, tmp_path):
+def test_a_folder_of_pickles_is_refused(vae_folder, tmp_path, bucket):
     (tmp_path / "config.json").write_bytes((Path(vae_folder) / "config.json").read_bytes())
     torch.save({}, tmp_path / "diffusion_pytorch_model.bin")
     with pytest.raises(UsageError, match=r"diffusion_pytorch_model.bin is a pickle"):
         load_vae(VaeSource(vae=str(tmp_path)))
+    uri = bucket(tmp_path, "config.json", "diffusion_pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"diffusion_pytorch_model.bin is a pickle"):
+        load_vae(VaeSource(vae=uri))
 
 
 def test_unknown_classes_are_refused_by_name(tmp_path, vae_folder, monkeypatch):
@@ -195,6 +199,7 @@ def test_flux2_in_both_forms(tmp_path):
 
 def test_scaling_by_statistics_and_latents_in_the_scaled_space():
     wan = vae_facts(small_vae("Wan 2.2"), VaeSource(vae="x"))
+    assert by_channel(wan.latents_std, torch.ones(1)) is by_channel(wan.latents_std, torch.zeros(1))
     assert torch.allclose(to_scaled(torch.ones(1, 48, 2, 2), wan), torch.tensor((1 - 0.1) / 2.0))
     tiny = vae_facts(small_vae("AutoencoderTiny"), VaeSource(vae="x"))
     assert tiny.latent_form == "scaled"
