@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from . import storage
 from .rows import CARRIED, PAIRS, carrying
 
-__all__ = ["added", "changed", "cut", "newest", "parts", "read_chunk", "revise", "with_keys"]
+__all__ = ["added", "changed", "cut", "newest", "other_images", "parts", "read_chunk", "revise", "with_keys"]
 
 CHUNKS_PER_PART = 32
 
@@ -166,6 +166,14 @@ def read_chunk(part_uri: str, chunk: int) -> pa.Table:
     """Return the `rows.PAIRS` of one chunk; the part that it is in is kept for the next call."""
     part = _read_part(part_uri)
     return part.filter(pc.and_(pc.equal(part["chunk"], chunk), pc.is_valid(part["key"])))
+
+
+def other_images(part_uri: str, chunk: int) -> list[str]:
+    """Return the images of the part's other chunks, and those of this one that are encoded already."""
+    part = _read_part(part_uri)
+    others = pc.or_(pc.not_equal(part["chunk"], chunk), pc.invert(part["encode"]))
+    uris: list[str] = part.filter(pc.and_(others, pc.is_valid(part["key"])))["image_uri"].to_pylist()
+    return uris
 
 
 @lru_cache(maxsize=2)

@@ -22,8 +22,11 @@ from typing import Any, NamedTuple
 import botocore.session
 import obstore
 import s3fs
+from botocore import UNSIGNED
+from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
+    ClientError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
@@ -56,6 +59,8 @@ _DENIED = (
     PartialCredentialsError,
     ProfileNotFound,
 )
+_READABLE = re.compile(r"(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+(?:/(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+)*")
+"""Keys that obstore takes: no segment is empty or a dot or two, and no character is a control."""
 _WRONG = (ValueError, InvalidPathError, ParamValidationError)
 """What a client says to a name that it cannot send."""
 _PASSING_STATUSES = {408, 409, 429, 500, 502, 503, 504}
@@ -68,11 +73,13 @@ class Listing:
     """The objects under ``prefix``, page by page; after a fault it goes on from where it was.
 
     obstore tells a folder's marker, the empty object ``folder/``, without its slash, and a listing does not go
-    on rightly from such a name. So a page ends with an object of some bytes.
+    on rightly from such a name. So a page ends with an object of some bytes. Where it meets a name that it refuses,
+    botocore lists the rest, and such names are set apart: they could not be read either.
     """
 
     def __init__(self, prefix: str, access: SourceAccess) -> None:
         self._store, path = _opened(prefix, access)
+        self._bucket, self._access, self._plainly = _split(prefix)[0], access, False
         self._below = f"{path}/" if path else ""
         self._after: str | None = None
         self._stream: Any = None
@@ -82,7 +89,13 @@ class Listing:
         """Return the next objects, in the store's order; None at the end."""
         try:
             with _named_errors():
-                return self._next_page()
+                return self._plain_page() if self._plainly else self._next_page()
+        except OSError as error:
+            self._stream, self._kept = None, []
+            if not isinstance(error.__cause__, InvalidPathError) or isinstance(self._store, GCSStore):
+                raise
+            self._plainly = True
+            return self.next_page()
         except BaseException:
             self._stream, self._kept = None, []
             raise
@@ -100,6 +113,26 @@ class Listing:
                 return self._listed(entries[:end])
         self._kept = []
         return self._listed(entries) if entries else None
+
+    def _plain_page(self) -> Listed | None:
+        wanted = {"Bucket": self._bucket, "Prefix": self._below, "MaxKeys": _PAGE}
+        wanted |= {"StartAfter": self._after} if self._after else {}
+        wanted |= {"RequestPayer": "requester"} if self._access.requester_pays else {}
+        try:
+            objects = _lister(self._access).list_objects_v2(**wanted).get("Contents", [])
+        except ClientError as error:
+            raise OSError(str(error)) from error  # as s3fs does
+        if not objects:
+            return None
+        self._after = objects[-1]["Key"]
+        about = [(one["Key"].removeprefix(self._below).removesuffix("/"), one) for one in objects]
+        named = [(path, one) for path, one in about if path and _READABLE.fullmatch(path)]
+        return Listed(
+            paths=[path for path, _ in named],
+            sizes=[one["Size"] for _, one in named],
+            versions=[one.get("ETag", "") for _, one in named],
+            unreadable=tuple(ascii(path) for path, _ in about if path and not _READABLE.fullmatch(path)),
+        )
 
     def _listed(self, entries: list[Any]) -> Listed:
         entries = [entry for entry in entries if entry["path"].startswith(self._below)]  # not the prefix's marker
@@ -205,6 +238,19 @@ def _store(bucket: str, access: SourceAccess = DIRECT) -> S3Store:
         **({"request_payer": True} if access.requester_pays else {}),
         **({"endpoint": endpoint} if endpoint else {}),
     )
+
+
+@lru_cache
+def _lister(access: SourceAccess) -> Any:
+    unsigned = access.anonymous or _session().get_credentials() is None
+    config = Config(
+        connect_timeout=_CONNECT_S,
+        read_timeout=_ANSWER_S,
+        retries={"total_max_attempts": 1},
+        **({"signature_version": UNSIGNED} if unsigned else {}),
+    )
+    endpoint = access.endpoint_url or _endpoint()
+    return _session().create_client("s3", endpoint_url=endpoint, region_name=_region(), config=config)
 
 
 @lru_cache

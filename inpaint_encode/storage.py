@@ -36,6 +36,7 @@ __all__ = [
     "TooLarge",
     "Unavailable",
     "delete",
+    "is_text",
     "join",
     "list_objects",
     "normalise",
@@ -88,6 +89,8 @@ class Listed(NamedTuple):
     paths: list[str]
     sizes: list[int]
     versions: list[str]
+    unreadable: tuple[str, ...] = ()
+    """Of objects besides, the escaped names, which no URI can spell."""
 
 
 class Conflict(Exception):
@@ -250,13 +253,33 @@ def _retrying(call: Callable[[], _T]) -> _T:
     raise AssertionError("a retry context ends by an answer or an error")
 
 
+def is_text(name: str) -> bool:
+    """Whether a name is one in UTF-8; Python's spelling of any other has surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _list_disk(prefix: Path) -> Iterator[Listed]:
-    for folder, _, names in os.walk(prefix, onerror=_raise_unless_gone):
-        found = [(name, _stat(f"{folder}/{name}")) for name in sorted(names) if not name.startswith(TEMPORARY)]
-        files = {name: stat for name, stat in found if stat}
+    """Links to folders are followed, though not round in a circle."""
+    for folder, folders, names in os.walk(prefix, onerror=_raise_unless_gone, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(f"{folder}/{name}")]
         where = "" if folder == str(prefix) else f"{folder[len(str(prefix)) + 1 :]}/"
+        found = [(where + name, _stat(f"{folder}/{name}")) for name in sorted(names) if not name.startswith(TEMPORARY)]
+        files = {path: stat for path, stat in found if stat}
+        odd = tuple(ascii(path) for path in files if not is_text(path))
+        files = {path: stat for path, stat in files.items() if is_text(path)} if odd else files
         sizes = [stat.st_size for stat in files.values()]
-        yield Listed([where + name for name in files], sizes, [_disk_version(stat) for stat in files.values()])
+        yield Listed(list(files), sizes, [_disk_version(stat) for stat in files.values()], odd)
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether it is a link to a folder that it is in."""
+    return Path(folder).is_symlink() and f"{os.path.realpath(folder.rpartition('/')[0])}/".startswith(
+        f"{os.path.realpath(folder)}/"
+    )
 
 
 def _raise_unless_gone(error: OSError) -> None:
@@ -265,10 +288,14 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def _stat(path: str) -> os.stat_result | None:
-    """None if the file has gone since its folder was read, or is a link to nothing."""
+    """Of a link to nothing the link's, so that it is missed by name; None if the file has gone since it was listed."""
     try:
         return os.stat(path)  # noqa: PTH116 - a Path a file is slow in millions
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            return os.lstat(path)
         return None
 
 

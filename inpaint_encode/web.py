@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 
 import urllib3
@@ -19,8 +21,17 @@ __all__ = ["read", "read_range", "stat"]
 
 _CONNECT_S = 5
 _ANSWER_S = 20
+_READ_S = 300
+"""For a whole body, as for one from S3."""
+_PIECE = 2**20
 _REDIRECTS = 5
 _BEYOND_THE_END = 416
+_WRONG = (
+    urllib3.exceptions.LocationParseError,
+    urllib3.exceptions.LocationValueError,
+    urllib3.exceptions.InvalidHeader,
+)
+"""What the client says to a name that it cannot send, and to an answer that contradicts itself."""
 _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -29,16 +40,11 @@ def read(uri: str, access: SourceAccess, at_most: int) -> Blob:
 
     Of a server that does not tell an object's size a byte more than ``at_most`` is fetched.
     """
-    answer = _answer("GET", uri, whole=False)
-    try:
-        refuse_more(int(answer.headers.get("Content-Length", 0)), at_most)
-        data = answer.read(min(at_most, sys.maxsize - 1) + 1)
+    with _answered("GET", uri) as answer:
+        refuse_more(_length(answer) or 0, at_most)
+        data = _start(answer, min(at_most, sys.maxsize - 1) + 1)
         refuse_more(len(data), at_most)
-    except urllib3.exceptions.HTTPError as error:
-        raise Unavailable(errno.EIO, str(error)) from error
-    finally:
-        answer.close()
-    return Blob(data, _version(answer))
+        return Blob(data, _version(answer))
 
 
 def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:
@@ -46,19 +52,20 @@ def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:
 
     A server that takes no ranges answers with the whole object: that is fine for its start, and an error otherwise.
     """
-    answer = _answer("GET", uri, {"Range": f"bytes={start}-{start + length - 1}"})
-    if answer.status == 200 and start:
-        raise OSError(errno.EINVAL, "the server gives no ranges of an object; copy it to a store that does")
-    data = b"" if answer.status == _BEYOND_THE_END else answer.data[:length]
-    return Blob(data, _version(answer))
+    with _answered("GET", uri, {"Range": f"bytes={start}-{start + length - 1}"}) as answer:
+        if answer.status == 200 and start:
+            raise OSError(errno.EINVAL, "the server gives no ranges of an object; copy it to a store that does")
+        data = b"" if answer.status == _BEYOND_THE_END else _start(answer, length + 1)[:length]  # to its end
+        return Blob(data, _version(answer))
 
 
 def stat(uri: str, access: SourceAccess) -> Stat:
     """See `inpaint_encode.storage.stat`."""
-    answer = _answer("HEAD", uri)
-    if "Content-Length" not in answer.headers:
-        raise OSError(errno.EINVAL, "the server does not tell the object's size; copy it to a store that does")
-    return Stat(int(answer.headers["Content-Length"]), _version(answer))
+    with _answered("HEAD", uri) as answer:
+        length = _length(answer)
+        if length is None:
+            raise OSError(errno.EINVAL, "the server does not tell the object's size; copy it to a store that does")
+        return Stat(length, _version(answer))
 
 
 @lru_cache
@@ -67,18 +74,51 @@ def _pool() -> urllib3.PoolManager:
     return urllib3.PoolManager(maxsize=256, retries=retries, timeout=urllib3.Timeout(_CONNECT_S, _ANSWER_S))
 
 
-def _answer(
-    method: str, uri: str, headers: Mapping[str, str] | None = None, *, whole: bool = True
-) -> urllib3.BaseHTTPResponse:
+@contextmanager
+def _answered(method: str, uri: str, headers: Mapping[str, str] | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
+    """The answer, whose body is not read yet; its connection is kept if that is read to its end, or else closed."""
     wanted = {"Accept-Encoding": "identity", **(headers or {})}
+    with _named_errors():
+        answer = _pool().request(method, uri, headers=wanted, preload_content=False)
+        try:
+            _raise_for(answer)
+            yield answer
+        finally:
+            answer.close()
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
     try:
-        answer = _pool().request(method, uri, headers=wanted, preload_content=whole)
-    except (urllib3.exceptions.LocationParseError, urllib3.exceptions.LocationValueError) as error:
+        yield
+    except _WRONG as error:
         raise OSError(errno.EINVAL, str(error)) from error
+    except urllib3.exceptions.MaxRetryError as error:
+        if isinstance(error.reason, urllib3.exceptions.ResponseError):  # no answer at all has other reasons
+            raise OSError(errno.ELOOP, f"more than {_REDIRECTS} redirections") from error
+        raise Unavailable(errno.EIO, str(error)) from error
     except urllib3.exceptions.HTTPError as error:
         raise Unavailable(errno.EIO, str(error)) from error
-    _raise_for(answer)
-    return answer
+
+
+def _length(answer: urllib3.BaseHTTPResponse) -> int | None:
+    """What the head of the answer says; None if it says nothing."""
+    said = answer.headers.get("Content-Length")
+    try:
+        return None if said is None else int(said)
+    except ValueError:
+        raise OSError(errno.EINVAL, f"the server states the object's size as {said}") from None
+
+
+def _start(answer: urllib3.BaseHTTPResponse, length: int) -> bytes:
+    """The first ``length`` bytes of the body, or as many as there are; a body that trickles is given up."""
+    begun, pieces, there = time.monotonic(), [], 0
+    while there < length and (piece := answer.read1(min(length - there, _PIECE))):
+        pieces.append(piece)
+        there += len(piece)
+        if time.monotonic() - begun > _READ_S:
+            raise Unavailable(errno.EIO, f"{there:,} bytes came within {_READ_S} s, and that was not all")
+    return b"".join(pieces)
 
 
 def _raise_for(answer: urllib3.BaseHTTPResponse) -> None:

@@ -10,19 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source, SourceAccess
 from inpaint_encode.storage import DIRECT
 
+from .embedded import MissingValue
 from .files import named_by
 from .found import FoundPairs
 from .manifest import from_manifest
 from .prefixes import from_images, from_prefixes
 from .ranged import Changed
-from .read import Content, PairReader
+from .read import Content, PairReader, store_of
 from .tars import from_tars
 
-__all__ = ["Changed", "Content", "FoundPairs", "PairReader", "find_pairs"]
+__all__ = ["Changed", "Content", "FoundPairs", "MissingValue", "PairReader", "find_pairs", "store_of"]
 
 
 @contextmanager
@@ -45,6 +48,20 @@ def find_pairs(source: Source, access: SourceAccess = DIRECT) -> FoundPairs:
     """
     if source.pairs:
         files = named_by(source.pairs, access)
-        return (from_tars if files.kind == "tar" else from_manifest)(source, files, access)
+        found = (from_tars if files.kind == "tar" else from_manifest)(source, files, access)
+        _refuse_idle(access, source.pairs, *(found.pairs[side] for side in ("image_uri", "mask_uri")))
+        return found
+    _refuse_idle(access, source.images, source.masks)
     alone = source.random_masks or source.is_own_mask
     return (from_images if alone else from_prefixes)(source, access)
+
+
+def _refuse_idle(access: SourceAccess, *uris: str | pa.ChunkedArray) -> None:
+    """Refuse options of buckets where none is read."""
+    given = [f"--{name.replace('_', '-')}" for name, value in access.model_dump().items() if value]
+    if given and not any(pc.any(pc.match_substring_regex(one, "^(?:s3|gs)://")).as_py() for one in map(_column, uris)):
+        raise UsageError(f"{', '.join(given)}: such is said to s3:// and gs:// alone, and the source names neither")
+
+
+def _column(uris: str | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pa.array([uris]) if isinstance(uris, str) else uris

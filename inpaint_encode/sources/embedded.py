@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from inpaint_encode.settings import SourceAccess
 from .locators import Row
 from .ranged import Changed, RangedFile
 
-__all__ = ["LARGEST_GROUP", "RowGroups", "holds_images"]
+__all__ = ["LARGEST_GROUP", "MissingValue", "RowGroups", "has_bytes", "holds_images"]
 
 LARGEST_GROUP = 2**30
 """Bytes of one column's images in a row group: a fetch task holds up to `_KEPT` of such."""
@@ -37,6 +38,17 @@ def holds_images(of: pa.DataType) -> bool:
         at = of.get_field_index("bytes")
         return at >= 0 and holds_images(of.field(at).type)
     return bool(pa.types.is_binary(of) or pa.types.is_large_binary(of))
+
+
+def has_bytes(of: pa.DataType) -> bool:
+    """Whether there are bytes anywhere in a column's values, which are not carried then."""
+    if pa.types.is_binary(of) or pa.types.is_large_binary(of) or pa.types.is_fixed_size_binary(of):
+        return True
+    return any(has_bytes(of.field(at).type) for at in range(of.num_fields))
+
+
+class MissingValue(FileNotFoundError):
+    """The row is there, and has nothing in this column."""
 
 
 class _Open(NamedTuple):
@@ -60,14 +72,15 @@ class RowGroups:
         self._file: _Open | None = None
         self._groups: OrderedDict[tuple[str, int, str], pa.Array] = OrderedDict()
 
-    def read(self, row: Row, version: str) -> storage.Blob:
+    def read(self, row: Row, version: str, at_most: int = sys.maxsize) -> storage.Blob:
         """Return the image of a row, with the version of the Parquet file.
 
-        A value without bytes but with a path is the file of that path, relative to the Parquet file's folder.
+        A value without bytes but with a path is the file of that path, of ``at_most`` so many bytes: a URI, or a path
+        that is absolute or relative to the Parquet file's folder.
 
         Raises:
             Changed: the file has another version than ``version``, unless that is empty.
-            FileNotFoundError: there is no such file, row or value.
+            FileNotFoundError: there is no such file or row; `MissingValue`: it is null.
             PermissionError, storage.Unavailable, OSError: by what the store said.
         """
         with self._lock:
@@ -77,9 +90,8 @@ class RowGroups:
         if (data := value["bytes"]) is not None:
             return storage.Blob(data, found)
         if not (path := value.get("path")):
-            raise FileNotFoundError(errno.ENOENT, f"column {row.column} has no value in this row")
-        beside = path if "://" in path else storage.join(row.file.rpartition("/")[0], path)
-        return storage.read(beside, self._access)
+            raise MissingValue(errno.ENOENT, f"column {row.column} has no value in this row")
+        return storage.read(_beside(row.file, path), self._access, at_most)
 
     def _value(self, row: Row, version: str) -> tuple[Any, str]:
         file = self._opened(row.file)
@@ -110,6 +122,15 @@ class RowGroups:
                 self._groups[place] = file.parquet.read_row_group(group, columns=[column])[column].combine_chunks()
         self._groups.move_to_end(place)
         return self._groups[place]
+
+
+def _beside(file: str, path: str) -> str:
+    if "://" not in path and not path.startswith("/"):
+        return storage.join(file.rpartition("/")[0], path)
+    try:
+        return storage.normalise(path, storage.READABLE)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"the row has no bytes, but the path {path}: {error}") from None
 
 
 @contextmanager

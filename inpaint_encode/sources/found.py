@@ -38,6 +38,8 @@ class FoundPairs(NamedTuple):
     unpaired_masks: pa.Array
     ignored_files: int
     """Objects without an image's suffix."""
+    unreadable: tuple[str, ...] = ()
+    """Names, escaped, of files among the ignored that no URI can spell."""
     images_prefix: str = ""
     masks_prefix: str = ""
     listed: int = 0
@@ -95,7 +97,7 @@ def listed_pages(
     empty = True
     try:
         for page in storage.list_objects(prefix, access):
-            empty = empty and not page.paths
+            empty = empty and not page.paths and not page.unreadable
             yield page
     except OSError as error:
         raise UsageError(

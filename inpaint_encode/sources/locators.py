@@ -60,7 +60,7 @@ def member(file: str, name: str, offset: int, size: int) -> str:
 
 def stem(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     """Of URIs of rows ``file/row``, without the file's suffix; of others all before their suffix."""
-    stems = pc.replace_substring_regex(uris, r"\.[^./]+$", "")
+    stems = pc.replace_substring_regex(uris, r"([^/])\.[^./]+$", r"\1")
     is_row = pc.match_substring_regex(uris, _ROW_END)
     if not pc.any(is_row).as_py():
         return stems

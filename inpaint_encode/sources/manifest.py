@@ -9,6 +9,7 @@ has no types, so its columns are strings, and in JSONL what looks like a time is
 from __future__ import annotations
 
 import io
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from inpaint_encode.rows import CARRIED, data_schema
 from inpaint_encode.settings import RowSettings, Source, SourceAccess
 
 from . import locators
-from .embedded import LARGEST_GROUP, holds_images
+from .embedded import LARGEST_GROUP, has_bytes, holds_images
 from .files import PairFiles
 from .found import FoundPairs
 from .random_masks import with_random_masks
@@ -51,7 +52,7 @@ def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> Fou
     alone = source.random_masks > 0 or source.is_own_mask
     masks = images if alone else _uris(table, "--mask-column", source.mask_column, files.folder)
     order = _order(images, masks)
-    _refuse_repeated_lines(source.pairs, images, masks, order)
+    _refuse_repeated_lines(source, images, masks, order)
     index = order.mask_index()
     keys = _given_keys(table, source.key_column) if source.key_column else _default_keys(images, index, files.folder)
     columns = {
@@ -127,9 +128,10 @@ def _read_parquet(uri: str, source: Source, access: SourceAccess) -> tuple[pa.Ta
     images = [name for name in sides if name in schema.names and holds_images(schema.field(name).type)]
     if not images:
         whole = pq.ParquetFile(pa.BufferReader(storage.read(uri, access).data))
-        table = pa.Table.from_batches(whole.iter_batches(), schema)
+        named = [field for field in schema if not has_bytes(field.type)]
+        table = pa.Table.from_batches(whole.iter_batches(columns=[field.name for field in named]), pa.schema(named))
         return table, _unlisted(table.num_rows)
-    others = [field.name for field in schema if field.name not in images and not holds_images(field.type)]
+    others = [field.name for field in schema if field.name not in images and not has_bytes(field.type)]
     table = pa.Table.from_batches(file.iter_batches(columns=others), pa.schema([schema.field(n) for n in others]))
     numbers = pa.array(np.arange(file.metadata.num_rows))
     located = {name: locators.rows(uri, numbers, name) for name in images}
@@ -168,13 +170,18 @@ def _bytes(about: pa.Table, alone: bool) -> tuple[int, int] | None:
 
 def _read_csv(uri: str, _source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
     data = storage.read(uri, access).data
-    header = pa.csv.open_csv(pa.BufferReader(data), parse_options=_LINES).schema.names
+    if b'"' in data and _UNCLOSED.search(_QUOTED.sub(b"", data)):
+        raise UsageError(f"--pairs {uri} ends inside a quoted value, which swallows lines; close its quotation mark")
+    reading = {"parse_options": _LINES, "read_options": pa.csv.ReadOptions(block_size=_LARGEST_LINE)}
+    header = pa.csv.open_csv(pa.BufferReader(data), **reading).schema.names
     options = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
-    table = pa.csv.read_csv(pa.BufferReader(data), parse_options=_LINES, convert_options=options)
+    table = pa.csv.read_csv(pa.BufferReader(data), convert_options=options, **reading)
     return table, _unlisted(table.num_rows)
 
 
 _LINES = pa.csv.ParseOptions(newlines_in_values=True)
+_QUOTED = re.compile(rb'(?:(?<=[,\r\n])|\A)"(?:[^"]|"")*+"')
+_UNCLOSED = re.compile(rb'(?:[,\r\n]|\A)"')
 
 
 def _read_jsonl(uri: str, _source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
@@ -185,12 +192,37 @@ def _read_jsonl(uri: str, _source: Source, access: SourceAccess) -> tuple[pa.Tab
 def _parsed_jsonl(data: bytes) -> pa.Table:
     blocks = pa.json.ReadOptions(block_size=_LARGEST_LINE)
     table = pa.json.read_json(pa.BufferReader(data), read_options=blocks)
-    times = [(field.name, pa.string()) for field in table.schema if pa.types.is_timestamp(field.type)]
-    if not times:
+    for name in table.column_names:
+        if _largest_float(table[name].combine_chunks()) >= _INEXACT and _LONG_INTEGER.search(data):
+            raise ValueError(f"column {name} has fractions, and integers beyond 2^53 that a float changes; quote them")
+    written = [(field.name, _as_written(field.type)) for field in table.schema]
+    if pa.schema(written).equals(pa.schema([(field.name, field.type) for field in table.schema])):
         return table
-    as_written = pa.json.ParseOptions(explicit_schema=pa.schema(times))
+    as_written = pa.json.ParseOptions(explicit_schema=pa.schema(written))
     again = pa.json.read_json(pa.BufferReader(data), read_options=blocks, parse_options=as_written)
     return again.select(table.column_names)
+
+
+_INEXACT = 2.0**53
+_LONG_INTEGER = re.compile(rb"[:,\[]\s*-?\d{16,}\s*[,}\]]")
+
+
+def _largest_float(values: pa.Array) -> float:
+    """The largest absolute value of all floats in a column, however deep; 0 if there is none."""
+    if pa.types.is_struct(values.type):
+        return max(map(_largest_float, values.flatten()), default=0.0)
+    if pa.types.is_list(values.type):
+        return _largest_float(values.flatten())
+    return float(pc.max(pc.abs(values)).as_py() or 0) if pa.types.is_floating(values.type) else 0.0
+
+
+def _as_written(of: pa.DataType) -> pa.DataType:
+    """The type with strings in the place of times, however deep."""
+    if pa.types.is_struct(of):
+        return pa.struct([(field.name, _as_written(field.type)) for field in of])
+    if pa.types.is_list(of):
+        return pa.list_(_as_written(of.value_type))
+    return pa.string() if pa.types.is_timestamp(of) else of
 
 
 _READERS = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
@@ -263,13 +295,16 @@ def _numbered(strings: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).astype(np.int64)
 
 
-def _refuse_repeated_lines(uri: str, images: pa.ChunkedArray, masks: pa.ChunkedArray, order: _Order) -> None:
+def _refuse_repeated_lines(source: Source, images: pa.ChunkedArray, masks: pa.ChunkedArray, order: _Order) -> None:
+    if source.random_masks and source.key_column:
+        return  # keys tell such lines apart
     pairs, first, counts = np.unique(order.images << 32 | order.masks, return_index=True, return_counts=True)
     if len(pairs) < len(order.lines):
         line = int(order.lines[first[counts > 1][0]])
         raise UsageError(
-            f"--pairs {uri}: {len(order.lines) - len(pairs):,} lines are there again, such as the one with "
+            f"--pairs {source.pairs}: {len(order.lines) - len(pairs):,} lines are there again, such as the one with "
             f"{images[line]} and {masks[line]}; leave each pair one line"
+            + (", or tell them apart by --key-column" if source.random_masks else "")
         )
 
 

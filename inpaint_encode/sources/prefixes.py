@@ -6,6 +6,7 @@ Images alone are pairs where their masks are drawn, or are in themselves.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +23,20 @@ from .random_masks import with_random_masks
 __all__ = ["from_images", "from_prefixes"]
 
 _SUFFIXES = f"an image's name ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
-_STEM_AND_SUFFIX = r"^(?P<key>.+)\.(?P<suffix>[^./]+)$"
+_STEM_AND_SUFFIX = r"^(?P<key>(?:.*/)?[^/]+)\.(?P<suffix>[^./]+)$"
 _PAGES_AT_ONCE = 32
 _LISTED = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])
+
+
+class _Others(NamedTuple):
+    """Objects that are no images, and of these the names that no URI can spell."""
+
+    number: int
+    unreadable: list[str]
+
+    def plus(self, more: _Others) -> _Others:
+        """Return both together."""
+        return _Others(self.number + more.number, self.unreadable + more.unreadable)
 
 
 def from_images(source: Source, access: SourceAccess) -> FoundPairs:
@@ -34,7 +46,8 @@ def from_images(source: Source, access: SourceAccess) -> FoundPairs:
         UsageError: the prefix cannot be read, two files claim one key, or there is no image at all.
     """
     prefix = normalised("--images", source.images)
-    images, ignored = _listing("--images", prefix, access)
+    images, others = _listing("--images", prefix, access)
+    ignored = others.number
     _refuse_shared_keys("--images", prefix, images)
     if not images.num_rows:
         raise UsageError(f"--images {source.images} holds no image, but {ignored:,} other files; {_SUFFIXES}")
@@ -53,6 +66,7 @@ def from_images(source: Source, access: SourceAccess) -> FoundPairs:
         unpaired_images=pa.array([], pa.string()),
         unpaired_masks=pa.array([], pa.string()),
         ignored_files=ignored,
+        unreadable=tuple(others.unreadable),
         images_prefix=prefix,
         masks_prefix=prefix,
         listed=images.num_rows + ignored,
@@ -74,9 +88,11 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
             f"--images and --masks are both {source.images}; give each its own prefix, "
             "--mask-pattern to tell a mask by its name, or leave out --masks where each image's alpha is its mask"
         )
-    images, ignored = _listing("--images", images_prefix, access, nested=masks_prefix)
-    masks, ignored_masks = (images, 0) if together else _listing("--masks", masks_prefix, access, nested=images_prefix)
-    listed = images.num_rows + ignored + (0 if together else masks.num_rows + ignored_masks)
+    images, others = _listing("--images", images_prefix, access, nested=masks_prefix)
+    masks, listed = images, images.num_rows + others.number
+    if not together:
+        masks, more = _listing("--masks", masks_prefix, access, nested=images_prefix)
+        listed, others = listed + masks.num_rows + more.number, others.plus(more)
     masks = _masks_by_pattern(masks, source.mask_pattern) if source.mask_pattern else _masks_by_path(masks)
     if together:
         images, masks = _told_apart(images, masks)
@@ -86,13 +102,12 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     used = np.zeros(images.num_rows, np.bool_)
     used[where.drop_null().to_numpy()] = True
     pairs, mask_bytes = _paired(images, masks, where, source)
-    if not pairs.num_rows:
-        raise UsageError(_no_pairs(source, images, masks))
     return FoundPairs(
-        pairs=pairs,
+        pairs,
         unpaired_images=_uris_of(images_prefix, images, pa.array(~used)),
         unpaired_masks=_uris_of(masks_prefix, masks, pc.is_null(where)),
-        ignored_files=ignored + ignored_masks,
+        ignored_files=others.number,
+        unreadable=tuple(others.unreadable),
         images_prefix=images_prefix,
         masks_prefix=masks_prefix,
         listed=listed,
@@ -100,17 +115,19 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     )
 
 
-def _listing(option: str, prefix: str, access: SourceAccess, nested: str = "") -> tuple[pa.Table, int]:
-    """The images under ``prefix``, and how many other objects there are; those under ``nested`` are neither."""
+def _listing(option: str, prefix: str, access: SourceAccess, nested: str = "") -> tuple[pa.Table, _Others]:
+    """The images under ``prefix``, and the other objects; those under ``nested`` are neither."""
     inside = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else None
     pages, table, ignored = [], _LISTED.empty_table(), 0
+    unreadable: list[str] = []
     for listed in listed_pages(option, prefix, access):
         page, others = _image_batch(listed, inside)
         pages.append(page)
-        ignored += others
+        ignored += others + len(listed.unreadable)
+        unreadable += listed.unreadable
         if len(pages) == _PAGES_AT_ONCE:
             table, pages = pa.concat_tables([table, _in_one_piece(pages)]), []
-    return pa.concat_tables([table, _in_one_piece(pages)]), ignored
+    return pa.concat_tables([table, _in_one_piece(pages)]), _Others(ignored, unreadable)
 
 
 def _in_one_piece(pages: list[pa.RecordBatch]) -> pa.Table:
@@ -164,6 +181,8 @@ def _told_apart(files: pa.Table, as_masks: pa.Table) -> tuple[pa.Table, pa.Table
 
 def _paired(images: pa.Table, masks: pa.Table, where: pa.ChunkedArray, source: Source) -> tuple[pa.Table, int]:
     """Put to each mask the image of its stem, where there is one; and the bytes of these masks."""
+    if where.null_count == len(where):
+        raise UsageError(_no_pairs(source, images, masks))
     masks, images = _all_or(masks, pc.is_valid(where)), _in_order(images, where.drop_null())
     columns = {
         "key": masks["image"],

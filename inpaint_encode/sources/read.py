@@ -15,7 +15,7 @@ from . import locators
 from .embedded import RowGroups
 from .ranged import Changed
 
-__all__ = ["Content", "Drawn", "PairReader"]
+__all__ = ["Content", "Drawn", "PairReader", "store_of"]
 
 
 class Drawn(NamedTuple):
@@ -63,7 +63,7 @@ class PairReader:
         """
         part = locators.parsed(uri)
         if isinstance(part, locators.Row):
-            blob = self._row_groups.read(part, version)
+            blob = self._row_groups.read(part, version, self.max_bytes)
             storage.refuse_more(len(blob.data), self.max_bytes)
             return blob
         if isinstance(part, locators.Member):
@@ -76,12 +76,16 @@ class PairReader:
         part = locators.parsed(uri)
         storage.read_range(part.file if part else uri, 0, 1, self._access)
 
+    def probe_listing(self, store: str) -> None:
+        """Ask for a page of all that a bucket holds; raises what `storage.list_objects` does."""
+        next(storage.list_objects(store, self._access), None)
+
     def start(self, pair: Mapping[str, Any], length: int) -> bytes:
         """Read the first ``length`` bytes of the pair's image, or all where no less can be had."""
         uri, version = pair["image_uri"], pair.get("image_version") or ""
         part = locators.parsed(uri)
         if isinstance(part, locators.Row):
-            return self._row_groups.read(part, version).data
+            return self._row_groups.read(part, version, self.max_bytes).data
         if isinstance(part, locators.Member):
             return self._member(part, version, min(length, part.size)).data
         return storage.read_range(uri, 0, length, self._access).data
@@ -95,3 +99,9 @@ class PairReader:
         if len(blob.data) < length:
             raise FileNotFoundError(errno.ENOENT, "the tar ends before this member")
         return blob
+
+
+def store_of(uri: str) -> str:
+    """Return the bucket or the host that holds what ``uri`` names, with its scheme; empty of a disk's files."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}" if separator and not uri.startswith("/") else ""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
 from inpaint_encode.images import IMAGE_SUFFIXES
 from inpaint_encode.rows import CARRIED
@@ -77,6 +78,7 @@ class _Tar(NamedTuple):
     unpaired_images: list[str]
     unpaired_masks: list[str]
     ignored: int
+    unreadable: list[str]
     bytes_listed: tuple[int, int]
 
 
@@ -107,6 +109,7 @@ def from_tars(source: Source, files: PairFiles, access: SourceAccess) -> FoundPa
         unpaired_images=pa.array([uri for tar in tars for uri in tar.unpaired_images], pa.string()),
         unpaired_masks=pa.array([uri for tar in tars for uri in tar.unpaired_masks], pa.string()),
         ignored_files=sum(tar.ignored for tar in tars),
+        unreadable=tuple(name for tar in tars for name in tar.unreadable),
         listed=files.listed,
         bytes_listed=(sum(of_images), sum(of_masks)),
     )
@@ -115,9 +118,9 @@ def from_tars(source: Source, files: PairFiles, access: SourceAccess) -> FoundPa
 def _indexed(uri: str, prefix: str, source: Source, access: SourceAccess) -> _Tar:
     try:
         file = RangedFile(uri, access)
-        samples, ignored = _samples(uri, file, source)
+        samples, ignored, unreadable = _samples(uri, file, source)
     except tarfile.TarError as error:
-        raise UsageError(f"--pairs {uri} is no tar, or is cut off: {error}") from error
+        raise UsageError(f"--pairs {uri} is no tar, or is cut off or damaged: {error}") from error
     except OSError as error:
         raise UsageError(
             f"--pairs {uri} cannot be read: {error.strerror or error}; check the path and the credentials"
@@ -132,6 +135,7 @@ def _indexed(uri: str, prefix: str, source: Source, access: SourceAccess) -> _Ta
         [image.uri for sample in alone for image in sample.images],
         [mask.uri for sample in alone for mask in sample.masks.values()],
         ignored,
+        unreadable,
         (sum(sample.images[0].size for sample in whole.values()), sum(mask.size for mask in masks)),
     )
 
@@ -151,35 +155,77 @@ def _rows(key: str, sample: _Sample, version: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _samples(uri: str, file: RangedFile, source: Source) -> tuple[dict[str, _Sample], int]:
-    """The samples by name, and how many files belong to none."""
+def _samples(uri: str, file: RangedFile, source: Source) -> tuple[dict[str, _Sample], int, list[str]]:
+    """The samples by name, how many files belong to none, and names that are no text."""
     samples: defaultdict[str, _Sample] = defaultdict(_Sample)
-    ignored = 0
+    ignored, unreadable = 0, []
     with tarfile.open(fileobj=io.BufferedReader(file, _BUFFER), mode="r:") as tar:
-        for member in _regular_files(tar):
-            named = _NAME.match(member.name)
-            role, suffix = (named["role"] or "", named["suffix"].lower()) if named else ("", "")
-            number = _mask_number(role, source) if suffix in IMAGE_SUFFIXES else None
-            if named and suffix in _TEXTS and not role:
-                samples[named["sample"]].texts[suffix] = _text(uri, tar, member)
-            elif named and suffix in IMAGE_SUFFIXES and role in ("", source.image_column):
-                samples[named["sample"]].images.append(_located(uri, member))
-            elif named and number is not None:
-                _add_mask(uri, samples[named["sample"]], number, _located(uri, member))
-            else:
+        for member in _members(tar):
+            is_text = storage.is_text(member.name)
+            unreadable += [] if is_text else [f"{uri}: {member.name!a}"]
+            regular = is_text and member.isreg() and not member.issparse()
+            if not (regular and _is_placed(uri, samples, tar, member, source)):
                 ignored += 1
     if file.size % tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"{file.size:,} bytes are no whole number of blocks")
     for name, sample in samples.items():
         _complete(uri, name, sample, source)
-    return samples, ignored
+    return samples, ignored, unreadable
 
 
-def _regular_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
+def _is_placed(
+    uri: str, samples: defaultdict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo, source: Source
+) -> bool:
+    """Put the member into its sample, if it belongs to one."""
+    named = _NAME.match(member.name)
+    if not named:
+        return False
+    role, suffix = named["role"] or "", named["suffix"].lower()
+    number = _mask_number(role, source) if suffix in IMAGE_SUFFIXES else None
+    if suffix in _TEXTS and not role:
+        _add_text(uri, samples[named["sample"]], suffix, tar, member)
+    elif suffix in IMAGE_SUFFIXES and role in ("", source.image_column):
+        samples[named["sample"]].images.append(_located(uri, member))
+    elif number is not None:
+        _add_mask(uri, samples[named["sample"]], number, _located(uri, member))
+    else:
+        return False
+    return True
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All but folders, also of archives that were put one behind the other; a hard link as the file that it is of.
+
+    Raises:
+        tarfile.ReadError: a header is damaged, or the archive has no end.
+    """
+    files: dict[str, tuple[int, int]] = {}
+    while (member := tar.next()) is not None or _is_continued(tar):
+        if member is None:
+            continue
         tar.members.clear()  # type: ignore[attr-defined]  # which would hold them all
-        if member.isreg() and not member.issparse():
+        if member.islnk() and member.linkname in files:
+            member.offset_data, member.size = files[member.linkname]
+            member.type = tarfile.REGTYPE
+        elif member.isreg():
+            files[member.name] = member.offset_data, member.size
+        if not member.isdir():
             yield member
+
+
+def _is_continued(tar: tarfile.TarFile) -> bool:
+    """Go on to the archive behind the end of this one; tarfile takes a damaged header for an end, and a cut as well."""
+    file, end = tar.fileobj, tar.offset  # type: ignore[attr-defined]
+    file.seek(end)
+    block = file.read(tarfile.BLOCKSIZE)
+    if not block:
+        raise tarfile.ReadError(f"it ends at byte {end:,} without the block of zeros that ends a tar")
+    if any(block):
+        raise tarfile.ReadError(f"the header at byte {end:,} is damaged")
+    while block and not any(block):
+        block = file.read(tarfile.BLOCKSIZE)
+    tar.offset = file.tell() - len(block)  # type: ignore[attr-defined]
+    return len(block) == tarfile.BLOCKSIZE
 
 
 def _mask_number(role: str, source: Source) -> int | None:
@@ -191,6 +237,12 @@ def _mask_number(role: str, source: Source) -> int | None:
 def _located(uri: str, member: tarfile.TarInfo) -> _Member:
     where = locators.member(uri, member.name, member.offset_data, member.size)
     return _Member(member.offset_data, member.size, where)
+
+
+def _add_text(uri: str, sample: _Sample, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    if suffix in sample.texts:
+        raise UsageError(f"--pairs {uri}: two members are named {member.name}; leave one of them")
+    sample.texts[suffix] = _text(uri, tar, member)
 
 
 def _text(uri: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
@@ -15,9 +16,10 @@ from inpaint_encode import plan, rows, storage
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.images import DecodedImage, PairDecoder
 from inpaint_encode.settings import SourceAccess
-from inpaint_encode.sources import Changed, Content, PairReader
+from inpaint_encode.sources import Changed, Content, MissingValue, PairReader
 
 from .chunk import Chunk, Counters, Row, work_of
+from .stores import Stores
 
 __all__ = ["fetch_and_decode"]
 
@@ -39,22 +41,25 @@ def fetch_and_decode(
     row: pa.Table, *, decoder: PairDecoder, access: SourceAccess, max_bytes: int, threads: int
 ) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch the files, decode and crop them."""
-    chunk = Chunk(work_of(row), rows.DECODED.empty_table(), Counters())
+    work = work_of(row)
+    chunk = Chunk(work, rows.DECODED.empty_table(), Counters())
     try:
         with chunk.counters.timed("fetch"):
-            pairs = plan.read_chunk(chunk.work["part"], chunk.work["chunk"])
+            pairs = plan.read_chunk(work["part"], work["chunk"])
     except OSError as error:
         return chunk.folded(chunk.table, f"the plan cannot be read: {error}")
-    pairs = pairs.filter(pairs["encode"]) if chunk.work["keep"] else pairs
+    pairs = pairs.filter(pairs["encode"]) if work["keep"] else pairs
     if rows.CARRIED in pairs.column_names:
         chunk = replace(chunk, carried=pairs[rows.CARRIED].combine_chunks())
     wanted = pairs.select(rows.PAIRS.names).to_pylist()
-    fetcher = _Fetcher(PairReader(access, max_bytes))
+    reader = PairReader(access, max_bytes)
+    stores = Stores(reader, partial(plan.other_images, work["part"], work["chunk"]), known=work["keep"])
+    fetcher = _Fetcher(reader, stores)
     with ThreadPoolExecutor(threads) as pool:
         groups = _waits(_fetched(pool, fetcher, wanted, 2 * threads), chunk.counters)
         decoded = (row for group in groups for row in _decoded(group, decoder, chunk.counters))
         table = rows.table_of(decoded, rows.DECODED, {"pixels": _PIXELS})
-    return chunk.folded(table, fetcher.down or _nobody_is_served(table))
+    return chunk.folded(table, stores.fault)
 
 
 def _fetched(pool: ThreadPoolExecutor, fetcher: _Fetcher, pairs: list[Row], ahead: int) -> Iterator[_Group]:
@@ -79,12 +84,10 @@ def _waits(answers: Iterable[_T], counters: Counters) -> Iterator[_T]:
 
 
 class _Fetcher:
-    """Reads pairs, and notices when it is the store and not an object that is at fault."""
+    """Reads pairs, and says what its stores have told."""
 
-    def __init__(self, reader: PairReader) -> None:
-        self.down: str | None = None
-        self._reader = reader
-        self._last_good: str | None = None
+    def __init__(self, reader: PairReader, stores: Stores) -> None:
+        self._reader, self._stores = reader, stores
 
     def fetch(self, pairs: list[Row]) -> _Group:
         """Read the image that ``pairs`` share and, unless it is not to be had, their masks."""
@@ -98,62 +101,44 @@ class _Fetcher:
         return _Group(pairs, image, masks)
 
     def _file(self, read: Callable[[Row], Content], pair: Row, uri: str) -> _File:
-        try:
-            return self._read(read, pair, uri)
-        except PairRejected as rejection:
-            return rejection
-
-    def _read(self, read: Callable[[Row], Content], pair: Row, uri: str) -> Content:
-        if self.down:
-            raise PairRejected("fetch.unavailable", self.down)
+        if reason := self._stores.give_up(uri):
+            return PairRejected("fetch.unavailable", reason)
         try:
             content = read(pair)
-        except FileNotFoundError as error:
-            raise PairRejected("fetch.not_found", f"{uri} is not there any more: {error.strerror or error}") from None
-        except storage.TooLarge as error:
-            raise PairRejected("fetch.too_large", f"{uri}: {error.strerror}") from error
-        except Changed as error:
-            raise PairRejected("fetch.changed", f"{uri}: {error.strerror}; --refresh plans it again") from error
-        except PermissionError as error:
-            raise self._denied(uri, error) from error
-        except storage.Unavailable as error:
-            raise self._unavailable(uri, error) from error
-        except OSError as error:
-            raise PairRejected("fetch.failed", f"{uri}: {error.strerror or error}") from error
-        self._last_good = uri if isinstance(content, storage.Blob) else self._last_good
-        return content
-
-    def _denied(self, uri: str, error: OSError) -> PairRejected:
-        """If an object that was allowed before is not any more, it is the credentials, not the object."""
-        message = f"{uri}: {error.strerror or error}"
-        try:
-            if self._last_good:
-                self._reader.probe(self._last_good)
-        except PermissionError:
-            self.down = f"the store allows nothing any more; {message}"
-        except OSError:
-            pass  # says nothing about this object
-        return PairRejected("fetch.denied", message)
-
-    def _unavailable(self, uri: str, error: OSError) -> PairRejected:
-        """If an object that was fine before gets no answer either, waiting for the others is in vain."""
-        budget = f"{storage.RETRY_BUDGET_S:.0f} s"
-        message = f"{uri}: no whole answer within {budget}, the last fault: {error.strerror or error}"
-        try:
-            if self._last_good is None:
-                raise error
-            self._reader.probe(self._last_good)
-        except storage.Unavailable:
-            self.down = f"the store does not answer; {message}"
-        return PairRejected("fetch.unavailable", message)
+        except Exception as error:  # no object, however odd its name or its answer, may stop the others
+            rejection = _rejection(uri, error, is_mask=read == self._reader.mask)
+        else:
+            self._stores.answered(uri, good=isinstance(content, storage.Blob))
+            return content
+        if rejection.error == "fetch.denied":
+            self._stores.refused(uri, rejection.message)
+        elif rejection.error == "fetch.unavailable":
+            self._stores.unanswered(uri, rejection.message)
+        elif rejection.error != "fetch.failed":
+            self._stores.answered(uri, good=False)
+        return rejection
 
 
-def _nobody_is_served(decoded: pa.Table) -> str | None:
-    """If no pair of the chunk could be fetched, and not for its own sake, that decides about none of them."""
-    errors = set(decoded["error"].to_pylist())
-    if not errors or not errors <= {"fetch.denied", "fetch.unavailable", "fetch.failed"}:
-        return None
-    return f"none of {decoded.num_rows} pairs could be fetched, the last for: {decoded['message'][-1]}"
+def _rejection(uri: str, error: Exception, *, is_mask: bool) -> PairRejected:
+    """By what the store said; an error that nobody foresaw is the object's own."""
+    said = f"{uri}: {getattr(error, 'strerror', None) or error}"
+    match error:
+        case MissingValue() if is_mask:
+            return PairRejected("mask.missing", said)
+        case FileNotFoundError():
+            return PairRejected("fetch.not_found", f"{uri} is not there any more: {error.strerror or error}")
+        case storage.TooLarge():
+            return PairRejected("fetch.too_large", said)
+        case Changed():
+            return PairRejected("fetch.changed", f"{said}; --refresh plans it again")
+        case PermissionError():
+            return PairRejected("fetch.denied", said)
+        case storage.Unavailable():
+            fault = f"no whole answer within {storage.RETRY_BUDGET_S:.0f} s, the last fault"
+            return PairRejected("fetch.unavailable", f"{uri}: {fault}: {error.strerror or error}")
+        case OSError():
+            return PairRejected("fetch.failed", said)
+    return PairRejected("fetch.failed", f"{uri}: {error!r}")
 
 
 def _decoded(group: _Group, decoder: PairDecoder, counters: Counters) -> Iterator[Row]:

@@ -251,6 +251,61 @@ class TestTars:
         with pytest.raises(UsageError, match="is no tar, or is cut off"):
             find_pairs(Source(pairs=str(tmp_path / "x.tar")))
 
+    def test_a_tar_that_ends_between_members_is_refused(self, tmp_path):
+        write_tar(f"{tmp_path}/x.tar", {"a.txt": b"1", "b.txt": b"2"})
+        data = (tmp_path / "x.tar").read_bytes()
+        (tmp_path / "x.tar").write_bytes(data[:1024])
+        with pytest.raises(UsageError, match="ends at byte 1,024 without the block of zeros"):
+            find_pairs(Source(pairs=str(tmp_path / "x.tar")))
+
+    def test_a_damaged_header_that_is_not_the_first_is_refused(self, tmp_path):
+        write_tar(f"{tmp_path}/x.tar", {"a.txt": b"1", "b.txt": b"2", "c.txt": b"3"})
+        data = bytearray((tmp_path / "x.tar").read_bytes())
+        data[1024 + 5] ^= 1
+        (tmp_path / "x.tar").write_bytes(data)
+        with pytest.raises(UsageError, match="the header at byte 1,024 is damaged"):
+            find_pairs(Source(pairs=str(tmp_path / "x.tar")))
+
+    def test_tars_one_behind_the_other_are_one(self, tmp_path):
+        both = b""
+        for name in ("a", "b"):
+            write_tar(f"{tmp_path}/{name}.tar", sample(name))
+            both += (tmp_path / f"{name}.tar").read_bytes()
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "x.tar").write_bytes(both)
+        pairs = found_pairs(Source(pairs=str(tmp_path / "x")))
+        assert [pair["key"] for pair in pairs] == ["x/a", "x/b"]
+        assert PairReader().image(pairs[1]).data == noise("b", 200_000)
+
+    def test_links(self, tmp_path):
+        """A hard link is the file that it is of; a link by name, and one of nothing, are none."""
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for name, data in sample("a").items():
+                about = tarfile.TarInfo(name)
+                about.size = len(data)
+                tar.addfile(about, io.BytesIO(data))
+            for name, kind, of in [
+                ("b.jpg", tarfile.LNKTYPE, "a.jpg"), ("b.mask.png", tarfile.LNKTYPE, "a.mask.png"),
+                ("b.json", tarfile.LNKTYPE, "a.json"), ("c.jpg", tarfile.SYMTYPE, "a.jpg"),
+                ("d.jpg", tarfile.LNKTYPE, "none.jpg"),
+            ]:  # fmt: skip
+                about = tarfile.TarInfo(name)
+                about.type, about.linkname = kind, of
+                tar.addfile(about)
+        found = find_pairs(Source(pairs=str(tmp_path / "x.tar")))
+        assert found.ignored_files == 2
+        first, second = found.pairs.to_pylist()
+        assert (second["key"], second["carried"]) == ("x/b", first["carried"])
+        reader = PairReader()
+        assert reader.image(second).data == reader.image(first).data == noise("a", 200_000)
+
+    def test_two_texts_of_one_name_and_names_in_another_encoding(self, tmp_path):
+        write_tar(f"{tmp_path}/y.tar", {**sample("a"), "\udcfcb.jpg": b"1"}, tarfile.GNU_FORMAT)
+        assert find_pairs(Source(pairs=str(tmp_path / "y.tar"))).ignored_files == 1
+        write_tar(f"{tmp_path}/x.tar", {**sample("a"), "./a.json": b"1"})
+        with pytest.raises(UsageError, match=r"two members are named \./a\.json"):
+            find_pairs(Source(pairs=str(tmp_path / "x.tar")))
+
     def test_another_tar_of_the_same_name_is_not_what_was_planned(self, prefix):
         write_tar(f"{prefix}/x.tar", sample("a"))
         (pair,) = found_pairs(Source(pairs=f"{prefix}/x.tar"))

@@ -13,7 +13,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.lease import hold
 from inpaint_encode.ledger import Ledger
 from inpaint_encode.resume import remaining
-from inpaint_encode.settings import Decoding, PlanOptions, Source
+from inpaint_encode.settings import Decoding, PlanOptions, Source, SourceAccess
 from inpaint_encode.sources import find_pairs
 
 
@@ -252,6 +252,37 @@ class TestManifest:
         path = write_manifest(tmp_path / "m.jsonl", [line])
         assert find_pairs(Source(pairs=str(path))).pairs["carried"].to_pylist() == [{"day": "2020-01-01", "n": 3}]
 
+    def test_a_value_of_megabytes_and_quotes_within_a_value(self, tmp_path):
+        text = 'image,mask,t\na.jpg,a.png,5" x\n.png,b.png,"' + 'x""' * 1_000_000 + '"\n'
+        (tmp_path / "m.csv").write_text(text)
+        pairs = find_pairs(Source(pairs=str(tmp_path / "m.csv"))).pairs
+        assert pairs["key"].to_pylist() == ["a", ".png"]
+        assert [row["t"] for row in pairs["carried"].to_pylist()] == ['5" x', 'x"' * 1_000_000]
+
+    def test_times_within_values_stay_text(self, tmp_path):
+        line = {"image": "a.jpg", "mask": "a.png", "of": {"day": "2020-01-01", "days": ["2020-01-01"], "n": 1e20}}
+        path = write_manifest(tmp_path / "m.jsonl", [line])
+        assert find_pairs(Source(pairs=str(path))).pairs["carried"].to_pylist() == [{"of": line["of"]}]
+
+    def test_two_lines_of_one_image_with_drawn_masks(self, tmp_path):
+        lines = [{"image": "a.jpg", "id": "x"}, {"image": "a.jpg", "id": "y"}]
+        path = str(write_manifest(tmp_path / "m.jsonl", lines))
+        found = find_pairs(Source(pairs=path, random_masks=1, key_column="id"))
+        assert found.pairs["key"].to_pylist() == ["x", "y"]
+        with pytest.raises(UsageError, match="tell them apart by --key-column"):
+            find_pairs(Source(pairs=path, random_masks=1))
+
+    def test_bytes_are_not_carried_however_deep(self, tmp_path):
+        deep = {"views": [{"bytes": b"1", "path": "p"}], "thumb": b"1", "n": 3}
+        path = write_manifest(tmp_path / "m.parquet", [{"image": "a.jpg", "mask": "a.png", **deep}])
+        assert find_pairs(Source(pairs=str(path))).pairs["carried"].to_pylist() == [{"n": 3}]
+
+    @pytest.mark.parametrize("given", [{"anonymous": True}, {"requester_pays": True}, {"endpoint_url": "http://x:1"}])
+    def test_options_of_buckets_where_none_is(self, tmp_path, given):
+        touch(tmp_path, "i/a.png", "m/a.png")
+        with pytest.raises(UsageError, match=next(iter(given)).replace("_", "-")):
+            find_pairs(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), SourceAccess(**given))
+
     A = {"image": "a.jpg", "mask": "a.png"}  # noqa: RUF012
 
     @pytest.mark.parametrize(
@@ -287,6 +318,8 @@ class TestManifest:
             ("m.parquet", None, "cannot be read: No such file"),
             ("m.parquet", b"PAR1", "is no parquet or csv or jsonl"),
             ("m.csv", b"image,mask\n", "has no lines"),
+            ("m.csv", b'image,mask\na,"b""c\nd,e\n', "ends inside a quoted value"),
+            ("m.jsonl", b'{"a": 9007199254740993}\n{"a": 1.5}\n', "column a has fractions, and integers beyond"),
             ("m.csv", b"image,mask,a,a\n1,2,3,4\n", "named alike: a"),
             ("m.txt", b"a b", "this is a file, not a folder; .* must end in .parquet"),
             ("m", None, "there is no such folder"),

@@ -72,7 +72,7 @@ def bucket_prefix(server: LocalS3) -> str:
 
 
 def forget_clients() -> None:
-    for made in (clients._store, clients._s3fs, clients._session):
+    for made in (clients._store, clients._lister, clients._s3fs, clients._session):
         made.cache_clear()
 
 
@@ -99,7 +99,7 @@ def in_threads(call: Callable[[int], object], count: int = 16) -> list[object]:
 
 def listed(prefix: str) -> dict[str, tuple[int, str]]:
     """Size and version by path; every path once."""
-    rows = [row for page in storage.list_objects(prefix) for row in zip(*page, strict=True)]
+    rows = [row for page in storage.list_objects(prefix) for row in zip(*page[:3], strict=True)]
     assert len({path for path, _, _ in rows}) == len(rows)
     return {path: (size, version) for path, size, version in rows}
 
@@ -256,6 +256,17 @@ class TestS3:
         storage.write(f"{prefix}/sub/x", b"1")
         assert listed(prefix).keys() - {"sub"} == {"sub/x"}
 
+    def test_names_that_the_reader_cannot_take_do_not_end_a_listing(self, s3, monkeypatch):
+        monkeypatch.setattr(clients, "_PAGE", 3)
+        prefix = bucket_prefix(s3)
+        fill(prefix, names := [f"{number}.png" for number in range(10)])
+        for key in ("4\t.png", "\x7f.png"):
+            name = prefix.removeprefix(f"s3://{s3.bucket}/")
+            clients._s3fs().call_s3("put_object", Bucket=s3.bucket, Key=f"{name}/{key}", Body=b"1")
+        pages = list(storage.list_objects(prefix))
+        assert [path for page in pages for path in page.paths] == names
+        assert [name for page in pages for name in page.unreadable] == [r"'4\t.png'", r"'\x7f.png'"]
+
     def test_a_name_that_cannot_be_sent_is_an_error_and_not_waited_for(self, s3):
         calls = [lambda: storage.read(s3.uri("a//b")), lambda: storage.write("s3://Not_a_bucket!/x", b"")]
         for call in calls:
@@ -306,10 +317,19 @@ class TestS3:
 
 
 class TestDisk:
-    def test_files_that_go_while_listed_and_links_to_nothing_are_left_out(self, tmp_path):
+    def test_links_are_listed_as_files_and_followed_to_folders_but_not_in_a_circle(self, tmp_path):
         fill(str(tmp_path / "files"), ["a", "b"])
-        (tmp_path / "files" / "link").symlink_to("nowhere")
-        assert listed(str(tmp_path / "files")).keys() == {"a", "b"}
+        storage.write(f"{tmp_path}/others/c/d", b"1")
+        for name, target in [("dead", "nowhere"), ("self", "self"), ("folder", "../others"), ("up", "..")]:
+            (tmp_path / "files" / name).symlink_to(target)
+        (tmp_path / "others" / "c" / "back").symlink_to("..")
+        assert listed(str(tmp_path / "files")).keys() == {"a", "b", "dead", "self", "folder/c/d"}
+
+    def test_a_name_that_is_no_text_is_set_apart(self, tmp_path):
+        fill(str(tmp_path / "files"), ["a"])
+        Path(os.fsdecode(os.fsencode(tmp_path / "files") + b"/\xfcb.png")).write_bytes(b"1")
+        (page,) = storage.list_objects(str(tmp_path / "files"))
+        assert (page.paths, page.unreadable) == (["a"], (r"'\udcfcb.png'",))
 
     def test_a_folder_that_may_not_be_read_is_an_error(self, tmp_path):
         (tmp_path / "closed").mkdir(mode=0o000)
