@@ -15,18 +15,14 @@ from .source import Source, SourceAccess
 __all__ = ["EncodeJob", "PlanOptions", "VerifyOptions"]
 
 
-class EncodeJob(Frozen):
-    """Everything that ``inpaint-encode encode`` can be told."""
+class _Pairs(Frozen):
+    """Where pairs come from, how they are read, and what their rows are."""
 
-    source: Source = Field(default_factory=Source)
+    source: Source
     access: SourceAccess = SourceAccess()
-    vae: VaeSource
-    output: Output
     decoding: Decoding = Decoding()
     limits: Limits = Limits()
     rows: RowSettings = RowSettings()
-    workers: Workers = Workers()
-    run: RunOptions = RunOptions()
 
     _preset = model_validator(mode="before")(preset_pattern)
 
@@ -34,6 +30,16 @@ class EncodeJob(Frozen):
     def _masks_agree(self) -> Self:
         refuse_masks_that_disagree(self.source, self.decoding)
         return self
+
+
+class EncodeJob(_Pairs):
+    """Everything that ``inpaint-encode encode`` can be told."""
+
+    source: Source = Field(default_factory=Source)
+    vae: VaeSource
+    output: Output
+    workers: Workers = Workers()
+    run: RunOptions = RunOptions()
 
 
 @section("What to verify", 1)
@@ -79,25 +85,13 @@ class Estimation(Frozen):
     """Print JSON instead of a table."""
 
 
-class PlanOptions(Frozen):
+class PlanOptions(_Pairs):
     """Everything that ``inpaint-encode plan`` can be told."""
 
-    source: Source
-    access: SourceAccess = SourceAccess()
     vae: PlannedVae = PlannedVae()
-    decoding: Decoding = Decoding()
-    limits: Limits = Limits()
-    rows: RowSettings = RowSettings()
     chunks: Chunks = Chunks()
     batches: Batches = Batches()
     estimation: Estimation = Estimation()
-
-    _preset = model_validator(mode="before")(preset_pattern)
-
-    @model_validator(mode="after")
-    def _masks_agree(self) -> Self:
-        refuse_masks_that_disagree(self.source, self.decoding)
-        return self
 
     @model_validator(mode="after")
     def _needs(self) -> Self:
