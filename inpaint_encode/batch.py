@@ -16,6 +16,7 @@ __all__ = [
     "CPU_PIXELS",
     "MOST_IMAGES",
     "Batch",
+    "Done",
     "EncodedBatch",
     "LatentEncoder",
     "Launched",
@@ -111,6 +112,16 @@ class Launched(Protocol):
 
     def result(self) -> EncodedBatch:
         """Wait for it; raises RuntimeError if the device could not, out of memory included."""
+
+
+class Done(NamedTuple):
+    """A `Launched` that is there already."""
+
+    batch: EncodedBatch
+
+    def result(self) -> EncodedBatch:
+        """Return it."""
+        return self.batch
 
 
 class LatentEncoder(Protocol):

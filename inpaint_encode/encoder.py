@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batch import Batch, EncodedBatch, Launched, OutOfMemory
+from .batch import Batch, Done, EncodedBatch, Launched, OutOfMemory
 from .errors import JobFailed
 from .memory import Fitted, FittingVae, VisitingVae, cast_copy
 from .settings import RowSettings, VaeSource
@@ -160,7 +160,7 @@ class BatchEncoder:
         begun = time.perf_counter()
         outputs = self._encode(work, vae, pixels, masks)
         seconds = {"copy": copied, "encode": time.perf_counter() - begun, "copy_back": 0.0}
-        return _Done(self._answer(work, outputs, outputs.tensors, seconds))
+        return Done(self._answer(work, outputs, outputs.tensors, seconds))
 
     def _encode(self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor) -> _Outputs:
         """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to what is stored of them."""
@@ -261,13 +261,6 @@ class _Queued(NamedTuple):
 
     def result(self) -> EncodedBatch:
         return self.again(self.work, self.launched.result().result())
-
-
-class _Done(NamedTuple):
-    batch: EncodedBatch
-
-    def result(self) -> EncodedBatch:
-        return self.batch
 
 
 class _OnGpu(NamedTuple):

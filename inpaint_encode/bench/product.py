@@ -6,7 +6,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from inpaint_encode.batch import MOST_IMAGES, Batch, EncodedBatch
+from inpaint_encode.batch import MOST_IMAGES, Batch, Done, EncodedBatch
 from inpaint_encode.pipeline import Backend, run_job
 from inpaint_encode.progress import Display, Silent
 from inpaint_encode.settings import EncodeJob, Output, RowSettings, Source, VaeSource, Workers
@@ -48,7 +47,7 @@ class StandInEncoder:
     def check(self) -> None:
         """Nothing can break."""
 
-    def launch(self, batch: Batch) -> _Done:
+    def launch(self, batch: Batch) -> Done:
         """Make the batch's latents by the stand-in, and grow its masks as the job does."""
         begun = time.perf_counter()
         shape = len(batch.pixels), batch.height, batch.width
@@ -60,16 +59,7 @@ class StandInEncoder:
             samples = self._vae.encode_levels(pixels, masks)
         grown = grow_mask(torch.from_numpy(masks), self._grow_mask_by).numpy()
         seconds = {"copy": staged - begun, "encode": time.perf_counter() - staged, "copy_back": 0.0}
-        return _Done(EncodedBatch(samples, _finite(samples), _finite(samples), grown, seconds))
-
-
-@dataclass(frozen=True)
-class _Done:
-    batch: EncodedBatch
-
-    def result(self) -> EncodedBatch:
-        """It is there already."""
-        return self.batch
+        return Done(EncodedBatch(samples, _finite(samples), _finite(samples), grown, seconds))
 
 
 def _finite(samples: NDArray[Any]) -> NDArray[np.bool_]:
