@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.ranged import Changed
 from inpaint_encode.settings import Source, SourceAccess
 from inpaint_encode.storage import DIRECT
 
@@ -21,7 +22,6 @@ from .files import named_by
 from .found import FoundPairs
 from .manifest import from_manifest
 from .prefixes import from_images, from_prefixes
-from .ranged import Changed
 from .read import Content, PairReader, store_of
 from .tars import from_tars
 

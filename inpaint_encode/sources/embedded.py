@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode import storage
+from inpaint_encode.ranged import Changed, RangedFile
 from inpaint_encode.settings import SourceAccess
 
 from .locators import Row
-from .ranged import Changed, RangedFile
 
 __all__ = ["LARGEST_GROUP", "MissingValue", "RowGroups", "has_bytes", "holds_images"]
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
+from inpaint_encode.ranged import RangedFile
 from inpaint_encode.rows import CARRIED, data_schema
 from inpaint_encode.settings import RowSettings, Source, SourceAccess
 
@@ -30,7 +31,6 @@ from .embedded import LARGEST_GROUP, has_bytes, holds_images
 from .files import PairFiles
 from .found import FoundPairs
 from .random_masks import with_random_masks
-from .ranged import RangedFile
 
 __all__ = ["from_manifest"]
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from inpaint_encode import storage
 from inpaint_encode.images import DRAWING_VERSION, Drawing
+from inpaint_encode.ranged import Changed
 from inpaint_encode.settings import SourceAccess
 
 from . import locators
 from .embedded import RowGroups
-from .ranged import Changed
 
 __all__ = ["Content", "Drawn", "PairReader", "store_of"]
 

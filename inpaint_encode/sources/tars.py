@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
 from inpaint_encode.images import IMAGE_SUFFIXES
+from inpaint_encode.ranged import RangedFile
 from inpaint_encode.rows import CARRIED
 from inpaint_encode.settings import Source, SourceAccess
 
@@ -30,7 +31,6 @@ from . import locators
 from .files import PairFiles
 from .found import FoundPairs
 from .random_masks import with_random_masks
-from .ranged import RangedFile
 
 __all__ = ["SAMPLE_NAME", "from_tars"]
 

@@ -6,8 +6,8 @@ import errno
 import io
 from typing import Any
 
-from inpaint_encode import storage
-from inpaint_encode.settings import SourceAccess
+from . import storage
+from .settings import SourceAccess
 
 __all__ = ["Changed", "RangedFile"]
 
