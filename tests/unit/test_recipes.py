@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from inpaint_encode import cli
+from inpaint_encode.cli.config import without_config
 from inpaint_encode.settings import Workers, selector
 
 ROOT = Path(__file__).parents[2]
@@ -14,7 +15,7 @@ REST = ["--images", "s3://in/images", "--masks", "s3://in/masks", "--vae", "some
 
 
 def job_of(*arguments):
-    tokens = cli._without_config(["encode", *map(str, arguments)])
+    tokens = without_config(["encode", *map(str, arguments)])
     _, bound, _ = cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
     return bound.arguments["job"]
 

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from inpaint_encode import cli
 from inpaint_encode.cli import main
+from inpaint_encode.cli.config import without_config
 from inpaint_encode.settings import Decoding, EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
 
 SOURCE = Source(images="s3://in/images", masks="s3://in/masks")
@@ -114,7 +115,7 @@ def test_three_ways_to_tile_and_two_to_batch_on_the_command_line(tmp_path, given
     else:
         given = [*given, *(f"--{name}={value[1:-1]}" for name, value in job.items())]
     monkeypatch.setattr(cli.app, "config", ())
-    _, bound, _ = cli.app.parse_args(cli._without_config(["encode", *given]), exit_on_error=False)
+    _, bound, _ = cli.app.parse_args(without_config(["encode", *given]), exit_on_error=False)
     parsed = bound.arguments["job"]
     assert (parsed.rows.tile, parsed.workers.batch_size) == found
 
