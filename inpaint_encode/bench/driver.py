@@ -48,6 +48,8 @@ class Receipt(NamedTuple):
     """Decided until then."""
     driver_cpu_s: float
     """What the driver had used until then, of all its threads but those that measure."""
+    driver_bytes: int
+    """What the driver had resident then."""
 
 
 class Store(NamedTuple):
@@ -65,10 +67,10 @@ class Course:
     receipts: tuple[Receipt, ...]
     used: CpuReading
     """Of all processes, from the first receipt to the last."""
-    resident_bytes: tuple[int, int]
-    """Of the driver, before the run and after it."""
+    resident_before: int
+    """Of the driver, in bytes, before it listed anything."""
     resident_peak: int
-    """Of the driver, since it was started."""
+    """Of the driver, in bytes, since it was started."""
     store: Store
     report: dict[str, Any]
 
@@ -87,6 +89,12 @@ class Course:
         """The driver's CPU time from the first receipt to the last."""
         first, last = self.receipts[0], self.receipts[-1]
         return 1000 * (last.driver_cpu_s - first.driver_cpu_s) / (len(self.receipts) - 1)
+
+    @property
+    def bytes_per_chunk(self) -> float:
+        """What a chunk more adds to the driver's memory: the slope over the second half of the receipts."""
+        half = self.receipts[len(self.receipts) // 2 :]
+        return statistics.linear_regression(range(len(half)), [one.driver_bytes for one in half]).slope
 
     @property
     def seconds(self) -> float:
@@ -133,7 +141,7 @@ def _course(load: Load, meter: CpuMeter) -> Course:
     return Course(
         receipts=tuple(watch.receipts),
         used=watch.used,
-        resident_bytes=(before, _resident("VmRSS")),
+        resident_before=before,
         resident_peak=_resident("VmHWM"),
         store=store.seen,
         report=report,
@@ -163,7 +171,8 @@ class _Receipts(Silent):
     def update(self, done: int, rejected: int, rate: float) -> None:
         """Note one receipt."""
         measuring = self._meter.own_seconds + self._store.own_seconds
-        self.receipts.append(Receipt(time.perf_counter(), done, time.process_time() - measuring))
+        now = time.perf_counter()
+        self.receipts.append(Receipt(now, done, time.process_time() - measuring, _resident("VmRSS")))
         if len(self.receipts) == 1:
             self._first = self._meter.read()
         if done == self._total:

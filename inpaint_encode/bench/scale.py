@@ -145,7 +145,8 @@ def _growth_section(courses: Mapping[int, Course], scale: _Scale) -> Section:
         "4 logical CPUs. Time is from the first receipt to the last, over the pairs between, CPU that of every "
         "process. Ray starts workers meanwhile, which weighs on a small run; a pair more is what one size took beyond "
         "the next smaller one, over the pairs between them. Quarters are slopes inside the largest run. The driver's "
-        "memory is resident, torch and Ray included; its peak is that of the process's life, growth that of the run."
+        "memory is resident, torch and Ray included: before the run, when the first chunk is done and so all is planned, "
+        "and when the last one is; its growth is a slope over the receipts' second half, its peak that of its life."
     )
     figures = {count: _growth_figures(count, course) for count, course in courses.items()}
     slopes = [_slopes(courses, *sizes) for sizes in pairwise(scale.pairs)]
@@ -175,13 +176,14 @@ def _quarters(count: int, course: Course) -> list[Figure]:
 
 def _growth_figures(count: int, course: Course) -> list[Figure]:
     """The first two are compared from size to size."""
-    before, after = course.resident_bytes
+    first, last = course.receipts[0].driver_bytes, course.receipts[-1].driver_bytes
     values: dict[str, tuple[str, float]] = {
         "CPU of the driver": ("ms CPU/chunk", course.driver_ms_per_chunk),
         "driver's peak": ("MB", course.resident_peak / 1e6),
-        "driver before": ("MB", before / 1e6),
-        "driver after": ("MB", after / 1e6),
-        "driver's growth": ("kB/chunk", (after - before) / 1e3 / len(course.receipts)),
+        "driver before": ("MB", course.resident_before / 1e6),
+        "driver at the first receipt": ("MB", first / 1e6),
+        "driver at the last": ("MB", last / 1e6),
+        "driver's growth, second half": ("kB/chunk", course.bytes_per_chunk / 1e3),
         "wall": ("ms/pair", course.wall_ms_per_pair),
         "CPU": ("ms CPU/pair", course.cpu_ms_per_pair),
         "Ray workers started meanwhile": ("processes", course.used.workers_started),
