@@ -145,7 +145,7 @@ def _growth_section(courses: Mapping[int, Course], scale: _Scale) -> Section:
         "4 logical CPUs. Time is from the first receipt to the last, over the pairs between, CPU that of every "
         "process. Ray starts workers meanwhile, which weighs on a small run; a pair more is what one size took beyond "
         "the next smaller one, over the pairs between them. Quarters are slopes inside the largest run. The driver's "
-        "memory is resident, torch and Ray included: before the run, when the first chunk is done and so all is planned, "
+        "memory is resident, torch and Ray included: before the run, when the first chunk is done, all being planned, "
         "and when the last one is; its growth is a slope over the receipts' second half, its peak that of its life."
     )
     figures = {count: _growth_figures(count, course) for count, course in courses.items()}
