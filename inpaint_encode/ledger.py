@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -97,7 +98,9 @@ class Ledger:
         """Where a chunk's rejected pairs are."""
         return self.uri("_rejected", f"{self.job}-{chunk:08d}.parquet")
 
-    def commit(self, work: Mapping[str, Any], data: pa.Table, rejects: pa.Table) -> Committed:
+    def commit(
+        self, work: Mapping[str, Any], data: Iterable[pa.Table], schema: pa.Schema, rejects: pa.Table
+    ) -> Committed:
         """Decide a chunk: its rejects first, then its rows, which are there whole or not at all.
 
         If the chunk was decided before, that decision stands, and what it says is returned.
@@ -105,14 +108,15 @@ class Ledger:
         Args:
             work: a row of `rows.WORK`; with ``keep`` the rows and rejects that the plan does not ask to encode
                 are carried over from the chunk's file.
-            data: rows of `rows.data_schema`.
+            data: the rows, a table a row group.
+            schema: of them, a `rows.data_schema`.
             rejects: rows of `rows.REJECTS`.
 
         Raises:
             JobFailed: another run has taken the lease.
             OSError: the store or the disk refuses.
         """
-        return self.publish(work, data, rejects, self.still_mine)
+        return self.publish(work, data, schema, rejects, self.still_mine)
 
     def still_mine(self) -> None:
         """Make sure that this run holds the lease.
@@ -123,7 +127,12 @@ class Ledger:
         check_token(self.uri("_lease.json"), self.token)
 
     def publish(
-        self, work: Mapping[str, Any], data: pa.Table, rejects: pa.Table, check: Callable[[], None] = lambda: None
+        self,
+        work: Mapping[str, Any],
+        data: Iterable[pa.Table],
+        schema: pa.Schema,
+        rejects: pa.Table,
+        check: Callable[[], None] = lambda: None,
     ) -> Committed:
         """Do what `commit` does, with ``check`` in the place of its last look at the lease."""
         expect = storage.ABSENT
@@ -131,9 +140,10 @@ class Ledger:
             before = _read_decision(self.data_uri(work["chunk"]))
             if before.generation >= work["generation"]:
                 return self.adopt(work)
-            data, rejects = before.merged(data, rejects, _kept_keys(work))
+            kept = _kept_keys(work)
+            data, rejects = chain(data, [before.rows_of(kept, schema)]), before.rejects_with(rejects, kept)
             expect = before.version
-        encoded = rows.parquet_bytes(_with_decision(data, work, rejects))
+        encoded = rows.parquet_file(data, _with_decision(schema, work, rejects))
         check()
         rejects_version = self._write_rejects(work["chunk"], rejects)
         try:
@@ -142,7 +152,8 @@ class Ledger:
             return self.adopt(work)
         if work["keep"] and not rejects.num_rows:
             storage.delete(self.rejects_uri(work["chunk"]))
-        return _committed(data.num_rows, rejects, len(encoded), version, rejects_version)
+        stored = pq.read_metadata(pa.BufferReader(encoded)).num_rows
+        return _committed(stored, rejects, len(encoded), version, rejects_version)
 
     def adopt(self, work: Mapping[str, Any]) -> Committed:
         """Take a decided chunk's file as the truth, and make its rejects file say the same.
@@ -331,13 +342,14 @@ class _Decision:
     version: str
     rows: int
 
-    def merged(self, data: pa.Table, rejects: pa.Table, kept: pa.Array) -> tuple[pa.Table, pa.Table]:
-        """The new rows and rejects with those of ``kept`` keys added."""
-        old = rows.read_data(self.data, data.schema)
-        return (
-            pa.concat_tables([data, old.filter(pc.is_in(old["key"], kept))]),
-            pa.concat_tables([rejects, self.rejects.filter(pc.is_in(self.rejects["key"], kept))]),
-        )
+    def rows_of(self, keys: pa.Array, schema: pa.Schema) -> pa.Table:
+        """Its rows of ``keys``."""
+        rows_then = rows.read_data(self.data, schema)
+        return rows_then.filter(pc.is_in(rows_then["key"], keys))
+
+    def rejects_with(self, rejects: pa.Table, keys: pa.Array) -> pa.Table:
+        """The new rejects, and its own of ``keys``."""
+        return pa.concat_tables([rejects, self.rejects.filter(pc.is_in(self.rejects["key"], keys))])
 
 
 def _read_decision(uri: str) -> _Decision:
@@ -349,9 +361,9 @@ def _read_decision(uri: str) -> _Decision:
     return _Decision(decision["generation"], rejects, blob.data, blob.version, metadata.num_rows)
 
 
-def _with_decision(data: pa.Table, work: Mapping[str, Any], rejects: pa.Table) -> pa.Table:
+def _with_decision(schema: pa.Schema, work: Mapping[str, Any], rejects: pa.Table) -> pa.Schema:
     decision = {"chunk": work["chunk"], "generation": work["generation"], "rejected": rejects.to_pylist()}
-    return data.replace_schema_metadata({**data.schema.metadata, DECISION_KEY: json.dumps(decision)})
+    return schema.with_metadata({**schema.metadata, DECISION_KEY: json.dumps(decision)})
 
 
 def _kept_keys(work: Mapping[str, Any]) -> pa.Array:

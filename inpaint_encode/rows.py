@@ -32,6 +32,7 @@ __all__ = [
     "WORK",
     "Room",
     "carrying",
+    "data_groups",
     "data_schema",
     "data_table",
     "fold",
@@ -39,6 +40,7 @@ __all__ = [
     "pack_mask",
     "packed_field",
     "parquet_bytes",
+    "parquet_file",
     "read_data",
     "rejects_table",
     "table_of",
@@ -222,6 +224,15 @@ def data_table(encoded: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
+def data_groups(encoded: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield `data_table` a row group at a time: fresh memory for a chunk's masks costs as much as writing them does."""
+    rows = encoded.filter(encoded["error"].is_null())
+    pixels = pc.max(pc.multiply(rows["height"].cast(pa.int64()), rows["width"])).as_py() or 1
+    size = rows.num_rows if is_packed(schema.field("noise_mask").type) else _rows_in_a_group(pixels)
+    for start in range(0, max(1, rows.num_rows), max(1, size)):
+        yield data_table(rows.slice(start, size), schema)
+
+
 def _values_array(column: pa.ChunkedArray, shapes: Sequence[Sequence[int]], field: pa.Field) -> pa.Array:
     """Raw values of the type of ``field`` in its layout."""
     dtype = np.dtype(field.type.field("data").type.value_type.to_pandas_dtype())
@@ -337,32 +348,41 @@ def tensor_array(values: Sequence[NDArray[Any]], shapes: Sequence[Sequence[int]]
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Encode ``table`` as one Parquet file in memory, so that it can be committed by one call.
+    """Encode ``table`` as one Parquet file in memory, so that it can be committed by one call."""
+    return parquet_file([table], table.schema)
+
+
+def parquet_file(groups: Iterable[pa.Table], schema: pa.Schema) -> bytes:
+    """Encode tables of ``schema`` as one Parquet file in memory; each begins a row group.
 
     zstd and page checksums throughout; byte-stream split for float32 samples alone, since DuckDB cannot read it on
     float16. No dictionary for masks: it would save a kilobyte of a row's thirty, and costs a third of a row's writing.
     """
-    strings = [field.name for field in table.schema if field.type == pa.string()]
+    strings = [field.name for field in schema if field.type == pa.string()]
     out = io.BytesIO()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         out,
-        row_group_size=_rows_in_a_group(table),
+        schema,
         compression="zstd",
         use_dictionary=strings,
-        use_byte_stream_split=[f"{name}.data.list.element" for name in _float32_tensors(table.schema)] or False,
+        use_byte_stream_split=[f"{name}.data.list.element" for name in _float32_tensors(schema)] or False,
         write_statistics=strings,
         write_page_checksum=True,
-    )
+    ) as writer:
+        for table in groups:
+            writer.write_table(table, row_group_size=_group_size(table))
     return out.getvalue()
 
 
-def _rows_in_a_group(table: pa.Table) -> int:
-    """Eight million mask pixels or less: what the writer holds for a group grows with every one of them."""
+def _group_size(table: pa.Table) -> int:
     if not _stores_mask_values(table.schema) or not table.num_rows:
         return max(1, int(table.num_rows))
-    pixels = pc.list_value_length(pc.struct_field(table["noise_mask"], "data"))
-    return max(1, 2**23 // max(1, int(pc.max(pixels).as_py())))
+    return _rows_in_a_group(pc.max(pc.list_value_length(pc.struct_field(table["noise_mask"], "data"))).as_py())
+
+
+def _rows_in_a_group(pixels: int) -> int:
+    """Eight million mask pixels or less: what the writer holds for a group grows with every one of them."""
+    return max(1, 2**23 // max(1, pixels))
 
 
 def _stores_mask_values(schema: pa.Schema) -> bool:

@@ -51,7 +51,7 @@ def _encoded() -> pa.Table:
 
 
 def _writing(encoded: pa.Table, schema: pa.Schema) -> Measure:
-    return lambda: cpu_ms(lambda: rows.parquet_bytes(rows.data_table(encoded, schema)), _ROWS)
+    return lambda: cpu_ms(lambda: rows.parquet_file(rows.data_groups(encoded, schema), schema), _ROWS)
 
 
 def _stored(data: bytes) -> Mapping[str, int]:

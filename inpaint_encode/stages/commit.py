@@ -29,9 +29,9 @@ def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.T
         try:
             with chunk.counters.timed("write"):
                 encoded = chunk.whole(chunk.table)
-                data = rows.data_table(encoded, rows.data_schema(made_by, encoded.schema))
+                schema = rows.data_schema(made_by, encoded.schema)
                 rejects = rows.rejects_table(chunk.table)
-                committed = ledger.commit(chunk.work, data, rejects)
+                committed = ledger.commit(chunk.work, rows.data_groups(encoded, schema), schema, rejects)
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
             for name, count in coverage.counted(chunk.table["mask_coverage"].drop_null().to_numpy()):
                 chunk.counters.add(name, count)

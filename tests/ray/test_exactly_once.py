@@ -334,11 +334,12 @@ class TestLateWorkers:
         encoded |= {"samples": np.zeros((4, 1, 1), np.float32), "samples_shape": [4, 1, 1]}
         encoded |= {"noise_mask": rows.pack_mask(np.zeros(64, np.uint8))}
         table = rows.table_of([encoded], rows.ENCODED)
-        return rows.data_table(table, rows.data_schema(PLAIN)), rows.REJECTS.empty_table()
+        schema = rows.data_schema(PLAIN)
+        return rows.data_groups(table, schema), schema, rows.REJECTS.empty_table()
 
     def reject(self, key):
         reject = {"key": key, "image_uri": "i", "mask_uri": "m", "stage": "fetch", "error": "fetch.unavailable"}
-        return rows.data_schema(PLAIN).empty_table(), pa.Table.from_pylist([reject], rows.REJECTS)
+        return [], rows.data_schema(PLAIN), pa.Table.from_pylist([reject], rows.REJECTS)
 
     @pytest.fixture(params=["disk", "s3"])
     def where(self, request, tmp_path, s3):

@@ -118,7 +118,7 @@ def make_done(job) -> None:
     schema = rows.data_schema(record["rows"])
     for work in left.work.to_pylist():
         encoded = tiny_rows(plan.read_chunk(work["part"], work["chunk"]))
-        ledger.publish(work, rows.data_table(encoded, schema), rows.REJECTS.empty_table())
+        ledger.publish(work, [rows.data_table(encoded, schema)], schema, rows.REJECTS.empty_table())
 
 
 def tiny_rows(pairs: pa.Table) -> pa.Table:
