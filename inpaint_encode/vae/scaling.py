@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +14,28 @@ from inpaint_encode.errors import UsageError
 
 from .facts import VaeFacts
 
-__all__ = ["by_channel", "refuse_unscalable", "to_scaled"]
+__all__ = ["SCALINGS", "Scaling", "by_channel", "refuse_unscalable", "to_scaled"]
+
+
+class Scaling(NamedTuple):
+    """What the configuration of a model that has an AutoencoderKL says, and which shapes it can be told by."""
+
+    channels: int
+    levels: int
+    scaling_factor: float
+    shift_factor: float | None
+
+
+SCALINGS: Mapping[str, Scaling] = MappingProxyType(
+    {
+        "sd1": Scaling(4, 4, 0.18215, None),
+        "sdxl": Scaling(4, 4, 0.13025, None),
+        "sd3": Scaling(16, 4, 1.5305, 0.0609),
+        "flux1": Scaling(16, 4, 0.3611, 0.1159),
+        "x4-upscaler": Scaling(4, 3, 0.08333, None),
+    }
+)
+"""By ``--vae-family``, and of the upscaler, which its shapes tell."""
 
 
 def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
