@@ -262,6 +262,15 @@ class TestInpaintInput:
         batch = inpaint_input(torch.stack([packed(noise)] * 2), default_collate([one, one]), layout="flux_fill")
         assert torch.equal(batch[1], whole)
 
+    def test_flux_fill_has_the_image_s_latents_in_patches_too(self, made):
+        rows, made_by = made(also_original=True)
+        found = for_diffusers(rows["even"], made_by, layout="flux_fill")
+        expected = for_diffusers(rows["even"], made_by)
+        assert list(found) == ["latents", "masked_image_latents", "mask"]
+        for name in ("latents", "masked_image_latents"):
+            assert torch.equal(found[name], packed(expected[name]))
+        assert found["mask"].sum() == rows["even"]["noise_mask"].sum()
+
     def test_an_odd_side_has_no_whole_patches(self):
         made_by = made_by_a("SD 3")
         with pytest.raises(UsageError, match=r"a latent of 5 x 6 .* multiples of 16 pixels"):
