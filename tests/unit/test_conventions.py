@@ -153,6 +153,7 @@ class TestForDiffusers:
         for key, row in scaled.items():
             found, expected = for_diffusers(row, made_scaled), for_diffusers(plain[key], made_plain)
             assert torch.equal(found["latents"], row["original_samples"])
+            assert found["latents"].data_ptr() != row["original_samples"].data_ptr()
             assert all(torch.equal(found[name], expected[name]) for name in expected)
 
     def test_draws_of_the_job_are_as_they_are(self, made):
@@ -309,7 +310,9 @@ class TestForComfyui:
     def test_what_is_in_the_denoiser_s_space_stays_there(self, name, scaled):
         made_by = made_by_a(name, scaling_factor=0.5, scaled=scaled)
         row = row_of(made_by["latent_channels"], ratio=made_by["ratio"])
-        assert torch.equal(for_comfyui(row, made_by)["samples"][0], row["samples"])
+        found = for_comfyui(row, made_by)["samples"]
+        assert torch.equal(found[0], row["samples"])
+        assert found.data_ptr() != row["samples"].data_ptr()
 
     def test_there_may_be_no_original(self):
         with pytest.raises(UsageError, match=r"for_comfyui: these rows have no original_samples; .* --also-original"):
