@@ -4,7 +4,7 @@ from .encode import InpaintLatents, Posterior, compute_dtype, encode_for_inpaint
 from .facts import VaeFacts, crop_multiple, latent_channels, spatial_ratio, vae_facts, weights_sha256
 from .families import FAMILIES, Family, family_of
 from .load import load_vae
-from .scaling import refuse_unscalable, to_scaled
+from .scaling import refuse_unscalable, settled, to_scaled, to_unscaled
 
 __all__ = [
     "FAMILIES",
@@ -20,8 +20,10 @@ __all__ = [
     "load_vae",
     "posterior",
     "refuse_unscalable",
+    "settled",
     "spatial_ratio",
     "to_scaled",
+    "to_unscaled",
     "vae_facts",
     "warm_up",
     "weights_sha256",

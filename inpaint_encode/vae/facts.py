@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -58,6 +59,15 @@ class VaeFacts:
     latents_std: list[float] | None
     vae_family: str = ""
     """As given, where it settled the scaling."""
+
+    @classmethod
+    def of(cls, made_by: Mapping[str, Any]) -> Self:
+        """The facts by what every file's metadata says; ``latent_form`` is then that of the stored latents.
+
+        It is "scaled" of rows that were made by ``--scaled``.
+        """
+        given = {"latent_form": "unscaled", **made_by}
+        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -1,9 +1,12 @@
-"""Latents in the space that a denoiser works in, from latents as they are stored."""
+"""Latents in the space that a denoiser works in, from latents as they are stored, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +15,28 @@ from inpaint_encode.errors import UsageError
 
 from .facts import VaeFacts
 
-__all__ = ["by_channel", "refuse_unscalable", "to_scaled"]
+__all__ = ["SCALINGS", "Scaling", "by_channel", "refuse_unscalable", "settled", "to_scaled", "to_unscaled"]
+
+
+class Scaling(NamedTuple):
+    """What the configuration of a model that has an AutoencoderKL says, and which shapes it can be told by."""
+
+    channels: int
+    levels: int
+    scaling_factor: float
+    shift_factor: float | None
+
+
+SCALINGS: Mapping[str, Scaling] = MappingProxyType(
+    {
+        "sd1": Scaling(4, 4, 0.18215, None),
+        "sdxl": Scaling(4, 4, 0.13025, None),
+        "sd3": Scaling(16, 4, 1.5305, 0.0609),
+        "flux1": Scaling(16, 4, 0.3611, 0.1159),
+        "x4-upscaler": Scaling(4, 3, 0.08333, None),
+    }
+)
+"""By ``--vae-family``, and of the upscaler, which its shapes tell."""
 
 
 def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
@@ -40,8 +64,62 @@ def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
     return samples if facts.scaling_factor is None else samples * facts.scaling_factor
 
 
-def refuse_unscalable(facts: VaeFacts) -> None:
-    """Refuse what `to_scaled` cannot do, before a job begins.
+def to_unscaled(latents: Tensor, facts: VaeFacts) -> Tensor:
+    """Take back what `to_scaled` does with the same facts, of float ``[B, C, h, w]``.
+
+    Raises:
+        UsageError: the scaling is not known, see `refuse_unscalable`.
+    """
+    refuse_unscalable(facts)
+    if facts.latent_form != "unscaled":
+        return latents
+    if facts.scaling_factor is not None:
+        latents = latents / facts.scaling_factor
+    if facts.shift_factor is not None:
+        latents = latents + facts.shift_factor
+    if facts.latents_mean is None or facts.latents_std is None:
+        return latents
+    mean, std = (by_channel(values, latents) for values in (facts.latents_mean, facts.latents_std))
+    return latents * std + mean
+
+
+def settled(facts: VaeFacts, vae_family: str) -> VaeFacts:
+    """Facts with the scaling that a single file has left open, by the model that its VAE is of.
+
+    Args:
+        facts: of the VAE.
+        vae_family: a name in `SCALINGS`, or "" to leave the facts as they are.
+
+    Raises:
+        UsageError: that model's VAE has other shapes, or another scaling than is known.
+    """
+    if not vae_family:
+        return facts
+    model = SCALINGS.get(vae_family)
+    shape = facts.vae_class, facts.latent_channels, facts.ratio
+    if model is None or ("AutoencoderKL", model.channels, 2 ** (model.levels - 1)) != shape:
+        raise UsageError(
+            f"vae_family {vae_family!r}, but {facts.vae_source} is an {facts.vae_class} of {facts.latent_channels} "
+            f"channels at 1/{facts.ratio}; known are {', '.join(SCALINGS)}"
+        )
+    if facts.scaling_factor not in (None, model.scaling_factor):
+        raise UsageError(
+            f"vae_family {vae_family!r}, but the scaling_factor of {facts.vae_source} is {facts.scaling_factor}"
+        )
+    return replace(facts, scaling_factor=model.scaling_factor, shift_factor=model.shift_factor)
+
+
+def refuse_unscalable(
+    facts: VaeFacts,
+    asked: str = "--scaled",
+    remedy: str = "name the model with --vae-family, or give its diffusers folder",
+) -> None:
+    """Refuse what `to_scaled` cannot do, before a job begins or a row is read.
+
+    Args:
+        facts: of the VAE.
+        asked: what needs the scaling; it begins the sentence.
+        remedy: what to do where it is not known; it ends the sentence.
 
     Raises:
         UsageError: nothing tells by what to scale, or the model's statistics are those of another form.
@@ -50,13 +128,12 @@ def refuse_unscalable(facts: VaeFacts) -> None:
         return
     if facts.latents_std is not None and len(facts.latents_std) != facts.latent_channels:
         raise UsageError(
-            f"--scaled of {facts.vae_class} is its packed latent, which --flux2-latents packed stores; leave one out"
+            f"{asked} of {facts.vae_class} is its packed latent, which --flux2-latents packed stores, and not this one"
         )
     if facts.scaling_factor is None and facts.latents_std is None:
         raise UsageError(
-            f"--scaled needs the scaling of {facts.vae_source}, which is not known: its configuration has none, or it "
-            "is a single file whose names and shapes are those of several models; name the model with --vae-family, or "
-            "give its diffusers folder"
+            f"{asked} needs the scaling of {facts.vae_source}, which is not known: its configuration has none, or it "
+            f"is a single file whose names and shapes are those of several models; {remedy}"
         )
 
 

@@ -6,12 +6,13 @@ What is not the VAE is not read. Whatever the layout, the same weights become th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 
 from .layouts import LAYOUTS, UNMAPPED, Layout, Shapes
+from .scaling import SCALINGS
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -23,24 +24,6 @@ _PREFIXES = ("first_stage_model.", "vae.")
 """Of the VAE's tensors inside a checkpoint."""
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "conv1.", "conv2.", "bn.")
 """Of a VAE; training leaves others, such as a loss, in files of their own layout."""
-
-
-class _Scaling(NamedTuple):
-    """What the configuration of a model that has an AutoencoderKL says, and which shapes it can be told by."""
-
-    channels: int
-    levels: int
-    scaling_factor: float
-    shift_factor: float | None
-
-
-_SCALINGS = {
-    "sd1": _Scaling(4, 4, 0.18215, None),
-    "sdxl": _Scaling(4, 4, 0.13025, None),
-    "sd3": _Scaling(16, 4, 1.5305, 0.0609),
-    "flux1": _Scaling(16, 4, 0.3611, 0.1159),
-    "x4-upscaler": _Scaling(4, 3, 0.08333, None),
-}
 _CONTEXT = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 _BY_CONTEXT = {768: "sd1", 1024: "sd1", 1280: "sdxl", 2048: "sdxl"}
 """By the width of the text's embedding that the denoiser in a checkpoint takes: SD 1, SD 2, SDXL's refiner, SDXL."""
@@ -115,7 +98,7 @@ def _recognised(source: VaeSource, shapes: Shapes) -> Layout:
 def _scaling(source: VaeSource, layout: Layout, shapes: Shapes) -> dict[str, Any]:
     """What settles the scaling, if anything does."""
     shape = layout.config.get("latent_channels"), len(layout.config.get("block_out_channels", ()))
-    fitting = [name for name, one in _SCALINGS.items() if (one.channels, one.levels) == shape]
+    fitting = [name for name, one in SCALINGS.items() if (one.channels, one.levels) == shape]
     if layout.class_name != "AutoencoderKL":
         fitting = []
     told = fitting[0] if len(fitting) == 1 else _denoiser(shapes)  # the x4 upscaler's takes the text of SD 2
@@ -128,7 +111,7 @@ def _scaling(source: VaeSource, layout: Layout, shapes: Shapes) -> dict[str, Any
     named = source.vae_family or told
     if named not in fitting:
         return {}
-    return {"scaling_factor": _SCALINGS[named].scaling_factor, "shift_factor": _SCALINGS[named].shift_factor}
+    return {"scaling_factor": SCALINGS[named].scaling_factor, "shift_factor": SCALINGS[named].shift_factor}
 
 
 def _denoiser(shapes: Shapes) -> str:

@@ -1,0 +1,63 @@
+"""A whole job in this process: the stages that Ray calls, one after the other, on real files, into a real output."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from inpaint_encode import iter_rows, storage
+from inpaint_encode.encoder import BatchEncoder
+from inpaint_encode.images import PairDecoder
+from inpaint_encode.lease import hold
+from inpaint_encode.resume import job_record, open_output, remaining
+from inpaint_encode.settings import EncodeJob
+from inpaint_encode.sources import find_pairs
+from inpaint_encode.stages import Encoder, commit, fetch_and_decode
+from inpaint_encode.vae import load_vae, vae_facts
+
+WORKERS = 64
+"""What a worker is told, so that it computes with one thread: teams of them spin where others want the same cores."""
+
+
+def write_pairs(folder: Path, pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Save arrays ``(image, mask)`` by key as PNG below ``images`` and ``masks``."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for key, (image, mask) in pairs.items():
+        Image.fromarray(image).save(folder / f"images/{key}.png")
+        Image.fromarray(mask).save(folder / f"masks/{key}.png")
+
+
+def encode_here(job: EncodeJob) -> str:
+    """Do the job without Ray; return its output."""
+    facts = vae_facts(load_vae(job.vae), job.vae).as_dict()
+    found = find_pairs(job.source, job.access)
+    output = job.output.output
+    Path(output).mkdir(parents=True)
+    with hold(storage.join(output, "_lease.json"), print) as lease:
+        record = job_record(job, facts, found.carried)
+        ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
+        made_by = {**facts, **record["rows"], "versions": record["versions"]}
+        limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
+        reading = {"decoder": PairDecoder.of(made_by, max_pixels=job.limits.max_pixels), "access": job.access, **limits}
+        opened = partial(BatchEncoder.load, job.vae, job.rows, facts, compiled=False)
+        encode = Encoder(opened, job.workers.batch_size, gpus=0, workers=WORKERS)
+        work = remaining(ledger, inventory, job, found).work
+        for index in range(work.num_rows):
+            row = encode(fetch_and_decode(work.slice(index, 1), **reading))
+            (receipt,) = commit(row, ledger=ledger, made_by=made_by).to_pylist()
+            assert (receipt["fatal"], receipt["errors"]) == (None, []), receipt
+    return output
+
+
+def tensor_rows(output: str) -> dict[str, dict[str, Any]]:
+    """The rows of an output by their keys, arrays as tensors."""
+    found = {}
+    for row in iter_rows(output):
+        arrays = {name: torch.from_numpy(np.array(one)) for name, one in row.items() if isinstance(one, np.ndarray)}
+        found[row["key"]] = {**row, **arrays}
+    return found
