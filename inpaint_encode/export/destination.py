@@ -92,7 +92,9 @@ class Destination:
 
     def _refuse_another(self, there: Mapping[str, str], record: Mapping[str, str]) -> None:
         different = [
-            f"{name}: {value} there, {record[name]} here" for name, value in there.items() if value != record[name]
+            f"{name}: {there.get(name)} there, {value} here"
+            for name, value in record.items()
+            if there and there.get(name) != value
         ]
         if different:
             raise UsageError(

@@ -65,6 +65,8 @@ def export_output(source: str, options: ExportOptions, say: Callable[[str], None
     uri = _destination_uri(output, options.output)
     video = options.to == "comfyui" and _has_frames(made_by)
     record = {"source": output.uri, "job": output.files[0].path.partition("-")[0], "to": options.to}
+    if not output.report:
+        say(f"no encode has ended in {output.uri} yet; what it adds later is exported by this command, run again")
     with hold(storage.join(uri, "_lease.json"), say) as lease:
         destination = Destination(uri, lease.token)
         destination.begin(record, overwrite=options.overwrite)
