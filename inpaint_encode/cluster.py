@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from .errors import JobFailed, UsageError
 from .settings import Workers
 
-__all__ = ["Encoders", "encoders", "encoders_of", "joined", "protect_local_ray", "waited_for"]
+__all__ = ["Encoders", "encoders", "encoders_of", "failures_named", "joined", "protect_local_ray", "waited_for"]
 
 LOGICAL_CPUS = 4
 """Least number of CPUs that a Ray on this machine is told to have: an encoder and the tasks around it must all fit."""
@@ -59,6 +60,23 @@ def _start(options: dict[str, Any]) -> None:
         )
         reason = str(error).strip() or type(error).__name__
         raise JobFailed(f"{where}: {reason.splitlines()[0]}") from error
+
+
+@contextmanager
+def failures_named() -> Iterator[None]:
+    """Turn what Ray raises when it gives up into `JobFailed`, which names the error that it began with."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        raise JobFailed(f"Ray gave up: {_cause(error)}; what is done stays, and the same command goes on") from error
+
+
+def _cause(error: Exception) -> str:
+    """Of the tracebacks that Ray strings together, the one line that names the error they began with."""
+    named = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", str(error), re.MULTILINE)
+    return ": ".join(named[0]) if named else str(error).strip().splitlines()[-1]
 
 
 class Encoders(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,11 +12,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayError
 
 from . import coverage, storage
 from .batch import LatentEncoder
-from .cluster import encoders, joined, waited_for
+from .cluster import encoders, failures_named, joined, waited_for
 from .encoder import BatchEncoder
 from .errors import JobFailed, TooManyRejected, UsageError
 from .images import PairDecoder
@@ -188,15 +186,11 @@ class _Run:
         metrics = JobMetrics(self._ledger.job, self._pairs - self.whole.decided)
         needs = waited_for(self._workers, encoders(self._workers, self._options.address))
         try:
-            with Reminder(self._display.say, needs, REMIND_S) as reminder:
+            with failures_named(), Reminder(self._display.say, needs, REMIND_S) as reminder:
                 for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                     reminder.stop()
                     for receipt in batch.to_pylist():
                         self._take(receipt, metrics)
-        except RayError as error:
-            raise JobFailed(
-                f"Ray gave up: {_cause(error)}; what is done stays, and the same command goes on"
-            ) from error
         finally:
             self._keep()
         self._judge_masks()
@@ -246,12 +240,6 @@ class _Run:
             self._ledger.write_receipts(self._name, self._kept_files, self._unkept)
             self._unkept, self._kept_files = [], self._kept_files + 1
         self._kept_at = time.monotonic()
-
-
-def _cause(error: RayError) -> str:
-    """Of the tracebacks that Ray strings together, the one line that names the error they began with."""
-    named = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", str(error), re.MULTILINE)
-    return ": ".join(named[0]) if named else str(error).strip().splitlines()[-1]
 
 
 def _most_common(tally: Tally) -> str:

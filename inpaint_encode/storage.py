@@ -45,6 +45,7 @@ __all__ = [
     "refuse_more",
     "retries",
     "stat",
+    "unfinished",
     "write",
 ]
 
@@ -219,6 +220,16 @@ def delete(uri: str) -> None:
         _retrying(lambda: _client(uri).delete(uri))
     else:
         Path(uri).unlink(missing_ok=True)
+
+
+def unfinished(prefix: str) -> Iterator[str]:
+    """Yield the files below ``prefix`` that a dead process left unfinished; a bucket has none: a write is one request.
+
+    Those of a process that is alive are among them.
+    """
+    if "://" not in prefix:
+        for folder, _, names in os.walk(prefix):
+            yield from (f"{folder}/{name}" for name in sorted(names) if name.startswith(TEMPORARY))
 
 
 def retries() -> int:

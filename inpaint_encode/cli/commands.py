@@ -11,7 +11,7 @@ from rich.console import Console
 
 from inpaint_encode import __version__
 from inpaint_encode.cluster import protect_local_ray
-from inpaint_encode.settings import EncodeJob, PlanOptions, VerifyOptions
+from inpaint_encode.settings import EncodeJob, ExportOptions, PlanOptions, VerifyOptions
 
 __all__ = ["app"]
 
@@ -96,3 +96,27 @@ def report(output: str) -> None:
     from inpaint_encode.show_report import read_report, show
 
     show(read_report(output), Console(width=None if sys.stdout.isatty() else 140))
+
+
+@app.command
+def export(
+    output: Annotated[str, Parameter(help="Folder or prefix that an encode command wrote, finished or not.")],
+    /,
+    *,
+    options: Annotated[ExportOptions, Parameter(name="*")],
+) -> None:
+    """Write an output's rows as files for ComfyUI, for WebDataset, or as safetensors; nothing is encoded again.
+
+    Run it again after any interruption, or when the output has grown or changed: it goes on from what is done.
+    Exit codes: 0 done, 1 failed, 2 wrong use.
+    """
+    protect_local_ray(options.address)
+    from inpaint_encode.export.run import export_output
+    from inpaint_encode.progress import open_display
+
+    with open_display() as display:
+        made = export_output(output, options, display.say)
+    print(
+        f"{made.whole.rows:,} rows for {options.to}; this run {made.rows_now:,} in {made.seconds:,.1f} s\n"
+        f"{made.uri}: {made.whole.files:,} files, {made.whole.bytes:,} bytes"
+    )

@@ -56,9 +56,20 @@ class Output:
 
     @cached_property
     def made_by(self) -> dict[str, Any]:
-        """How the rows were made: the VAE's facts, `inpaint_encode.settings.RowSettings`, versions; one set for all."""
-        with self.parquet(self.files[0]) as file:
-            return made_by(file)
+        """How the rows were made: the VAE's facts, `inpaint_encode.settings.RowSettings`, versions; one set for all.
+
+        Raises:
+            UsageError: the first data file is none of encode's, or is damaged.
+        """
+        first = self.files[0]
+        try:
+            with self.parquet(first) as file:
+                return made_by(file)
+        except (pa.ArrowException, KeyError) as error:
+            raise UsageError(
+                f"{storage.join(self.uri, first.path)} is no data file of encode, or is damaged "
+                f"({type(error).__name__}: {error}); `inpaint-encode verify` tells which"
+            ) from error
 
     @cached_property
     def job(self) -> dict[str, Any]:
@@ -88,8 +99,8 @@ class Output:
 
 
 def made_by(file: pq.ParquetFile) -> dict[str, Any]:
-    """How the rows of one data file were made, as its footer says."""
-    return dict(json.loads(file.schema_arrow.metadata[rows.FOOTER_KEY]))
+    """How the rows of one data file were made, as its footer says; a `KeyError` if it says nothing."""
+    return dict(json.loads((file.schema_arrow.metadata or {})[rows.FOOTER_KEY]))
 
 
 def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any]]:

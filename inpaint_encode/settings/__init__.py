@@ -6,6 +6,7 @@ run behaves; `commands` puts them together. The command line and TOML files spel
 """
 
 from .commands import EncodeJob, PlanOptions, VerifyOptions
+from .export import ExportOptions
 from .files import Decoding, Limits
 from .row import RowSettings, VaeSource
 from .run import Batches, Chunks, Labels, Output, RunOptions, Workers, selector
@@ -17,6 +18,7 @@ __all__ = [
     "Chunks",
     "Decoding",
     "EncodeJob",
+    "ExportOptions",
     "Labels",
     "Limits",
     "Output",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -195,7 +194,7 @@ def _left_over(ledger: Ledger, inventory: Inventory, plan: _Plan) -> Iterator[Pr
         yield Problem(
             "stranger", ledger.uri(path), "is none of this tool's files, but readers take it for one; move it"
         )
-    for uri in _temporary_files(ledger.output):
+    for uri in storage.unfinished(ledger.output):
         yield Problem("temporary", uri, "is unfinished: by a run that has died, unless one is running now")
     if plan.problems:
         return
@@ -203,13 +202,6 @@ def _left_over(ledger: Ledger, inventory: Inventory, plan: _Plan) -> Iterator[Pr
         yield Problem("foreign", ledger.data_uri(chunk), f"is of chunk {chunk}, which is not planned")
     for chunk in sorted(inventory.rejects - plan.chunks.keys()):
         yield Problem("foreign", ledger.rejects_uri(chunk), f"is of chunk {chunk}, which is not planned")
-
-
-def _temporary_files(output: str) -> Iterator[str]:
-    """A bucket has none: there an object is written in one request."""
-    if not output.startswith("s3://"):
-        for folder, _, names in os.walk(output):
-            yield from (f"{folder}/{name}" for name in sorted(names) if name.startswith(storage.TEMPORARY))
 
 
 def _work(inventory: Inventory, plan: _Plan) -> pa.Table:

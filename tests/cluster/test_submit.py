@@ -183,6 +183,7 @@ def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s
         "report": (0, f"python jobs/report.py {s3.uri('submitted-out')}"),
         "plan": (0, f"python jobs/plan.py {' '.join(options[:4])} --as-json"),
         "verify": (0, f"python jobs/verify.py {s3.uri('submitted-out')}"),
+        "export": (0, f"python jobs/export.py {s3.uri('submitted-out')} --to webdataset --output {s3.uri('tars')}"),
         "benchmark": (0, "python jobs/benchmark.py --quick --only write"),
     }
     for name, (_, entrypoint) in jobs.items():

@@ -1,0 +1,229 @@
+"""Exports by a real Ray to disks and to a real S3 server: whole, resumed, killed, and of outputs that change."""
+
+import json
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inpaint_encode import storage
+from inpaint_encode.demo.pairs import upload, write_random_pairs
+from inpaint_encode.errors import UsageError
+from inpaint_encode.export.formats import SUFFIXES
+from inpaint_encode.export.names import path_of
+from inpaint_encode.export.run import export_output
+from inpaint_encode.pipeline import run_job
+from inpaint_encode.progress import Silent
+from inpaint_encode.settings import ExportOptions
+from tests.exports import by_key, exported, load_latent, load_mask, of_rows, write_chunk
+from tests.outputs import files_of
+from tests.warm import WarmWorkers
+
+CHUNKS = [["a/042", "a/042/1", "v1.5/x.y"], ["b", "../c"], [], ["d//e", "ü%"]]
+
+
+def export(output, to, destination, **options):
+    return export_output(str(output), ExportOptions(to=to, output=str(destination), **options), Silent().say)
+
+
+def write_output(folder) -> str:
+    for chunk, keys in enumerate(CHUNKS):
+        write_chunk(str(folder), chunk, keys)
+    return str(folder)
+
+
+@pytest.fixture
+def output(tmp_path, ray_cluster):
+    return write_output(tmp_path / "out")
+
+
+def test_an_encoded_output_on_s3_becomes_what_comfyui_loads(tmp_path, s3, ray_cluster, make_job, shell):
+    """The latents of encode's rows, not one bit else."""
+    write_random_pairs(tmp_path, 10, seed=5, smallest=24, largest=72)
+    upload(tmp_path, s3.uri("export-in"))
+    encoded, to = s3.uri("export-encoded"), s3.uri("export-comfyui", "input")
+    run_job(make_job(s3.uri("export-in", "images"), s3.uri("export-in", "masks"), encoded, chunk_rows=4), Silent())
+    done = shell("export", encoded, "--to", "comfyui", "--output", to)
+    assert (done.returncode, done.stdout.splitlines()[0].partition(" in ")[0]) == (
+        0,
+        "10 rows for comfyui; this run 10",
+    )
+    files, rows = of_rows(to), by_key(encoded)
+    assert len(rows) == 10
+    assert set(files) == {f"{path_of(key)}{suffix}" for key in rows for suffix in SUFFIXES["comfyui"]}
+    for key, row in rows.items():
+        assert np.array_equal(load_latent(files[f"{path_of(key)}.latent"])[0], row["samples"])
+        assert np.array_equal(load_mask(files[f"{path_of(key)}_mask.png"]), row["noise_mask"][0])
+    size = sum(map(len, files.values()))
+    assert done.stdout.splitlines()[1] == f"{to}: 20 files, {size:,} bytes"
+    again = shell("export", encoded, "--to", "comfyui", "--output", to)
+    assert (again.returncode, again.stdout.splitlines()[0].partition(" in ")[0]) == (
+        0,
+        "10 rows for comfyui; this run 0",
+    )
+    assert again.stderr == "3 of 3 data files are exported\n"
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_odd_keys_on_s3_and_on_a_disk_give_the_same_files(to, output, s3):
+    there, here = s3.uri("export-odd", to), f"{output}-{to}"
+    made = [export(output, to, destination) for destination in (there, here)]
+    assert of_rows(there) == of_rows(here)
+    assert [made[0].whole, made[0].rows_now] == [made[1].whole, made[1].rows_now]
+    assert made[0].whole.rows == 7
+    assert made[0].whole[1:] == (len(of_rows(here)), sum(map(len, of_rows(here).values())))
+    assert "_lease.json" not in files_of(there)
+
+
+def versions_of(destination) -> dict[str, str]:
+    return {
+        path: version
+        for listed in storage.list_objects(str(destination))
+        for path, version in zip(listed.paths, listed.versions, strict=True)
+    }
+
+
+def test_what_is_done_is_not_done_again(output, tmp_path):
+    """Of four data files one is not noted at all, and one was begun."""
+    to = tmp_path / "to"
+    export(output, "comfyui", to)
+    before, bytes_before = versions_of(to), exported(str(to))
+    note = to / "_export" / "0a1b2c3d-00000001.json"
+    mark = json.loads(note.read_text())
+    note.write_text(json.dumps({**mark, "done": False, "bytes": 0}))
+    (to / "b.latent").unlink()
+    (to / "_export" / "0a1b2c3d-00000003.json").unlink()
+    (to / "d" / f"_tmp-{'0' * 32}").write_bytes(b"cut")
+    (to / "_tmp-of-another").write_bytes(b"mine")
+    made = export(output, "comfyui", to)
+    assert exported(str(to)) == bytes_before
+    assert sorted(path.name for path in to.rglob("_tmp-*")) == ["_tmp-of-another"]
+    written = {path for path, version in versions_of(to).items() if before[path] != version}
+    assert {path for path in written if not path.startswith("_")} == {
+        *("b.latent", "b_mask.png", "%2E%2E/c.latent", "%2E%2E/c_mask.png"),
+        *("d/%/e.latent", "d/%/e_mask.png", "ü%25.latent", "ü%25_mask.png"),
+    }
+    assert (made.rows_now, made.whole.rows, made.whole.files) == (4, 7, 14)
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_an_output_that_changed_is_exported_as_it_is_now(to, output, tmp_path):
+    """A row has gone, another has moved to a later data file, one came, and a data file was removed."""
+    export(output, to, tmp_path / "to")
+    write_chunk(output, 0, ["a/042", "new"], seed=1)
+    write_chunk(output, 4, ["a/042/1"])
+    Path(output, "0a1b2c3d-00000003.parquet").unlink()
+    made = export(output, to, tmp_path / "to")
+    fresh = export(output, to, tmp_path / "fresh")
+    assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "fresh"))
+    assert made.whole == fresh.whole
+    assert (made.rows_now, made.whole.rows) == (3, 5)
+
+
+def test_another_export_is_refused_by_name_and_overwritten_if_that_is_asked(output, tmp_path, shell):
+    to = str(tmp_path / "to")
+    export(output, "comfyui", to)
+    before = exported(to)
+    done = shell("export", output, "--to", "webdataset", "--output", to)
+    assert done.returncode == 2
+    assert "has another export (to: comfyui there, webdataset here)" in " ".join(done.stderr.split())
+    other = str(tmp_path / "other")
+    write_chunk(other, 0, ["z"], job="99999999")
+    with pytest.raises(UsageError, match=f"source: {output} there, {other} here; job: 0a1b2c3d there, 99999999 here"):
+        export(other, "comfyui", to)
+    assert exported(to) == before
+    (tmp_path / "to/mine.png").write_bytes(b"mine")
+    export(other, "webdataset", to, overwrite=True)
+    export(other, "webdataset", tmp_path / "fresh")
+    assert exported(to) == {**exported(str(tmp_path / "fresh")), "mine.png": b"mine"}
+
+
+def test_damage_ends_the_command_and_leaves_what_is_done(output, tmp_path, shell):
+    path = Path(output, "0a1b2c3d-00000003.parquet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    done = shell("export", output, "--to", "safetensors", "--output", tmp_path / "to")
+    assert done.returncode == 1
+    assert f"no encode has ended in {output} yet" in done.stderr
+    assert f"{path} cannot be exported: " in done.stderr
+    assert "what is done stays, and the same command goes on from it" in " ".join(done.stderr.split())
+    path.write_bytes(whole)
+    export(output, "safetensors", tmp_path / "to")
+    export(output, "safetensors", tmp_path / "fresh")
+    files, fresh = (of_rows(str(tmp_path / name)) for name in ("to", "fresh"))
+    assert files == fresh
+
+
+KILLED_CHUNKS = 24
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, ray_cluster):
+    """So many data files that a run can be killed in the middle."""
+    folder = str(tmp_path_factory.mktemp("large") / "out")
+    for chunk in range(KILLED_CHUNKS):
+        write_chunk(folder, chunk, [f"{chunk:03d}/{row:02d}" for row in range(12)])
+    return folder
+
+
+def run_forked(output, to, destination, address):
+    """An export in a process of its own, with a Ray client of its own."""
+    import ray
+
+    ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env={"py_executable": WarmWorkers.executable})
+    export(output, to, destination)
+
+
+def done_in(destination: str) -> int:
+    notes = [path for path in files_of(destination) if path.startswith("_export/")]
+    return sum(json.loads(storage.read(f"{destination}/{path}").data)["done"] for path in notes)
+
+
+def killed_when(process, destination: str, done: int) -> bool:
+    """SIGKILL it as soon as so many data files are done; whether it was still alive."""
+    deadline = time.monotonic() + 120
+    while process.is_alive() and done_in(destination) < done and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture
+def killed_and_finished(large, detached_ray):
+    """Kill an export after so many data files, each time it is run; then let it end."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["inpaint_encode.pipeline", "inpaint_encode.encoder", "diffusers.models"])
+
+    def run(to: str, destination: str, *when: int) -> None:
+        for done in [*when, None]:
+            process = processes.Process(target=run_forked, args=(large, to, destination, detached_ray))
+            process.start()
+            if done is None:
+                process.join(120)
+                assert process.exitcode == 0
+            else:
+                assert killed_when(process, destination, done)
+                assert done <= done_in(destination) < KILLED_CHUNKS
+
+    return run
+
+
+def test_killed_in_the_middle_it_ends_as_if_undisturbed(large, killed_and_finished, tmp_path):
+    killed_and_finished("comfyui", str(tmp_path / "to"), 6)
+    export(large, "comfyui", tmp_path / "undisturbed")
+    assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "undisturbed"))
+    assert list(storage.unfinished(str(tmp_path / "to"))) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_killed_many_times_on_s3(to, large, killed_and_finished, s3, tmp_path):
+    destination = s3.uri("export-killed", to)
+    killed_and_finished(to, destination, 1, 3, 6, 9, 12, 15)
+    export(large, to, tmp_path)
+    assert exported(destination) == exported(str(tmp_path))
+    print(f"{to}: killed six times, exact")
