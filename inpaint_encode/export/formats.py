@@ -23,7 +23,7 @@ from inpaint_encode.rows import FOOTER_KEY, TENSORS
 
 from .names import path_of
 
-__all__ = ["SUFFIXES", "Facts", "Format", "Kind", "Row", "format_of", "tar_bytes", "unscaled"]
+__all__ = ["SUFFIXES", "Facts", "Format", "Kind", "Row", "format_of", "tar_bytes"]
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "comfyui": (".latent", "_mask.png"),
@@ -98,28 +98,19 @@ _KINDS = {"comfyui": _comfyui, "webdataset": _webdataset, "safetensors": _safete
 
 def _latent(name: str, row: Row, facts: Facts) -> bytes:
     """A latent as ComfyUI saves one: without the second, empty tensor its loader would divide by a factor of SD 1."""
-    latent = unscaled(row[name], facts.made_by)
+    latent = _unscaled(row[name], facts.made_by)
     batch = latent[None, :, None] if facts.video else latent[None]
     tensors = {"latent_tensor": batch, "latent_format_version_0": np.empty(0, np.float32)}
     return _safetensors_bytes(tensors, _strings(row, facts._replace(made_by=_once_unscaled(facts.made_by))))
 
 
-def unscaled(values: NDArray[Any], made_by: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return stored latents ``[C, h, w]``, or moments of them, as the VAE gave them; only scaled ones are computed.
+def _unscaled(values: NDArray[Any], made_by: Mapping[str, Any]) -> NDArray[np.float32]:
+    import torch
 
-    Args:
-        values: float16 or float32.
-        made_by: what the footer says of them.
-    """
-    if made_by.get("posterior") == "moments":
-        values = values[: len(values) // 2]
-    if not _is_scaled(made_by):
-        return np.ascontiguousarray(values, np.float32)
-    exact = values.astype(np.float64) / (made_by["scaling_factor"] or 1.0) + (made_by["shift_factor"] or 0.0)
-    if made_by["latents_mean"] is not None and made_by["latents_std"] is not None:
-        mean, std = (np.reshape(made_by[name], (-1, 1, 1)) for name in ("latents_mean", "latents_std"))
-        exact = exact * std + mean
-    return exact.astype(np.float32)
+    from inpaint_encode.reader.conventions import unscaled
+
+    latent: NDArray[np.float32] = unscaled(torch.from_numpy(np.array(values)), made_by).numpy()
+    return np.ascontiguousarray(latent)
 
 
 def _is_scaled(made_by: Mapping[str, Any]) -> bool:
@@ -128,7 +119,7 @@ def _is_scaled(made_by: Mapping[str, Any]) -> bool:
 
 
 def _once_unscaled(made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What is true of what `unscaled` returns."""
+    """What is true of what `_unscaled` returns."""
     plain = {"scaled": False, "latent_form": "unscaled"} if _is_scaled(made_by) else {}
     mean = {"posterior": "mean"} if made_by.get("posterior") == "moments" else {}
     return {**made_by, **plain, **mean}

@@ -28,6 +28,7 @@ __all__ = [
     "of_posterior",
     "packed",
     "refuse_for_diffusers",
+    "unscaled",
 ]
 
 Layout = Literal["channels", "flux_fill"]
@@ -121,11 +122,17 @@ def for_comfyui(row: Mapping[str, Any], made_by: Mapping[str, Any], *, original:
     """
     if original and not made_by.get("also_original"):
         raise UsageError("for_comfyui: these rows have no original_samples; encode with --also-original")
-    samples = of_posterior(row["original_samples" if original else "samples"], made_by)[None]
+    samples = unscaled(row["original_samples" if original else "samples"], made_by)
+    return {"samples": samples[None], "noise_mask": row["noise_mask"].float()[None]}
+
+
+def unscaled(stored: Tensor, made_by: Mapping[str, Any]) -> Tensor:
+    """One latent, float32 ``[C, h, w]``, as the VAE gave it: only what ``--scaled`` has scaled is computed."""
+    samples = of_posterior(stored, made_by)
     facts = VaeFacts.of(made_by)
-    if facts.latent_form == "scaled" and not known_family(facts.vae_class, "the VAE").scaled:
-        samples = to_unscaled(samples, replace(facts, latent_form="unscaled"))
-    return {"samples": samples, "noise_mask": row["noise_mask"].float()[None]}
+    if facts.latent_form != "scaled" or known_family(facts.vae_class, "the VAE").scaled:
+        return samples
+    return to_unscaled(samples[None].double(), replace(facts, latent_form="unscaled"))[0].float()
 
 
 def of_posterior(stored: Tensor, made_by: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:

@@ -21,11 +21,12 @@ from inpaint_encode import rows, storage
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.export.chunk import FILE, export_file
 from inpaint_encode.export.destination import Destination
-from inpaint_encode.export.formats import SUFFIXES, format_of, unscaled
+from inpaint_encode.export.formats import SUFFIXES, format_of
 from inpaint_encode.export.names import path_of
 from inpaint_encode.export.run import export_output
 from inpaint_encode.lease import hold
 from inpaint_encode.reader import Output
+from inpaint_encode.reader.conventions import unscaled
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.sources.tars import _NAME
 from inpaint_encode.vae import VaeFacts, to_scaled
@@ -203,12 +204,11 @@ SCALINGS = [
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 def test_scaled_latents_are_as_the_vae_gave_them_again(scaling, tmp_path):
     made_by = {**MADE_BY, **scaling}
-    names = VaeFacts.__dataclass_fields__
-    facts = VaeFacts(**{**dict.fromkeys(names, ""), **{name: made_by[name] for name in names if name in made_by}})
+    facts = VaeFacts.of(made_by)
     latent = np.random.default_rng(3).standard_normal((4, 5, 6)).astype(np.float32) * 5
     scaled = to_scaled(torch.from_numpy(latent)[None], facts)[0].numpy()
     made_by |= {"scaled": True, "latent_form": "scaled"}
-    assert np.abs(unscaled(scaled, made_by) - latent).max() < 4e-6
+    assert np.abs(unscaled(torch.from_numpy(scaled), made_by).numpy() - latent).max() < 4e-6
     write_chunk(f"{tmp_path}/out", 0, ["a"], **made_by)
     export(tmp_path / "out", "comfyui", tmp_path / "to")
     data = (tmp_path / "to/a.latent").read_bytes()
