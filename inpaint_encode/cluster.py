@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +21,9 @@ __all__ = ["Encoders", "encoders", "encoders_of", "joined", "protect_local_ray",
 
 LOGICAL_CPUS = 4
 """Least number of CPUs that a Ray on this machine is told to have: an encoder and the tasks around it must all fit."""
+
+ANSWER_S = 10.0
+"""How long a cluster has to take a connection."""
 
 CPU_ENCODER_CPUS = 2.0
 """An encoder without a GPU, unless it is told."""
@@ -39,12 +44,26 @@ def joined(address: str) -> Iterator[None]:
     cluster = address or os.environ.get("RAY_ADDRESS")
     options = {"address": cluster} if cluster else _local_options()
     try:
+        if cluster:
+            _refuse_silent(cluster)
         with _interrupts_held(), _no_stderr():
             _start(options)
         _quieten()
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise if nothing listens at ``host:port``: Ray would try for ten minutes and longer, deaf to Ctrl-C."""
+    found = re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address)
+    try:
+        if found:
+            socket.create_connection((found[1], int(found[2])), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        advice = "check --address, or RAY_ADDRESS where it is not given"
+        raise JobFailed(f"the Ray cluster at {address} cannot be joined: {reason}; {advice}") from error
 
 
 def _start(options: dict[str, Any]) -> None:
