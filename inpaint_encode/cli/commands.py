@@ -85,6 +85,28 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
 
 
 @app.command
+def info(output: str, *, as_json: bool = False) -> None:
+    """Tell what an output is, from its metadata: counts, sizes, settings.
+
+    inpaint-encode info s3://bucket/latents
+
+    Lists the output and reads a few small objects, no row; a job may run meanwhile.
+    Exit codes: 0 done, 1 it cannot be read, 2 wrong use, 130 interrupted.
+
+    Args:
+        output: Folder or prefix that an encode command wrote.
+        as_json: Print JSON instead of tables.
+    """
+    from inpaint_encode.view.info import about, show
+
+    found = about(output)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        show(found, Console(width=None if sys.stdout.isatty() else 140))
+
+
+@app.command
 def report(output: str) -> None:
     """Print the report of the last run that finished: counts, why pairs were rejected, seconds by stage.
 
