@@ -11,7 +11,7 @@ from rich.console import Console
 
 from inpaint_encode import __version__
 from inpaint_encode.cluster import protect_local_ray
-from inpaint_encode.settings import EncodeJob, PlanOptions, VerifyOptions
+from inpaint_encode.settings import EncodeJob, PlanOptions, VerifyOptions, measured_in
 
 __all__ = ["app"]
 
@@ -23,6 +23,38 @@ app = App(
     suppress_keyboard_interrupt=False,
     help_format="plaintext",
 )
+
+
+@app.command
+def doctor(
+    *uris: str,
+    output: Annotated[str, measured_in("URI")] = "",
+    address: Annotated[str, measured_in("HOST:PORT")] = "",
+    no_ray: bool = False,
+) -> None:
+    """Check this machine, its Ray and the buckets, and say what to do.
+
+    inpaint-encode doctor s3://bucket/images --output s3://bucket/latents
+
+    A cluster's nodes, too: ray job submit --working-dir . -- python jobs/doctor.py
+    Exit codes: 0 no problem, 1 a problem, 2 wrong use, 130 interrupted.
+
+    Args:
+        uris: Prefixes or files that are to be read: each is listed, and an object of it is read.
+        output: Folder or prefix that is to be written: a small object is written there, replaced and deleted.
+        address: Ray cluster to join, whose nodes are checked; by default as RAY_ADDRESS says, else one is started here.
+        no_ray: Start and join no Ray, which takes some ten seconds; only this machine and the buckets are checked.
+    """
+    protect_local_ray(address)
+    from inpaint_encode.doctor.run import diagnose
+    from inpaint_encode.doctor.show import Shown
+    from inpaint_encode.progress import open_display
+
+    with open_display() as display:
+        shown = Shown(Console(width=None if sys.stdout.isatty() else 140))
+        for finding in diagnose(uris, output, address, ray=not no_ray, say=display.say):
+            shown.add(finding)
+    shown.refuse_problems()
 
 
 @app.command
