@@ -77,7 +77,7 @@ def _start(options: dict[str, Any]) -> None:
             f"the Ray cluster at {options['address']} cannot be joined" if "address" in options else "Ray did not start"
         )
         reason = str(error).strip() or type(error).__name__
-        raise JobFailed(f"{where}: {reason.splitlines()[0]}") from error
+        raise JobFailed(f"{where}: {reason.splitlines()[0]}; `inpaint-encode doctor` looks for the cause") from error
 
 
 class Encoders(NamedTuple):
@@ -107,7 +107,8 @@ def encoders_of(workers: Workers, there: float, *, own: bool) -> Encoders:
     asked = workers.gpus_per_worker
     gpus = float(there > 0) if asked == "auto" else float(asked)
     if gpus > there and own:
-        raise UsageError(f"--gpus-per-worker {asked}, but this machine has no such GPU; use 0 or auto")
+        why = "use 0 or auto; `inpaint-encode doctor` says why there is none"
+        raise UsageError(f"--gpus-per-worker {asked}, but this machine has no such GPU; {why}")
     if gpus > there and not workers.max_workers:
         raise UsageError(
             f"--gpus-per-worker {asked}, and the cluster has {there:g} GPUs now; if it starts more on demand, say for "

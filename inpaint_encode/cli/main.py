@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     except EncodeError as error:
         _fail(str(error), error.exit_code)
     except (OSError, UnicodeError) as error:
-        _fail(f"{error.__class__.__name__}: {error}; what is done stays", JobFailed.exit_code)
+        advice = "what is done stays; `inpaint-encode doctor` tries disks and stores"
+        _fail(f"{error.__class__.__name__}: {error}; {advice}", JobFailed.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from what is done", INTERRUPTED)
 

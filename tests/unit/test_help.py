@@ -175,6 +175,15 @@ class TestErrors:
         assert done.returncode == 2
         assert f"--images {s3.uri('a')} cannot be listed: Partial credentials found in env" in done.stderr
 
+    def test_what_a_store_refuses_leads_to_the_doctor(self, shell, s3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+            forget_clients()
+            done = shell("report", s3.uri("out"))
+        forget_clients()
+        assert (done.returncode, done.stderr.startswith("error: PermissionError: ")) == (1, True)
+        assert done.stderr.endswith("what is done stays; `inpaint-encode doctor` tries disks and stores\n")
+
     def test_a_cluster_that_is_not_there_is_not_waited_for(self):
         """Ray would try for ten minutes and longer."""
         with pytest.raises(JobFailed, match=r"127\.0\.0\.1:1 cannot be joined: Connection refused; check --address"):
