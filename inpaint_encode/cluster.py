@@ -73,11 +73,11 @@ def _start(options: dict[str, Any]) -> None:
         logs = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
         ray.init(logging_config=logs, logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # Ray raises a bare Exception when a node does not come up
-        where = (
-            f"the Ray cluster at {options['address']} cannot be joined" if "address" in options else "Ray did not start"
-        )
-        reason = str(error).strip() or type(error).__name__
-        raise JobFailed(f"{where}: {reason.splitlines()[0]}; `inpaint-encode doctor` looks for the cause") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "address" in options:
+            advice = "where it has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            raise JobFailed(f"the Ray cluster at {options['address']} cannot be joined: {reason}; {advice}") from error
+        raise JobFailed(f"Ray did not start: {reason}; `inpaint-encode doctor` looks at what it needs") from error
 
 
 class Encoders(NamedTuple):

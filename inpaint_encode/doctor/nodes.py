@@ -54,7 +54,7 @@ def check_nodes(address: str, sources: Sequence[str], output: str, say: Callable
             say("asking the nodes")
             yield from _about_nodes(sources, output, own=not cluster)
     except JobFailed as error:
-        there = "`ray status` on its head says more; where it has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        there = "`ray status` on its head says whether it is up; a firewall may be between"
         yield problem("Ray", str(error), there if cluster else "see the logs in /tmp/ray/session_latest/logs")
 
 
