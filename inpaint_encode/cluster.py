@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ __all__ = ["Encoders", "encoders", "encoders_of", "failures_named", "joined", "p
 
 LOGICAL_CPUS = 4
 """Least number of CPUs that a Ray on this machine is told to have: an encoder and the tasks around it must all fit."""
+
+ANSWER_S = 10.0
+"""How long a cluster has to take a connection."""
 
 CPU_ENCODER_CPUS = 2.0
 """An encoder without a GPU, unless it is told."""
@@ -40,12 +44,26 @@ def joined(address: str) -> Iterator[None]:
     cluster = address or os.environ.get("RAY_ADDRESS")
     options = {"address": cluster} if cluster else _local_options()
     try:
+        if cluster:
+            _refuse_silent(cluster)
         with _interrupts_held(), _no_stderr():
             _start(options)
         _quieten()
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise if nothing listens at ``host:port``: Ray would try for ten minutes and longer, deaf to Ctrl-C."""
+    found = re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address)
+    try:
+        if found:
+            socket.create_connection((found[1], int(found[2])), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        advice = "check --address, or RAY_ADDRESS where it is not given"
+        raise JobFailed(f"the Ray cluster at {address} cannot be joined: {reason}; {advice}") from error
 
 
 def _start(options: dict[str, Any]) -> None:
@@ -55,11 +73,11 @@ def _start(options: dict[str, Any]) -> None:
         logs = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
         ray.init(logging_config=logs, logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # Ray raises a bare Exception when a node does not come up
-        where = (
-            f"the Ray cluster at {options['address']} cannot be joined" if "address" in options else "Ray did not start"
-        )
-        reason = str(error).strip() or type(error).__name__
-        raise JobFailed(f"{where}: {reason.splitlines()[0]}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "address" in options:
+            advice = "where it has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            raise JobFailed(f"the Ray cluster at {options['address']} cannot be joined: {reason}; {advice}") from error
+        raise JobFailed(f"Ray did not start: {reason}; `inpaint-encode doctor` looks at what it needs") from error
 
 
 @contextmanager
@@ -106,7 +124,8 @@ def encoders_of(workers: Workers, there: float, *, own: bool) -> Encoders:
     asked = workers.gpus_per_worker
     gpus = float(there > 0) if asked == "auto" else float(asked)
     if gpus > there and own:
-        raise UsageError(f"--gpus-per-worker {asked}, but this machine has no such GPU; use 0 or auto")
+        why = "use 0 or auto; `inpaint-encode doctor` says why there is none"
+        raise UsageError(f"--gpus-per-worker {asked}, but this machine has no such GPU; {why}")
     if gpus > there and not workers.max_workers:
         raise UsageError(
             f"--gpus-per-worker {asked}, and the cluster has {there:g} GPUs now; if it starts more on demand, say for "

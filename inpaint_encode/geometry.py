@@ -84,12 +84,16 @@ class Sizing:
             ValueError: they cannot be had; the message says which can.
         """
         if self.resize and self.resize < self.ratio:
-            raise ValueError(f"--resize {self.resize} is less than one latent pixel, which is {self.ratio} pixels")
+            least = f"which is {self.ratio} pixels; give at least that"
+            raise ValueError(f"--resize {self.resize} is less than one latent pixel, {least}")
         if self.buckets and self.bucket_step % self.ratio:
             step = -(-self.bucket_step // self.ratio) * self.ratio
             raise ValueError(f"--bucket-step {self.bucket_step} is no multiple of the VAE's {self.ratio}; {step} is")
         if self.buckets and not bucket_sizes(self.buckets, self.bucket_step):
-            raise ValueError(f"--buckets {self.buckets}: not one square of --bucket-step {self.bucket_step} fits")
+            least = f"; give --buckets {self.bucket_step**2} or more, or a smaller --bucket-step"
+            raise ValueError(
+                f"--buckets {self.buckets}: not one square of --bucket-step {self.bucket_step} fits{least}"
+            )
         sides = parse_resolution(self.resolution) if self.resolution else (0, 0)
         if any(side % self.ratio for side in sides):
             height, width = (max(1, round(side / self.ratio)) * self.ratio for side in sides)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -39,7 +40,17 @@ from obstore.store import GCSStore, S3Store
 from .settings import SourceAccess
 from .storage import ABSENT, DIRECT, Blob, Conflict, Listed, Stat, Unavailable, refuse_more
 
-__all__ = ["Listing", "delete", "read", "read_range", "stat", "write"]
+__all__ = [
+    "Listing",
+    "credentials_from",
+    "delete",
+    "read",
+    "read_range",
+    "server",
+    "server_time",
+    "stat",
+    "write",
+]
 
 _PAGE = 1_000  # what S3 gives in one answer
 _CONNECT_S = 5
@@ -201,6 +212,39 @@ def delete(uri: str) -> None:
         _s3fs().call_s3("delete_object", Bucket=bucket, Key=path, timeout=_CALL_S)
 
 
+def credentials_from() -> str:
+    """Where botocore's chain found credentials, such as ``env`` or ``iam-role``; empty if it found none.
+
+    Raises:
+        PermissionError: they are there in part, or the profile that is named is not.
+    """
+    with _named_errors():
+        found = _session().get_credentials()
+        return str(found.method) if found else ""
+
+
+def server() -> str:
+    """The server that the environment says: of AWS, that of the region."""
+    return _endpoint() or f"https://s3.{_region()}.amazonaws.com"
+
+
+def server_time(uri: str) -> datetime:
+    """What the store's clock says, to the second; asked once, and not again if there is no answer.
+
+    Raises:
+        PermissionError: the credentials are there in part.
+        OSError: no server answers, or what answers tells no time.
+    """
+    with _named_errors():
+        try:
+            told = _lister(DIRECT).head_bucket(Bucket=_split(uri)[0])["ResponseMetadata"]
+        except ClientError as error:
+            told = error.response["ResponseMetadata"]  # whatever the answer is, it has a date
+        if date := told["HTTPHeaders"].get("date"):
+            return parsedate_to_datetime(date)
+        raise OSError(errno.EINVAL, "the server does not tell the time")
+
+
 def _split(uri: str) -> tuple[str, str]:
     bucket, _, path = uri.partition("://")[2].partition("/")
     return bucket, path
@@ -208,7 +252,8 @@ def _split(uri: str) -> tuple[str, str]:
 
 def _opened(uri: str, access: SourceAccess) -> tuple[S3Store | GCSStore, str]:
     bucket, path = _split(uri)
-    return (_gcs_store if uri.startswith("gs://") else _store)(bucket, access), path
+    with _named_errors():  # credentials that are there in part, or a profile that is not
+        return (_gcs_store if uri.startswith("gs://") else _store)(bucket, access), path
 
 
 @lru_cache

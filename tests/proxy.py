@@ -9,8 +9,14 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from inpaint_encode.demo.s3server import LocalS3
 
@@ -55,7 +61,8 @@ class FaultyProxy:
     """Passes requests on to ``server`` with all their headers, except for a share that meets a fault.
 
     ``share``, ``kinds``, ``stall_s`` and ``only`` may be changed while it runs; faults come in turn. ``counts``
-    has ``requests``, ``held`` and the kinds of the faults. Whole bodies are held in memory.
+    has ``requests``, ``held`` and the kinds of the faults. Whole bodies are held in memory. With ``clock_s`` the
+    server's clock is ahead by so many seconds, and of the conditional headers in ``ignored`` it takes no notice.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class FaultyProxy:
         only: Wanted = lambda method, path: True,
     ) -> None:
         self.share, self.kinds, self.stall_s, self.only = share, kinds, stall_s, only
+        self.clock_s = 0.0
+        self.ignored: set[str] = set()
         self.counts: Counter[str] = Counter()
         self._environment = server.environment
         self._upstream = urlsplit(server.endpoint)
@@ -124,9 +133,12 @@ class FaultyProxy:
         if fault in {*_ERRORS, "reset", "stall"}:
             return await self._refuse(fault, writer)
         await self._wait_while_held(request)
+        if self.ignored & _headers(request.head).keys():
+            request = _signed_without(self.ignored, request, self._environment)
         answer = await self._forward(request, cut=fault == "cut")
         if answer is None or fault == "lost":
             return False
+        answer = _with_clock(answer, self.clock_s)
         if fault == "slow":
             await self._trickle(answer, writer)
         elif fault is None:
@@ -192,6 +204,31 @@ class FaultyProxy:
     def _is_held(self, request: _Message) -> bool:
         wanted = self._hold
         return wanted is not None and wanted(request.start[0], request.path)
+
+
+def _signed_without(ignored: set[str], request: _Message, environment: dict[str, str]) -> _Message:
+    """The request as a client sends it who does not know these headers; they are a part of what is signed."""
+    headers = {name: value for name, value in _headers(request.head).items() if name not in ignored}
+    host, method, target = headers.pop("host"), *request.start[:2]
+    kept = {name: value for name, value in headers.items() if name.startswith(("x-amz-meta", "content-"))}
+    made = AWSRequest(method, f"http://{host}{target}", kept, request.body)
+    key = Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
+    S3SigV4Auth(key, "s3", environment["AWS_REGION"]).add_auth(made)
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        f"host: {host}",
+        *(f"{name}: {value}" for name, value in made.headers.items()),
+    ]
+    return _Message("\r\n".join([*lines, "", ""]).encode("latin-1"), request.body)
+
+
+def _with_clock(answer: _Message, seconds: float) -> _Message:
+    """The answer, dated so many seconds later."""
+    told = _headers(answer.head).get("date")
+    if not seconds or not told:
+        return answer
+    late = format_datetime(parsedate_to_datetime(told) + timedelta(seconds=seconds), usegmt=True)
+    return answer._replace(head=answer.head.replace(told.encode(), late.encode()))
 
 
 async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Message:

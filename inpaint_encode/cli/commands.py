@@ -11,26 +11,64 @@ from rich.console import Console
 
 from inpaint_encode import __version__
 from inpaint_encode.cluster import protect_local_ray
-from inpaint_encode.settings import EncodeJob, ExportOptions, PlanOptions, VerifyOptions
+from inpaint_encode.settings import EncodeJob, ExportOptions, PlanOptions, VerifyOptions, in_words, measured_in
 
 __all__ = ["app"]
 
 app = App(
     name="inpaint-encode",
     version=__version__,
-    help="Image/mask pairs in a bucket become inpainting latents in Parquet.",
-    default_parameter=Parameter(negative=()),
+    help=r"""Image/mask pairs in a bucket become inpainting latents in Parquet.
+
+    inpaint-encode doctor s3://bucket/images --output s3://bucket/latents
+    inpaint-encode encode --images s3://bucket/images --masks s3://bucket/masks \
+        --vae stabilityai/sd-vae-ft-mse --output s3://bucket/latents""",
+    default_parameter=Parameter(negative=(), show_default=in_words),
     suppress_keyboard_interrupt=False,
     help_format="plaintext",
 )
 
 
-@app.command
-def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
-    """Encode every pair of the source; run it again after any interruption, and it goes on.
+@app.command(sort_key=1)
+def doctor(
+    *uris: str,
+    output: Annotated[str, measured_in("URI")] = "",
+    address: Annotated[str, measured_in("HOST:PORT")] = "",
+    no_ray: bool = False,
+) -> None:
+    """Check this machine, its Ray and the buckets, and say what to do.
 
-    Options may stand in a TOML file instead, spelled with underscores: --config job.toml; flags override it.
-    Exit codes: 0 done, 1 failed, 2 wrong use, 3 more rejected pairs than --max-rejected allows.
+    inpaint-encode doctor s3://bucket/images --output s3://bucket/latents
+
+    A cluster's nodes, too: ray job submit --working-dir . -- python jobs/doctor.py
+    Exit codes: 0 no problem, 1 a problem, 2 wrong use, 130 interrupted.
+
+    Args:
+        uris: Prefixes or files that are to be read: each is listed, and an object of it is read.
+        output: Folder or prefix that is to be written: a small object is written there, replaced and deleted.
+        address: Ray cluster to join, whose nodes are checked; by default as RAY_ADDRESS says, else one is started here.
+        no_ray: Start and join no Ray, which takes some ten seconds; only this machine and the buckets are checked.
+    """
+    protect_local_ray(address)
+    from inpaint_encode.doctor.run import diagnose
+    from inpaint_encode.doctor.show import Shown
+    from inpaint_encode.progress import open_display
+
+    with open_display() as display:
+        shown = Shown(Console(width=None if sys.stdout.isatty() else 140))
+        for finding in diagnose(uris, output, address, ray=not no_ray, say=display.say):
+            shown.add(finding)
+    shown.refuse_problems()
+
+
+@app.command(sort_key=3)
+def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
+    r"""Encode every pair; after any interruption the same command goes on.
+
+    inpaint-encode encode --images s3://bucket/images --masks s3://bucket/masks \
+        --vae stabilityai/sd-vae-ft-mse --output s3://bucket/latents
+
+    Exit codes: 0 done, 1 failed, 2 wrong use, 3 too many rejects, 130 interrupted.
     """
     protect_local_ray(job.run.address)
     from inpaint_encode.pipeline import run_job
@@ -46,13 +84,16 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
     )
 
 
-@app.command
+@app.command(sort_key=2)
 def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
-    """Tell what an encode job will be: how many pairs and files, of which sizes, how many bytes, requests and hours.
+    r"""Tell what an encode job will be: pairs, files, bytes, requests, hours.
 
-    Lists the source and reads the headers of a sample of its images; what is estimated by them has its error beside it.
-    Takes a job's --config file as it is. Nothing is written, and no Ray is started.
-    Exit codes: 0 done, 1 failed, 2 wrong use.
+    inpaint-encode plan --images s3://bucket/images --masks s3://bucket/masks \
+        --vae stabilityai/sd-vae-ft-mse --calibrate 60
+
+    Lists the source and reads the headers of a sample of its images; no Ray starts.
+    Takes a job's --config file as it is. What is estimated has its error beside it.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
     from inpaint_encode.estimate.run import estimate
     from inpaint_encode.estimate.show import show
@@ -66,12 +107,14 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
         show(forecast, Console(width=None if sys.stdout.isatty() else 140))
 
 
-@app.command
+@app.command(sort_key=6)
 def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
-    """Check every file of an output against its plan, its settings and its sources, whoever wrote it and whatever died.
+    """Check every file of an output against its plan, settings and sources.
 
-    Chunks that are not encoded yet are counted, and no damage. With --repair no encode may run at the same time.
-    Exit codes: 0 whole, 1 could not be checked, 2 wrong use, 4 not whole.
+    inpaint-encode verify s3://bucket/latents --sample 100
+
+    Chunks that are not encoded yet are counted, and no damage.
+    Exit codes: 0 whole, 1 could not check, 2 wrong use, 4 not whole, 130 interrupted.
     """
     protect_local_ray(options.address)
     from inpaint_encode.progress import open_display
@@ -84,11 +127,35 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     verdict.refuse_unless_whole()
 
 
-@app.command
+@app.command(sort_key=4)
+def info(output: str, *, as_json: bool = False) -> None:
+    """Tell what an output is, from its metadata: counts, sizes, settings.
+
+    inpaint-encode info s3://bucket/latents
+
+    Lists the output and reads a few small objects, no row; a job may run meanwhile.
+    Exit codes: 0 done, 1 it cannot be read, 2 wrong use, 130 interrupted.
+
+    Args:
+        output: Folder or prefix that an encode command wrote.
+        as_json: Print JSON instead of tables.
+    """
+    from inpaint_encode.view.info import about, show
+
+    found = about(output)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        show(found, Console(width=None if sys.stdout.isatty() else 140))
+
+
+@app.command(sort_key=5)
 def report(output: str) -> None:
     """Print the report of the last run that finished: counts, why pairs were rejected, seconds by stage.
 
-    Exit codes: 0 done, 1 there is none or it cannot be read, 2 wrong use.
+    inpaint-encode report s3://bucket/latents
+
+    Exit codes: 0 done, 1 there is none or it cannot be read, 2 wrong use, 130 interrupted.
 
     Args:
         output: Folder or prefix that an encode command wrote.

@@ -9,15 +9,15 @@ import threading
 from types import FrameType
 
 from cyclopts import CycloptsError
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 
 from .commands import app
-from .config import without_config
-from .spelling import refuse_unknown, sentences
+from .config import configured, without_config
+from .help import asks_for_help, prepare_help
+from .spelling import explained, refuse_incomplete, refuse_unknown
 
 __all__ = ["INTERRUPTED", "main", "stop_on_signals"]
 
@@ -30,17 +30,22 @@ GRACE_S = 15.0
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; the entry point of ``inpaint-encode`` and of every script in jobs/."""
     stop_on_signals()
+    tokens = sys.argv[1:] if arguments is None else arguments
     try:
-        tokens = without_config(sys.argv[1:] if arguments is None else arguments)
-        refuse_unknown(tokens)
+        if asks_for_help(tokens):
+            tokens = prepare_help(tokens)
+        else:
+            tokens = without_config(tokens)
+            refuse_unknown(tokens)
+            refuse_incomplete(tokens, configured())
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        cause = error.__cause__
-        _fail(sentences(cause) if isinstance(cause, ValidationError) else str(error), UsageError.exit_code)
+        _fail(explained(error), UsageError.exit_code)
     except EncodeError as error:
         _fail(str(error), error.exit_code)
     except (OSError, UnicodeError) as error:
-        _fail(f"{error.__class__.__name__}: {error}; what is done stays", JobFailed.exit_code)
+        advice = "what is done stays; `inpaint-encode doctor` tries disks and stores"
+        _fail(f"{error.__class__.__name__}: {error}; {advice}", JobFailed.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from what is done", INTERRUPTED)
 

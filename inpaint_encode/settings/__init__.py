@@ -5,6 +5,7 @@ run behaves; `commands` puts them together. The command line and TOML files spel
 ``grow_mask_by`` is ``--grow-mask-by``.
 """
 
+from .base import in_words, measured_in
 from .commands import EncodeJob, PlanOptions, VerifyOptions
 from .export import ExportOptions
 from .files import Decoding, Limits
@@ -30,6 +31,8 @@ __all__ = [
     "VaeSource",
     "VerifyOptions",
     "Workers",
+    "in_words",
+    "measured_in",
     "selector",
 ]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from .base import Frozen, section
+from .base import Frozen, measured_in, section
 from .files import Decoding, Limits, preset_pattern, refuse_masks_that_disagree
 from .row import RowSettings, VaeSource
 from .run import Batches, Chunks, Output, RunOptions, Workers
@@ -46,17 +46,17 @@ class EncodeJob(_Pairs):
 class VerifyOptions(Frozen):
     """Everything that ``inpaint-encode verify`` can be told."""
 
-    output: str
+    output: Annotated[str, measured_in("URI")]
     """Folder or prefix that an encode command wrote."""
-    sample: Annotated[int, Field(ge=0)] = 0
+    sample: Annotated[int, Field(ge=0), measured_in("ROWS")] = 0
     """Rows, drawn at random, to fetch, encode again on this machine and compare; 0 loads no VAE."""
-    seed: int = 0
+    seed: Annotated[int, measured_in("NUMBER")] = 0
     """Which rows --sample draws: the same seed draws the same rows of the same output."""
-    vae: str = ""
+    vae: Annotated[str, measured_in("MODEL")] = ""
     """Where --sample loads the VAE from, if not from where the job did; its weights must be the same."""
     repair: bool = False
-    """Remove what is damaged or left over, so that the same encode command makes it again."""
-    address: str = ""
+    """Remove what is damaged or left over, so that the same encode command makes it again. No encode may run then."""
+    address: Annotated[str, measured_in("HOST:PORT")] = ""
     """Ray cluster to join; by default the one this process runs in, else one is started on this machine."""
 
 
@@ -64,23 +64,24 @@ class VerifyOptions(Frozen):
 class PlannedVae(VaeSource):
     """Which VAE the job will have, if that is known yet."""
 
-    vae: str = ""
-    """A folder in the diffusers layout, a single .safetensors file or a Hugging Face hub id; without one, 8 pixels a
-    latent and 4 channels."""
+    vae: Annotated[str, measured_in("MODEL")] = ""
+    """Diffusers folder, .safetensors file or hub id. Folder and file may be on s3://; without a VAE, 8 pixels a latent
+    and 4 channels are assumed."""
 
 
 @section("How to estimate", 7)
 class Estimation(Frozen):
     """How much is looked at, and how it is told."""
 
-    sample: Annotated[int, Field(ge=1)] = 256
+    sample: Annotated[int, Field(ge=1), measured_in("IMAGES")] = 256
     """Images, drawn at random, whose headers are read; four times as many halve the errors."""
-    seed: int = 0
+    seed: Annotated[int, measured_in("NUMBER")] = 0
     """Which images --sample draws: the same seed draws the same ones of the same source."""
-    calibrate: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds to fetch, decode and encode sampled pairs on this machine, to tell the job's hours; needs --vae."""
-    price: Annotated[float, Field(ge=0)] = 0.0
-    """What an hour of this machine's device costs, in any currency; needs --calibrate."""
+    calibrate: Annotated[float, Field(ge=0), measured_in("SECONDS")] = 0.0
+    """How long to try sampled pairs here; needs --vae. They are fetched, decoded and encoded on this machine, to tell
+    the job's hours."""
+    price: Annotated[float, Field(ge=0), measured_in("AMOUNT")] = 0.0
+    """Cost of an hour of this device, in any currency; needs --calibrate."""
     as_json: bool = False
     """Print JSON instead of a table."""
 

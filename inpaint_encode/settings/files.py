@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Frozen, section
+from .base import Frozen, measured_in, section
 from .source import Source
 
 __all__ = ["MASK_PRESETS", "Decoding", "Limits", "preset_pattern", "refuse_masks_that_disagree"]
@@ -50,23 +50,23 @@ class Decoding(Frozen):
     same, but rejects a file whose alpha is not opaque everywhere, since it might be the mask. Grey is red, green and
     blue alike; alpha rejects a file that has none."""
     mask_polarity: Literal["white", "black", "transparent", "opaque"] = "white"
-    """What is repainted: white or black, with --mask-channel alpha transparent (its default) or opaque. Levels of 128
-    and more are white or opaque, those up to 127 black or transparent; a mask of another size is first inverted, then
+    """What is repainted. With --mask-channel alpha it is transparent, its default there, or opaque. Levels of 128 and
+    more are white or opaque, those up to 127 black or transparent; a mask of another size is first inverted, then
     resized."""
     mask_preset: Literal["comfy", "lama", "mat", "brushnet", "iopaint", "onetrainer"] | None = None
-    """A tool whose masks these are: sets --mask-channel, --mask-polarity and for lama and onetrainer --mask-pattern,
+    """A tool whose masks these are. Sets --mask-channel, --mask-polarity and for lama and onetrainer --mask-pattern,
     where they are not given."""
     icc: Literal["srgb", "ignore"] = "srgb"
     """Convert an image by its embedded colour profile to sRGB, or ignore the profile."""
-    resize: Annotated[int, Field(ge=0)] = 0
-    """Length in pixels that an image's shorter side is brought to, before the crop; 0 leaves it."""
-    resolution: str = ""
-    """WIDTHxHEIGHT that every image gets: resized to cover it, then cropped at the centre."""
-    buckets: Annotated[int, Field(ge=0)] = 0
+    resize: Annotated[int, Field(ge=0), measured_in("PIXELS", "none")] = 0
+    """Length in pixels that an image's shorter side is brought to, before the crop."""
+    resolution: Annotated[str, measured_in("WxH")] = ""
+    """Pixels of every image, such as 1024x768. It is resized to cover that, then cropped at the centre."""
+    buckets: Annotated[int, Field(ge=0), measured_in("PIXELS", "none")] = 0
     """A budget of pixels, 1048576 for SDXL: every image is brought, as by --resolution, to the one of the sizes of at
     most so many that is nearest to its proportions. Their sides are from half to twice the square's."""
-    bucket_step: Annotated[int, Field(ge=1)] = 64
-    """What the sides of --buckets are multiples of."""
+    bucket_step: Annotated[int, Field(ge=1), measured_in("PIXELS")] = 64
+    """What the sides of --buckets are multiples of, in pixels."""
     upscale: bool = False
     """With one of these three, enlarge images that are too small; without it they are rejected as size.too_small."""
 
@@ -135,8 +135,8 @@ def refuse_masks_that_disagree(source: Source, decoding: Decoding) -> None:
 class Limits(Frozen):
     """What is not read at all; they leave no trace in the rows, and may differ from run to run."""
 
-    max_pixels: Annotated[int, Field(ge=1)] = 64_000_000
+    max_pixels: Annotated[int, Field(ge=1), measured_in("PIXELS")] = 64_000_000
     """An image or mask whose header says more is rejected before it is decoded. A chunk's pixels are in memory at once:
     up to --chunk-rows times this many, 3 bytes each; lower either for large images."""
-    max_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    max_bytes: Annotated[int, Field(ge=1), measured_in("BYTES")] = 256 * 2**20
     """A file of more is rejected and not fetched; 64 megapixels of uncompressed RGB are less."""

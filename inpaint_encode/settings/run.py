@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from cyclopts import Parameter
 from pydantic import Field, field_validator, model_validator
 
-from .base import Frozen, section
+from .base import Frozen, measured_in, section
 
 __all__ = ["Batches", "Chunks", "Labels", "Output", "RunOptions", "Workers", "selector"]
 
@@ -18,10 +18,10 @@ __all__ = ["Batches", "Chunks", "Labels", "Output", "RunOptions", "Workers", "se
 class Chunks(Frozen):
     """In what pieces rows go."""
 
-    chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 256
+    chunk_rows: Annotated[int, Field(ge=1, le=100_000), measured_in("PAIRS")] = 256
     """Pairs in one file, the unit of work: fewer lose less when a worker dies, and cost more requests. An image's masks
     stay in one, unless it has more of them than this."""
-    chunk_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    chunk_bytes: Annotated[int, Field(ge=1), measured_in("BYTES")] = 64 * 2**20
     """Bytes of image files after which a chunk ends early: a task holds a chunk's pixels, some ten times as much of
     photographs. Flat images take far fewer bytes, and a manifest tells none: then only --chunk-rows is a bound, by 3
     bytes for each pixel of each image, 192 MB for one of 64 megapixels."""
@@ -31,10 +31,12 @@ class Chunks(Frozen):
 class Output(Chunks):
     """Where rows go and in what pieces."""
 
-    output: str
-    """Folder or prefix of the output; everything in it that is not data begins with "_"."""
+    output: Annotated[str, measured_in("URI")]
+    """Folder or prefix of the output: s3://bucket/prefix, file:///path or a plain path. Everything in it that is not
+    data begins with "_"."""
     overwrite: bool = False
-    """Start anew: remove what an earlier job wrote there, then encode every pair."""
+    """Remove what an earlier job wrote there, and start anew. Leave it out when you start an interrupted job again: it
+    goes on from what is done."""
 
 
 _SELECTOR = r"[\w./-]+=!?(?:in\([\w.-]+(?:, ?[\w.-]+)*\)|[\w.-]+)"
@@ -51,36 +53,37 @@ def selector(labels: Labels) -> dict[str, str] | None:
 class Batches(Frozen):
     """What one worker does at once, and on what."""
 
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], measured_in("IMAGES")] = "auto"
     """Most images of one size in one forward pass: more fill a GPU better and need more of its memory. auto is 8, or
     as many as will fit into a GPU's free memory; on a CPU, as many as have half a million pixels."""
     compile: Annotated[bool, Parameter(negative="--no-compile")] = True
     """On a GPU, compile the VAE for batch shapes that come often: faster, equal but for rounding."""
-    gpus_per_worker: Annotated[str, Field(pattern=r"^(auto|\d+|0\.\d+)$")] = "auto"
-    """GPUs of one VAE worker: 0 is the CPU, 0.5 lets two share a GPU, auto is 1 where the cluster has one now."""
-    fetch_threads: Annotated[int, Field(ge=1, le=256)] = 16
-    """Downloads under way at once in each fetch task."""
+    gpus_per_worker: Annotated[str, Field(pattern=r"^(auto|\d+|0\.\d+)$"), measured_in("GPUS")] = "auto"
+    """GPUs of one VAE worker: 0 is the CPU, 0.5 lets two share one, auto is 1 where the cluster has one now. On a
+    cluster that starts GPU nodes on demand give a number, and --max-workers."""
+    fetch_threads: Annotated[int, Field(ge=1, le=256), measured_in("COUNT")] = 16
+    """Downloads under way at once in each fetch task, 1 to 256."""
 
 
 @section("Who does the work", 6)
 class Workers(Batches):
     """How much of the cluster the job asks for."""
 
-    min_workers: Annotated[int, Field(ge=1)] = 1
+    min_workers: Annotated[int, Field(ge=1), measured_in("WORKERS")] = 1
     """VAE workers that the job starts with."""
-    max_workers: Annotated[int, Field(ge=0)] = 0
-    """Most VAE workers; 0 is one for each share of a GPU the cluster has now, or one without GPUs. A cluster that
-    starts GPU nodes on demand starts as many as these workers need."""
-    fetch_cpus: Annotated[float, Field(gt=0)] = 1.0
+    max_workers: Annotated[int, Field(ge=0), measured_in("WORKERS", "what is there")] = 0
+    """Most VAE workers. A cluster that starts GPU nodes on demand starts as many as they need. What is there, or 0, is
+    one for each share of a GPU the cluster has now, or one without GPUs."""
+    fetch_cpus: Annotated[float, Field(gt=0), measured_in("CPUS")] = 1.0
     """CPUs that a task takes which fetches and decodes a chunk, of those a node says it has."""
-    encode_cpus: Annotated[str, Field(pattern=r"^(auto|\d+|\d+\.\d+)$")] = "auto"
+    encode_cpus: Annotated[str, Field(pattern=r"^(auto|\d+|\d+\.\d+)$"), measured_in("CPUS")] = "auto"
     """CPUs that a VAE worker takes: auto is 0 beside a GPU, so that no other task keeps it from its GPU, else 2."""
-    write_cpus: Annotated[float, Field(gt=0)] = 0.75
+    write_cpus: Annotated[float, Field(gt=0), measured_in("CPUS")] = 0.75
     """CPUs that a task takes which writes a chunk."""
-    encode_on: Labels = ""
+    encode_on: Annotated[Labels, measured_in("LABELS")] = ""
     """Labels of the nodes for VAE workers, such as ray.io/accelerator-type=in(L4,A10G) or pool=gpu,market=!spot;
     by default every node with what a worker takes."""
-    fetch_on: Labels = ""
+    fetch_on: Annotated[Labels, measured_in("LABELS")] = ""
     """Labels of the nodes on which files are fetched, decoded and written; by default every node with free CPUs."""
 
     @model_validator(mode="after")
@@ -96,8 +99,9 @@ class Workers(Batches):
 class RunOptions(Frozen):
     """Limits and manners of one run; they leave no trace in the rows."""
 
-    max_rejected: str = "1%"
-    """Rejected pairs to accept, a count or a percentage; with more the job ends with exit code 3."""
+    max_rejected: Annotated[str, measured_in("COUNT|%")] = "1%"
+    """Rejects to accept, such as 100 or 1%; with more the job ends with exit code 3. A count is judged as the
+    job goes, a percentage at its end, and before the end only after 1,000 pairs."""
     retry_rejected: bool = False
     """Try the rejected pairs again; without it a rejection is a decision like any other."""
     refresh: bool = False
@@ -105,7 +109,7 @@ class RunOptions(Frozen):
     manifest has; every other row stays."""
     drop_vanished: bool = False
     """With --refresh, drop the rows whose image or mask is gone from the source."""
-    address: str = ""
+    address: Annotated[str, measured_in("HOST:PORT")] = ""
     """Ray cluster to join; by default the one this process runs in, else one is started on this machine."""
 
     @field_validator("max_rejected")

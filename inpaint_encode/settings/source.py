@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Frozen, section
+from .base import Frozen, measured_in, section
 
 __all__ = ["Source", "SourceAccess"]
 
@@ -20,39 +20,40 @@ class Source(Frozen):
     ``mask_pattern``. A manifest gives ``mask_index`` 0, 1, ... to an image's masks in its own order.
     """
 
-    images: str = ""
-    """Prefix of the images: s3://bucket/prefix, gs://bucket/prefix, file:///path or a plain path; read recursively."""
-    masks: str = ""
-    """Prefix of the masks; white is repainted, unless --mask-polarity says otherwise. With --mask-pattern, by default
-    that of the images. Without either, and with --mask-channel alpha, each image is its own mask."""
-    mask_pattern: str = ""
+    images: Annotated[str, measured_in("URI")] = ""
+    """Prefix or folder of the images: s3://bucket/prefix, gs://bucket/prefix, file:///path or a plain path; read
+    recursively."""
+    masks: Annotated[str, measured_in("URI")] = ""
+    """Prefix or folder of the masks; white is repainted. With --mask-pattern, by default that of the images. Without
+    either, and with --mask-channel alpha, each image is its own mask."""
+    mask_pattern: Annotated[str, measured_in("NAME")] = ""
     """A mask's file name, such as {stem}_mask{n}.png: a file that matches is a mask of the image in the same relative
     folder whose name without the suffix is {stem}. {n}, one to nine digits, allows an image several masks, each a
     pair whose key is the mask's path without the suffix; without {n} the key is the image's. The suffix matches in any
     case. Below one prefix, a file that matches and whose {stem} another file has is a mask, everything else an
     image."""
-    pairs: str = ""
-    """In the place of prefixes a .parquet, .csv, .jsonl or .tar file, or a prefix of Parquet files or of tars. A list
-    has URIs, absolute or relative to its folder; nothing is listed then, and an object that changes in place is not
-    noticed, by --refresh neither. Parquet may hold the images themselves, as bytes or struct<bytes, path>. Other
-    columns are carried to the output, those of CSV as strings. A tar is a WebDataset: a/042.jpg, a/042.mask.png or
-    several a/042.mask0.png, and a/042.json and a/042.txt, which are carried as strings."""
-    image_column: str = "image"
+    pairs: Annotated[str, measured_in("URI")] = ""
+    """In their place a list, Parquet or tars: a .parquet, .csv, .jsonl or .tar file, or a prefix of Parquet files or of
+    tars. A list has URIs, absolute or relative to its folder; nothing is listed then, and an object that changes in
+    place is not noticed, by --refresh neither. Parquet may hold the images themselves, as bytes or struct<bytes, path>.
+    Other columns are carried to the output, those of CSV as strings. A tar is a WebDataset: a/042.jpg, a/042.mask.png
+    or several a/042.mask0.png, and a/042.json and a/042.txt, which are carried as strings."""
+    image_column: Annotated[str, measured_in("COLUMN")] = "image"
     """Column with the images or their URIs."""
-    mask_column: str = "mask"
+    mask_column: Annotated[str, measured_in("COLUMN")] = "mask"
     """Column with the masks or their URIs; in tars what stands between the sample's name and the suffix. Where it is
     --image-column, each image is its own mask."""
-    key_column: str = ""
+    key_column: Annotated[str, measured_in("COLUMN")] = ""
     """Column with a unique key for each pair; by default the image's relative path without the suffix, of rows and tars
     the file's with the row's number or the sample's name after it, and from the image's second mask on its number: a,
     a/1, a/2. Of tars it may be __key__, the sample's name."""
-    random_masks: Annotated[int, Field(ge=0, le=1_000)] = 0
-    """Masks to draw for each image, in the place of masks that are there: each by --mask-seed, its key and its number
-    alone, wherever it is drawn."""
+    random_masks: Annotated[int, Field(ge=0, le=1_000), measured_in("COUNT")] = 0
+    """Masks to draw for each image, 0 to 1,000, in the place of masks that are there: each by --mask-seed, its key and
+    its number alone, wherever it is drawn."""
     mask_style: Literal["brush", "box", "mixed"] = "mixed"
     """What is drawn: brush is 1 to 4 strokes, S/25 to S/6 wide, of an image whose shorter side is S; box is 1 to 4
     boxes, each side an eighth to a half of the image's; mixed is one or the other."""
-    mask_seed: Annotated[int, Field(ge=0)] = 0
+    mask_seed: Annotated[int, Field(ge=0), measured_in("NUMBER")] = 0
     """Another seed draws other masks."""
 
     @model_validator(mode="after")
@@ -108,7 +109,7 @@ class SourceAccess(Frozen):
     """Ask s3:// and gs:// for the source without credentials, as public buckets allow."""
     requester_pays: bool = False
     """Accept that the requests for the source on s3:// are charged to you."""
-    endpoint_url: str = ""
+    endpoint_url: Annotated[str, measured_in("URL")] = ""
     """Server of the source's s3:// or gs://, if it is another than the environment's AWS_ENDPOINT_URL says."""
 
     @field_validator("endpoint_url")

@@ -101,7 +101,8 @@ def listed_pages(
             yield page
     except OSError as error:
         raise UsageError(
-            f"{option} {prefix} cannot be listed: {error.strerror or error}; check the prefix and the credentials"
+            f"{option} {prefix} cannot be listed: {error.strerror or error}; check the prefix and the credentials, by "
+            f"`inpaint-encode doctor {prefix}`"
         ) from error
     if empty:
         raise UsageError(f"{option} {prefix}: {_why_nothing(prefix)}; {advice}")

@@ -104,18 +104,19 @@ def warm_up(vae: ModelMixin) -> None:
     """
     takes, given = family_of(vae).inputs(vae.config)
     if takes != given:
-        raise UsageError(f"the VAE takes {takes} channels, and an image is {given} for its class, {type(vae).__name__}")
+        name = type(vae).__name__
+        raise UsageError(f"--vae takes {takes} channels, and an image has {given} for its class, {name}; give another")
     ratio, channels, multiple = spatial_ratio(vae), latent_channels(vae), crop_multiple(vae)
     height, width = 2 * multiple, 3 * multiple
     expected = (2, channels, height // ratio, width // ratio)
     latent = posterior(vae, torch.full((2, height, width, 3), 0.5)).mean
     if tuple(latent.shape) != expected:
         raise UsageError(
-            f"the VAE's configuration promises {channels} channels at 1/{ratio} of the size, but 2 images of "
-            f"{height} x {width} became latents of {list(latent.shape)}; the configuration is not the weights'"
+            f"--vae: the configuration promises {channels} channels at 1/{ratio} of the size, but 2 images of "
+            f"{height} x {width} became latents of {list(latent.shape)}; give weights with their own configuration"
         )
     if not bool(latent.isfinite().all()):
-        raise UsageError("the VAE turns a plain grey image into values that are not finite; its weights are broken")
+        raise UsageError("--vae turns a plain grey image into values that are not finite: give weights that are whole")
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:

@@ -104,8 +104,9 @@ def _refuse_missing_folder(source: VaeSource, place: str) -> None:
 
 def _cannot_be_loaded(source: VaeSource, error: Exception, *, at_hub: bool) -> str:
     offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    why = f"{'there is no such folder on this node, and as a hub id ' if at_hub else ''}{str(error).splitlines()[0]}"
     return (
-        f"--vae {source.vae} cannot be loaded: {str(error).splitlines()[0]}; give a folder in the diffusers layout "
+        f"--vae {source.vae} cannot be loaded: {why}; give a folder in the diffusers layout "
         "with .safetensors weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of "
         "a pipeline" + ("; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was looked into" * offline)
     )

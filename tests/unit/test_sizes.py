@@ -138,8 +138,8 @@ def test_pixels_are_lanczos_of_the_source_and_the_mask_follows_the_contract(opti
     [
         ({"resolution": "1000x700"}, 16, "1000x700 is no multiple of the VAE's 16; the nearest is 992x704"),
         ({"buckets": BUDGET, "bucket_step": 48}, 32, "--bucket-step 48 is no multiple of the VAE's 32; 64 is"),
-        ({"buckets": 4000}, 8, "--buckets 4000: not one square of --bucket-step 64 fits"),
-        ({"resize": 8}, 16, "--resize 8 is less than one latent pixel, which is 16 pixels"),
+        ({"buckets": 4000}, 8, "--buckets 4000: not one square of --bucket-step 64 fits; give --buckets 4096 or more"),
+        ({"resize": 8}, 16, "--resize 8 is less than one latent pixel, which is 16 pixels; give at least that"),
     ],
 )
 def test_sizes_that_the_vae_cannot_have(options, ratio, sentence):

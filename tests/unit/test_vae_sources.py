@@ -164,13 +164,16 @@ def test_options_of_files_and_folders_do_not_mix(vae_folder):
 def test_a_configuration_that_lies_is_found_by_an_encode(vae_folder):
     vae = load_vae(VaeSource(vae=vae_folder))
     vae.register_to_config(block_out_channels=(8, 8, 8))
-    with pytest.raises(UsageError, match=r"promises 4 channels at 1/4 of the size, but 2 images of 8 x 12 became"):
+    with pytest.raises(
+        UsageError,
+        match=r"--vae: the configuration promises 4 channels at 1/4 of the size, but 2 images of 8 x 12 became",
+    ):
         warm_up(vae)
 
 
 def test_other_inputs_than_colours_are_refused():
     vae = diffusers.AutoencoderKL(in_channels=4, block_out_channels=(32,))
-    with pytest.raises(UsageError, match="takes 4 channels, and an image is 3 for its class, AutoencoderKL"):
+    with pytest.raises(UsageError, match="--vae takes 4 channels, and an image has 3 for its class, AutoencoderKL"):
         warm_up(vae)
 
 

@@ -1,0 +1,110 @@
+"""The command ``doctor`` on real Rays: what nodes are asked, what they answer, and what is said if they do not."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from inpaint_encode import storage
+from inpaint_encode.doctor import nodes
+from inpaint_encode.doctor.nodes import check_nodes
+from tests.conftest import command
+from tests.outputs import files_of
+
+
+@pytest.fixture
+def cluster(ray_cluster, monkeypatch):
+    """The session's cluster, as one that was there already."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    return ray_cluster
+
+
+def test_every_node_reads_and_writes(cluster, s3):
+    storage.write(s3.uri("doctor-ray/images/a.png"), b"1")
+    about, node = check_nodes("", [s3.uri("doctor-ray/images")], s3.uri("doctor-ray/out"), lambda _: None)
+    there = len([one for one in ray.nodes() if one["Alive"]])
+    assert (about.level, about.found.startswith(f"{there} node, 4 CPUs, 0 GPUs")) == ("ok", True)
+    assert (node.level, node.check) == ("ok", f"node {ray.nodes()[0]['NodeManagerAddress']}")
+    assert node.found.startswith("a task ran there, 11 of 11 checks are ok; memory ")
+    assert files_of(s3.uri("doctor-ray/out")) == []
+
+
+def test_what_a_node_cannot_do_is_said_of_it(cluster, tmp_path):
+    _, wrong, node = check_nodes("", [str(tmp_path / "none")], "", lambda _: None)
+    assert (wrong.level, wrong.check) == ("problem", node.check)
+    assert wrong.found == f"{tmp_path}/none: cannot be read: No such file or directory"
+    assert "check the spelling" in wrong.advice
+    assert (node.level, "7 of 8 checks are ok" in node.found) == ("ok", True)
+
+
+def test_other_versions_on_a_node():
+    here = nodes._versions().versions
+    assert list(nodes._differences("node", here)) == []
+    (finding,) = nodes._differences("node", {**here, "numpy": "0.1"})
+    assert (finding.level, finding.found) == ("warning", f"has other versions: numpy 0.1, here {here['numpy']}")
+
+
+def test_a_node_that_does_not_answer(cluster, monkeypatch):
+    monkeypatch.setattr(nodes, "ANSWER_S", 0.0)
+    _, node = check_nodes("", [], "", lambda _: None)
+    assert (node.level, node.found) == ("problem", "a task has not ended there within 0 s")
+
+
+@pytest.mark.long
+def test_a_ray_of_its_own():
+    done = command("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting Ray, which takes some ten seconds" in done.stderr
+    assert ": a task ran there\n" in done.stdout
+
+
+@pytest.mark.long
+def test_a_cluster_that_is_not_there():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nowhere = f"127.0.0.1:{taken.getsockname()[1]}"
+    done = command("doctor", "--address", nowhere)
+    assert done.returncode == 1
+    assert f"problem Ray: the Ray cluster at {nowhere} cannot be joined: Connection refused" in done.stdout
+
+
+@pytest.mark.long
+def test_nodes_that_lack_a_gpu_or_the_package(detached_ray, tmp_path):
+    """One node's GPU is only a number, and another has a package of our name with nothing in it.
+
+    Ray lets nodes import from where its driver is, which is therefore in a folder of its own.
+    """
+    for folder in ("elsewhere", "lost/inpaint_encode"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "lost/inpaint_encode/__init__.py").touch()
+    here = {**os.environ, "RAY_ADDRESS": detached_ray, "PYTHONPATH": str(Path(__file__).parents[2])}
+    program = [sys.executable, "-c", "from inpaint_encode.cli import main; main(['doctor'])"]
+    with node(detached_ray, INPAINT_ENCODE_LOGICAL_GPUS="0"), node(detached_ray, PYTHONPATH=str(tmp_path / "lost")):
+        done = subprocess.run(
+            program, env=here, cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=200
+        )
+    lines = [line for line in done.stdout.splitlines() if " node " in line]
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Ray: 3 nodes, 6 CPUs, 2 GPUs" in done.stdout
+    assert sum("GPU: none: there is no NVIDIA driver" in line for line in lines) == 1
+    assert sum("a task cannot run there: ModuleNotFoundError" in line for line in lines) == 1
+
+
+@contextlib.contextmanager
+def node(address, **environment):
+    """A raylet that joins the cluster, with a CPU and a GPU that is only a number."""
+    arguments = ["start", f"--address={address}", "--block", "--num-cpus=1", "--num-gpus=1", "--disable-usage-stats"]
+    program = [Path(sys.executable).parent / "ray", *arguments]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(program, env={**os.environ, **environment}, **quiet)
+    try:
+        time.sleep(10)
+        yield
+    finally:
+        process.kill()
+        process.wait(30)
