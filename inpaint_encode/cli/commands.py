@@ -165,17 +165,23 @@ def report(output: str) -> None:
     show(read_report(output), Console(width=None if sys.stdout.isatty() else 140))
 
 
-@app.command
+@app.command(sort_key=8)
 def export(
-    output: Annotated[str, Parameter(help="Folder or prefix that an encode command wrote, finished or not.")],
+    output: str,
     /,
     *,
     options: Annotated[ExportOptions, Parameter(name="*")],
 ) -> None:
-    """Write an output's rows as files for ComfyUI, for WebDataset, or as safetensors; nothing is encoded again.
+    """Write an output's rows as files for other tools; nothing is encoded again.
 
-    Run it again after any interruption, or when the output has grown or changed: it goes on from what is done.
-    Exit codes: 0 done, 1 failed, 2 wrong use.
+    inpaint-encode export s3://bucket/latents --to comfyui --output ComfyUI/input
+
+    Run it again after any interruption, or when the output has grown: it goes on from what is done.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+
+    Args:
+        output: Folder or prefix that an encode command wrote, finished or not.
+        options: As what, and where to.
     """
     protect_local_ray(options.address)
     from inpaint_encode.export.run import export_output
