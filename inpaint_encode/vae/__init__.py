@@ -1,10 +1,11 @@
 """One VAE on one device, without Ray: `load` it, learn its `facts`, `encode` with it. `families` has every class."""
 
+from .decode import decoded
 from .encode import InpaintLatents, Posterior, compute_dtype, encode_for_inpaint, posterior, warm_up
 from .facts import VaeFacts, crop_multiple, latent_channels, spatial_ratio, vae_facts, weights_sha256
 from .families import FAMILIES, Family, family_of
 from .load import load_vae
-from .scaling import refuse_unscalable, to_scaled
+from .scaling import from_scaled, refuse_unscalable, to_scaled
 
 __all__ = [
     "FAMILIES",
@@ -14,8 +15,10 @@ __all__ = [
     "VaeFacts",
     "compute_dtype",
     "crop_multiple",
+    "decoded",
     "encode_for_inpaint",
     "family_of",
+    "from_scaled",
     "latent_channels",
     "load_vae",
     "posterior",

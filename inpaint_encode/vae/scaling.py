@@ -12,7 +12,7 @@ from inpaint_encode.errors import UsageError
 
 from .facts import VaeFacts
 
-__all__ = ["by_channel", "refuse_unscalable", "to_scaled"]
+__all__ = ["by_channel", "from_scaled", "refuse_unscalable", "to_scaled"]
 
 
 def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
@@ -38,6 +38,21 @@ def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
     if facts.shift_factor is not None:
         samples = samples - facts.shift_factor
     return samples if facts.scaling_factor is None else samples * facts.scaling_factor
+
+
+def from_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
+    """Undo `to_scaled`, to rounding; same shape, and the same errors."""
+    refuse_unscalable(facts)
+    if facts.latent_form != "unscaled":
+        return samples
+    if facts.scaling_factor is not None:
+        samples = samples / facts.scaling_factor
+    if facts.shift_factor is not None:
+        samples = samples + facts.shift_factor
+    if facts.latents_mean is None or facts.latents_std is None:
+        return samples
+    mean, std = (by_channel(values, samples) for values in (facts.latents_mean, facts.latents_std))
+    return samples * std + mean
 
 
 def refuse_unscalable(facts: VaeFacts) -> None:
