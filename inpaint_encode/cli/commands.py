@@ -93,6 +93,6 @@ def report(output: str) -> None:
     Args:
         output: Folder or prefix that an encode command wrote.
     """
-    from inpaint_encode.show_report import read_report, show
+    from inpaint_encode.view.table import read_report, show
 
     show(read_report(output), Console(width=None if sys.stdout.isatty() else 140))

@@ -21,10 +21,11 @@ from inpaint_encode.cli import main as inpaint_encode
 from inpaint_encode.cluster import joined, protect_local_ray
 from inpaint_encode.geometry import Sizing
 from inpaint_encode.images import PairDecoder
+from inpaint_encode.view.pictures import RowPixels
+from inpaint_encode.view.sheet import contact_sheet
 
 from .pairs import DemoSet, upload, write_demo_pairs
 from .s3server import LocalS3
-from .sheet import SheetRow, contact_sheet
 
 SHOWN = 7
 """Lines of the contact sheet."""
@@ -59,7 +60,7 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
         rows = list(_rows_by_ray(s3.uri("latents")))
     _print_rows(rows, _rejects_by_pyarrow(s3.uri("latents")))
     sheet = folder / "contact-sheet.png"
-    contact_sheet([_sheet_row(row, folder / "source", s3.uri()) for row in _spread(rows)], sheet)
+    contact_sheet([_row_pixels(row, folder / "source", s3.uri()) for row in _spread(rows)]).save(sheet)
     copy = folder / "latents"
     _copy(s3.uri("latents"), copy)
     console.print(f"\nThe output is in [bold]{copy}[/], a picture of it is [bold]{sheet}[/]", soft_wrap=True)
@@ -130,13 +131,13 @@ def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [rows[index] for index in np.linspace(0, len(rows) - 1, SHOWN).round().astype(int)]
 
 
-def _sheet_row(row: dict[str, Any], source: Path, prefix: str) -> SheetRow:
+def _row_pixels(row: dict[str, Any], source: Path, prefix: str) -> RowPixels:
     image, mask = (source / row[name].removeprefix(f"{prefix}/") for name in ("image_uri", "mask_uri"))
     ratio = row["noise_mask"].shape[1] // row["samples"].shape[1]
     decoder = PairDecoder(sizing=Sizing(ratio=ratio))
     decoded = decoder.image(image.read_bytes())
     binary = decoder.mask(mask.read_bytes(), decoded)
-    return SheetRow(row["key"], decoded.pixels, binary, row["noise_mask"][0], row["samples"].astype(np.float32))
+    return RowPixels(row["key"], decoded.pixels, binary, row["noise_mask"][0], row["samples"].astype(np.float32))
 
 
 def _copy(output: str, folder: Path) -> None:

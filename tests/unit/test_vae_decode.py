@@ -19,7 +19,8 @@ def test_a_latent_is_decoded_as_its_pipeline_does_it(name, pixels):
     facts = vae_facts(vae, VaeSource(vae="x"))
     latents = posterior(vae, pixels).mean
     found = decoded(vae, latents, facts, facts.latent_form)
-    assert (found.shape, found.dtype) == (pixels.shape, torch.float32)
+    sides = (32, 48) if name == "AsymmetricAutoencoderKL" else (64, 96)  # whose small decoder has a level less
+    assert (found.shape, found.dtype) == ((2, *sides, 3), torch.float32)
     for image, latent in zip(found, latents, strict=True):
         assert torch.allclose(image, as_image(vae, latent), atol=1e-5)
     assert not torch.allclose(found[0], found[1])
