@@ -11,7 +11,7 @@ from rich.console import Console
 
 from inpaint_encode import __version__
 from inpaint_encode.cluster import protect_local_ray
-from inpaint_encode.settings import EncodeJob, PlanOptions, VerifyOptions
+from inpaint_encode.settings import EncodeJob, PlanOptions, ReportOptions, ShowOptions, VerifyOptions
 
 __all__ = ["app"]
 
@@ -85,14 +85,39 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
 
 
 @app.command
-def report(output: str) -> None:
-    """Print the report of the last run that finished: counts, why pairs were rejected, seconds by stage.
+def report(options: Annotated[ReportOptions, Parameter(name="*")]) -> None:
+    """Print the report of the last run that finished, and write a page that shows what the output holds.
 
-    Exit codes: 0 done, 1 there is none or it cannot be read, 2 wrong use.
-
-    Args:
-        output: Folder or prefix that an encode command wrote.
+    The page is one HTML file and asks for nothing from elsewhere: counts and reasons, sizes, masks, latents by channel,
+    rate and stages, and rows in pictures. Of a large output it reads a sample, and says which. Of one that is not
+    finished it shows the files that are there.
+    Exit codes: 0 done, 1 something cannot be read, 2 wrong use.
     """
+    from inpaint_encode.progress import open_display
     from inpaint_encode.view.table import read_report, show
 
-    show(read_report(output), Console(width=None if sys.stdout.isatty() else 140))
+    found = read_report(options.output)
+    if found:
+        show(found, Console(width=None if sys.stdout.isatty() else 140))
+    else:
+        print("there is no _report.json yet: a job writes it when it ends")
+    if options.html:
+        from inpaint_encode.view.report import write_page
+
+        with open_display() as display:
+            page = write_page(options, display.say)
+        print(f"a page of {page.size:,} bytes: {page.uri}")
+
+
+@app.command
+def show(options: Annotated[ShowOptions, Parameter(name="*")]) -> None:
+    """Show one row: its columns and its latent as a table, its pictures side by side in a file.
+
+    Exit codes: 0 done, 1 something cannot be read, 2 wrong use, or there is no such row.
+    """
+    from inpaint_encode.progress import open_display
+    from inpaint_encode.view.show import print_row, show_row
+
+    with open_display() as display:
+        shown = show_row(options, display.say)
+    print_row(shown, Console(width=None if sys.stdout.isatty() else 140))

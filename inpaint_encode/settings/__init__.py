@@ -10,6 +10,7 @@ from .files import Decoding, Limits
 from .row import RowSettings, VaeSource
 from .run import Batches, Chunks, Labels, Output, RunOptions, Workers, selector
 from .source import Source, SourceAccess
+from .view import ReportOptions, ShowOptions
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -21,8 +22,10 @@ __all__ = [
     "Limits",
     "Output",
     "PlanOptions",
+    "ReportOptions",
     "RowSettings",
     "RunOptions",
+    "ShowOptions",
     "Source",
     "SourceAccess",
     "VaeSource",

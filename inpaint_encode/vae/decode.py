@@ -33,7 +33,8 @@ def decoded(vae: ModelMixin, samples: Tensor, facts: VaeFacts, form: LatentForm)
         latents = _as_encoded(vae, samples.to(parameter.device, torch.float32), facts, form).to(parameter.dtype)
         answer = vae.decode(latents.unsqueeze(2) if family.video else latents).sample
         pixels = (answer[:, :, 0] if family.video else answer)[:, :3].float()
-        return ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
+        levels: Tensor = ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
+    return levels
 
 
 def _as_encoded(vae: ModelMixin, samples: Tensor, facts: VaeFacts, form: LatentForm) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -12,15 +13,25 @@ from PIL import Image
 
 __all__ = ["TITLES", "WHITE_AT", "LatentColours", "RowPixels", "fitted", "pictures_of", "psnr"]
 
-TITLES = ("image", "mask", "grown mask", "greyed image", "latent", "decoded", "difference")
-"""What there is a picture of, in the order of the job's steps."""
+WHITE_AT = 64
+"""Levels of 255 by which a pixel differs, in the mean of its three channels, where the difference is drawn in white."""
+
+TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "image": "the source, cropped",
+        "mask": "white is to be repainted",
+        "grown mask": "stored; orange is what growing added",
+        "greyed image": "what the VAE was given",
+        "latent": "stored; its channels in false colours",
+        "decoded": "the VAE's picture of the latent",
+        "difference": f"outside of the mask; white is {WHITE_AT} levels or more",
+    }
+)
+"""What there is a picture of, in the order of the job's steps, and how it is to be read."""
 
 _KEPT, _REPAINTED, _RING, _LEFT_OUT = (38, 40, 46), (244, 243, 240), (240, 131, 48), (86, 92, 104)
 _RAMP = np.array([(12, 12, 16), (120, 28, 84), (240, 131, 48), (255, 255, 240)], np.float32)
 """Colours of a difference, from none to `WHITE_AT`."""
-
-WHITE_AT = 64
-"""Levels of 255 by which a pixel differs, in the mean of its three channels, where the difference is drawn in white."""
 
 _RANGE = 2.5
 """Standard deviations that latent colours span on either side; what is beyond is drawn as its end."""

@@ -1,4 +1,4 @@
-"""One picture of what became of some pairs, for a person to look at."""
+"""One picture of what became of some pairs, or of one, for a person to look at."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .pictures import TITLES, LatentColours, RowPixels, fitted, pictures_of, psnr
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "row_sheet"]
 
 CELL = 160
 """Longest side of a thumbnail in pixels."""
 
 _MARGIN, _GAP = 28, 16
-_HEADER, _CAPTION = 104, 32
+_HEADER, _CAPTION, _TITLED = 104, 32, 46
 
 _PAPER, _INK, _FAINT, _RULE = (250, 249, 246), (32, 33, 36), (112, 114, 120), (222, 220, 214)
 _LEAST_WIDTH = 760
@@ -43,6 +43,30 @@ def contact_sheet(rows: Sequence[RowPixels], cell: int = CELL) -> Image.Image:
         whole.paste(line, (0, top))
         top += line.height
     return whole
+
+
+def row_sheet(row: RowPixels, cell: int = 320, across: int = 4) -> Image.Image:
+    """Draw all pictures of one row, each with a line that says what it is.
+
+    Args:
+        row: whose latent's colours are by itself alone.
+        cell: longest side of a picture in pixels.
+        across: pictures side by side.
+    """
+    pictures = pictures_of(row, LatentColours.fitted([row.samples]))
+    cells = {title: fitted(picture, cell) for title, picture in pictures.items()}
+    step = _TITLED + max(picture.height for picture in cells.values()) + _GAP
+    height = _HEADER + -(-len(cells) // across) * step + _MARGIN
+    sheet = Image.new("RGB", (max(_LEAST_WIDTH, 2 * _MARGIN + across * (cell + _GAP) - _GAP), height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, 22), _shortened(row.key, sheet.width - 2 * _MARGIN, 24), _INK, _font(24))
+    draw.text((_MARGIN, 62), _facts(row), _FAINT, _font(14))
+    for at, (title, picture) in enumerate(cells.items()):
+        left, top = _MARGIN + at % across * (cell + _GAP), _HEADER + at // across * step
+        draw.text((left, top), title, _INK, _font(16))
+        draw.text((left, top + 22), TITLES[title], _FAINT, _font(13))
+        sheet.paste(picture, (left, top + _TITLED))
+    return sheet
 
 
 class _Sheet:
@@ -90,15 +114,15 @@ def _facts(row: RowPixels) -> str:
     repainted = grown if row.mask is None else f"repainted {np.mean(row.mask != 0):.1%}, {grown}"
     facts = f"{width} x {height}  ·  {repainted}  ·  latent {channels} x {latent_height} x {latent_width}"
     found = psnr(row)
-    return facts if found is None else f"{facts}  ·  {found:.1f} dB"
+    return facts if found is None else f"{facts}  ·  PSNR {found:.1f} dB"
 
 
-def _shortened(text: str, room: float) -> str:
+def _shortened(text: str, room: float, size: int = 14) -> str:
     """Cut the front of ``text`` until it is at most ``room`` pixels wide: the end tells keys apart."""
-    if _font(14).getlength(text) <= room:
+    if _font(size).getlength(text) <= room:
         return text
     rest = text
-    while rest and _font(14).getlength(f"...{rest}") > room:
+    while rest and _font(size).getlength(f"...{rest}") > room:
         rest = rest[1:]
     return f"...{rest}"
 
