@@ -11,6 +11,7 @@ from rich.console import Console
 
 from inpaint_encode import __version__
 from inpaint_encode.cluster import protect_local_ray
+from inpaint_encode.errors import JobFailed
 from inpaint_encode.settings import EncodeJob, PlanOptions, ReportOptions, ShowOptions, VerifyOptions
 
 __all__ = ["app"]
@@ -99,8 +100,10 @@ def report(options: Annotated[ReportOptions, Parameter(name="*")]) -> None:
     found = read_report(options.output)
     if found:
         show(found, Console(width=None if sys.stdout.isatty() else 140))
+    elif options.html:
+        print(f"no run has finished at {options.output} yet")
     else:
-        print("there is no _report.json yet: a job writes it when it ends")
+        raise JobFailed(f"there is no {options.output}/_report.json: a job writes it when it ends; a page needs none")
     if options.html:
         from inpaint_encode.view.report import write_page
 

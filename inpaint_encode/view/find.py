@@ -87,8 +87,7 @@ def _near(output: Output, neighbours: list[_Range], key: str) -> str:
         with output.parquet(one.file) as opened:
             keys.update(_keys(opened, one.group).to_pylist())
     near = difflib.get_close_matches(key, sorted(keys), n=_NEAR, cutoff=0.5)
-    in_order = sorted(keys, key=lambda other: (other < key, other))[:1] + sorted(one for one in keys if one < key)[-1:]
-    names = near or in_order
+    names = near or [*sorted(one for one in keys if one < key)[-1:], *sorted(one for one in keys if one > key)[:1]]
     return f"; near it are {', '.join(map(repr, names))}" if names else ""
 
 
