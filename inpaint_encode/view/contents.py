@@ -81,6 +81,7 @@ def gather(options: ReportOptions, say: Callable[[str], None], limits: Limits | 
 
     Raises:
         UsageError: there is no such output, or it has no rows.
+        JobFailed: one of the files that were drawn is damaged.
         PermissionError, OSError: by what the store said.
     """
     say("listing the output")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode import rows, storage
 from inpaint_encode.errors import UsageError
+from inpaint_encode.ledger import damage_named
 from inpaint_encode.reader import DataFile, Output
 
 from .sample import Place
@@ -53,7 +54,7 @@ def find_row(output: Output, key: str) -> Place:
 
 
 def _ranges(output: Output, file: DataFile) -> Iterator[_Range]:
-    with output.parquet(file) as opened:
+    with damage_named(storage.join(output.uri, file.path)), output.parquet(file) as opened:
         for group in range(opened.num_row_groups):
             about = opened.metadata.row_group(group).column(opened.schema_arrow.names.index("key")).statistics
             if about is None or not about.has_min_max:

@@ -26,9 +26,9 @@ SIDE = 320
 
 KINDS = {
     "random": "drawn at random",
-    "small": "among the smallest masks",
-    "large": "among the largest masks",
-    "unusual": "unusual latent",
+    "small": "smallest masks",
+    "large": "largest masks",
+    "unusual": "unusual latents",
     "worst": "decoded worst",
 }
 """Why a row is shown, in the order of the page."""

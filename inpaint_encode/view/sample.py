@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from inpaint_encode import storage
 from inpaint_encode.geometry import Sizing
+from inpaint_encode.ledger import damage_named
 from inpaint_encode.reader import DataFile, Output, as_rows
 
 __all__ = ["Drawn", "Facts", "Limits", "Place", "Sample", "read_place"]
@@ -96,16 +98,18 @@ class Sample:
         limits: what is read at most.
 
     Raises:
-        PermissionError, OSError: by what the store said, here and while rows are read.
+        JobFailed: a file is damaged; this and what follows here and while rows are read.
+        PermissionError, OSError: by what the store said.
     """
 
     def __init__(self, output: Output, seed: int, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         self._made_by = output.made_by
+        self._uri = output.uri
         self._random = random.Random(seed)  # noqa: S311 - not a secret
         self.of_files = len(output.files)
         self.files = self._random.sample(output.files, min(self._limits.files, len(output.files)))
-        self._opened = list(_at_once(output.parquet, self.files))
+        self._opened = list(_at_once(lambda file: _opened(output, file), self.files))
         self._groups = [group for at, file in enumerate(self._opened) for group in _groups(at, file)]
         self._random.shuffle(self._groups)
 
@@ -127,9 +131,15 @@ class Sample:
         """Read the plain columns of whole row groups, in the order they were drawn in, up to the limit."""
         wanted = self._up_to(self._limits.facts)
         by_file = _by(wanted, lambda group: group.at)
-        tables = _at_once(lambda item: _plain_tables(self._opened[item[0]], item[1]), by_file.items())
+        tables = _at_once(lambda item: self._plain_tables(*item), by_file.items())
         found = {group: table for part in tables for group, table in part.items()}
         return _facts_of([(group, self.files[group.at], found[group]) for group in wanted], Sizing.of(self._made_by))
+
+    def _plain_tables(self, at: int, groups: list[_Group]) -> dict[_Group, pa.Table]:
+        file = self._opened[at]
+        names = [*_PLAIN, *(["tiled"] if "tiled" in file.schema_arrow.names else [])]
+        with damage_named(storage.join(self._uri, self.files[at].path)):
+            return {group: file.read_row_group(group.number, columns=names) for group in groups}
 
     def _up_to(self, most: int) -> list[_Group]:
         """The first groups that make ``most`` rows, or all; one at least."""
@@ -164,17 +174,28 @@ class Sample:
         opened = dict(zip(self.files, self._opened, strict=True))
         by_file = _by(drawn, lambda one: one.file)
 
-        def read(one_file: list[Drawn]) -> list[_R]:
-            return [take(one, _rows_of(opened[one.file], one, ["key", "samples"])) for one in one_file]
+        def read(file: DataFile) -> list[_R]:
+            with damage_named(storage.join(self._uri, file.path)):
+                return [take(one, _rows_of(opened[file], one, ["key", "samples"])) for one in by_file[file]]
 
-        for results in _at_once(read, by_file.values()):
+        for results in _at_once(read, by_file):
             yield from results
 
 
 def read_place(output: Output, place: Place) -> dict[str, Any]:
-    """Read one whole row, as `as_rows` gives it, and with it the row group that it is in."""
-    with output.parquet(place.file) as file:
+    """Read one whole row, as `as_rows` gives it, and with it the row group that it is in.
+
+    Raises:
+        JobFailed: the file is damaged.
+        PermissionError, OSError: by what the store said.
+    """
+    with damage_named(storage.join(output.uri, place.file.path)), output.parquet(place.file) as file:
         return next(_rows_of(file, Drawn(place.file, place.group, [place.row]), None))
+
+
+def _opened(output: Output, file: DataFile) -> pq.ParquetFile:
+    with damage_named(storage.join(output.uri, file.path)):
+        return output.parquet(file)
 
 
 def _rows_of(file: pq.ParquetFile, drawn: Drawn, columns: list[str] | None) -> Iterator[dict[str, Any]]:
@@ -189,11 +210,6 @@ def _groups(at: int, file: pq.ParquetFile) -> Iterator[_Group]:
         columns = map(group.column, range(group.num_columns))
         latent_bytes = sum(one.total_compressed_size for one in columns if one.path_in_schema.startswith("samples."))
         yield _Group(at, number, group.num_rows, latent_bytes)
-
-
-def _plain_tables(file: pq.ParquetFile, groups: list[_Group]) -> Mapping[_Group, pa.Table]:
-    names = [*_PLAIN, *(["tiled"] if "tiled" in file.schema_arrow.names else [])]
-    return {group: file.read_row_group(group.number, columns=names) for group in groups}
 
 
 def _facts_of(parts: list[tuple[_Group, DataFile, pa.Table]], sizing: Sizing) -> Facts:

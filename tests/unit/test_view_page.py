@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inpaint_encode.errors import UsageError
+from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.report import MARKS, Tally
 from inpaint_encode.settings import ReportOptions
@@ -164,6 +165,23 @@ class TestPage:
     def test_the_same_seed_makes_the_same_page(self, output):
         pages = {re.sub(r"looked at [^<]*", "", html_of(output)) for _ in range(2)}
         assert len(pages) == 1
+
+
+def test_a_damaged_file_is_named(output):
+    file = output / f"{JOB}-00000001.parquet"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(JobFailed, match=r"00000001\.parquet is not whole .* verify OUTPUT --repair"):
+        page_of(output)
+    with pytest.raises(JobFailed, match=r"00000001\.parquet is not whole"):
+        find_row(Output.open(str(output)), "pair-20")
+
+
+def test_the_page_s_parts_are_packaged():
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folder = root / "inpaint_encode" / "view" / "page"
+    parts = {path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+    assert parts == {path for pattern in patterns["inpaint_encode.view.page"] for path in folder.glob(pattern)}
 
 
 def test_every_reason_is_explained():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from inpaint_encode.view.pictures import WHITE_AT, LatentColours, RowPixels, pictures_of, psnr
-from inpaint_encode.view.sheet import contact_sheet
+from inpaint_encode.view.sheet import contact_sheet, row_sheet
 
 REPAINTED, RING, LEFT_OUT = (244, 243, 240), (240, 131, 48), (86, 92, 104)
 
@@ -116,3 +116,15 @@ class TestContactSheet:
         sheet = contact_sheet([row_pixels("without"), with_decoded], cell=32)
         assert colours_of(sheet)[200, 10, 30] == 32 * 32
         assert contact_sheet([with_decoded]).width - contact_sheet([row_pixels()]).width == 2 * (160 + 16)
+
+
+class TestRowSheet:
+    def test_it_shows_every_picture_of_one_row(self):
+        row = row_pixels()._replace(decoded=np.full((32, 32, 3), (200, 10, 30), np.uint8))
+        sheet = row_sheet(row, cell=64, across=4)
+        seen = colours_of(sheet)
+        area = (64 // 32) ** 2
+        assert seen[200, 10, 30] == 32 * 32 * area
+        assert seen[LEFT_OUT] == 13 * 13 * area
+        assert seen[RING] == (13 * 13 - 8 * 8) * area
+        assert sheet.height > row_sheet(row, cell=64, across=7).height

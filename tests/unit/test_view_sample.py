@@ -2,6 +2,8 @@
 
 import os
 import random
+import resource
+import time
 
 import numpy as np
 import pytest
@@ -157,3 +159,23 @@ class TestRejects:
     def test_without_any_there_are_none(self, tmp_path):
         found = read_rejects(str(tmp_path), random.Random(0))
         assert (found.files, found.of_files, found.counts) == (0, 0, {})
+
+
+@pytest.mark.long
+def test_ten_million_rows(tmp_path, shell):
+    """39,063 files of 256 rows of 512 x 512, all but the first links to it; nothing is decoded."""
+    table = [row(f"{at:03d}", one, covered=512 * at) for at, one in enumerate(latents(256, height=64, width=64))]
+    folder = write_output(tmp_path / "out", [table])
+    whole = 1 + 10_000_000 // 256
+    for chunk in range(1, whole):
+        os.link(folder / f"{JOB}-00000000.parquet", folder / f"{JOB}-{chunk:08d}.parquet")
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    done = shell("report", folder, "--html", tmp_path / "report.html", "--no-decode")
+    seconds, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert f"Of {whole:,} data files 100 were opened" in page and "about 10,000,128" in page
+    assert "latents of 2,000 rows in 63 row groups in" in page
+    assert len(page) < 5_000_000
+    about = f"{seconds:.1f} s and {(peak - before) / 1024:,.0f} MB of memory more; it has {len(page):,} bytes"
+    print(f"\n{256 * whole:,} rows in {whole:,} files: the page took {about}")

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from inpaint_encode.view.charts import channels_chart, histogram, sparkline
 from inpaint_encode.view.contents import Contents
 from inpaint_encode.view.rejects import REASONS
+from inpaint_encode.view.sample import Facts
 from inpaint_encode.view.statistics import UNUSUAL, Channels
 
 from .parts import Cell, Section, Table, count_cell, files_of, share_cell
@@ -39,9 +40,15 @@ def masks(contents: Contents) -> Section:
         says = f"Histogram of sizes: from {megapixels.min():.2f} to {megapixels.max():.2f} megapixels"
         chart = histogram(counts, edges, "megapixels after the crop", says, percent=False)
         section.charts.append(("Size of the image", chart, f"{says}, median {np.median(megapixels):.2f}."))
-    computed = ", ".join(f"{count:,} in {name}" for name, count in Counter(facts.precision).most_common())
-    section.says.append(f"The VAE computed {computed}; {facts.tiled:,} of these rows were encoded in tiles.")
+    section.says.append(_about_computing(facts))
     return section
+
+
+def _about_computing(facts: Facts) -> str:
+    counts = Counter(facts.precision).most_common()
+    types = " and ".join(f"{count:,} in {name}" if len(counts) > 1 else f"all in {name}" for name, count in counts)
+    tiled = f"{facts.tiled:,} in tiles" if facts.tiled else "none in tiles"
+    return f"The VAE computed {types}, {tiled}."
 
 
 def _coverage_chart(contents: Contents) -> tuple[Markup, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 from rich.filesize import decimal
@@ -12,7 +12,16 @@ from inpaint_encode.view.gallery import KINDS, Card
 
 from .parts import Tile, files_of, time_of
 
-__all__ = ["pictures", "tiles", "warnings"]
+__all__ = ["Group", "pictures", "tiles", "warnings"]
+
+
+class Group(NamedTuple):
+    """Rows that are shown for one reason."""
+
+    heading: str
+    cards: list[Card]
+    elsewhere: list[Card]
+    """Those of an earlier group."""
 
 
 def tiles(contents: Contents) -> list[Tile]:
@@ -24,14 +33,14 @@ def tiles(contents: Contents) -> list[Tile]:
     found = [Tile(f"{about}{counts.rows:,}", "rows", "an image, its mask and its latent each")]
     share = f"{rejected / max(1, counts.rows + rejected):.2%} of all pairs"
     found.append(Tile(f"{about}{rejected:,}", "rejected pairs", share))
-    found.append(Tile(decimal(size), "written", f"in {files_of(len(contents.output.files))}"))
+    found.append(Tile(decimal(size), "of data", f"in {files_of(len(contents.output.files))}"))
     if contents.gallery.decoded:
         median = float(np.median(contents.gallery.decoded))
-        more = f"median of {len(contents.gallery.decoded):,} rows that were decoded again"
-        found.append(Tile(f"{median:.1f} dB", "PSNR outside of the masks", more))
-    if report:
+        more = f"PSNR of kept pixels, median of {len(contents.gallery.decoded):,} rows; higher is nearer to the source"
+        found.append(Tile(f"{median:.1f} dB", "decoded again", more))
+    if report and (pairs := report["this_run"]["encoded"] + report["this_run"]["rejected"]):
         this = report["this_run"]
-        more = f"{this['encoded'] + this['rejected']:,} pairs in {time_of(this['seconds'])}, by the last run"
+        more = f"{pairs:,} pairs in {time_of(this['seconds'])}, by the last run"
         found.append(Tile(f"{this['pairs_per_second']:,.1f}", "pairs a second", more))
     return found
 
@@ -61,6 +70,15 @@ def warnings(contents: Contents) -> list[str]:
     return found
 
 
-def pictures(contents: Contents) -> list[tuple[str, list[Card]]]:
-    """Headings, and the cards below each."""
-    return [(KINDS[kind], list(cards)) for kind, cards in groupby(contents.gallery.cards, key=lambda card: card.kind)]
+def pictures(contents: Contents) -> list[Group]:
+    """The cards below their headings; a row that has several reasons is shown below the first of them."""
+    cards = contents.gallery.cards
+    groups = [
+        Group(
+            heading,
+            [card for card in cards if card.kind == kind],
+            [card for card in cards if card.kind != kind and kind in card.why],
+        )
+        for kind, heading in KINDS.items()
+    ]
+    return [group for group in groups if group.cards or group.elsewhere]

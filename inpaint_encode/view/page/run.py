@@ -71,7 +71,7 @@ def _stages_table(this: Mapping[str, Any]) -> Table:
             Cell(name.replace("_", " ")),
             Cell(_STAGES.get(name, "")),
             Cell(f"{seconds[name]:,.1f}", seconds[name], seconds[name] / most),
-            Cell(f"{seconds[name] / this['seconds']:.2f}", seconds[name]),
+            Cell(f"{seconds[name] / max(this['seconds'], 1e-3):.2f}", seconds[name]),
         ]
         for name in [*known, *(name for name in seconds if name not in known)]
     ]
