@@ -10,7 +10,7 @@ from .files import Decoding, Limits
 from .row import RowSettings, VaeSource
 from .run import Batches, Chunks, Labels, Output, RunOptions, Workers, selector
 from .source import Source, SourceAccess
-from .view import ReportOptions, ShowOptions
+from .view import LatentDecoding, ReportOptions, ShowOptions
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -19,6 +19,7 @@ __all__ = [
     "Decoding",
     "EncodeJob",
     "Labels",
+    "LatentDecoding",
     "Limits",
     "Output",
     "PlanOptions",

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from .base import Frozen, section
 
-__all__ = ["ReportOptions", "ShowOptions"]
+__all__ = ["LatentDecoding", "ReportOptions", "ShowOptions"]
 
 
 @section("How rows are decoded", 3)
-class Decoder(Frozen):
+class LatentDecoding(Frozen):
     """The VAE that makes pictures of latents again."""
 
     vae: str = ""
@@ -36,7 +36,7 @@ class ReportOptions(Frozen):
     """Rows in pictures that are drawn at random; of each kind of extreme there are half as many. 0 shows none."""
     seed: int = 0
     """Which rows are drawn: the same seed draws the same rows of the same output."""
-    decoder: Decoder = Decoder()
+    decoder: LatentDecoding = LatentDecoding()
 
 
 @section("What to show", 1)
@@ -49,4 +49,4 @@ class ShowOptions(Frozen):
     """The row's key."""
     picture: str = ""
     """Where the picture goes, a path or s3:// that ends in .png; by default the key in the current folder."""
-    decoder: Decoder = Decoder()
+    decoder: LatentDecoding = LatentDecoding()

@@ -21,7 +21,7 @@ from .pictures import RowPixels
 from .statistics import latent_of
 
 if TYPE_CHECKING:
-    from inpaint_encode.settings.view import Decoder
+    from inpaint_encode.settings import LatentDecoding
 
     from .decoder import LatentDecoder
 
@@ -59,7 +59,9 @@ class Looker:
     """Stores that did not answer, and their fault."""
 
     @classmethod
-    def of(cls, output: Output, options: Decoder, say: Callable[[str], None], most_pixels: int = sys.maxsize) -> Looker:
+    def of(
+        cls, output: Output, options: LatentDecoding, say: Callable[[str], None], most_pixels: int = sys.maxsize
+    ) -> Looker:
         """Load the VAE, if that is wanted and it is there."""
         looker = cls(output.made_by, PairReader(SourceAccess(**output.job.get("access", {}))), most_pixels=most_pixels)
         spelled = options.vae or output.job.get("vae_source") or output.made_by["vae_source"]

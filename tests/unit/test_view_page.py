@@ -13,8 +13,7 @@ import pytest
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.report import MARKS, Tally
-from inpaint_encode.settings import ReportOptions
-from inpaint_encode.settings.view import Decoder
+from inpaint_encode.settings import LatentDecoding, ReportOptions
 from inpaint_encode.view.contents import gather
 from inpaint_encode.view.find import find_row
 from inpaint_encode.view.page import render
@@ -70,7 +69,7 @@ def page_of(folder: Path, **options) -> str:
 
 
 def html_of(folder: Path, **options) -> str:
-    given = {"decoder": Decoder(decode=False), "gallery": 2, **options}
+    given = {"decoder": LatentDecoding(decode=False), "gallery": 2, **options}
     return render(gather(ReportOptions(output=str(folder), **given), lambda _: None))
 
 

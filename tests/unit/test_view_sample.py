@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from inpaint_encode.reader import Output
-from inpaint_encode.settings import ReportOptions
-from inpaint_encode.settings.view import Decoder
+from inpaint_encode.settings import LatentDecoding, ReportOptions
 from inpaint_encode.view.contents import gather
 from inpaint_encode.view.pictures import LatentColours
 from inpaint_encode.view.rejects import EXAMPLES, read_rejects
@@ -84,7 +83,7 @@ class TestSample:
         opened = []
         parquet = Output.parquet
         monkeypatch.setattr(Output, "parquet", lambda self, file: opened.append(file.path) or parquet(self, file))
-        options = ReportOptions(output=large.uri, gallery=4, sample=500, decoder=Decoder(decode=False))
+        options = ReportOptions(output=large.uri, gallery=4, sample=500, decoder=LatentDecoding(decode=False))
         contents = gather(options, lambda _: None)
         assert (contents.reading.files, contents.reading.of_files, contents.reading.facts) == (100, 2_000, 800)
         assert contents.reading.latents == 500

@@ -33,11 +33,11 @@ def tiles(contents: Contents) -> list[Tile]:
     found = [Tile(f"{about}{counts.rows:,}", "rows", "an image, its mask and its latent each")]
     share = f"{rejected / max(1, counts.rows + rejected):.2%} of all pairs"
     found.append(Tile(f"{about}{rejected:,}", "rejected pairs", share))
-    found.append(Tile(decimal(size), "of data", f"in {files_of(len(contents.output.files))}"))
+    found.append(Tile(decimal(size), "data", f"in {files_of(len(contents.output.files))}"))
     if contents.gallery.decoded:
         median = float(np.median(contents.gallery.decoded))
         more = f"PSNR of kept pixels, median of {len(contents.gallery.decoded):,} rows; higher is nearer to the source"
-        found.append(Tile(f"{median:.1f} dB", "decoded again", more))
+        found.append(Tile(f"{median:.1f} dB", "decoded pictures", more))
     if report and (pairs := report["this_run"]["encoded"] + report["this_run"]["rejected"]):
         this = report["this_run"]
         more = f"{pairs:,} pairs in {time_of(this['seconds'])}, by the last run"
