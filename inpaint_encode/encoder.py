@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .batch import Batch, Done, EncodedBatch, Launched, OutOfMemory
-from .errors import JobFailed
 from .memory import Fitted, FittingVae, VisitingVae, cast_copy
 from .settings import RowSettings, VaeSource
 from .transform import grow_mask, mask_of_latent, neutralise
 from .tune import tuned
-from .vae import VaeFacts, compute_dtype, crop_multiple, family_of, load_vae, posterior, vae_facts, warm_up
+from .vae import VaeFacts, compute_dtype, crop_multiple, family_of, posterior, warm_up
+from .vae.recorded import load_expected
 from .vae.stored import StoredValues
 
 if TYPE_CHECKING:
@@ -86,15 +86,7 @@ class BatchEncoder:
         Raises:
             JobFailed: this node has another VAE under the same name, by its weights or its configuration.
         """
-        vae = load_vae(source)
-        facts = vae_facts(vae, source)
-        here = facts.as_dict()
-        if others := [name for name, value in expected.items() if here[name] != value]:
-            differences = "; ".join(f"{name} {here[name]} on this node, {expected[name]}" for name in others)
-            raise JobFailed(
-                f"--vae {source.vae} is another VAE than where the job was begun: {differences} there; "
-                "give a --revision, or the same folder on every node"
-            )
+        vae, facts = load_expected(source, expected)
         return cls(vae, settings, torch.device(device), compiled=compiled, facts=facts)
 
     def check(self) -> None:

@@ -31,7 +31,7 @@ from . import plan, rows, storage
 from .errors import JobFailed
 from .lease import check_token
 
-__all__ = ["DECISION_KEY", "Committed", "Inventory", "Ledger"]
+__all__ = ["DECISION_KEY", "Committed", "Inventory", "Ledger", "damage_named"]
 
 DECISION_KEY = b"inpaint_encode.chunk"
 """Key of the JSON in a data file's metadata that says which chunk it decides, and which pairs it rejects."""
@@ -240,7 +240,7 @@ class Ledger:
 
     def _plan_schema(self, part: str) -> pa.Schema:
         data = storage.read(self.uri(part)).data
-        with _damage_named(self.uri(part)):
+        with damage_named(self.uri(part)):
             return rows.carrying(rows.PAIRS, pq.read_schema(pa.BufferReader(data)))
 
     def planned_chunks(self, parts: list[str]) -> pa.Table:
@@ -254,7 +254,7 @@ class Ledger:
 
     def _read(self, path: str, schema: pa.Schema) -> pa.Table:
         data = storage.read(self.uri(path)).data
-        with _damage_named(self.uri(path)):
+        with damage_named(self.uri(path)):
             return pq.read_table(pa.BufferReader(data), columns=schema.names).cast(schema)
 
     def write_receipts(self, run: str, number: int, receipts: list[dict[str, Any]]) -> None:
@@ -320,7 +320,12 @@ class Ledger:
 
 
 @contextmanager
-def _damage_named(uri: str) -> Iterator[None]:
+def damage_named(uri: str) -> Iterator[None]:
+    """Say which file it is that cannot be parsed.
+
+    Raises:
+        JobFailed: in the place of what Arrow and JSON raise on wrong bytes.
+    """
     try:
         yield
     except (pa.ArrowException, KeyError, ValueError) as error:
@@ -354,7 +359,7 @@ class _Decision:
 
 def _read_decision(uri: str) -> _Decision:
     blob = storage.read(uri)
-    with _damage_named(uri):
+    with damage_named(uri):
         metadata = pq.read_metadata(pa.BufferReader(blob.data))
         decision = json.loads(metadata.metadata[DECISION_KEY])
     rejects = pa.Table.from_pylist(decision["rejected"], rows.REJECTS)

@@ -20,6 +20,9 @@ __all__ = ["Tally", "unpaired_examples", "write_report"]
 LISTED = 1_000
 """Unpaired files that the report names; the counts are always whole."""
 
+MARKS = 200
+"""Most moments of a run that the report keeps, however long it takes."""
+
 
 @dataclass
 class Tally:
@@ -32,6 +35,10 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     counters: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     started: float = field(default_factory=time.monotonic)
+    marks: list[tuple[float, int]] = field(default_factory=list)
+    """Seconds since the tally was begun and pairs decided by then, in order: what the rate was when."""
+    _apart: float = 0.0
+    """Seconds that two marks are apart at least."""
 
     @classmethod
     def of(cls, chunks: Iterable[Committed]) -> Tally:
@@ -50,6 +57,16 @@ class Tally:
         self.errors.update(chunk.errors)
         for name, value in counters:
             self.counters[name] += value
+        self._mark(self.seconds)
+
+    def _mark(self, now: float) -> None:
+        """Note how far it is; where marks become too many, every second one goes, and new ones stand twice as apart."""
+        if self.marks and now - self.marks[-1][0] < self._apart:
+            return
+        self.marks.append((round(now, 3), self.decided))
+        if len(self.marks) > MARKS:
+            self.marks = self.marks[1::2]
+            self._apart = now / len(self.marks)
 
     @property
     def decided(self) -> int:
@@ -60,6 +77,12 @@ class Tally:
     def seconds(self) -> float:
         """Since the tally was begun."""
         return time.monotonic() - self.started
+
+    @property
+    def over_time(self) -> list[tuple[float, int]]:
+        """The marks, and where the tally is now, if that is not the last of them."""
+        now = [(round(self.seconds, 3), self.decided)]
+        return self.marks + (now if self.decided > (self.marks[-1][1] if self.marks else 0) else [])
 
     @property
     def rate(self) -> float:
@@ -117,6 +140,7 @@ def write_report(
                 for name, value in sorted(run.counters.items())
                 if not name.startswith(coverage.PREFIX)
             },
+            "decided_over_time": run.over_time,
         },
         "job": job,
     }

@@ -123,3 +123,26 @@ def _patches(latent: Any) -> Any:
     batch, channels, height, width = latent.shape
     cells = latent.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
     return cells.reshape(batch, channels * 4, height // 2, width // 2)
+
+
+def as_image(vae: Any, latent: Any) -> Any:
+    """What diffusers itself makes of one latent ``[C, h, w]``: ``[H, W, 3]`` in 0..1; the inverse of `encoded`."""
+    import torch
+
+    kind, latents = type(vae).__name__, latent[None]
+    with torch.no_grad():
+        if kind == "AutoencoderKLFlux2":
+            deviation = torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)
+            latents = _unpatched(latents * deviation.view(1, -1, 1, 1) + vae.bn.running_mean.view(1, -1, 1, 1))
+        if kind in ("AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21"):
+            image = vae.decode(latents[:, :, None]).sample[:, :3, 0]
+        else:
+            image = vae.decode(latents).sample
+    return (image[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+
+
+def _unpatched(latent: Any) -> Any:
+    """The inverse of `_patches`."""
+    batch, channels, height, width = latent.shape
+    cells = latent.view(batch, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return cells.reshape(batch, channels // 4, height * 2, width * 2)

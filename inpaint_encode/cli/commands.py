@@ -11,7 +11,17 @@ from rich.console import Console
 
 from inpaint_encode import __version__
 from inpaint_encode.cluster import protect_local_ray
-from inpaint_encode.settings import EncodeJob, ExportOptions, PlanOptions, VerifyOptions, in_words, measured_in
+from inpaint_encode.errors import JobFailed
+from inpaint_encode.settings import (
+    EncodeJob,
+    ExportOptions,
+    PlanOptions,
+    ReportOptions,
+    ShowOptions,
+    VerifyOptions,
+    in_words,
+    measured_in,
+)
 
 __all__ = ["app"]
 
@@ -150,19 +160,47 @@ def info(output: str, *, as_json: bool = False) -> None:
 
 
 @app.command(sort_key=5)
-def report(output: str) -> None:
-    """Print the report of the last run that finished: counts, why pairs were rejected, seconds by stage.
+def report(options: Annotated[ReportOptions, Parameter(name="*")]) -> None:
+    """Print the last finished run's report, and write a page of what is there.
 
-    inpaint-encode report s3://bucket/latents
+    inpaint-encode report s3://bucket/latents --html report.html
 
-    Exit codes: 0 done, 1 there is none or it cannot be read, 2 wrong use, 130 interrupted.
-
-    Args:
-        output: Folder or prefix that an encode command wrote.
+    The page is one HTML file that asks for nothing from elsewhere; of a large output it reads a
+    sample, and says which. Of an output that is not finished it shows the files that are there.
+    Exit codes: 0 done, 1 something cannot be read, 2 wrong use, 130 interrupted.
     """
-    from inpaint_encode.show_report import read_report, show
+    from inpaint_encode.progress import open_display
+    from inpaint_encode.view.table import read_report, show
 
-    show(read_report(output), Console(width=None if sys.stdout.isatty() else 140))
+    found = read_report(options.output)
+    if found:
+        show(found, Console(width=None if sys.stdout.isatty() else 140))
+    elif options.html:
+        print(f"no run has finished at {options.output} yet")
+    else:
+        raise JobFailed(f"there is no {options.output}/_report.json: a job writes it when it ends; a page needs none")
+    if options.html:
+        from inpaint_encode.view.report import write_page
+
+        with open_display() as display:
+            page = write_page(options, display.say)
+        print(f"a page of {page.size:,} bytes: {page.uri}")
+
+
+@app.command(sort_key=7)
+def show(options: Annotated[ShowOptions, Parameter(name="*")]) -> None:
+    """Show one row: a table of its columns, its pictures side by side in a file.
+
+    inpaint-encode show s3://bucket/latents a/042 --picture a-042.png
+
+    Exit codes: 0 done, 1 cannot be read, 2 wrong use or no such row, 130 interrupted.
+    """
+    from inpaint_encode.progress import open_display
+    from inpaint_encode.view.show import print_row, show_row
+
+    with open_display() as display:
+        shown = show_row(options, display.say)
+    print_row(shown, Console(width=None if sys.stdout.isatty() else 140))
 
 
 @app.command(sort_key=8)

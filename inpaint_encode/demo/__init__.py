@@ -1,1 +1,1 @@
-"""A first look on one machine: a bucket, pairs to put into it, and a sheet of what became of them."""
+"""A first look on one machine: a bucket, pairs to put into it, and a job on them."""

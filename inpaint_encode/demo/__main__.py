@@ -19,12 +19,13 @@ from rich.table import Column, Table
 from inpaint_encode.cli import INTERRUPTED, stop_on_signals
 from inpaint_encode.cli import main as inpaint_encode
 from inpaint_encode.cluster import joined, protect_local_ray
-from inpaint_encode.geometry import Sizing
-from inpaint_encode.images import PairDecoder
+from inpaint_encode.reader import Output
+from inpaint_encode.settings import LatentDecoding
+from inpaint_encode.view.look import Looker
+from inpaint_encode.view.sheet import contact_sheet
 
 from .pairs import DemoSet, upload, write_demo_pairs
 from .s3server import LocalS3
-from .sheet import SheetRow, contact_sheet
 
 SHOWN = 7
 """Lines of the contact sheet."""
@@ -58,11 +59,15 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
         inpaint_encode(["encode", *arguments])
         rows = list(_rows_by_ray(s3.uri("latents")))
     _print_rows(rows, _rejects_by_pyarrow(s3.uri("latents")))
-    sheet = folder / "contact-sheet.png"
-    contact_sheet([_sheet_row(row, folder / "source", s3.uri()) for row in _spread(rows)], sheet)
-    copy = folder / "latents"
+    sheet, page, copy = folder / "contact-sheet.png", folder / "report.html", folder / "latents"
+    looker = Looker.of(Output.open(s3.uri("latents")), LatentDecoding(), lambda _: None)
+    contact_sheet([looker.look(row).pixels for row in _spread(rows)]).save(sheet)
+    arguments = [s3.uri("latents"), "--html", str(page)]
+    console.print(f"\n[bold]$ inpaint-encode report {' '.join(arguments)}", soft_wrap=True, highlight=False)
+    inpaint_encode(["report", *arguments])
     _copy(s3.uri("latents"), copy)
     console.print(f"\nThe output is in [bold]{copy}[/], a picture of it is [bold]{sheet}[/]", soft_wrap=True)
+    console.print(f"The page [bold]{page}[/] tells of it; open it in a browser", soft_wrap=True)
 
 
 def _words(pairs: DemoSet) -> str:
@@ -128,15 +133,6 @@ def _print_rows(rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> N
 
 def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [rows[index] for index in np.linspace(0, len(rows) - 1, SHOWN).round().astype(int)]
-
-
-def _sheet_row(row: dict[str, Any], source: Path, prefix: str) -> SheetRow:
-    image, mask = (source / row[name].removeprefix(f"{prefix}/") for name in ("image_uri", "mask_uri"))
-    ratio = row["noise_mask"].shape[1] // row["samples"].shape[1]
-    decoder = PairDecoder(sizing=Sizing(ratio=ratio))
-    decoded = decoder.image(image.read_bytes())
-    binary = decoder.mask(mask.read_bytes(), decoded)
-    return SheetRow(row["key"], decoded.pixels, binary, row["noise_mask"][0], row["samples"].astype(np.float32))
 
 
 def _copy(output: str, folder: Path) -> None:

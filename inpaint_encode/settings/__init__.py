@@ -12,6 +12,7 @@ from .files import Decoding, Limits
 from .row import RowSettings, VaeSource
 from .run import Batches, Chunks, Labels, Output, RunOptions, Workers, selector
 from .source import Source, SourceAccess
+from .view import LatentDecoding, ReportOptions, ShowOptions
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -21,11 +22,14 @@ __all__ = [
     "EncodeJob",
     "ExportOptions",
     "Labels",
+    "LatentDecoding",
     "Limits",
     "Output",
     "PlanOptions",
+    "ReportOptions",
     "RowSettings",
     "RunOptions",
+    "ShowOptions",
     "Source",
     "SourceAccess",
     "VaeSource",

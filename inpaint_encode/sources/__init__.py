@@ -17,6 +17,7 @@ from inpaint_encode.ranged import Changed
 from inpaint_encode.settings import Source, SourceAccess
 from inpaint_encode.storage import DIRECT
 
+from .again import Sources, fetch_again
 from .embedded import MissingValue
 from .files import named_by
 from .found import FoundPairs
@@ -25,7 +26,17 @@ from .prefixes import from_images, from_prefixes
 from .read import Content, PairReader, store_of
 from .tars import from_tars
 
-__all__ = ["Changed", "Content", "FoundPairs", "MissingValue", "PairReader", "find_pairs", "store_of"]
+__all__ = [
+    "Changed",
+    "Content",
+    "FoundPairs",
+    "MissingValue",
+    "PairReader",
+    "Sources",
+    "fetch_again",
+    "find_pairs",
+    "store_of",
+]
 
 
 @contextmanager

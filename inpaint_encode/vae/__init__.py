@@ -1,5 +1,6 @@
 """One VAE on one device, without Ray: `load` it, learn its `facts`, `encode` with it. `families` has every class."""
 
+from .decode import decoded
 from .encode import InpaintLatents, Posterior, compute_dtype, encode_for_inpaint, posterior, warm_up
 from .facts import VaeFacts, crop_multiple, latent_channels, spatial_ratio, vae_facts, weights_sha256
 from .families import FAMILIES, Family, family_of
@@ -14,6 +15,7 @@ __all__ = [
     "VaeFacts",
     "compute_dtype",
     "crop_multiple",
+    "decoded",
     "encode_for_inpaint",
     "family_of",
     "latent_channels",

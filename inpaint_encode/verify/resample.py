@@ -8,10 +8,9 @@ import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.images import PairDecoder
 from inpaint_encode.ledger import Ledger
-from inpaint_encode.settings import RowSettings, SourceAccess, VaeSource
-from inpaint_encode.sources import Content, PairReader
-from inpaint_encode.vae import VaeFacts
+from inpaint_encode.settings import RowSettings, SourceAccess
+from inpaint_encode.sources import PairReader, Sources, fetch_again
+from inpaint_encode.vae.recorded import recorded_facts, recorded_source
 
 from .checks import DataFile, Problem, Row
 
@@ -101,8 +100,8 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     names = (RowSettings.model_fields.keys() - {"samples_dtype"}) & made_by.keys()
     settings = RowSettings(**{name: made_by[name] for name in names}, samples_dtype="float32")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = _vae_source(vae or job["vae_source"], made_by)
-    encoder = BatchEncoder.load(source, settings, _facts(made_by), device, compiled=False)
+    source = recorded_source(vae or job["vae_source"], made_by)
+    encoder = BatchEncoder.load(source, settings, recorded_facts(made_by), device, compiled=False)
     reader = PairReader(SourceAccess(**job.get("access", {})))
     result = Resampled()
     for chunk, indices in drawn.items():
@@ -116,37 +115,19 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     return result
 
 
-def _facts(made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What the VAE must be, by the names that the output has; where it is, and by what it was told, may differ."""
-    names = {one.name for one in fields(VaeFacts)} - {"vae_source", "vae_family", "latent_form"}
-    return {name: made_by[name] for name in names & made_by.keys()}
-
-
-def _vae_source(spelled: str, made_by: Mapping[str, Any]) -> VaeSource:
-    """Read paths and URIs as they are, and ``org/name`` or ``org/name/subfolder``, with ``@revision`` or not."""
-    form: dict[str, Any] = {"flux2_latents": "packed" if made_by.get("latent_form") == "packed" else "plain"}
-    if spelled.endswith(".safetensors"):
-        form["vae_family"] = made_by.get("vae_family", "")
-    if Path(spelled).exists() or Path(spelled).is_absolute() or "://" in spelled:
-        return VaeSource(vae=spelled, **form)
-    name, _, revision = spelled.partition("@")
-    parts = name.split("/")
-    return VaeSource(vae="/".join(parts[:2]), subfolder="/".join(parts[2:]), revision=revision, **form)
-
-
 def _compare(
     row: Row, reader: PairReader, encoder: BatchEncoder, made_by: Mapping[str, Any], result: Resampled
 ) -> Iterator[str]:
     """Encode one row again, count it in ``result``, and yield what is wrong with it."""
-    image, mask = _fetch(reader, row)
-    if (image and image.version, mask and mask.version) != (row["image_version"], row["mask_version"]):
+    sources = _fetch(reader, row)
+    if sources is None:
         result.changed += 1
         return
     result.rows += 1
     decoder = PairDecoder.of(made_by, max_pixels=sys.maxsize)
     try:
-        decoded = decoder.image(image.data)  # type: ignore[union-attr] # a version is of a blob
-        binary = decoder.mask(mask.data, decoded)  # type: ignore[union-attr]
+        decoded = decoder.image(sources.image.data)
+        binary = decoder.mask(sources.mask.data, decoded)
     except PairRejected as rejection:
         yield f"its source is rejected now: {rejection.error}: {rejection.message}"
         return
@@ -193,17 +174,12 @@ def _encoded(encoder: BatchEncoder, batch: Batch, *, tile: bool) -> EncodedBatch
         ) from error
 
 
-def _fetch(reader: PairReader, row: Row) -> tuple[storage.Blob | None, Content | None]:
-    """What is there now of an image and its mask, of any version."""
-    pair = {name: row[name] for name in ("key", "image_uri", "mask_uri")}
+def _fetch(reader: PairReader, row: Row) -> Sources | None:
     try:
-        image = reader.image(pair)
-        return image, image if pair["mask_uri"] == pair["image_uri"] else reader.mask(pair)
-    except FileNotFoundError:
-        return None, None
+        return fetch_again(reader, row)
     except OSError as error:
         raise JobFailed(
-            f"--sample cannot fetch {pair['image_uri']} or its mask: {error}; "
+            f"--sample cannot fetch {row['image_uri']} or its mask: {error}; "
             "check the credentials, or leave --sample out"
         ) from error
 

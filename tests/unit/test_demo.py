@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
@@ -18,7 +17,6 @@ from s3fs import S3FileSystem
 
 from inpaint_encode.demo.pairs import DemoSet, upload, write_demo_pairs, write_random_pairs
 from inpaint_encode.demo.s3server import LocalS3
-from inpaint_encode.demo.sheet import SheetRow, contact_sheet
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -219,43 +217,3 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     program = "import sys, inpaint_encode.demo; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "skimage", "s3fs", "PIL", "numpy"} & set(loaded.stdout.split())
-
-
-def sheet_row(key: str, height: int, width: int) -> SheetRow:
-    mask = np.zeros((height, width), np.uint8)
-    mask[4:12, 4:12] = 1
-    grown = np.zeros_like(mask)
-    grown[2:15, 2:15] = 1
-    image = np.full((height, width, 3), (10, 200, 30), np.uint8)
-    samples = np.random.default_rng(0).normal(size=(4, height // 8, width // 8)).astype(np.float16)
-    return SheetRow(key, image, mask, grown, samples)
-
-
-class TestContactSheet:
-    def test_it_shows_mask_growth_and_grey_where_they_are(self, tmp_path: Path) -> None:
-        contact_sheet([sheet_row("a/pair", 32, 32)], tmp_path / "sheet.png")
-        with Image.open(tmp_path / "sheet.png") as sheet:
-            bottom = sheet.height - 44  # the line's gap and the sheet's margin
-            thumbnails = np.asarray(sheet)[bottom - 160 : bottom]
-        seen = Counter(map(tuple, thumbnails.reshape(-1, 3).tolist()))
-        area = (160 // 32) ** 2
-        assert seen[240, 131, 48] == (13 * 13 - 8 * 8) * area
-        assert seen[244, 243, 240] == 2 * 8 * 8 * area
-        assert seen[10, 200, 30] == (32 * 32 + 32 * 32 - 8 * 8) * area
-        assert seen[128, 128, 128] == 8 * 8 * area
-
-    def test_a_row_adds_its_thumbnails_height(self, tmp_path: Path) -> None:
-        rows = [sheet_row("square", 64, 64), sheet_row("wide", 64, 128), sheet_row("long/" * 60, 320, 64)]
-        sizes = []
-        for count in range(4):
-            contact_sheet(iter(rows[:count]), tmp_path / "sub" / "sheet.png")
-            sizes.append(Image.open(tmp_path / "sub" / "sheet.png").size)
-        widths = {width for width, _ in sizes}
-        heights = np.diff([height for _, height in sizes])
-        assert len(widths) == 1
-        assert heights[0] == heights[2] == heights[1] + 80
-
-    def test_a_constant_latent_of_one_channel_is_drawn(self, tmp_path: Path) -> None:
-        row = sheet_row("flat", 32, 32)._replace(samples=np.zeros((1, 4, 4), np.float32))
-        contact_sheet([row], tmp_path / "sheet.png")
-        assert (tmp_path / "sheet.png").stat().st_size > 1000

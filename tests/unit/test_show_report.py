@@ -1,4 +1,4 @@
-"""The command ``report``: what a real report looks like as text, and what is said where there is none."""
+"""The table of the command ``report``: what a real report looks like as text, and what is said where there is none."""
 
 import pyarrow as pa
 import pytest
@@ -21,7 +21,7 @@ def output(tmp_path):
 
 
 def test_a_report_is_readable(output, shell):
-    done = shell("report", output)
+    done = shell("report", output, "--html", "")
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
     assert {"pairs 1,234", "encoded 1,200", "rejected 34", "data_bytes 5,000,000", "unpaired_images 1"} <= set(lines)
@@ -32,10 +32,13 @@ def test_a_report_is_readable(output, shell):
 
 
 def test_an_output_without_a_report_is_said_to_have_none(tmp_path, shell):
-    done = shell("report", tmp_path)
+    done = shell("report", tmp_path, "--html", "")
     assert done.returncode == 1
     assert f"there is no {tmp_path}/_report.json: a job writes it when it ends" in done.stderr
     (tmp_path / "_report.json").write_text("{")
     done = shell("report", tmp_path)
     assert (done.returncode, "_report.json is damaged" in done.stderr) == (1, True)
+    (tmp_path / "_report.json").unlink()
+    done = shell("report", tmp_path)
+    assert (done.returncode, "holds no rows; name the folder" in done.stderr) == (2, True)
     assert shell("report", "ftp://host/output").returncode == 2

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import storage
-from .errors import JobFailed, UsageError
+from inpaint_encode import storage
+from inpaint_encode.errors import JobFailed, UsageError
 
 __all__ = ["read_report", "show"]
 
@@ -21,9 +21,11 @@ _COUNTS = ("pairs", "encoded", "rejected", "files", "data_bytes", "unpaired_imag
 def read_report(output: str) -> dict[str, Any]:
     """Read the report that the last finished run left at ``output``, a folder or prefix that a job wrote.
 
+    Empty where no run has finished yet.
+
     Raises:
         UsageError: no output can be there.
-        JobFailed: no job has finished there yet, or the file is damaged.
+        JobFailed: the file is damaged.
     """
     try:
         uri = storage.join(storage.normalise(output), "_report.json")
@@ -32,7 +34,7 @@ def read_report(output: str) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(storage.read(uri).data)
     except FileNotFoundError:
-        raise JobFailed(f"there is no {uri}: a job writes it when it ends; run the encode command to its end") from None
+        return {}
     except ValueError as error:
         raise JobFailed(f"{uri} is damaged: {error}; the same encode command writes it anew") from error
     return report

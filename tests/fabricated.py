@@ -1,0 +1,80 @@
+"""Outputs that no job wrote: as many rows and files as a test needs, of latents that it knows, in a second."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from inpaint_encode import rows
+from inpaint_encode.resume import job_record
+from inpaint_encode.settings import EncodeJob, Output, RowSettings, Source, VaeSource
+from inpaint_encode.vae import VaeFacts
+
+JOB = "0123abcd"
+NO_VAE = "/no/such/vae"
+
+
+def made_by(**changes: Any) -> dict[str, Any]:
+    """What a job of these row settings, or facts of its VAE, says of its rows."""
+    facts = VaeFacts("AutoencoderKL", NO_VAE, "0" * 64, "1" * 64, 8, 8, 4, "unscaled", 0.18215, None, None, None)
+    chosen = {name: value for name, value in changes.items() if name in RowSettings.model_fields}
+    job = EncodeJob(
+        source=Source(images="/images", masks="/masks"),
+        vae=VaeSource(vae=NO_VAE),
+        output=Output(output="/output"),
+        rows=RowSettings(**chosen),
+    )
+    record = job_record(job, facts.as_dict())
+    about = {**facts.as_dict(), **record["rows"], "versions": record["versions"]}
+    return about | {name: value for name, value in changes.items() if name not in chosen}
+
+
+def row(key: str, latent: np.ndarray, covered: int = 0, **changes: Any) -> dict[str, Any]:
+    """A row whose grown mask has ``covered`` pixels of the first line and on; the crop is the latent's at ratio 8."""
+    height, width = (8 * side for side in latent.shape[1:])
+    mask = (np.arange(height * width) < covered).astype(np.uint8)
+    plain = {"key": key, "image_uri": f"/images/{key}.png", "mask_uri": f"/masks/{key}.png", "mask_index": 0}
+    plain |= {"image_version": "1", "mask_version": "1", "crop_top": 0, "crop_left": 0, "precision": "float32"}
+    plain |= dict.fromkeys(("source_height", "resized_height"), height)
+    plain |= dict.fromkeys(("source_width", "resized_width"), width)
+    plain |= {"mask_coverage": covered / mask.size, "tiled": False}
+    samples = {"data": latent.reshape(-1), "shape": list(latent.shape)}
+    return plain | {"samples": samples, "noise_mask": {"data": mask, "shape": [1, height, width]}} | changes
+
+
+def data_file(table: list[dict[str, Any]], about: dict[str, Any]) -> bytes:
+    """Some rows as a file, in the layout that the job writes."""
+    schema = rows.data_schema(about)
+    return rows.parquet_bytes(pa.Table.from_pylist(table, schema))
+
+
+def write_output(folder: Path, files: list[list[dict[str, Any]]], about: dict[str, Any] | None = None) -> Path:
+    """Write files of rows and ``_job.json``; a report is there when the job has ended, and is not written."""
+    about = about or made_by()
+    folder.mkdir(parents=True, exist_ok=True)
+    for chunk, table in enumerate(files):
+        (folder / f"{JOB}-{chunk:08d}.parquet").write_bytes(data_file(table, about))
+    job = {"job": JOB, "created": "2026-01-02T03:04:05+00:00", "rows": about, "vae_source": NO_VAE}
+    (folder / "_job.json").write_text(json.dumps(job))
+    return folder
+
+
+def write_rejects(folder: Path, chunk: int, rejects: list[dict[str, Any]]) -> None:
+    """Write a chunk's file of rejected pairs; what a reject lacks is made of its key."""
+    (folder / "_rejected").mkdir(exist_ok=True)
+    whole = [
+        {"image_uri": f"/images/{one['key']}.png", "mask_uri": f"/masks/{one['key']}.png", "stage": "decode", **one}
+        for one in rejects
+    ]
+    table = pa.Table.from_pylist(whole, rows.REJECTS)
+    (folder / "_rejected" / f"{JOB}-{chunk:08d}.parquet").write_bytes(rows.parquet_bytes(table))
+
+
+def latents(count: int, seed: int = 0, height: int = 2, width: int = 3) -> list[np.ndarray]:
+    """Some latents of four channels around 0, 1, 2 and 3."""
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.normal(size=(4, height, width)) + np.arange(4)[:, None, None]).astype(np.float16) for _ in range(count)
+    ]

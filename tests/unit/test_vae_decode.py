@@ -1,0 +1,47 @@
+"""Stored latents, in every form of every family, become what diffusers' own pipelines make of them."""
+
+import pytest
+import torch
+
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae import decoded, load_vae, posterior, to_scaled, to_unscaled, vae_facts
+from tests.vaes import SMALL, as_image, saved, small_vae
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.rand((2, 64, 96, 3), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_latent_is_decoded_as_its_pipeline_does_it(name, pixels):
+    vae = small_vae(name)
+    facts = vae_facts(vae, VaeSource(vae="x"))
+    latents = posterior(vae, pixels).mean
+    found = decoded(vae, latents, facts, facts.latent_form)
+    sides = (32, 48) if name == "AsymmetricAutoencoderKL" else (64, 96)  # whose small decoder has a level less
+    assert (found.shape, found.dtype) == ((2, *sides, 3), torch.float32)
+    for image, latent in zip(found, latents, strict=True):
+        assert torch.allclose(image, as_image(vae, latent), atol=1e-5)
+    assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", ["SD 3", "AutoencoderTiny", "Wan 2.2", "AutoencoderKLFlux2"])
+def test_scaled_rows_are_scaled_back_first(name, pixels):
+    vae = small_vae(name)
+    facts = vae_facts(vae, VaeSource(vae="x"))
+    latents = posterior(vae, pixels[:1]).mean
+    scaled = to_scaled(latents, facts)
+    assert torch.allclose(to_unscaled(scaled, facts), latents, rtol=1e-5, atol=1e-6)
+    form = "scaled" if facts.latent_form == "unscaled" else facts.latent_form
+    assert torch.allclose(decoded(vae, scaled, facts, form), decoded(vae, latents, facts, facts.latent_form), atol=1e-5)
+
+
+def test_plain_latents_of_flux2_need_no_unpacking(pixels, tmp_path):
+    source = VaeSource(vae=saved("AutoencoderKLFlux2", tmp_path), flux2_latents="plain")
+    vae = load_vae(source)
+    latents = posterior(vae, pixels[:1]).mean
+    assert latents.shape[1] == 32
+    with torch.no_grad():
+        own = vae.decode(latents).sample[0].movedim(0, -1) / 2 + 0.5
+    assert torch.allclose(decoded(vae, latents, vae_facts(vae, source), "unscaled")[0], own.clamp(0, 1), atol=1e-5)
