@@ -160,7 +160,7 @@ def info(output: str, *, as_json: bool = False) -> None:
 
 
 @app.command(sort_key=5)
-def report(options: Annotated[ReportOptions, Parameter(name="*")]) -> None:
+def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="*")] = ReportOptions()) -> None:
     """Print the last finished run's report, and write a page of what is there.
 
     inpaint-encode report s3://bucket/latents --html report.html
@@ -168,38 +168,47 @@ def report(options: Annotated[ReportOptions, Parameter(name="*")]) -> None:
     The page is one HTML file that asks for nothing from elsewhere; of a large output it reads a
     sample, and says which. Of an output that is not finished it shows the files that are there.
     Exit codes: 0 done, 1 something cannot be read, 2 wrong use, 130 interrupted.
+
+    Args:
+        output: Folder or prefix that an encode command wrote.
+        options: What is looked at, and where the page goes.
     """
     from inpaint_encode.progress import open_display
     from inpaint_encode.view.table import read_report, show
 
-    found = read_report(options.output)
+    found = read_report(output)
     if found:
         show(found, Console(width=None if sys.stdout.isatty() else 140))
     elif options.html:
-        print(f"no run has finished at {options.output} yet")
+        print(f"no run has finished at {output} yet")
     else:
-        raise JobFailed(f"there is no {options.output}/_report.json: a job writes it when it ends; a page needs none")
+        raise JobFailed(f"there is no {output}/_report.json: a job writes it when it ends; a page needs none")
     if options.html:
         from inpaint_encode.view.report import write_page
 
         with open_display() as display:
-            page = write_page(options, display.say)
+            page = write_page(output, options, display.say)
         print(f"a page of {page.size:,} bytes: {page.uri}")
 
 
 @app.command(sort_key=7)
-def show(options: Annotated[ShowOptions, Parameter(name="*")]) -> None:
+def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(name="*")] = ShowOptions()) -> None:
     """Show one row: a table of its columns, its pictures side by side in a file.
 
     inpaint-encode show s3://bucket/latents a/042 --picture a-042.png
 
     Exit codes: 0 done, 1 cannot be read, 2 wrong use or no such row, 130 interrupted.
+
+    Args:
+        output: Folder or prefix that an encode command wrote.
+        key: Of the row.
+        options: How it is decoded, and where the picture goes.
     """
     from inpaint_encode.progress import open_display
     from inpaint_encode.view.show import print_row, show_row
 
     with open_display() as display:
-        shown = show_row(options, display.say)
+        shown = show_row(output, key, options, display.say)
     print_row(shown, Console(width=None if sys.stdout.isatty() else 140))
 
 

@@ -24,10 +24,8 @@ class LatentDecoding(Frozen):
 
 @section("What to show", 1)
 class ReportOptions(Frozen):
-    """Everything that ``inpaint-encode report`` can be told."""
+    """Everything that ``inpaint-encode report`` can be told but which output."""
 
-    output: str
-    """Folder or prefix that an encode command wrote."""
     html: Annotated[str, measured_in("FILE")] = "report.html"
     """Where the page goes, a path or s3://; an empty one prints the table alone, which reads no rows."""
     sample: Annotated[int, Field(ge=1), measured_in("ROWS")] = 2_000
@@ -41,12 +39,8 @@ class ReportOptions(Frozen):
 
 @section("What to show", 1)
 class ShowOptions(Frozen):
-    """Everything that ``inpaint-encode show`` can be told."""
+    """Everything that ``inpaint-encode show`` can be told but which row."""
 
-    output: str
-    """Folder or prefix that an encode command wrote."""
-    key: str
-    """The row's key."""
     picture: Annotated[str, measured_in("FILE", default="the key .png")] = ""
     """Where the picture goes, a path or s3:// that ends in .png; by default the key in the current folder."""
     decoder: LatentDecoding = LatentDecoding()

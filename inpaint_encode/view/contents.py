@@ -71,10 +71,11 @@ class Contents:
         return bool(self.output.report) and self.output.report["files"] != len(self.output.files)
 
 
-def gather(options: ReportOptions, say: Callable[[str], None], limits: Limits | None = None) -> Contents:
+def gather(where: str, options: ReportOptions, say: Callable[[str], None], limits: Limits | None = None) -> Contents:
     """Read what the page shows.
 
     Args:
+        where: folder or prefix that a job wrote.
         options: what to look at.
         say: is told, in a line, what is being done.
         limits: what is read at most.
@@ -85,7 +86,7 @@ def gather(options: ReportOptions, say: Callable[[str], None], limits: Limits | 
         PermissionError, OSError: by what the store said.
     """
     say("listing the output")
-    output = Output.open(options.output)
+    output = Output.open(where)
     sample = Sample(output, options.seed, limits)
     say(f"reading {len(sample.files):,} of {sample.of_files:,} files")
     facts = sample.facts()

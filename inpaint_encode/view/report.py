@@ -23,10 +23,11 @@ class Written(NamedTuple):
     """In bytes."""
 
 
-def write_page(options: ReportOptions, say: Callable[[str], None]) -> Written:
+def write_page(output: str, options: ReportOptions, say: Callable[[str], None]) -> Written:
     """Read a sample of an output and write the page.
 
     Args:
+        output: folder or prefix that a job wrote.
         options: what to look at, and where the page goes.
         say: is told, in a line, what is being done.
 
@@ -38,6 +39,6 @@ def write_page(options: ReportOptions, say: Callable[[str], None]) -> Written:
         uri = storage.normalise(options.html)
     except ValueError as error:
         raise UsageError(f"--html {error}") from None
-    page = render(gather(options, say)).encode()
+    page = render(gather(output, options, say)).encode()
     storage.write(uri, page)
     return Written(uri, len(page))

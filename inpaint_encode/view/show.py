@@ -40,16 +40,16 @@ class Shown(NamedTuple):
     """Why nothing is decoded, if nothing is."""
 
 
-def show_row(options: ShowOptions, say: Callable[[str], None]) -> Shown:
+def show_row(where: str, key: str, options: ShowOptions, say: Callable[[str], None]) -> Shown:
     """Find the row, look at it, and write its picture.
 
     Raises:
         UsageError: there is no such output or row, or the picture cannot be there.
         PermissionError, OSError: by what the store said.
     """
-    place = _picture_uri(options)
-    output = Output.open(options.output)
-    row = read_place(output, find_row(output, options.key))
+    place = _picture_uri(options.picture or f"{key.strip('/').replace('/', '-')}.png")
+    output = Output.open(where)
+    row = read_place(output, find_row(output, key))
     looker = Looker.of(output, options.decoder, say)
     look = looker.look(row)
     file = io.BytesIO()
@@ -58,8 +58,7 @@ def show_row(options: ShowOptions, say: Callable[[str], None]) -> Shown:
     return Shown(look, output.made_by, place, looker.why_not)
 
 
-def _picture_uri(options: ShowOptions) -> str:
-    spelled = options.picture or f"{options.key.strip('/').replace('/', '-')}.png"
+def _picture_uri(spelled: str) -> str:
     if not spelled.endswith(".png"):
         raise UsageError(f"--picture {spelled} must end in .png")
     try:

@@ -44,7 +44,7 @@ def output(s3, ray_cluster, make_job, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def contents(output):
-    return gather(ReportOptions(output=output, gallery=PAIRS), lambda _: None)
+    return gather(output, ReportOptions(gallery=PAIRS), lambda _: None)
 
 
 @pytest.fixture(scope="module")

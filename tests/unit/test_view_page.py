@@ -70,7 +70,7 @@ def page_of(folder: Path, **options) -> str:
 
 def html_of(folder: Path, **options) -> str:
     given = {"decoder": LatentDecoding(decode=False), "gallery": 2, **options}
-    return render(gather(ReportOptions(output=str(folder), **given), lambda _: None))
+    return render(gather(str(folder), ReportOptions(**given), lambda _: None))
 
 
 class TestPage:
@@ -230,6 +230,6 @@ class TestFind:
 
 
 def test_dates_are_in_words(output):
-    contents = gather(ReportOptions(output=str(output), gallery=0), lambda _: None)
+    contents = gather(str(output), ReportOptions(gallery=0), lambda _: None)
     assert contents.looked_at.tzinfo is UTC and contents.looked_at <= datetime.now(UTC)
     assert "Last run finished 2 January 2026, 03:04 UTC" in page_of(output)

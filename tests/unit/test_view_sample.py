@@ -83,8 +83,8 @@ class TestSample:
         opened = []
         parquet = Output.parquet
         monkeypatch.setattr(Output, "parquet", lambda self, file: opened.append(file.path) or parquet(self, file))
-        options = ReportOptions(output=large.uri, gallery=4, sample=500, decoder=LatentDecoding(decode=False))
-        contents = gather(options, lambda _: None)
+        options = ReportOptions(gallery=4, sample=500, decoder=LatentDecoding(decode=False))
+        contents = gather(large.uri, options, lambda _: None)
         assert (contents.reading.files, contents.reading.of_files, contents.reading.facts) == (100, 2_000, 800)
         assert contents.reading.latents == 500
         assert (contents.counts.rows, contents.counts.known) == (16_000, False)
