@@ -60,7 +60,7 @@ class Bins:
 
     def add(self, position: int, row: Row) -> list[Row] | None:
         """Put a row to its like; return all of them if that fills a batch."""
-        shapes = tuple((name, value.shape) for name, value in row.items() if torch.is_tensor(value))
+        shapes = tuple((name, value.shape) for name, value in row.items() if isinstance(value, torch.Tensor))
         waiting = self._bins.setdefault(shapes, {})
         waiting[position] = row
         return list(self._bins.pop(shapes).values()) if len(waiting) == self._size else None

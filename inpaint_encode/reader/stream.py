@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,8 @@ class _Position(NamedTuple):
 class _Course:
     """What one worker does in one epoch."""
 
+    rows: range
+    """Of the epoch, its part."""
     windows: Callable[[], Iterator[order.Window]]
     quota: int | None
     """Items that it yields; None is whatever its rows make."""
@@ -147,6 +149,7 @@ class LatentStream(IterableDataset[Row]):
         mine = order.part(of_rank, number, workers)
         shuffle = order.Shuffle(plan.seed, epoch, plan.shuffle_groups) if plan.shuffle else None
         return _Course(
+            rows=mine,
             windows=lambda: order.passes(lambda: order.windows(index.sizes, mine, shuffle), endless=plan.even),
             quota=order.quota(len(self), of_rank, mine) if plan.even else None,
             of={"rows": len(index), **asdict(plan), "worker": number, "workers": workers},
@@ -162,23 +165,27 @@ class LatentStream(IterableDataset[Row]):
             raise UsageError(f"the state is of another stream: {was} there, {now} here")
         return _Position(epoch, state["taken"], tuple(state["waiting"]), state["given"])
 
-    def _items(self, course: _Course, at: _Position) -> Iterator[tuple[_Position, Row]]:
-        """Yield what a worker gives, from ``at`` on, each with where it is then."""
-        plan, bins = self._plan, Bins(self._plan.batch_size or 1)
-        made = collate if plan.batch_size else _alone
-        if at.given == course.quota:
-            return
+    def _items(self, course: _Course, start: _Position) -> Iterator[tuple[_Position, Row]]:
+        """Yield what a worker gives, from ``start`` on, each with where it is then."""
+        make = self._batches if self._plan.batch_size else self._singles
+        return make(course, start) if start.given != course.quota else iter(())
+
+    def _singles(self, course: _Course, start: _Position) -> Iterator[tuple[_Position, Row]]:
+        left = None if course.quota is None else course.quota - start.given
+        for position, row in islice(self._rows(course, start.taken), left):
+            yield _Position(start.epoch, position + 1, (), position + 1), row
+
+    def _batches(self, course: _Course, at: _Position) -> Iterator[tuple[_Position, Row]]:
+        bins = Bins(self._plan.batch_size or 1)
         for position, row in chain(self._waiting(course, at), self._rows(course, at.taken)):
-            batch = bins.add(position, row)
-            at = at._replace(taken=max(at.taken, position + 1))
-            if batch:
-                at = at._replace(waiting=tuple(bins.positions), given=at.given + 1)
-                yield at, made(batch)
-            if at.given == course.quota:
-                return
-        for batch in () if plan.drop_last else bins.rest():
-            at = at._replace(waiting=tuple(bins.positions), given=at.given + 1)
-            yield at, made(batch)
+            if batch := bins.add(position, row):
+                at = _Position(at.epoch, position + 1, tuple(bins.positions), at.given + 1)
+                yield at, collate(batch)
+                if at.given == course.quota:
+                    return
+        for batch in () if self._plan.drop_last else bins.rest():
+            at = _Position(at.epoch, len(course.rows), tuple(bins.positions), at.given + 1)
+            yield at, collate(batch)
 
     def _waiting(self, course: _Course, at: _Position) -> Iterator[tuple[int, Row]]:
         """Read the rows again that were waiting when a state was taken."""
@@ -196,10 +203,6 @@ class LatentStream(IterableDataset[Row]):
                     yield taken, prepared(groups[piece][row], self._functions)
                     taken += 1
             del groups  # the next window's come while these would still be held
-
-
-def _alone(batch: list[Row]) -> Row:
-    return batch[0]
 
 
 def _ahead(
