@@ -10,15 +10,19 @@ import torch
 
 from .columns import Row
 
-__all__ = ["Bins", "Function", "collate", "prepared"]
+__all__ = ["Bins", "Function", "applied", "as_tensors", "collate"]
 
 Function = Callable[[Row], Row]
 """What is made of each row, in the process that reads it."""
 
 
-def prepared(row: Row, functions: Iterable[Function]) -> Row:
-    """Turn a row's arrays into tensors that own their memory, and apply ``functions`` one after the other."""
-    row = {name: _tensor(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}
+def as_tensors(row: Row) -> Row:
+    """Turn a row's arrays into tensors that own their memory; other values stay as they are."""
+    return {name: _tensor(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}
+
+
+def applied(row: Row, functions: Iterable[Function]) -> Row:
+    """Give a row to ``functions``, one after the other."""
     for function in functions:
         row = function(row)
     return row

@@ -14,11 +14,12 @@ from torch.utils.data import Dataset
 
 from inpaint_encode.errors import UsageError
 
-from .batches import Function, prepared
+from . import order
+from .batches import Function, applied, as_tensors
 from .columns import Row
 from .groups import Groups
 from .output import Output
-from .stream import LatentStream, Plan, this_rank
+from .stream import LatentStream, Plan, read_ahead, this_rank
 
 if TYPE_CHECKING:
     import ray.data
@@ -27,6 +28,9 @@ __all__ = ["LatentDataset", "open_latents"]
 
 _AT_ONCE = 4
 """Row groups that a list of rows is read from at the same time."""
+
+_THREADS = 32
+"""Of requests for keys alone."""
 
 
 def open_latents(output: str, *, columns: Sequence[str] | None = None) -> LatentDataset:
@@ -94,7 +98,7 @@ class LatentDataset(Dataset[Row]):
         wanted = list(dict.fromkeys(group for group, _ in places))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             read = dict(zip(wanted, pool.map(self.groups.read, wanted), strict=True))
-        return [prepared(read[group][row], self.functions) for group, row in places]
+        return [applied(as_tensors(read[group][row]), self.functions) for group, row in places]
 
     def _number(self, key: str) -> int:
         for group in self.groups.index.candidates(key):
@@ -106,9 +110,10 @@ class LatentDataset(Dataset[Row]):
         return iter(self.stream(rank=0, world_size=1))
 
     def keys(self) -> Iterator[str]:
-        """Yield the key of every row, in the order of the files; no other column is read."""
-        for group in range(len(self.groups.index.sizes)):
-            yield from self.groups.keys(group).to_pylist()
+        """Yield the key of every row, in the order of the files; no other column is read, a request a row group."""
+        windows = order.windows(self.groups.index.sizes, range(len(self)), None)
+        coming = read_ahead(((window, 0) for window in windows), lambda piece: self.groups.keys(piece.group), _THREADS)
+        return (key for _, _, (keys,) in coming for key in keys.to_pylist())
 
     def map(self, function: Callable[[Row], Row]) -> LatentDataset:
         """Return a dataset that makes ``function`` of each row, in the process that reads it, after earlier ones.

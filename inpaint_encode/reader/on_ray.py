@@ -10,7 +10,7 @@ import torch
 
 from inpaint_encode import rows, storage
 
-from .batches import Function, prepared
+from .batches import Function, applied, as_tensors
 from .columns import Row
 
 if TYPE_CHECKING:
@@ -47,5 +47,5 @@ def _unpacked(table: pa.Table) -> pa.Table:
 
 
 def _made(row: Row, functions: tuple[Function, ...]) -> Row:
-    made = prepared(row, functions)
+    made = applied(as_tensors(row), functions)
     return {name: value.numpy() if torch.is_tensor(value) else value for name, value in made.items()}

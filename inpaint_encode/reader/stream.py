@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -16,11 +16,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 from inpaint_encode.errors import UsageError
 
 from . import order
-from .batches import Bins, Function, collate, prepared
-from .columns import Row, Rows
+from .batches import Bins, Function, applied, as_tensors, collate
+from .columns import Row
 from .groups import Groups
 
-__all__ = ["LatentStream", "Plan", "this_rank"]
+__all__ = ["LatentStream", "Plan", "read_ahead", "this_rank"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class LatentStream(IterableDataset[Row]):
     fill no batch are left out, and where a rank is short of like rows some of its rows come twice.
 
     **Shuffled.** `order.windows` says how: all row groups of an epoch in random order, and then the rows of
-    ``shuffle_groups`` of them. Those are held in memory and as many are read ahead; with masks as tensors a row group
-    takes 10 MB, whatever the images' size, and less with packed ones.
+    ``shuffle_groups`` of them. Those are held in memory until they are yielded, and as many are read ahead: a row group
+    takes 10 MB, whatever the images' size and however masks are stored.
 
     **Read** in ``prefetch`` threads, each a row group at a time, one request for it and one more where a file's footer
     is not among the 256 used last. Arrow decodes without Python's lock, so that workers pay only for slow functions.
@@ -192,37 +194,45 @@ class LatentStream(IterableDataset[Row]):
         found = order.places(course.windows(), at.waiting)
         for position in at.waiting:
             group, row = found[position]
-            yield position, prepared(self._groups.read(group)[row], self._functions)
+            yield position, applied(as_tensors(self._groups.read(group)[row]), self._functions)
 
     def _rows(self, course: _Course, taken: int) -> Iterator[tuple[int, Row]]:
         """Read the rows after the first ``taken`` ones."""
         coming = order.from_position(course.windows(), taken)
-        for window, skipped, groups in _ahead(coming, self._groups.read, self._prefetch):
-            for number, (piece, row) in enumerate(window.places()):
-                if number >= skipped:
-                    yield taken, prepared(groups[piece][row], self._functions)
-                    taken += 1
-            del groups  # the next window's come while these would still be held
+        for window, skipped, pieces in read_ahead(coming, self._piece, self._prefetch):
+            for piece, row in islice(window.places(), skipped, None):
+                yield taken, applied(pieces[piece].pop(row), self._functions)
+                taken += 1
+
+    def _piece(self, piece: order.Piece) -> dict[int, Row]:
+        rows = self._groups.read(piece.group)
+        return {number: as_tensors(rows[number]) for number in piece.rows}
 
 
-def _ahead(
-    windows: Iterable[tuple[order.Window, int]], read: Callable[[int], Rows], threads: int
-) -> Iterator[tuple[order.Window, int, list[Rows]]]:
-    """Read windows' row groups in ``threads``: while a window is used the next one, or more for a piece a thread."""
-    coming: deque[tuple[order.Window, int, list[Any]]] = deque()
+def read_ahead(
+    windows: Iterable[tuple[order.Window, int]], read: Callable[[order.Piece], T], threads: int
+) -> Iterator[tuple[order.Window, int, list[T]]]:
+    """Read windows' pieces in ``threads``: while a window is used the next one, or more for a piece a thread.
+
+    Args:
+        windows: each with a number that is handed on.
+        read: what is made of a piece.
+        threads: to read in; they end with this iterator.
+    """
+    coming: deque[tuple[order.Window, int, list[Future[T]]]] = deque()
     pool = ThreadPoolExecutor(threads, "read-ahead")
     try:
         for window, skipped in windows:
-            coming.append((window, skipped, [pool.submit(read, piece.group) for piece in window.pieces]))
+            coming.append((window, skipped, [pool.submit(read, piece) for piece in window.pieces]))
             while sum(len(reads) for _, _, reads in coming) - len(coming[0][2]) >= threads:
-                yield _read(*coming.popleft())
+                yield _whole(*coming.popleft())
         while coming:
-            yield _read(*coming.popleft())
+            yield _whole(*coming.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _read(window: order.Window, skipped: int, reads: list[Any]) -> tuple[order.Window, int, list[Rows]]:
+def _whole(window: order.Window, skipped: int, reads: list[Future[T]]) -> tuple[order.Window, int, list[T]]:
     return window, skipped, [read.result() for read in reads]
 
 
