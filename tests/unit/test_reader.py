@@ -1,6 +1,7 @@
 """Outputs read back: rows by number, by key and in streams, from a disk and from a real S3 server, without Ray too."""
 
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +10,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -92,6 +95,13 @@ class TestRows:
         for row, expected in zip(open_latents(str(tmp_path)), written, strict=True):
             same(row, expected)
             assert (row["samples"].dtype, row["noise_mask"].dtype) == (torch.float16, torch.uint8)
+
+    def test_packed_masks_as_others_unpack_them(self, tmp_path):
+        written = write_output(str(tmp_path), FILES[:1], mask_encoding="packed")
+        values = pq.read_table(tmp_path)["noise_mask"].to_pylist()
+        for value, expected in zip(values, written, strict=True):
+            bits, shape = np.frombuffer(value["bits"], np.uint8), value["shape"]
+            assert np.array_equal(np.unpackbits(bits, count=math.prod(shape)).reshape(shape), expected["noise_mask"])
 
     def test_rows_by_number_and_by_key(self, output):
         uri, written = output
@@ -388,9 +398,6 @@ class TestDamage:
             list(open_latents(str(tmp_path)))
 
     def test_a_file_of_someone_else_is_named(self, tmp_path):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         write_output(str(tmp_path), [[(4, 4)] * 3])
         pq.write_table(pa.table({"x": [1]}), tmp_path / "mine.parquet")
         with pytest.raises(UsageError, match=r"mine\.parquet has no column key"):

@@ -77,6 +77,9 @@ def test_tensors_come_back_from_either_layout():
         read = rows.read_data(data, schema)
         assert np.array_equal([*rows.Tensors(read["noise_mask"].chunk(0))], mask[:, None])
         assert np.array_equal([*rows.Tensors(read["samples"].chunk(0))], samples)
+        for name, values in (("noise_mask", mask[:, None]), ("samples", samples)):
+            assert np.array_equal([*rows.Tensors(read[name].chunk(0)[1:])], values[1:])
+            assert [*rows.Tensors(read[name].chunk(0)[:0])] == []
 
 
 def test_a_file_is_the_same_a_row_group_at_a_time():
