@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .reader import iter_rows
+    from .reader.dataset import open_latents
     from .settings import EncodeJob
     from .transform import grow_mask
     from .vae import InpaintLatents, encode_for_inpaint, load_vae
@@ -23,9 +24,19 @@ _HOMES = {
     "grow_mask": "transform",
     "iter_rows": "reader",
     "load_vae": "vae",
+    "open_latents": "reader.dataset",
 }
 
-__all__ = ["EncodeJob", "InpaintLatents", "__version__", "encode_for_inpaint", "grow_mask", "iter_rows", "load_vae"]
+__all__ = [
+    "EncodeJob",
+    "InpaintLatents",
+    "__version__",
+    "encode_for_inpaint",
+    "grow_mask",
+    "iter_rows",
+    "load_vae",
+    "open_latents",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,16 +17,16 @@ class Changed(OSError):
 
 
 class RangedFile(io.RawIOBase):
-    """Each read is one request, and all are of one version.
+    """Each read is one request, and all are of one version: by default that which is there when the file is opened.
 
     Raises:
         Changed: on a read, the object was replaced since the file was opened.
         FileNotFoundError, PermissionError, storage.Unavailable, OSError: by what the store said.
     """
 
-    def __init__(self, uri: str, access: SourceAccess) -> None:
+    def __init__(self, uri: str, access: SourceAccess, known: storage.Stat | None = None) -> None:
         self._uri, self._access, self._at = uri, access, 0
-        self.size, self.version = storage.stat(uri, access)
+        self.size, self.version = known or storage.stat(uri, access)
 
     def readable(self) -> bool:
         """Yes."""
@@ -48,12 +48,18 @@ class RangedFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read as many bytes as ``buffer`` takes, or as there are."""
         view = memoryview(buffer).cast("B")
-        wanted = min(len(view), self.size - self._at)
-        if wanted <= 0:
-            return 0
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read ``size`` bytes, or as many as there are; without a size all to the end."""
+        left = max(0, self.size - self._at)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if not wanted:
+            return b""
         data, version = storage.read_range(self._uri, self._at, wanted, self._access)
         if version != self.version:
             raise Changed(errno.ESTALE, f"{self._uri} has changed while it was read")
-        view[: len(data)] = data
         self._at += len(data)
-        return len(data)
+        return data

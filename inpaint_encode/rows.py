@@ -31,6 +31,7 @@ __all__ = [
     "TENSORS",
     "WORK",
     "Room",
+    "Tensors",
     "carrying",
     "data_groups",
     "data_schema",
@@ -45,7 +46,6 @@ __all__ = [
     "rejects_table",
     "table_of",
     "tensor_array",
-    "tensors",
     "unfold",
     "unpack_mask",
 ]
@@ -228,8 +228,8 @@ def data_groups(encoded: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield `data_table` a row group at a time: fresh memory for a chunk's masks costs as much as writing them does."""
     rows = encoded.filter(encoded["error"].is_null())
     pixels = pc.max(pc.multiply(rows["height"].cast(pa.int64()), rows["width"])).as_py() or 1
-    size = rows.num_rows if is_packed(schema.field("noise_mask").type) else _rows_in_a_group(pixels)
-    for start in range(0, max(1, rows.num_rows), max(1, size)):
+    size = _rows_in_a_group(pixels)
+    for start in range(0, max(1, rows.num_rows), size):
         yield data_table(rows.slice(start, size), schema)
 
 
@@ -374,19 +374,24 @@ def parquet_file(groups: Iterable[pa.Table], schema: pa.Schema) -> bytes:
     return out.getvalue()
 
 
+_GROUP_PIXELS = 2**23
+"""Of the masks in a row group. What the writer holds for a group grows with every value of a tensor, and who wants one
+row reads a group, however masks are stored."""
+
+
 def _group_size(table: pa.Table) -> int:
-    if not _stores_mask_values(table.schema) or not table.num_rows:
+    if "noise_mask" not in table.column_names or not table.num_rows:
         return max(1, int(table.num_rows))
-    return _rows_in_a_group(pc.max(pc.list_value_length(pc.struct_field(table["noise_mask"], "data"))).as_py())
+    mask = table["noise_mask"]
+    if is_packed(mask.type):
+        pixels = pc.multiply(pc.binary_length(pc.struct_field(mask, "bits")), 8)
+    else:
+        pixels = pc.list_value_length(pc.struct_field(mask, "data"))
+    return _rows_in_a_group(pc.max(pixels).as_py())
 
 
 def _rows_in_a_group(pixels: int) -> int:
-    """Eight million mask pixels or less: what the writer holds for a group grows with every one of them."""
-    return max(1, 2**23 // max(1, pixels))
-
-
-def _stores_mask_values(schema: pa.Schema) -> bool:
-    return "noise_mask" in schema.names and not is_packed(schema.field("noise_mask").type)
+    return max(1, _GROUP_PIXELS // max(1, pixels))
 
 
 def _float32_tensors(schema: pa.Schema) -> list[str]:
@@ -404,15 +409,36 @@ def read_data(data: bytes, schema: pa.Schema) -> pa.Table:
     return pa.table([column.cast(field.type) for column, field in zip(plain, schema, strict=True)], schema=schema)
 
 
-def tensors(column: pa.Array) -> Iterator[NDArray[Any]]:
-    """Yield a tensor column's values, each in its shape; packed masks are unpacked."""
-    plain = column.storage if isinstance(column, pa.ExtensionArray) else column
-    for value in plain:
-        shape = value["shape"].as_py()
-        if is_packed(plain.type):
-            yield unpack_mask(value["bits"].as_buffer(), *shape[1:]).reshape(shape)
-        else:
-            yield value["data"].values.to_numpy(zero_copy_only=False).reshape(shape)
+class Tensors:
+    """A tensor column's values, each in its shape and made when it is asked for; packed masks are unpacked then.
+
+    Arrays share the column's memory where nothing is unpacked, and cannot be written to.
+    """
+
+    def __init__(self, column: pa.Array) -> None:
+        plain = column.storage if isinstance(column, pa.ExtensionArray) else column
+        self._packed = is_packed(plain.type)
+        data = plain.field("bits" if self._packed else "data")
+        _, offsets, *values = data.buffers()
+        self._ends = np.frombuffer(offsets or b"", np.int64)[data.offset :]
+        self._values = np.frombuffer(values[0] or b"", np.uint8) if self._packed else _flat(data.values)
+        self._shapes = plain.field("shape").to_pylist()
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        shape = self._shapes[index]
+        values = self._values[self._ends[index] : self._ends[index + 1]]
+        return (unpack_mask(values, *shape[1:]) if self._packed else values).reshape(shape)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def _flat(values: pa.Array) -> NDArray[Any]:
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return array
 
 
 def pack_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

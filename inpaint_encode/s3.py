@@ -4,7 +4,8 @@ obstore costs a tenth of s3fs's CPU time a read or listing. Both take credential
 (environment, profiles, web identity, instance role) and the endpoint from ``AWS_ENDPOINT_URL``, and neither
 retries by itself, but for s3fs's sending once more what a kept connection's end may have swallowed:
 `inpaint_encode.storage` does, within one budget. obstore reads and lists Google's buckets alike, with the credentials
-that it finds in the environment.
+that it finds in the environment. Its threads do not outlive a fork: a process that was forked after it was used, as
+torch's DataLoader workers are, reads by botocore instead.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Listing:
 
     def __init__(self, prefix: str, access: SourceAccess) -> None:
         self._store, path = _opened(prefix, access)
-        self._bucket, self._access, self._plainly = _split(prefix)[0], access, False
+        self._bucket, self._access, self._plainly = _split(prefix)[0], access, _forked
         self._below = f"{path}/" if path else ""
         self._after: str | None = None
         self._stream: Any = None
@@ -128,11 +129,7 @@ class Listing:
     def _plain_page(self) -> Listed | None:
         wanted = {"Bucket": self._bucket, "Prefix": self._below, "MaxKeys": _PAGE}
         wanted |= {"StartAfter": self._after} if self._after else {}
-        wanted |= {"RequestPayer": "requester"} if self._access.requester_pays else {}
-        try:
-            objects = _lister(self._access).list_objects_v2(**wanted).get("Contents", [])
-        except ClientError as error:
-            raise OSError(str(error)) from error  # as s3fs does
+        objects = _plainly("list_objects_v2", self._access, **wanted).get("Contents", [])
         if not objects:
             return None
         self._after = objects[-1]["Key"]
@@ -156,6 +153,8 @@ class Listing:
 
 def read(uri: str, access: SourceAccess, at_most: int) -> Blob:
     """See `inpaint_encode.storage.read`."""
+    if _forked:
+        return _read_plainly(uri, access, at_most)
     store, path = _opened(uri, access)
     with _named_errors():
         answer = obstore.get(store, path)
@@ -166,26 +165,57 @@ def read(uri: str, access: SourceAccess, at_most: int) -> Blob:
 
 def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:
     """See `inpaint_encode.storage.read_range`."""
-    store, path = _opened(uri, access)
     try:
+        if _forked:
+            return _read_plainly(uri, access, length, Range=f"bytes={start}-{start + length - 1}")
+        store, path = _opened(uri, access)
         with _named_errors():
             return _blob(obstore.get(store, path, options={"range": (start, start + length)}))
     except OSError as error:
-        if isinstance(error.__cause__, BaseError) and _answer(error.__cause__).status == 416:
+        if isinstance(error.__cause__, Exception) and _answer(error.__cause__).status == 416:
             return Blob(b"", "")  # how S3 says that an object is empty
         raise
 
 
 def stat(uri: str, access: SourceAccess) -> Stat:
     """See `inpaint_encode.storage.stat`."""
-    store, path = _opened(uri, access)
     with _named_errors():
+        if _forked:
+            answer = _plainly("head_object", access, **_object(uri))
+            return Stat(answer["ContentLength"], answer.get("ETag", ""))
+        store, path = _opened(uri, access)
         about = obstore.head(store, path)
         return Stat(about["size"], about["e_tag"] or "")
 
 
 def _blob(answer: obstore.GetResult) -> Blob:
     return Blob(bytes(answer.bytes()), answer.meta["e_tag"] or "")
+
+
+def _read_plainly(uri: str, access: SourceAccess, at_most: int, **wanted: str) -> Blob:
+    with _named_errors():
+        answer = _plainly("get_object", access, **_object(uri), **wanted)
+    refuse_more(answer["ContentLength"], at_most)
+    with _named_errors():
+        return Blob(answer["Body"].read(), answer.get("ETag", ""))
+
+
+def _object(uri: str) -> dict[str, str]:
+    if uri.startswith("gs://"):
+        raise ValueError(f"{uri} cannot be read in a process that was forked; start it with spawn or forkserver")
+    bucket, path = _split(uri)
+    return {"Bucket": bucket, "Key": path}
+
+
+def _plainly(operation: str, access: SourceAccess, **wanted: Any) -> dict[str, Any]:
+    """Ask by botocore, whose clients live in one thread."""
+    if access.requester_pays:
+        wanted["RequestPayer"] = "requester"
+    try:
+        answer: dict[str, Any] = getattr(_botocore(access), operation)(**wanted)
+    except ClientError as error:
+        raise OSError(str(error)) from error  # as s3fs does
+    return answer
 
 
 def write(uri: str, data: bytes, expect: str | None) -> str:
@@ -286,7 +316,7 @@ def _store(bucket: str, access: SourceAccess = DIRECT) -> S3Store:
 
 
 @lru_cache
-def _lister(access: SourceAccess) -> Any:
+def _botocore(access: SourceAccess) -> Any:
     unsigned = access.anonymous or _session().get_credentials() is None
     config = Config(
         connect_timeout=_CONNECT_S,
@@ -302,6 +332,20 @@ def _lister(access: SourceAccess) -> Any:
 def _gcs_store(bucket: str, access: SourceAccess) -> GCSStore:
     server = {"base_url": access.endpoint_url} if access.endpoint_url else {}
     return GCSStore(bucket, skip_signature=access.anonymous, **_client_of(access.endpoint_url), **server)
+
+
+_forked = False
+"""Whether this process is a copy of one that had used obstore, whose threads did not come along."""
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = _forked or bool(_store.cache_info().currsize or _gcs_store.cache_info().currsize)
+    for cached in (_session, _store, _gcs_store, _botocore, _s3fs):
+        cached.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _client_of(endpoint: str | None) -> dict[str, Any]:

@@ -72,6 +72,49 @@ def save_vae(folder: Path, *, levels: int, channels: int = 4, seed: int = 0) -> 
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory, s3, ray_cluster, vae_folder):
+    """The demo set on disk and in the bucket, and what the job made of it, as a user runs it."""
+    from inpaint_encode.demo.pairs import upload, write_demo_pairs
+
+    folder = tmp_path_factory.mktemp("demo")
+    pairs = write_demo_pairs(folder)
+    upload(folder, s3.uri("demo-in"))
+    output = s3.uri("demo-out")
+    options = ["--images", s3.uri("demo-in", "images"), "--masks", s3.uri("demo-in", "masks"), "--output", output]
+    options += ["--vae", vae_folder, "--samples-dtype", "float32", "--chunk-rows", 8, "--max-rejected", "10%"]
+    options += ["--also-original"]
+    done = command("encode", *options, RAY_ADDRESS=ray_cluster)
+    assert done.returncode == 0, done.stderr
+    return {
+        "folder": folder,
+        "pairs": pairs,
+        "output": output,
+        "prefix": s3.uri("demo-in"),
+        "options": options,
+        "done": done,
+    }
+
+
+@pytest.fixture(scope="session")
+def demo_rows(demo) -> list[dict]:
+    """The rows of the demo's output, read by Ray."""
+    import ray.data
+
+    return ray.data.read_parquet(demo["output"], file_extensions=["parquet"]).take_all()
+
+
+@pytest.fixture(scope="session")
+def copied_demo(demo, tmp_path_factory):
+    """The files of the demo's output on a disk, for readers without S3."""
+    from inpaint_encode import storage
+
+    folder = tmp_path_factory.mktemp("copied")
+    for path in [path for listed in storage.list_objects(demo["output"]) for path in listed.paths]:
+        storage.write(str(folder / path), storage.read(f"{demo['output']}/{path}").data)
+    return folder
+
+
 @pytest.fixture
 def display():
     return Silent()

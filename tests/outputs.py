@@ -1,9 +1,12 @@
-"""Reading outputs in tests: every row as bytes, and what must be true of a finished output whatever befell it."""
+"""Outputs in tests: small ones without a job; every row as bytes; what is true of each that is finished."""
 
 import json
+from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from inpaint_encode import rows, storage
 
@@ -57,3 +60,47 @@ def whole_output(output: str) -> dict:
     assert report["pairs"] == len(keys) + len(rejected)
     assert "_lease.json" not in files_of(output)
     return report
+
+
+def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: int = 3, **made_by: object) -> list[dict]:
+    """Write data files of random rows with these latents' sizes, at ratio 8, and return the rows.
+
+    Args:
+        uri: folder or prefix.
+        files: of each the height and width of its rows' latents.
+        group: rows of a row group.
+        made_by: other than `PLAIN`; ``scaling_factor`` and the like go to the footers.
+    """
+    made_by, rng, written = {**PLAIN, **made_by}, np.random.default_rng(0), []
+    like = pa.schema([(rows.CARRIED, pa.struct([("caption", pa.string()), ("score", pa.float64())]))])
+    for number, sizes in enumerate(files):
+        made = [_random_row(f"{number:02}/{index:03}", size, made_by, rng) for index, size in enumerate(sizes)]
+        encoded = rows.table_of(made, rows.carrying(rows.ENCODED, like))
+        table = rows.data_table(encoded, rows.data_schema(made_by, like))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rows, "_GROUP_PIXELS", group * max(64 * height * width for height, width in sizes))
+            storage.write(f"{uri}/0a1b2c3d-{number:08d}.parquet", rows.parquet_bytes(table))
+        written += made
+    return [_as_read(row) for row in written]
+
+
+def _random_row(key: str, size: tuple[int, int], made_by: dict, rng: np.random.Generator) -> dict:
+    samples = rng.normal(size=(4, *size)).astype(made_by["samples_dtype"])
+    mask = rng.integers(0, 2, (1, 8 * size[0], 8 * size[1]), np.uint8)
+    about = {"key": key, "image_uri": f"s3://b/{key}.png", "mask_index": 0, "height": mask.shape[1]}
+    return {
+        **about,
+        "width": mask.shape[2],
+        "samples": samples,
+        "samples_shape": samples.shape,
+        "noise_mask": rows.pack_mask(mask),
+        "mask": mask,
+        "mask_coverage": float(mask.mean(dtype=np.float32)),
+        "precision": "float32",
+        rows.CARRIED: {"caption": None if key.endswith("1") else f"a {key}", "score": rng.random()},
+    }
+
+
+def _as_read(row: dict) -> dict:
+    own = ("key", "image_uri", "mask_index", "samples", "precision")
+    return {name: row[name] for name in own} | {"noise_mask": row["mask"]} | row[rows.CARRIED]

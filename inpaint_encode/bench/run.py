@@ -19,8 +19,8 @@ __all__ = ["SECTIONS", "app"]
 
 RECORDS = Path("jobs/records")
 
-Name = Literal["kernel", "repeatable", "feed", "cost", "peers", "growth", "fetch", "write"]
-SECTIONS: tuple[Name, ...] = ("kernel", "repeatable", "feed", "cost", "peers", "growth", "fetch", "write")
+Name = Literal["kernel", "repeatable", "feed", "cost", "peers", "growth", "fetch", "write", "reading"]
+SECTIONS: tuple[Name, ...] = ("kernel", "repeatable", "feed", "cost", "peers", "growth", "fetch", "write", "reading")
 
 
 app = App(name="benchmark", help="Measure the job and its peers on this machine, with a GPU if it has one.")

@@ -28,6 +28,7 @@ from .peers.loader import LOADER
 from .peers.script import SCRIPT
 from .peers.template import TEMPLATE
 from .product import product
+from .reading import Stored, reading_section, write_rows
 from .record import Section
 from .repeatable import repeatable_section
 from .writing import writing_section
@@ -70,6 +71,7 @@ def sections(only: Sequence[str], extent: Extent, folder: Path) -> Iterator[Sect
             "growth": lambda: iter([growth_section(full=extent.full)]),
             "fetch": lambda: _fetch(extent, folder / "fetch", server),
             "write": lambda: iter([writing_section()]),
+            "reading": lambda: _reading(extent, folder / "reading", server),
         }
         with joined("") if _ON_RAY & set(only) else nullcontext():
             for name, measure in measures.items():
@@ -146,3 +148,10 @@ def _fetch(extent: Extent, folder: Path, server: LocalS3) -> Iterator[Section]:
     local = write_pairs(folder / "pairs", ONE_SIZE, extent.few)
     upload(folder / "pairs", server.uri("fetch"))
     yield fetch_section(pairs_below(server.uri("fetch"), len(local)), local, extent.repeats)
+
+
+def _reading(extent: Extent, folder: Path, server: LocalS3) -> Iterator[Section]:
+    local = write_rows(folder, extent.few)
+    upload(folder, server.uri("reading"))
+    yield reading_section("disk", local, extent.repeats)
+    yield reading_section("S3", Stored(server.uri("reading"), extent.few), extent.repeats)

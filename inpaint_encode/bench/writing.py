@@ -14,7 +14,7 @@ from inpaint_encode.demo.pairs import draw_mask
 from .figures import Figure, Measure, Ratio, cpu_ms, in_turn
 from .record import Section
 
-__all__ = ["writing_section"]
+__all__ = ["encoded_rows", "writing_section"]
 
 _ROWS, _SIDE = 64, 512
 _UNIT = "ms CPU/row"
@@ -22,7 +22,7 @@ _UNIT = "ms CPU/row"
 
 def writing_section(repeats: int = 5) -> Section:
     """Write rows of 512 x 512 with each way to store masks, in memory; latents are normally distributed float16."""
-    encoded = _encoded()
+    encoded = encoded_rows(_ROWS)
     ways = {way: rows.data_schema({"samples_dtype": "float16", "mask_encoding": way}) for way in ("tensor", "packed")}
     measures: dict[str, Measure] = {f"write, {way} masks": _writing(encoded, schema) for way, schema in ways.items()}
     tensor, packed = in_turn(_UNIT, measures, repeats).values()
@@ -36,16 +36,19 @@ def writing_section(repeats: int = 5) -> Section:
     return Section("Write alone", text, (tensor, packed, *sizes), (ratio,))
 
 
-def _encoded() -> pa.Table:
+def encoded_rows(count: int) -> pa.Table:
+    """Rows of 512 x 512 as the VAE's workers hand them on; latents are normally distributed float16, masks strokes."""
     rng = np.random.default_rng(0)
-    masks = [np.array(draw_mask(rng, (_SIDE, _SIDE), "strokes")) // 255 for _ in range(_ROWS)]
-    samples = rng.normal(size=(_ROWS, 4, _SIDE // 8, _SIDE // 8)).astype(np.float16)
-    about = {"key": "k", "height": _SIDE, "width": _SIDE, "samples_shape": samples.shape[1:]}
+    masks = [np.array(draw_mask(rng, (_SIDE, _SIDE), "strokes")) // 255 for _ in range(min(count, _ROWS))]
+    shape = (4, _SIDE // 8, _SIDE // 8)
+    about = {"key": "k", "height": _SIDE, "width": _SIDE, "samples_shape": shape}
     return rows.table_of(
-        [
-            {**about, "samples": one, "noise_mask": rows.pack_mask(mask)}
-            for one, mask in zip(samples, masks, strict=True)
-        ],
+        (
+            about
+            | {"samples": rng.normal(size=shape).astype(np.float16)}
+            | {"noise_mask": rows.pack_mask(masks[number % len(masks)])}
+            for number in range(count)
+        ),
         rows.ENCODED,
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 
 from inpaint_encode import rows, storage
 from inpaint_encode.errors import UsageError
-from inpaint_encode.ranged import RangedFile
+from inpaint_encode.ranged import Changed, RangedFile
 
-__all__ = ["DataFile", "Output", "as_rows"]
+from .columns import Row, Rows
+
+__all__ = ["DataFile", "Output", "as_rows", "made_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +84,19 @@ class Output:
         """``_report.json``: counts that add up; empty until a run has finished."""
         return self._json("_report.json")
 
+    def footer(self, file: DataFile) -> pq.FileMetaData:
+        """What a data file says of its row groups, by one request for its last 64 KiB; those asked last are kept."""
+        return _footer(self.uri, file)
+
     def parquet(self, file: DataFile) -> pq.ParquetFile:
-        """Open a data file: its footer is read now, anything else by ranges when it is asked for."""
-        uri = storage.join(self.uri, file.path)
-        source = RangedFile(uri, storage.DIRECT) if "://" in uri else uri
-        return pq.ParquetFile(source, pre_buffer=True)
+        """Open a data file: its footer is read now, anything else by ranges when it is asked for.
+
+        Raises:
+            Changed: now or when something is read, the file is not the one any more that was listed.
+            FileNotFoundError, PermissionError, OSError: by what the store said.
+        """
+        source, on_disk = _source(self.uri, file), "://" not in self.uri
+        return pq.ParquetFile(source, metadata=self.footer(file), memory_map=on_disk, pre_buffer=not on_disk)
 
     def read(self, file: DataFile) -> pq.ParquetFile:
         """Fetch a whole data file in one request, and open it."""
@@ -103,19 +114,24 @@ def made_by(file: pq.ParquetFile) -> dict[str, Any]:
     return dict(json.loads((file.schema_arrow.metadata or {})[rows.FOOTER_KEY]))
 
 
-def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any]]:
-    """Yield plain values and numpy arrays by column; masks are unpacked, whichever way they are stored.
-
-    ``samples`` and ``original_samples`` are float16 or float32 ``[C, h, w]``, or ``[2C, h, w]`` of moments,
-    ``noise_mask`` is uint8 ``[1, H, W]``, 0 or 1, and ``latent_mask`` ``[1, h, w]`` of the type of ``samples``.
-    Arrays share the batch's memory where nothing had to be unpacked, and cannot be written to then.
-    """
+def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
+    """Yield plain values and numpy arrays by column; see `Rows`."""
     for piece in batch.to_batches() if isinstance(batch, pa.Table) else [batch]:
-        columns = dict(zip(piece.schema.names, piece.columns, strict=True))
-        arrays = {name: rows.tensors(columns.pop(name)) for name in rows.TENSORS if name in columns}
-        plain = pa.table(columns).to_pylist() if columns else [{}] * piece.num_rows
-        for values in plain:
-            yield {**values, **{name: next(its_arrays) for name, its_arrays in arrays.items()}}
+        yield from Rows(piece)
+
+
+@lru_cache(maxsize=256)
+def _footer(uri: str, file: DataFile) -> pq.FileMetaData:
+    return pq.read_metadata(_source(uri, file))
+
+
+def _source(uri: str, file: DataFile) -> RangedFile | str:
+    where = storage.join(uri, file.path)
+    if "://" in where:
+        return RangedFile(where, storage.DIRECT, storage.Stat(file.size, file.version))
+    if storage.stat(where).version != file.version:
+        raise Changed(errno.ESTALE, f"{where} has changed since it was listed; open the output again")
+    return where
 
 
 def _data_files(uri: str) -> Iterator[DataFile]:

@@ -57,11 +57,13 @@ def test_the_feed_ratio_is_of_one_run(ray_cluster, vae_folder, tmp_path):
 
 
 def test_the_command_writes_a_record(tmp_path):
-    command = [sys.executable, "jobs/benchmark.py", "--quick", "--only", "write", "fetch", "--records", str(tmp_path)]
+    only = ["write", "fetch", "reading"]
+    command = [sys.executable, "jobs/benchmark.py", "--quick", "--only", *only, "--records", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.glob("sd-vae-random-weights_*.md")
     written = record.read_text()
     assert "write, packed masks" in written
     assert "s3fs cat_file over D" in written
+    assert written.count("open_latents over .npz, packed masks") == 2
     assert record.name in done.stdout.replace("\n", "")

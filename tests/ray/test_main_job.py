@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray.data
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
 
 from inpaint_encode import iter_rows, pipeline, storage
-from inpaint_encode.demo.pairs import upload, write_demo_pairs, write_random_pairs
+from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.pipeline import Backend, run_job, vae_backend
@@ -58,10 +57,6 @@ def grown(hole: np.ndarray, side: int) -> np.ndarray:
     return windows.max(axis=(-1, -2)).astype(np.uint8)
 
 
-def read_by_ray(output) -> list[dict]:
-    return ray.data.read_parquet(output, file_extensions=["parquet"]).take_all()
-
-
 def check_every_row(rows, folder, prefix, vae_folder, *, ratio=8, grow=6) -> int:
     """Hold every row against `expected`; return how many there were."""
     vae, rows = load_vae(VaeSource(vae=vae_folder)), list(rows)
@@ -79,34 +74,8 @@ def check_every_row(rows, folder, prefix, vae_folder, *, ratio=8, grow=6) -> int
     return len(rows)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory, s3, ray_cluster, vae_folder):
-    """The demo set on disk and in the bucket, and its output."""
-    folder = tmp_path_factory.mktemp("demo")
-    pairs = write_demo_pairs(folder)
-    upload(folder, s3.uri("demo-in"))
-    output = s3.uri("demo-out")
-    options = ["--images", s3.uri("demo-in", "images"), "--masks", s3.uri("demo-in", "masks"), "--output", output]
-    options += ["--vae", vae_folder, "--samples-dtype", "float32", "--chunk-rows", 8, "--max-rejected", "10%"]
-    done = command("encode", *options, RAY_ADDRESS=ray_cluster)
-    assert done.returncode == 0, done.stderr
-    return {
-        "folder": folder,
-        "pairs": pairs,
-        "output": output,
-        "prefix": s3.uri("demo-in"),
-        "options": options,
-        "done": done,
-    }
-
-
 def read_report(output: str) -> dict:
     return json.loads(storage.read(f"{output}/_report.json").data)
-
-
-@pytest.fixture(scope="module")
-def demo_rows(demo):
-    return read_by_ray(demo["output"])
 
 
 def test_demo_rows_are_the_contract(demo, demo_rows, vae_folder):
@@ -140,73 +109,6 @@ def only_file(output: str, folder: str) -> bytes:
     return storage.read(f"{output}/{path}").data
 
 
-def test_pyarrow_reads_the_folder_as_it_is(demo):
-    """With a plain pyarrow that has never heard of Ray, as in another program."""
-    import subprocess
-    import sys
-
-    script = (
-        "import pyarrow.parquet as pq, s3fs, sys\n"
-        "table = pq.read_table(sys.argv[1], filesystem=s3fs.S3FileSystem())\n"
-        "row = table.slice(0, 1).to_pylist()[0]\n"
-        "print(table.num_rows, table.schema.field('samples').type, row['samples']['shape'])\n"
-        "assert 'ray' not in sys.modules"
-    )
-    path = demo["output"].removeprefix("s3://")
-    out = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True).stdout
-    assert out.startswith("20 struct<data: large_list<")
-
-
-@pytest.fixture(scope="module")
-def copied(demo, tmp_path_factory):
-    """The output's files on a disk, for readers without S3."""
-    folder = tmp_path_factory.mktemp("copied")
-    for path in [p for listed in storage.list_objects(demo["output"]) for p in listed.paths]:
-        storage.write(str(folder / path), storage.read(f"{demo['output']}/{path}").data)
-    return folder
-
-
-class TestOtherReaders:
-    """What the README says of reading the output, each with all rows, shapes and values."""
-
-    @pytest.fixture
-    def rows(self, demo_rows):
-        return {row["key"]: row for row in demo_rows}
-
-    def test_duckdb(self, copied, rows):
-        import duckdb
-
-        query = f"SELECT key, samples.shape, samples.data, list_sum(noise_mask.data) FROM '{copied}/*.parquet'"
-        found = duckdb.sql(query).fetchall()
-        assert {row[0] for row in found} == rows.keys()
-        for key, shape, data, repainted in found:
-            assert tuple(shape) == rows[key]["samples"].shape
-            assert np.array_equal(np.array(data, np.float32), rows[key]["samples"].ravel())
-            assert repainted == rows[key]["noise_mask"].sum()
-
-    def test_polars(self, copied, rows):
-        import polars as pl
-
-        found = pl.read_parquet(f"{copied}/*.parquet")
-        assert set(found["key"]) == rows.keys()
-
-    def test_pandas(self, copied, rows):
-        import pandas as pd
-
-        found = pd.read_parquet(copied).set_index("key")
-        assert set(found.index) == rows.keys()
-
-    def test_pyarrow_and_torch(self, demo, rows):
-        import s3fs
-
-        table = pq.read_table(demo["output"].removeprefix("s3://"), filesystem=s3fs.S3FileSystem())
-        first = table.slice(0, 1).to_pylist()[0]
-        samples = first["samples"]
-        if isinstance(samples, dict):
-            samples = np.array(samples["data"], np.float32).reshape(samples["shape"])
-        assert torch.equal(torch.from_numpy(samples), torch.from_numpy(rows[first["key"]]["samples"]))
-
-
 def test_footer_says_how_the_rows_were_made(demo, vae_folder):
     path = next(p for listed in storage.list_objects(demo["output"]) for p in listed.paths if not p.startswith("_"))
     blob = storage.read(f"{demo['output']}/{path}").data
@@ -231,7 +133,7 @@ def test_encodings_of_the_columns(demo):
     assert "RLE_DICTIONARY" not in columns["noise_mask.data.list.element"].encodings
     assert "RLE_DICTIONARY" in columns["key"].encodings
     split = [name for name, column in columns.items() if "BYTE_STREAM_SPLIT" in column.encodings]
-    assert split == ["samples.data.list.element"]
+    assert split == ["samples.data.list.element", "original_samples.data.list.element"]
 
 
 def test_a_second_run_has_nothing_to_do(demo, shell):

@@ -45,7 +45,7 @@ def public(tmp_path_factory):
 
 
 def forget_clients() -> None:
-    for made in (clients._store, clients._lister, clients._s3fs, clients._session):
+    for made in (clients._store, clients._botocore, clients._s3fs, clients._session):
         made.cache_clear()
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from inpaint_encode import encode_for_inpaint, load_vae
+from inpaint_encode import encode_for_inpaint, load_vae, open_latents
 from inpaint_encode.bench.contest import contest
 from inpaint_encode.bench.cpu import CpuMeter
 from inpaint_encode.bench.data import MIXED, ONE_SIZE, SMALL, BenchSet, pairs_below, write_pairs
@@ -27,6 +27,7 @@ from inpaint_encode.bench.peers.contestant import Contestant, LoadStandIn, LoadV
 from inpaint_encode.bench.peers.loader import LOADER
 from inpaint_encode.bench.peers.script import SCRIPT
 from inpaint_encode.bench.peers.steps import dilate, prepare
+from inpaint_encode.bench.reading import NpzFolder, by_pyarrow, reading_section, write_rows
 from inpaint_encode.bench.record import Hardware, Record, Section
 from inpaint_encode.bench.repeatable import repeatable_section
 from inpaint_encode.bench.standin import NullVae, WaitingVae
@@ -214,6 +215,34 @@ class TestParts:
         assert 30 < mine.median < 60
         assert pace.median > 35
         assert section.ratios[0].figure.median == pytest.approx(mine.median / unit.median)
+
+
+class TestReading:
+    @pytest.fixture(scope="class")
+    def stored(self, tmp_path_factory):
+        return write_rows(tmp_path_factory.mktemp("rows"), 5)
+
+    def test_all_read_the_same_rows(self, stored):
+        from_npz = list(NpzFolder(stored.npz))
+        for way, output in stored.outputs.items():
+            ours, plain = list(open_latents(output)), list(by_pyarrow(stored.files(way)))
+            assert [row["key"] for row in ours] == [f"0000/{number:07}" for number in range(5)]
+            for row, arrays, npz in zip(ours, plain, from_npz, strict=True):
+                assert row.keys() == arrays.keys()
+                for name, tensor in npz.items():
+                    assert torch.equal(row[name], tensor)
+                    assert np.array_equal(arrays[name], tensor.numpy())
+
+    def test_ratios_are_over_both_others(self, stored):
+        section = reading_section("a disk", stored, repeats=1)
+        assert {figure.unit for figure in section.figures} == {"rows/s"}
+        figures = {figure.name: figure for figure in section.figures}
+        assert [ratio.numerator for ratio in section.ratios] == [
+            figures[f"open_latents, {way} masks"] for way in ("tensor", "tensor", "packed", "packed")
+        ]
+        assert {ratio.denominator.name for ratio in section.ratios} == {
+            "pyarrow, tensor masks", "pyarrow, packed masks", "DataLoader over .npz"
+        }  # fmt: skip
 
 
 class TestStandIns:

@@ -72,7 +72,7 @@ def bucket_prefix(server: LocalS3) -> str:
 
 
 def forget_clients() -> None:
-    for made in (clients._store, clients._lister, clients._s3fs, clients._session):
+    for made in (clients._store, clients._botocore, clients._s3fs, clients._session):
         made.cache_clear()
 
 
@@ -303,6 +303,44 @@ class TestS3:
             with pytest.raises(Unavailable, match="no answer in time"):
                 storage.write(s3.uri("x"), bytes(2**25))
         forget_clients()
+
+    def test_a_fork_of_a_process_that_has_read_reads_the_same(self, s3):
+        code = """
+import os, signal, sys
+from inpaint_encode import storage
+uri, names = sys.argv[1], ["a", "b/c", "empty"]
+for name in names:
+    storage.write(f"{uri}/{name}", name.encode() if name != "empty" else b"")
+
+def everything():
+    listed = {row for page in storage.list_objects(uri) for row in zip(*page[:3], strict=True)}
+    whole = [(storage.read(f"{uri}/{name}"), storage.stat(f"{uri}/{name}")) for name in names]
+    errors = []
+    for call in (storage.read, storage.stat, lambda uri: storage.read_range(uri, 0, 9)):
+        try:
+            call(f"{uri}/none")
+        except OSError as error:
+            errors.append(type(error))
+    try:
+        storage.read(f"{uri}/b/c", at_most=2)
+    except OSError as error:
+        errors.append((type(error), error.strerror))
+    return listed, whole, [storage.read_range(f"{uri}/{name}", 1, 2) for name in names], errors
+
+before = everything()
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    print([one for one in zip(everything(), before) if one[0] != one[1]], flush=True)
+    os._exit(0)
+print(os.waitpid(child, 0)[1], before[3])
+"""
+        done = run_python(code, bucket_prefix(s3))
+        assert (done.returncode, done.stderr) == (0, "")
+        differences, outcome = done.stdout.splitlines()
+        assert differences == "[]"
+        assert outcome.startswith("0 ")
+        assert (outcome.count("FileNotFoundError"), outcome.count("TooLarge")) == (3, 1)
 
     def test_many_threads_may_begin_at_once(self, s3):
         code = (

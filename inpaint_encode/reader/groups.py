@@ -1,0 +1,68 @@
+"""Row groups of an output, each read by itself: the unit in which rows are fetched, shared and shuffled."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from inpaint_encode import storage
+from inpaint_encode.ranged import Changed
+
+from .columns import Rows
+from .index import Index
+from .output import Output
+
+__all__ = ["Groups"]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Reads row groups by their numbers in the index; small and plain, so that every worker can carry it."""
+
+    output: Output
+    columns: tuple[str, ...] | None = None
+    """Those that are read; None is all of them."""
+
+    @cached_property
+    def index(self) -> Index:
+        """Where rows are; made when it is first needed, and carried along from there on."""
+        return Index.of(self.output)
+
+    def read(self, group: int) -> Rows:
+        """Read a row group: one request for its columns, if they lie side by side, and one for the file's footer.
+
+        Raises:
+            Changed: its file is not the one any more that was listed.
+            FileNotFoundError, PermissionError, OSError: by what the store said, or the file is damaged.
+        """
+        return Rows(self._read(group, self.columns))
+
+    def keys(self, group: int) -> pa.StringArray:
+        """Read the keys of a row group alone."""
+        return self._read(group, ("key",)).column("key")
+
+    def _read(self, group: int, columns: tuple[str, ...] | None) -> pa.RecordBatch:
+        file = self.output.files[self.index.files[group]]
+        with _named(storage.join(self.output.uri, file.path)), self.output.parquet(file) as parquet:
+            wanted = None if columns is None else list(columns)
+            table = parquet.read_row_group(int(self.index.groups[group]), columns=wanted, use_threads=False)
+        (batch,) = (table if wanted is None else table.select(wanted)).combine_chunks().to_batches()
+        return batch
+
+
+@contextmanager
+def _named(uri: str) -> Iterator[None]:
+    """Errors of reading a file say which it is."""
+    try:
+        yield
+    except Changed:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise type(error)(error.errno, f"{uri}: {error.strerror}") from error
+        raise OSError(errno.EINVAL, f"{uri} cannot be read: {str(error).strip()}") from error
