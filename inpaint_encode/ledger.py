@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -30,8 +29,9 @@ import pyarrow.parquet as pq
 from . import plan, rows, storage
 from .errors import JobFailed
 from .lease import check_token
+from .reader import damage_named
 
-__all__ = ["DECISION_KEY", "Committed", "Inventory", "Ledger", "damage_named"]
+__all__ = ["DECISION_KEY", "Committed", "Inventory", "Ledger"]
 
 DECISION_KEY = b"inpaint_encode.chunk"
 """Key of the JSON in a data file's metadata that says which chunk it decides, and which pairs it rejects."""
@@ -317,19 +317,6 @@ class Ledger:
         files = [f"_rejected/{self.job}-{chunk:08d}.parquet" for chunk in sorted(inventory.rejects & inventory.chunks)]
         tables = [self._read(path, rows.REJECTS) for path in files]
         return pa.concat_tables([rows.REJECTS.empty_table(), *tables])["key"].combine_chunks()
-
-
-@contextmanager
-def damage_named(uri: str) -> Iterator[None]:
-    """Say which file it is that cannot be parsed.
-
-    Raises:
-        JobFailed: in the place of what Arrow and JSON raise on wrong bytes.
-    """
-    try:
-        yield
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise JobFailed(f"{uri} is not whole ({error}); `inpaint-encode verify OUTPUT --repair` removes it") from error
 
 
 def _with_generation(table: pa.Table, part: str) -> pa.Table:

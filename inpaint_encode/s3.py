@@ -267,7 +267,7 @@ def server_time(uri: str) -> datetime:
     """
     with _named_errors():
         try:
-            told = _lister(DIRECT).head_bucket(Bucket=_split(uri)[0])["ResponseMetadata"]
+            told = _botocore(DIRECT).head_bucket(Bucket=_split(uri)[0])["ResponseMetadata"]
         except ClientError as error:
             told = error.response["ResponseMetadata"]  # whatever the answer is, it has a date
         if date := told["HTTPHeaders"].get("date"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .output import DataFile, Output, as_rows
+from .output import DataFile, Output, as_rows, damage_named
 
-__all__ = ["DataFile", "Output", "as_rows", "iter_rows"]
+__all__ = ["DataFile", "Output", "as_rows", "damage_named", "iter_rows"]
 
 
 def iter_rows(output: str) -> Iterator[dict[str, Any]]:

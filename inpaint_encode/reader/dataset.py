@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
@@ -101,10 +100,10 @@ class LatentDataset(Dataset[Row]):
         return [applied(as_tensors(read[group][row]), self.functions) for group, row in places]
 
     def _number(self, key: str) -> int:
-        for group in self.groups.index.candidates(key):
-            if (at := pc.index(self.groups.keys(group), key).as_py()) >= 0:
-                return int(self.groups.index.ends[group] - self.groups.index.sizes[group]) + int(at)
-        raise KeyError(key)
+        if (found := self.groups.find(key)) is None:
+            raise KeyError(key)
+        group, row = found
+        return int(self.groups.index.ends[group] - self.groups.index.sizes[group]) + row
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.stream(rank=0, world_size=1))

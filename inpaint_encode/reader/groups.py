@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from inpaint_encode import storage
-from inpaint_encode.ranged import Changed
 
 from .columns import Rows
 from .index import Index
-from .output import Output
+from .output import Output, damage_named
 
 __all__ = ["Groups"]
 
@@ -38,7 +35,8 @@ class Groups:
 
         Raises:
             Changed: its file is not the one any more that was listed.
-            FileNotFoundError, PermissionError, OSError: by what the store said, or the file is damaged.
+            JobFailed: its file is damaged.
+            FileNotFoundError, PermissionError, OSError: by what the store said.
         """
         return Rows(self._read(group, self.columns))
 
@@ -46,23 +44,17 @@ class Groups:
         """Read the keys of a row group alone."""
         return self._read(group, ("key",)).column("key")
 
+    def find(self, key: str) -> tuple[int, int] | None:
+        """Return the row group of a row and its number there; the keys of one group are read, rarely of more."""
+        for group in self.index.candidates(key):
+            if (row := pc.index(self.keys(group), key).as_py()) >= 0:
+                return group, int(row)
+        return None
+
     def _read(self, group: int, columns: tuple[str, ...] | None) -> pa.RecordBatch:
         file = self.output.files[self.index.files[group]]
-        with _named(storage.join(self.output.uri, file.path)), self.output.parquet(file) as parquet:
+        with damage_named(storage.join(self.output.uri, file.path)), self.output.parquet(file) as parquet:
             wanted = None if columns is None else list(columns)
             table = parquet.read_row_group(int(self.index.groups[group]), columns=wanted, use_threads=False)
         (batch,) = (table if wanted is None else table.select(wanted)).combine_chunks().to_batches()
         return batch
-
-
-@contextmanager
-def _named(uri: str) -> Iterator[None]:
-    """Errors of reading a file say which it is."""
-    try:
-        yield
-    except Changed:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise type(error)(error.errno, f"{uri}: {error.strerror}") from error
-        raise OSError(errno.EINVAL, f"{uri} cannot be read: {str(error).strip()}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode import rows, storage
-from inpaint_encode.errors import UsageError
+from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.ranged import Changed, RangedFile
 
 from .columns import Row, Rows
 
-__all__ = ["DataFile", "Output", "as_rows", "made_by"]
+__all__ = ["DataFile", "Output", "as_rows", "damage_named", "made_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +63,18 @@ class Output:
         """How the rows were made: the VAE's facts, `inpaint_encode.settings.RowSettings`, versions; one set for all.
 
         Raises:
-            UsageError: the first data file is none of encode's, or is damaged.
+            UsageError: the first data file is none of encode's.
+            JobFailed: it is damaged.
         """
         first = self.files[0]
-        try:
-            with self.parquet(first) as file:
+        with self.parquet(first) as file:
+            try:
                 return made_by(file)
-        except (pa.ArrowException, KeyError) as error:
-            raise UsageError(
-                f"{storage.join(self.uri, first.path)} is no data file of encode, or is damaged "
-                f"({type(error).__name__}: {error}); `inpaint-encode verify` tells which"
-            ) from error
+            except KeyError:
+                where = storage.join(self.uri, first.path)
+                raise UsageError(
+                    f"{where} is no data file of encode: its footer does not say so; move it away"
+                ) from None
 
     @cached_property
     def job(self) -> dict[str, Any]:
@@ -120,9 +122,34 @@ def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
         yield from Rows(piece)
 
 
+@contextmanager
+def damage_named(uri: str) -> Iterator[None]:
+    """Say which file it is that cannot be parsed.
+
+    Raises:
+        JobFailed: in the place of what Arrow and JSON raise on wrong bytes.
+        OSError: of the same kind as what the store said.
+    """
+    try:
+        yield
+    except Changed:
+        raise
+    except OSError as error:
+        if error.errno:
+            raise type(error)(error.errno, f"{uri}: {error.strerror}") from error
+        raise JobFailed(_not_whole(uri, error)) from error
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise JobFailed(_not_whole(uri, error)) from error
+
+
+def _not_whole(uri: str, error: Exception) -> str:
+    return f"{uri} is not whole ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` removes it"
+
+
 @lru_cache(maxsize=256)
 def _footer(uri: str, file: DataFile) -> pq.FileMetaData:
-    return pq.read_metadata(_source(uri, file))
+    with damage_named(storage.join(uri, file.path)):
+        return pq.read_metadata(_source(uri, file))
 
 
 def _source(uri: str, file: DataFile) -> RangedFile | str:

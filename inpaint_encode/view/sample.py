@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode import storage
 from inpaint_encode.geometry import Sizing
-from inpaint_encode.ledger import damage_named
-from inpaint_encode.reader import DataFile, Output, as_rows
+from inpaint_encode.reader import DataFile, Output, as_rows, damage_named
 
 __all__ = ["Drawn", "Facts", "Limits", "Place", "Sample", "read_place"]
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from inpaint_encode import iter_rows, open_latents, storage
-from inpaint_encode.errors import UsageError
+from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.ranged import Changed
 from inpaint_encode.reader.batches import collate
 from tests.outputs import write_output
@@ -394,7 +394,7 @@ class TestDamage:
         data = bytearray(path.read_bytes())
         data[40:400] = bytes(360)
         path.write_bytes(data)
-        with pytest.raises(OSError, match=r"00000000\.parquet cannot be read"):
+        with pytest.raises(JobFailed, match=r"00000000\.parquet is not whole"):
             list(open_latents(str(tmp_path)))
 
     def test_a_file_of_someone_else_is_named(self, tmp_path):
