@@ -62,8 +62,8 @@ class Pictures:
     def _piece(self, side: int) -> tuple[Pixels, Pixels]:
         rng = self._rng
         if rng.random() < FLAT:
-            colour = (0.5, 0.5, 0.5) if rng.random() < 0.5 else rng.random(3)
-            return np.full((side, side, 3), colour, np.float32), np.ones((side, side), np.float32)
+            colour = np.full(3, 0.5) if rng.random() < 0.5 else rng.random(3)
+            return np.broadcast_to(colour, (side, side, 3)).astype(np.float32), np.ones((side, side), np.float32)
         piece = _turned(rng, self._cut(side))
         if rng.random() < RECOLOURED:
             piece = _recoloured(rng, piece)
@@ -71,8 +71,7 @@ class Pictures:
             return piece, np.zeros((side, side), np.float32)
         mask = draw_mask(rng, (side, side), GREY_KINDS[rng.integers(len(GREY_KINDS))])
         flat = np.asarray(mask.filter(ImageFilter.MinFilter(2 * RIM + 1))) > 0
-        piece = piece.copy()
-        piece[np.asarray(mask) > 0] = 0.5
+        piece = np.asarray(np.where(np.asarray(mask)[..., None] > 0, np.float32(0.5), piece), np.float32)
         return piece, flat.astype(np.float32)
 
     def _cut(self, side: int) -> Pixels:
