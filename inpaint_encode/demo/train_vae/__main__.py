@@ -23,7 +23,8 @@ app = App(name="train_vae", help_format="plaintext", default_parameter=Parameter
 def train_vae(*, output: Path, steps: PositiveInt = STEPS, seed: NonNegativeInt = 0) -> None:
     """Train the demonstration's VAE on photographs of scikit-image, and measure it on two that it never saw.
 
-    One thread; the same steps, seed, torch and kind of processor give the same weights bit for bit.
+    On one thread. The same steps and seed, with the versions in constraints.txt on the same kind of processor, give the
+    same weights bit for bit.
 
     Args:
         output: folder for config.json, the weights in float16 and their card, README.md.

@@ -40,7 +40,8 @@ were chosen by them. `scaling_factor` is one over the standard deviation of late
 trained on, the mean's.
 
 Trained by `python -m inpaint_encode.demo.train_vae --output DIR --steps {steps} --seed {seed}` with torch {torch}, on
-one thread. The same command, with the same torch on the same kind of processor, gives the same weights bit for bit.
+one thread. The same command, with the versions in `constraints.txt` on the same kind of processor, gives the same
+weights bit for bit.
 
 ## Photographs
 

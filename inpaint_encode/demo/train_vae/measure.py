@@ -14,6 +14,7 @@ from inpaint_encode.demo.pairs import draw_mask
 from inpaint_encode.demo.photographs import photograph
 
 from .sources import HELD_OUT
+from .threads import one_thread
 
 __all__ = ["Figures", "cropped", "levels", "measured", "psnr", "through"]
 
@@ -48,6 +49,7 @@ class Figures(NamedTuple):
     """Levels between the means of two colours, of flat images from black to white."""
 
 
+@one_thread()
 def measured(vae: Any) -> Figures:
     """Encode and decode the photographs that are held out, whole and partly grey, and flat images."""
     photos = [cropped(photo.file) for photo in HELD_OUT]

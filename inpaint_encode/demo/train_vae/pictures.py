@@ -51,7 +51,7 @@ class Pictures:
         Flat are the greyed parts without their rims, and all of some pieces.
         """
         pieces, flat = zip(*(self._piece(side) for _ in range(count)), strict=True)
-        pixels = torch.from_numpy(np.stack(pieces)).permute(0, 3, 1, 2)  # channels last in memory
+        pixels = torch.from_numpy(np.stack(pieces)).permute(0, 3, 1, 2)  # as they lie: last bits follow it
         return pixels * 2 - 1, torch.from_numpy(np.stack(flat))[:, None]
 
     def plain(self, count: int, side: int) -> torch.Tensor:

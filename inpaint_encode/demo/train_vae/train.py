@@ -1,10 +1,9 @@
-"""Training by steps: the same seed, steps and torch give the same weights bit for bit, on one thread."""
+"""Training by steps, on one thread: the same recipe and versions give the same weights bit for bit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from .muon import kernels_as_matrices
 from .pictures import Pictures
 from .start import build, start_linear
+from .threads import one_thread
 
 __all__ = ["Recipe", "train"]
 
@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
 
 def train(recipe: Recipe, say: Say = lambda _: None) -> Any:
     """Return a trained AutoencoderKL in float32; ``say`` hears of the loss every hundred steps."""
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         pictures = Pictures(recipe.seed)
         vae = build(recipe.widths, recipe.latent_channels)
@@ -60,17 +60,6 @@ def train(recipe: Recipe, say: Say = lambda _: None) -> Any:
                 say(f"step {step + 1:,} of {recipe.steps:,}: loss {loss:.5f}")
         vae.register_to_config(scaling_factor=_scaling_factor(vae, pictures))
     return vae.eval()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """With more, sums come in another order each time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _learn(vae: Any, recipe: Recipe, optimizers: Optimizers, step: int, batch: tuple[Tensor, Tensor]) -> float:
