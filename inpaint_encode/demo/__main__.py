@@ -1,6 +1,6 @@
 """``python -m inpaint_encode.demo``: a bucket, a job on it, and its output, on this machine alone.
 
-Everything is real but the VAE's weights, which are random: an S3 server on loopback, Ray, and the job itself.
+Everything is real: an S3 server on loopback, Ray, the job itself, and a VAE, small as it is, that was trained.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from inpaint_encode.settings import LatentDecoding
 from inpaint_encode.view.look import Looker
 from inpaint_encode.view.sheet import contact_sheet
 
+from . import VAE
 from .pairs import DemoSet, upload, write_demo_pairs
 from .s3server import LocalS3
 
@@ -51,9 +52,8 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
     pairs = write_demo_pairs(folder / "source")
     count = upload(folder / "source", s3.uri())
     console.print(f"An S3 server runs at {s3.endpoint}; {count} objects are in s3://{s3.bucket}, {_words(pairs)}\n")
-    vae = _random_vae(folder / "vae")
     with joined(""):
-        arguments = ["--images", s3.uri("images"), "--masks", s3.uri("masks"), "--vae", str(vae)]
+        arguments = ["--images", s3.uri("images"), "--masks", s3.uri("masks"), "--vae", str(VAE)]
         arguments += ["--output", s3.uri("latents"), "--chunk-rows", "8", "--max-rejected", "1"]
         console.print(f"[bold]$ inpaint-encode encode {' '.join(arguments)}", soft_wrap=True, highlight=False)
         inpaint_encode(["encode", *arguments])
@@ -75,23 +75,6 @@ def _words(pairs: DemoSet) -> str:
         f"{len(pairs.pairs)} pairs among them, one of which is broken ({pairs.broken}), an image without a mask, "
         "a mask without an image, and a caption"
     )
-
-
-def _random_vae(folder: Path) -> Path:
-    """A small AutoencoderKL at ratio 8; its latents mean nothing, but they are as large as real ones."""
-    import torch
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    levels = 4
-    AutoencoderKL(
-        block_out_channels=(16,) * levels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=4,
-        norm_num_groups=8,
-    ).save_pretrained(folder)
-    return folder
 
 
 def _rows_by_ray(output: str) -> Iterator[dict[str, Any]]:

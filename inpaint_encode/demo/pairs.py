@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from .photographs import photograph
 
 __all__ = [
     "DemoSet",
@@ -225,12 +225,12 @@ def _demo_mask(cut: _Cut) -> bytes:
 
 
 def _picture(cut: _Cut) -> Image.Image:
-    return _cut_out(_photo(cut.photo), cut.corner, cut.zoom, cut.size)
+    return _cut_out(photograph(cut.photo), cut.corner, cut.zoom, cut.size)
 
 
 def random_picture(rng: np.random.Generator, size: Size) -> Image.Image:
     """Cut a piece of a photograph, at its own scale or smaller; one that is too small for ``size`` is enlarged."""
-    photo = _photo(_pick(rng, _PHOTOS))
+    photo = photograph(_pick(rng, _PHOTOS))
     widest = min(photo.width / size[0], photo.height / size[1])
     zoom = rng.uniform(min(1.0, widest), widest)
     left = rng.uniform(0, photo.width - size[0] * zoom)
@@ -242,17 +242,6 @@ def _cut_out(photo: Image.Image, corner: tuple[float, float], zoom: float, size:
     left, top = corner
     box = left, top, left + size[0] * zoom, top + size[1] * zoom
     return photo.resize(size, Image.Resampling.BICUBIC, box=box)
-
-
-@cache
-def _photo(name: str) -> Image.Image:
-    """Read one of the wheel's photographs; RuntimeError says what to install when there is none."""
-    wheel = find_spec("skimage")
-    if wheel is None or wheel.origin is None:
-        raise RuntimeError("the demo's photographs are scikit-image's: pip install 'inpaint-encode[demo]'")
-    with Image.open(Path(wheel.origin).parent / "data" / name) as photo:
-        photo.load()
-        return photo.copy()
 
 
 def _random_size(rng: np.random.Generator, smallest: int, largest: int) -> Size:

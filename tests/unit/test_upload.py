@@ -55,6 +55,7 @@ def package(tmp_path_factory):
 def test_the_upload_is_the_code(package):
     names = zipfile.ZipFile(package).namelist()
     assert {"inpaint_encode/cli/main.py", "jobs/encode.py", "jobs/recipes/laptop.toml"} <= set(names)
+    assert "inpaint_encode/demo/vae/diffusion_pytorch_model.safetensors" in names  # small, and the demo's own
     assert {name.split("/")[0] for name in names if not name.endswith("/")} == WANTED
     assert not set(NOT_WANTED) & set(names)
 
