@@ -78,7 +78,7 @@ def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: in
         encoded = rows.table_of(made, rows.carrying(rows.ENCODED, like))
         table = rows.data_table(encoded, rows.data_schema(made_by, like))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rows, "_GROUP_PIXELS", group * max(64 * height * width for height, width in sizes))
+            patch.setattr(rows, "_GROUP_PIXELS", group * max([64 * height * width for height, width in sizes] or [1]))
             storage.write(f"{uri}/0a1b2c3d-{number:08d}.parquet", rows.parquet_bytes(table))
         written += made
     return [_as_read(row) for row in written]

@@ -50,10 +50,16 @@ def open_latents(output: str, *, columns: Sequence[str] | None = None) -> Latent
     """
     opened = Output.open(output)
     if columns is not None:
-        known = opened.footer(opened.files[0]).schema.to_arrow_schema().names
-        if unknown := [name for name in columns if name not in known]:
-            raise UsageError(f"{opened.uri} has no column {', '.join(unknown)}; it has {', '.join(known)}")
+        _refuse_unknown(columns, opened)
     return LatentDataset(Groups(opened, None if columns is None else tuple(columns)))
+
+
+def _refuse_unknown(columns: Sequence[str], output: Output) -> None:
+    known = output.footer(output.files[0]).schema.to_arrow_schema().names
+    if unknown := [name for name in columns if name not in known]:
+        raise UsageError(f"{output.uri} has no column {', '.join(unknown)}; it has {', '.join(known)}")
+    if not columns:
+        raise UsageError(f"no columns are asked for; {output.uri} has {', '.join(known)}")
 
 
 @dataclass(frozen=True, eq=False)

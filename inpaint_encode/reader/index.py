@@ -23,7 +23,7 @@ _THREADS = 32
 
 @dataclass(frozen=True)
 class Index:
-    """The row groups of an output, in the order of its files.
+    """The row groups of an output that have rows, in the order of its files.
 
     It is made of the files' footers, which are the truth and say where rows are besides: one request of at most 64 KiB
     for each file, `_THREADS` at once, and about a hundred bytes of memory for each row group.
@@ -52,7 +52,7 @@ class Index:
         groups = [group for its_groups in known for group in its_groups]
         return cls(
             files=np.repeat(np.arange(len(known), dtype=np.int32), [len(its_groups) for its_groups in known]),
-            groups=np.array([number for its_groups in known for number in range(len(its_groups))], np.int32),
+            groups=np.array([group.number for group in groups], np.int32),
             ends=np.cumsum([group.rows for group in groups], dtype=np.int64),
             least=pa.array([group.least for group in groups], pa.string()),
             greatest=pa.array([group.greatest for group in groups], pa.string()),
@@ -87,20 +87,23 @@ class Index:
 
 
 class _Group(NamedTuple):
+    number: int
     rows: int
-    least: str | None
-    greatest: str | None
+    least: str | None = None
+    greatest: str | None = None
 
 
 def _groups_of(footer: pq.FileMetaData, file: DataFile) -> list[_Group]:
+    """Those with rows: where all pairs of a chunk were rejected there are none."""
     key = next((number for number in range(footer.num_columns) if footer.schema.column(number).path == "key"), None)
     if key is None:
         raise UsageError(f"{file.path} has no column key: it was not written by an encode job, move it away")
-    return [_group(footer.row_group(number), key) for number in range(footer.num_row_groups)]
+    groups = [_group(number, footer.row_group(number), key) for number in range(footer.num_row_groups)]
+    return [group for group in groups if group.rows]
 
 
-def _group(about: pq.RowGroupMetaData, key: int) -> _Group:
+def _group(number: int, about: pq.RowGroupMetaData, key: int) -> _Group:
     statistics = about.column(key).statistics
     if statistics is None or not statistics.has_min_max:
-        return _Group(about.num_rows, None, None)
-    return _Group(about.num_rows, statistics.min, statistics.max)
+        return _Group(number, about.num_rows)
+    return _Group(number, about.num_rows, statistics.min, statistics.max)

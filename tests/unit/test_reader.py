@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -22,8 +23,8 @@ from inpaint_encode.ranged import Changed
 from inpaint_encode.reader.batches import collate
 from tests.outputs import write_output
 
-FILES = [[(4, 6), (5, 3), (4, 4)] * 4, [(4, 6)] * 5, [(4, 4)] * 9 + [(5, 3)] * 2, [(4, 6)]]
-"""29 rows of three sizes, in eleven row groups."""
+FILES = [[(4, 6), (5, 3), (4, 4)] * 4, [], [(4, 6)] * 5, [(4, 4)] * 9 + [(5, 3)] * 2, [(4, 6)]]
+"""29 rows of three sizes, in eleven row groups; all pairs of the second chunk were rejected."""
 COUNT = sum(len(sizes) for sizes in FILES)
 
 
@@ -124,6 +125,8 @@ class TestRows:
         assert [row["caption"] for row in rows] == [row["caption"] for row in written]
         with pytest.raises(UsageError, match="has no column mask; it has key, samples, noise_mask, image_uri"):
             open_latents(uri, columns=["mask"])
+        with pytest.raises(UsageError, match="no columns are asked for"):
+            open_latents(uri, columns=[])
 
     def test_functions_are_applied_in_turn(self, on_disk):
         dataset = open_latents(on_disk[0])
@@ -274,6 +277,11 @@ class TestStreams:
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert keys(open_latents(on_disk[0]).stream()) == keys(on_disk[1])[14:]
+
+    def test_a_stream_travels_to_other_processes(self, on_disk):
+        stream = open_latents(on_disk[0]).stream(batch_size=4, shuffle=True, seed=3)
+        stream.set_epoch(2)
+        assert keys(pickle.loads(pickle.dumps(stream))) == keys(stream)
 
     def test_a_stream_that_is_left_ends_its_threads(self, on_disk):
         import threading
