@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from os import cpu_count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LatentDataset", "open_latents"]
 
 _AT_ONCE = 4
-"""Row groups that a list of rows is read from at the same time."""
+"""Row groups that are read at the same time, if nothing else is said."""
 
 _THREADS = 32
 """Of requests for keys alone."""
@@ -164,7 +165,7 @@ class LatentDataset(Dataset[Row]):
         even: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
-        prefetch: int = 4,
+        prefetch: int | None = None,
     ) -> LatentStream:
         """Return an iterable torch dataset of rows, or of batches, for one rank; see `LatentStream`.
 
@@ -177,14 +178,16 @@ class LatentDataset(Dataset[Row]):
             even: let all ranks yield as many batches, all of them full.
             rank: whose part; by default that of torch.distributed, else RANK, as it is now.
             world_size: number of ranks; by default that of torch.distributed, else WORLD_SIZE, as it is now.
-            prefetch: row groups that are read at the same time, ahead of those in use.
+            prefetch: row groups that are read at the same time, ahead of those in use; by default 4, or as many as there
+                are CPUs if that is fewer, since threads that decode side by side on one CPU slow each other.
 
         Raises:
             UsageError: a number is out of range.
             PermissionError, OSError: by what the store said.
         """
         plan = Plan(batch_size, shuffle, seed, shuffle_groups, drop_last, even, *this_rank(rank, world_size))
-        return LatentStream(self.groups, self.functions, plan, prefetch)
+        threads = min(_AT_ONCE, cpu_count() or 1) if prefetch is None else prefetch
+        return LatentStream(self.groups, self.functions, plan, threads)
 
     def to_ray(self) -> ray.data.Dataset:
         """Return the rows as a Ray dataset; see `on_ray.dataset_of`."""
