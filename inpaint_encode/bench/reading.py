@@ -81,8 +81,9 @@ def reading_section(where: str, stored: Stored, repeats: int = 5) -> Section:
     text = (
         f"{stored.count} rows of 512 x 512, all columns, float16 latents; clock time. pyarrow reads one file after the "
         f"other, whole, in all its threads, and makes numpy views of its tensors, packed masks unpacked. open_latents "
-        f"yields torch tensors, reading in as many threads as there are CPUs, at most four; its batches have {BATCH} rows. The .npz files, one an image "
-        f"and not compressed, have latents and mask alone; {WORKERS} workers make batches of {BATCH}."
+        f"yields torch tensors, reading in as many threads as there are CPUs, at most four; its batches have {BATCH} "
+        f"rows. The .npz files, one an image and not compressed, have latents and mask alone; {WORKERS} workers make "
+        f"batches of {BATCH}."
     )
     return Section(f"Reading, from {where}", text, tuple(figures.values()), _ratios(figures, stored.outputs))
 

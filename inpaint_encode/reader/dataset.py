@@ -178,8 +178,8 @@ class LatentDataset(Dataset[Row]):
             even: let all ranks yield as many batches, all of them full.
             rank: whose part; by default that of torch.distributed, else RANK, as it is now.
             world_size: number of ranks; by default that of torch.distributed, else WORLD_SIZE, as it is now.
-            prefetch: row groups that are read at the same time, ahead of those in use; by default 4, or as many as there
-                are CPUs if that is fewer, since threads that decode side by side on one CPU slow each other.
+            prefetch: row groups that are read at the same time, ahead of those in use; by default 4, or as many as
+                there are CPUs if that is fewer, since threads that decode side by side on one CPU slow each other.
 
         Raises:
             UsageError: a number is out of range.
