@@ -96,7 +96,7 @@ def _named_errors() -> Iterator[None]:
     except urllib3.exceptions.MaxRetryError as error:
         if isinstance(error.reason, urllib3.exceptions.ResponseError):  # no answer at all has other reasons
             raise OSError(errno.ELOOP, f"more than {_REDIRECTS} redirections") from error
-        raise Unavailable(errno.EIO, str(error)) from error
+        raise Unavailable(errno.EIO, str(error.reason or error)) from error  # the error itself has the query
     except urllib3.exceptions.HTTPError as error:
         raise Unavailable(errno.EIO, str(error)) from error
 

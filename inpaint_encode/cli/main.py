@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
+from inpaint_encode.redaction import redacted
 
 from .commands import app
 from .config import configured, without_config
@@ -67,5 +68,5 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(redacted(message))}", highlight=False, soft_wrap=True)
     sys.exit(code)

@@ -55,7 +55,7 @@ def machine() -> Iterator[Finding]:
     memory = Memory.of_this_machine()
     yield check_memory(memory)
     yield check_shared_memory(Path("/dev/shm"), memory)  # noqa: S108 - Ray's choice
-    yield check_disk("Ray's disk", _ray_folder(), "RAY_TMPDIR")
+    yield check_disk("Ray's disk", _ray_folder(), "RAY_TMPDIR", FULL)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     yield check_disk("weights' disk", cache, "XDG_CACHE_HOME")
 
@@ -105,14 +105,28 @@ class Memory(NamedTuple):
         """Read what the kernel says."""
         told = dict(re.findall(r"(?m)^(\w+): +(\d+) kB$", (proc / "meminfo").read_text()))
         total, free = int(told["MemTotal"]) * 1024, int(told["MemAvailable"]) * 1024
-        for limit, used in (("memory.max", "memory.current"), (_V1 + "limit_in_bytes", _V1 + "usage_in_bytes")):
+        for limit, used, statistics in _LIMITS:
             allowed = _number(cgroup / limit)
             if allowed is not None and allowed < total:
-                return cls(allowed, min(free, allowed - (_number(cgroup / used) or 0)), limited=True)
+                taken = (_number(cgroup / used) or 0) - _file_cache(cgroup / statistics)
+                return cls(allowed, min(free, allowed - taken), limited=True)
         return cls(total, free)
 
 
-_V1 = "memory/memory."
+_LIMITS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""A container's files of both versions of cgroups."""
+
+
+def _file_cache(statistics: Path) -> int:
+    """Bytes that the kernel takes back when they are needed; a container that has read files is never without."""
+    try:
+        told = dict(re.findall(r"(?m)^(?:total_)?((?:in)?active_file) (\d+)$", statistics.read_text()))
+    except OSError:
+        return 0
+    return sum(map(int, told.values()))
 
 
 def _number(path: Path) -> int | None:
@@ -148,26 +162,24 @@ def check_shared_memory(folder: Path, memory: Memory) -> Finding:
     return warning("shared memory", found, advice)
 
 
-def check_disk(check: str, folder: Path, option: str) -> Finding:
+def check_disk(check: str, folder: Path, option: str, full: float = 1.0) -> Finding:
     """Whether files can be made in a folder, or in the one that it will be made in, and how much room is there.
 
     Args:
         check: name of the check.
         folder: it need not be there yet.
         option: what names another folder.
+        full: share of the disk from which on it is a problem that so much is taken.
     """
-    there = next(one for one in (folder, *folder.parents) if one.exists())
-    elsewhere = f"let {option} name a folder on another disk"
+    there, elsewhere = folder, f"let {option} name a folder on another disk"
     try:
+        there = next(one for one in (folder, *folder.parents) if one.exists())
         with tempfile.TemporaryFile(dir=there):
             usage = shutil.disk_usage(there)
     except OSError as error:
         return problem(check, f"{there} takes no files: {error.strerror}", elsewhere)
     found = f"{decimal(usage.free)} free of {decimal(usage.total)} at {there}"
-    return _judged_disk(check, found, usage.free / usage.total, f"free some of it, or {elsewhere}")
-
-
-def _judged_disk(check: str, found: str, free: float, advice: str) -> Finding:
-    if free < 1 - FULL:
-        return problem(check, f"{found}: over {FULL:.0%} is taken, where Ray stops spilling", advice)
+    if usage.free <= (1 - full) * usage.total:
+        why = "it is full" if full == 1 else f"over {full:.0%} is taken, where Ray stops spilling"
+        return problem(check, f"{found}: {why}", f"free some of it, or {elsewhere}")
     return ok(check, found)

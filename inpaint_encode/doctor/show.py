@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.redaction import redacted
 
 from .finding import Finding
 
@@ -25,10 +26,11 @@ class Shown:
         self._counts: Counter[str] = Counter()
 
     def add(self, finding: Finding) -> None:
-        """Print one."""
+        """Print one, without what is secret in URIs and in the endpoint's."""
         self._counts[finding.level] += 1
-        found = Text(f"{finding.check}: {finding.found}", overflow="fold")
-        found.stylize("bold", 0, len(finding.check))
+        check = redacted(finding.check)
+        found = Text(f"{check}: {redacted(finding.found)}", overflow="fold")
+        found.stylize("bold", 0, len(check))
         if finding.advice:
             found.append(f"\n{finding.advice}", style="italic")
         line = Table.grid(padding=(0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,10 @@ from .machine import check_disk
 __all__ = ["PROBE", "check_clock", "check_output", "check_source", "stores"]
 
 PROBE = "_doctor-"
-"""How the name of the object begins that is written for a moment; readers skip what begins with ``_``."""
+"""How the name of the folder begins in which an object is for a moment; readers skip what begins with ``_``.
+
+In a folder of its own it is listed by one request, whatever else the output holds.
+"""
 
 _PIECE = 2**16
 """Bytes that are read of an object."""
@@ -99,9 +103,10 @@ def _tried_source(uri: str, place: str) -> Finding:
     listed = next((page for page in _pages(place) if page.paths), None)
     listing_s = time.monotonic() - begun
     if listed is None:
-        size = storage.stat(place).size
-        said = f"an object of {decimal(size)}"
-        path = place
+        if "://" not in place and Path(place).is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the folder is empty")
+        size = f" of {decimal(storage.stat(place).size)}" if _is_asked_for_its_size(place) else ""
+        said, path = f"an object{size}", place
     else:
         said = f"listed, the first {len(listed.paths):,} objects in {listing_s * 1000:,.0f} ms"
         path = storage.join(place, max(zip(listed.sizes, listed.paths, strict=True))[1])
@@ -112,6 +117,11 @@ def _tried_source(uri: str, place: str) -> Finding:
 
 def _pages(place: str) -> Iterator[storage.Listed]:
     return iter(()) if place.startswith("http") else storage.list_objects(place)
+
+
+def _is_asked_for_its_size(place: str) -> bool:
+    """Behind HTTP only what is read by ranges: a URL that is signed for GET gives an image, and not its size."""
+    return not place.startswith("http") or place.endswith((".parquet", ".tar"))
 
 
 def _refused(uri: str, error: OSError, verb: str) -> Finding:
@@ -135,17 +145,18 @@ def check_output(uri: str) -> Iterator[Finding]:
         return
     if "://" not in place:
         yield check_disk("output's disk", Path(place), "--output")
-    probe = storage.join(place, f"{PROBE}{uuid.uuid4().hex}")
+    probe = storage.join(place, f"{PROBE}{uuid.uuid4().hex}", "probe")
     made = _missing_folders(probe)
-    begun = time.monotonic()
+    begun, refusal = time.monotonic(), None
     try:
         broken = list(_broken_promises(probe))
     except OSError as error:
-        yield _refused(uri, error, "written")
-        return
+        refusal = _refused(uri, error, "written")
     finally:
-        _leave_nothing(probe, made)
-    if broken:
+        gone = _leave_nothing(probe, made)
+    if refusal:
+        yield refusal if gone else refusal._replace(found=f"{refusal.found}; {probe} is left there, remove it")
+    elif broken:
         advice = "write to a store that keeps conditions, such as AWS S3, or to a disk: two runs may spoil each other"
         yield problem(uri, "; ".join(broken), advice)
     else:
@@ -196,9 +207,15 @@ def _missing_folders(probe: str) -> list[Path]:
     return [] if "://" in probe else [folder for folder in Path(probe).parents if not folder.exists()]
 
 
-def _leave_nothing(probe: str, made: list[Path]) -> None:
-    with contextlib.suppress(OSError):
+def _leave_nothing(probe: str, made: list[Path]) -> bool:
+    """Remove the object and the folders that were made for it; return whether that is so."""
+    try:
         storage.delete(probe)
+    except OSError:
+        with contextlib.suppress(OSError):
+            storage.stat(probe)
+            return False
     for folder in made:
         with contextlib.suppress(OSError):
             folder.rmdir()
+    return True

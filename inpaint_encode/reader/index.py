@@ -80,9 +80,9 @@ class Index:
         return group, at - int(self.ends[group] - self.sizes[group])
 
     def candidates(self, key: str) -> list[int]:
-        """Row groups that may have ``key``: one in most outputs, since their keys are sorted before they are cut."""
+        """Row groups that may have ``key``: one in most outputs, since keys are sorted before they are cut."""
         inside = pc.and_kleene(pc.less_equal(self.least, key), pc.greater_equal(self.greatest, key))
-        found: list[int] = np.flatnonzero(pc.fill_null(inside, True)).tolist()
+        found: list[int] = np.flatnonzero(np.asarray(pc.fill_null(inside, True)) & (self.sizes > 0)).tolist()
         return found
 
 

@@ -86,6 +86,12 @@ class Output:
         """``_report.json``: counts that add up; empty until a run has finished."""
         return self._json("_report.json")
 
+    @property
+    def is_reported(self) -> bool:
+        """Whether the report tells of the files that are there, by their number and bytes; else another run began."""
+        there = len(self.files), sum(file.size for file in self.files)
+        return bool(self.report) and (self.report["files"], self.report["data_bytes"]) == there
+
     def footer(self, file: DataFile) -> pq.FileMetaData:
         """What a data file says of its row groups, by one request for its last 64 KiB; those asked last are kept."""
         return _footer(self.uri, file)

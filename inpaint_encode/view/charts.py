@@ -55,11 +55,10 @@ def histogram(
 
 
 def rate_chart(seconds: Values, decided: Values, says: str) -> Markup:
-    """Draw pairs a second between each two moments of a run, at which so many pairs were decided."""
+    """Draw pairs a second between each two moments of a run, all apart, at which so many pairs were decided."""
     unit, name = next((unit, name) for unit, name in _UNITS if seconds[-1] >= 2 * unit or unit == 1)
     figure, axes = _axes(f"{name} since the run began", "pairs/s")
-    rates = np.diff(decided) / np.maximum(np.diff(seconds), 1e-9)
-    axes.stairs(rates, np.asarray(seconds) / unit, color=_ACCENT, fill=True)
+    axes.stairs(np.diff(decided) / np.diff(seconds), np.asarray(seconds) / unit, color=_ACCENT, fill=True)
     axes.set_xlim(0, seconds[-1] / unit)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     return _svg(figure, says)

@@ -67,8 +67,8 @@ class Contents:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the report of the last finished run does not tell of all files: another run has begun since."""
-        return bool(self.output.report) and self.output.report["files"] != len(self.output.files)
+        """Whether the report of the last finished run does not tell of these files: another run has begun since."""
+        return bool(self.output.report) and not self.output.is_reported
 
 
 def gather(where: str, options: ReportOptions, say: Callable[[str], None], limits: Limits | None = None) -> Contents:
@@ -120,9 +120,9 @@ def _gallery(
 
 
 def _counts(output: Output, sample: Sample, rejects: Rejects) -> Counts:
-    """As the report has them, if it tells of all files; else of the files that were read, and as many again."""
+    """As the report has them, if it tells of these files; else of the files that were read, and as many again."""
     report = output.report
-    if report and report["files"] == len(output.files):
+    if output.is_reported:
         return Counts(report["encoded"], report["rejected_by_error"], known=True)
     of_rejects = rejects.of_files / max(1, rejects.files)
     by_reason = {error: round(count * of_rejects) for error, count in rejects.counts.items()}

@@ -33,6 +33,7 @@ class LatentDecoder:
         Raises:
             UsageError: there is none.
             JobFailed: it is another than the one that made the rows.
+            RuntimeError: torch's, of a device without memory enough among them.
         """
         set_verbosity_error()  # a cast that is meant needs no warning
         vae, facts = load_expected(recorded_source(spelled, made_by), recorded_facts(made_by))

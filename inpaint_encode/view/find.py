@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from inpaint_encode import rows, storage
+from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.groups import Groups
 
+from .rejects import read_file
 from .sample import Place
 
 __all__ = ["find_row"]
@@ -57,10 +56,9 @@ def _refuse_rejected(output: Output, key: str, paths: set[str]) -> None:
     """Of the chunks that the key would be in, if it were a row."""
     for path in paths:
         try:
-            data = storage.read(storage.join(output.uri, "_rejected", path)).data
+            table = read_file(storage.join(output.uri, "_rejected", path))
         except FileNotFoundError:
             continue
-        table = pq.read_table(pa.BufferReader(data), columns=rows.REJECTS.names)
         at = table["key"].index(key).as_py()
         if at >= 0:
             found = table.slice(at, 1).to_pylist()[0]

@@ -33,8 +33,6 @@ KINDS = {
 }
 """Why a row is shown, in the order of the page."""
 
-_ORDINALS = {1: "the", 2: "2nd", 3: "3rd"}
-
 
 class Picture(NamedTuple):
     """A picture in the page itself."""
@@ -142,7 +140,7 @@ def _mark_worst(gallery: Gallery, count: int) -> None:
     known = sorted((card for card in gallery.cards if card.psnr is not None), key=lambda card: card.psnr or 0.0)
     gallery.decoded = [card.psnr for card in known if card.psnr is not None]
     for rank, card in enumerate(known[:count], start=1):
-        card.why["worst"] = f"{_ORDINALS.get(rank, str(rank) + 'th')} lowest PSNR of {len(known)}"
+        card.why["worst"] = f"number {rank} of {len(known)}, the lowest PSNR first"
 
 
 def _card(look: Look, why: dict[str, str], colours: LatentColours) -> Card:

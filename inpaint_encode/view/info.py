@@ -6,7 +6,7 @@ No row is read, whatever the output's size, and neither torch nor Ray is importe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from rich.table import Table
 
 from inpaint_encode import rows, storage
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.reader import Output
+from inpaint_encode.reader import Output, damage_named
+from inpaint_encode.redaction import redacted
 from inpaint_encode.settings import Decoding, RowSettings, in_words
 
 __all__ = ["RECEIPTS", "Column", "Counts", "Info", "about", "show"]
@@ -90,15 +91,15 @@ def about(output: str) -> Info:
     """Look at an output, a folder or prefix that a job wrote, finished or not.
 
     Raises:
-        UsageError: no output can be there, or it holds no rows.
-        JobFailed: a job has begun it, and there is no row yet.
+        UsageError: no output can be there, it holds no rows, or what is there is none of encode's.
+        JobFailed: a job has begun it, and there is no row yet; or a file is damaged.
         PermissionError, OSError: by what the store said.
     """
     opened = _opened(output)
     first = opened.files[0]
     with opened.parquet(first) as file:
         footer, schema = file.metadata, file.schema_arrow
-    made_by = json.loads(schema.metadata[rows.FOOTER_KEY])
+    made_by = opened.made_by
     job, report = opened.job, opened.report
     counts = _counts(opened, report)
     return Info(
@@ -108,11 +109,15 @@ def about(output: str) -> Info:
         rows_in_first_file=footer.num_rows,
         vae={name: made_by.get(name) for name in _FACTS},
         settings={name: value for name, value in made_by.items() if name in _SETTINGS},
-        source={name: value for name, value in job.get("source", {}).items() if value},
+        source={name: _public(value) for name, value in job.get("source", {}).items() if value},
         versions=dict(made_by.get("versions", {})),
         contract=made_by.get("contract"),
         rejected_by_error=dict(report["rejected_by_error"]) if counts.finished else {},
     )
+
+
+def _public(value: Any) -> Any:
+    return redacted(value) if isinstance(value, str) else value
 
 
 _SETTINGS = RowSettings().model_dump() | Decoding().recorded()
@@ -138,7 +143,7 @@ def _begun(output: str) -> str:
 def _counts(opened: Output, report: Mapping[str, Any]) -> Counts:
     there = {"files": len(opened.files), "bytes": sum(file.size for file in opened.files)}
     held = _is_held(opened.uri)
-    if report and (report["files"], report["data_bytes"]) == (there["files"], there["bytes"]):
+    if opened.is_reported:
         state = f"finished {report['finished']}{'; another run is in progress, or has died' if held else ''}"
         return Counts(state, True, report["pairs"], report["encoded"], report["rejected"], **there)
     state = "in progress, or its run has died" if held else "not finished, and no run is writing to it"
@@ -173,7 +178,9 @@ def _decided(opened: Output) -> tuple[int, int] | None:
     unknown = {file.path: file.version for file in opened.files}
     encoded = rejected = 0
     for path in receipts:
-        table = pq.read_table(pa.BufferReader(storage.read(storage.join(prefix, path)).data), schema=rows.RECEIPT)
+        data = storage.read(storage.join(prefix, path)).data
+        with damage_named(storage.join(prefix, path)):
+            table = pq.read_table(pa.BufferReader(data), schema=rows.RECEIPT)
         job = path.partition("-")[0]
         for one in table.select(["chunk", "encoded", "rejected", "version"]).to_pylist():
             name = f"{job}-{one['chunk']:08d}.parquet"
@@ -249,20 +256,21 @@ def _column_table(found: Info) -> Table:
 
 def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     facts = {name: str(value)[:12] if name.endswith("sha256") else value for name, value in found.vae.items()}
-    yield "VAE", [(name, in_words(value)) for name, value in facts.items()]
+    yield "VAE", [(name, escape(in_words(value))) for name, value in facts.items()]
     settings = [(name, _setting(name, value)) for name, value in found.settings.items()]
     yield f"settings, of contract {found.contract}", settings
     if found.source:
-        yield "source", [(name, str(value)) for name, value in found.source.items()]
+        yield "source", [(name, escape(str(value))) for name, value in found.source.items()]
     yield "versions", [(", ".join(f"{name} {value}" for name, value in found.versions.items()), "")]
 
 
 def _setting(name: str, value: Any) -> str:
-    words = str(value).lower() if isinstance(value, bool) else in_words(value)
+    words = escape(str(value).lower() if isinstance(value, bool) else in_words(value))
     return words if value != _SETTINGS[name] else f"{words} [dim]default[/]"
 
 
-def _table(lines: Any) -> Table:
+def _table(lines: Iterable[tuple[str, str]]) -> Table:
+    """Names as they are, values as rich's markup."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in lines:
         table.add_row(escape(name), value)

@@ -75,6 +75,8 @@ class Looker:
             looker.decoder = LatentDecoder.load(spelled, output.made_by)
         except EncodeError as error:
             looker.why_not = str(error)
+        except RuntimeError as error:  # torch's, of a GPU that a job has filled
+            looker.why_not = f"the VAE cannot be brought to the device: {str(error).splitlines()[0]}"
         return looker
 
     def look(self, row: dict[str, Any]) -> Look:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode import rows, storage
+from inpaint_encode.reader import damage_named
 
-__all__ = ["EXAMPLES", "REASONS", "Rejects", "read_rejects"]
+__all__ = ["EXAMPLES", "REASONS", "Rejects", "read_file", "read_rejects"]
 
 EXAMPLES = 5
 """Pairs that are named for each reason."""
@@ -79,6 +80,7 @@ def read_rejects(output: str, rng: random.Random) -> Rejects:
     """Read what ``_rejected`` holds, of at most a hundred files, which ``rng`` draws.
 
     Raises:
+        JobFailed: one of them is damaged.
         PermissionError, OSError: by what the store said.
     """
     prefix = storage.join(output, "_rejected")
@@ -87,7 +89,7 @@ def read_rejects(output: str, rng: random.Random) -> Rejects:
     )
     drawn = rng.sample(paths, min(_FILES, len(paths)))
     with ThreadPoolExecutor(16) as pool:
-        tables = list(pool.map(lambda path: _read(storage.join(prefix, path)), drawn))
+        tables = list(pool.map(lambda path: read_file(storage.join(prefix, path)), drawn))
     examples: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for table in tables:
         for reject in table.to_pylist():
@@ -97,5 +99,13 @@ def read_rejects(output: str, rng: random.Random) -> Rejects:
     return Rejects(len(drawn), len(paths), counts, dict(examples))
 
 
-def _read(uri: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read(uri).data), columns=rows.REJECTS.names)
+def read_file(uri: str) -> pa.Table:
+    """Read one file of rejects, a table of `rows.REJECTS`.
+
+    Raises:
+        JobFailed: it is damaged.
+        PermissionError, OSError: by what the store said.
+    """
+    data = storage.read(uri).data
+    with damage_named(uri):
+        return pq.read_table(pa.BufferReader(data), columns=rows.REJECTS.names)

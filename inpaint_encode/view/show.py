@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
+from inpaint_encode.redaction import redacted
 from inpaint_encode.settings import ShowOptions
 
 from .find import find_row
@@ -78,15 +79,15 @@ def print_row(shown: Shown, console: Console) -> None:
     console.print(table, highlight=False)
     console.print(_channels(latent_of(shown.look.row, shown.made_by)), highlight=False)
     for sentence in shown.look.missing:
-        console.print(f"[yellow]missing:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]missing:[/] {escape(redacted(sentence))}", highlight=False, soft_wrap=True)
     if shown.why_not:
-        console.print(f"[yellow]not decoded:[/] {escape(shown.why_not)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]not decoded:[/] {escape(redacted(shown.why_not))}", highlight=False, soft_wrap=True)
     console.print(f"its picture: {escape(shown.picture)}", highlight=False, soft_wrap=True)
 
 
 def _words(value: Any) -> str:
     if not isinstance(value, np.ndarray):
-        return str(value)
+        return redacted(str(value))
     shape = " x ".join(map(str, value.shape))
     if value.dtype == np.uint8:
         return f"{value.dtype}, {shape}, of which {np.count_nonzero(value) / max(1, value.size):.1%} are 1"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .pictures import LatentColours
 from .sample import Drawn, Place
 
-__all__ = ["BINS", "UNUSUAL", "Channels", "LatentSums", "Outlier", "latent_of"]
+__all__ = ["BINS", "FEWEST", "UNUSUAL", "Channels", "LatentSums", "Outlier", "latent_of"]
 
 BINS = 40
 """Bars of a channel's histogram."""
@@ -20,7 +20,7 @@ BINS = 40
 UNUSUAL = 5.0
 """Robust standard deviations from the median from which on a row is told as an outlier."""
 
-_FEWEST = 20
+FEWEST = 20
 """Rows of which outliers are told at least: of fewer, nobody knows what is usual."""
 _TAKEN = 64
 """Cells of each row that are kept, for quantiles and histograms."""
@@ -149,9 +149,10 @@ class LatentSums:
         """Rows of which a channel's mean or spread is far from the other rows', the farthest first.
 
         How far is told in robust standard deviations, 1.4826 times the median distance from the median, so that
-        outliers do not hide each other. None are told of fewer than 20 rows.
+        outliers do not hide each other. A figure that is the same in most rows tells none, since its distance is 0;
+        and none are told of fewer than 20 rows.
         """
-        if self.rows < _FEWEST:
+        if self.rows < FEWEST:
             return []
         features = np.stack(self.features)
         median = np.median(features, axis=0)

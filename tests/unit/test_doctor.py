@@ -7,16 +7,20 @@ import re
 import shutil
 import socket
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import obstore
 import pytest
 import torch
 
+from inpaint_encode import s3 as clients
 from inpaint_encode import storage
 from inpaint_encode.doctor import device, stores
 from inpaint_encode.doctor.device import check_cpu, check_gpus
 from inpaint_encode.doctor.machine import (
+    FULL,
     Memory,
     check_disk,
     check_memory,
@@ -92,11 +96,15 @@ class TestMachine:
         (tmp_path / "memory.max").write_text(f"{4 * GB}\n")
         (tmp_path / "memory.current").write_text(f"{GB}\n")
         assert Memory.of_this_machine(tmp_path, tmp_path) == Memory(4 * GB, 3 * GB, limited=True)
+        (tmp_path / "memory.stat").write_text(f"anon 7\nfile {GB}\ninactive_file {GB // 2}\nactive_file {GB // 4}\n")
+        assert Memory.of_this_machine(tmp_path, tmp_path) == Memory(4 * GB, 3 * GB + GB // 4 * 3, limited=True)
         (tmp_path / "memory.max").unlink()
         (tmp_path / "memory").mkdir()
         (tmp_path / "memory/memory.limit_in_bytes").write_text(f"{5 * GB}\n")
         (tmp_path / "memory/memory.usage_in_bytes").write_text(f"{GB}\n")
         assert Memory.of_this_machine(tmp_path, tmp_path) == Memory(5 * GB, 4 * GB, limited=True)
+        (tmp_path / "memory/memory.stat").write_text("inactive_file 0\ntotal_inactive_file 5\ntotal_active_file 6\n")
+        assert Memory.of_this_machine(tmp_path, tmp_path) == Memory(5 * GB, 4 * GB + 11, limited=True)
 
     @pytest.mark.parametrize(
         ("memory", "level"),
@@ -129,9 +137,10 @@ class TestMachine:
     def test_a_disk_that_is_full(self, tmp_path, monkeypatch):
         """No test can fill a disk: what the system says of it is another number here."""
         usage = namedtuple("usage", "total used free")
-        for free, level in ((4 * GB, "problem"), (6 * GB, "ok")):
+        for free, levels_of_both in ((0, ("problem", "problem")), (4 * GB, ("problem", "ok")), (6 * GB, ("ok", "ok"))):
             monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(100 * GB, 100 * GB - free, free))
-            assert check_disk("disk", tmp_path, "OPTION").level == level
+            found = check_disk("Ray's", tmp_path, "OPTION", FULL), check_disk("another", tmp_path, "OPTION")
+            assert tuple(finding.level for finding in found) == levels_of_both
 
 
 class TestDevice:
@@ -181,6 +190,16 @@ class TestSources:
             assert (finding.level, finding.check) == ("problem", uri)
             assert "check the spelling" in finding.advice
         assert check_source("ftp://host/images").level == "problem"
+        (tmp_path / "empty").mkdir()
+        assert check_source(str(tmp_path / "empty")).found == "cannot be read: the folder is empty"
+
+    def test_a_url_that_is_signed_for_reading_alone(self, s3, prefix):
+        storage.write(f"{prefix}/a.png", b"123")
+        bucket, _, key = f"{prefix}/a.png".removeprefix("s3://").partition("/")
+        url = clients._botocore(storage.DIRECT).generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
+        with pytest.raises(PermissionError):
+            storage.stat(url)
+        assert check_source(url).found.startswith("an object; 3 bytes read in ")
 
     def test_what_may_not_be_read(self, s3, prefix, environment):
         storage.write(f"{prefix}/a.png", b"1")
@@ -278,6 +297,19 @@ class TestOutput:
         network.share = 0.0
         (left,) = files_of(prefix)
         assert left.startswith(PROBE)
+        assert finding.found.endswith(f"; {prefix}/{left} is left there, remove it")
+
+    def test_requests_do_not_grow_with_what_is_there(self, prefix, network):
+        """A page of a listing has 1,000 objects."""
+        bucket, _, path = prefix.removeprefix("s3://").partition("/")
+        store, requests = clients._store(bucket), []
+        for count in (0, 1_100):
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda at: obstore.put(store, f"{path}/{at:04d}.parquet", b"1"), range(count)))
+            before = network.counts["requests"]
+            assert [finding.level for finding in check_output(prefix)] == ["ok"]
+            requests.append(network.counts["requests"] - before)
+        assert requests[0] == requests[1] > 8
 
 
 class TestCommand:

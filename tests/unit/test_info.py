@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import obstore
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from inpaint_encode import rows, storage
@@ -179,9 +180,22 @@ def test_what_is_printed(written, shell):
     assert told["columns"][1]["name"] == "samples"
 
 
+def test_names_are_printed_as_they_are(written, shell):
+    written.plan(3)
+    written.chunk(0)
+    record = json.loads(storage.read(f"{written.output}/_job.json").data)
+    record["source"] = {"images": "/data[v1]/images", "mask_pattern": "{stem}[/x].png"}
+    storage.write(f"{written.output}/_job.json", json.dumps(record).encode())
+    lines = {" ".join(line.split()) for line in shell("info", written.output).stdout.splitlines()}
+    assert {"images /data[v1]/images", "mask_pattern {stem}[/x].png"} <= lines
+
+
 def test_where_no_output_is(tmp_path, shell):
     done = shell("info", tmp_path)
     assert (done.returncode, "holds no rows; name the folder" in done.stderr) == (2, True)
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    done = shell("info", tmp_path)
+    assert (done.returncode, "x.parquet is no data file of encode" in done.stderr) == (2, True)
     with pytest.raises(UsageError, match="can be written"):
         about("gs://bucket/out")
 

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.report import MARKS, Tally
 from inpaint_encode.settings import LatentDecoding, ReportOptions
 from inpaint_encode.view.contents import gather
+from inpaint_encode.view.decoder import LatentDecoder
 from inpaint_encode.view.find import find_row
 from inpaint_encode.view.page import render
 from inpaint_encode.view.rejects import REASONS
 from inpaint_encode.view.sample import read_place
-from tests.fabricated import JOB, latents, made_by, row, write_output, write_rejects
+from tests.fabricated import JOB, data_file, latents, made_by, row, write_output, write_rejects
 from tests.unit.test_mutated import documented
 
 REPORT = {
@@ -29,7 +31,6 @@ REPORT = {
     "rejected": 2,
     "rejected_by_error": {"decode.truncated": 2},
     "files": 2,
-    "data_bytes": 1_000,
     "unpaired_images": 3,
     "unpaired_masks": 0,
     "ignored_files": 1,
@@ -56,9 +57,15 @@ def tables(count: int = 22) -> list[list[dict]]:
 def output(tmp_path):
     """Two files of eleven rows, whose sources are not there, and a report that tells of them."""
     folder = write_output(tmp_path / "out", tables())
-    (folder / "_report.json").write_text(json.dumps(REPORT))
+    write_report(folder)
     write_rejects(folder, 0, [{"key": f"bad-{at}", "error": "decode.truncated", "message": "cut"} for at in range(2)])
     return folder
+
+
+def write_report(folder: Path, **changes) -> None:
+    """Of the files that are there now."""
+    size = sum(path.stat().st_size for path in folder.glob("*.parquet"))
+    (folder / "_report.json").write_text(json.dumps({**REPORT, "data_bytes": size, **changes}))
 
 
 def page_of(folder: Path, **options) -> str:
@@ -95,6 +102,13 @@ class TestPage:
         assert "devices waited about 25% of the time" in text
         assert "fetch files come from the store 10.0 0.50" in text
 
+    def test_chunks_that_were_done_at_once_are_no_rate(self, output):
+        for marks in ([[8.0, 4], [8.0, 8], [12.0, 12], [20.0, 24]], [[8.0, 4], [8.0, 24]]):
+            write_report(output, this_run={**REPORT["this_run"], "decided_over_time": marks})
+            drawn = page_of(output).partition("Rate over time")[2].partition("Pairs a second")[0]
+            assert ("pairs/s" in drawn) == (len(marks) > 2)
+            assert "1e" not in drawn
+
     def test_every_row_that_is_shown_says_what_is_missing(self, output):
         text = page_of(output)
         assert text.count("Missing: its image or mask has gone, or has changed since it was encoded.") == 2 + 1 + 1
@@ -110,8 +124,22 @@ class TestPage:
     def test_a_report_that_does_not_tell_of_all_files_is_said_to_be_old(self, output):
         (output / f"{JOB}-00000002.parquet").write_bytes((output / f"{JOB}-00000001.parquet").read_bytes())
         text = page_of(output)
-        assert "The last run that finished left 2 files, and now there are 3: another has begun since." in text
+        assert re.search(r"left 2 files of [\d.]+ kB, and now there are 3 of [\d.]+ kB: another has begun since", text)
         assert "rows 33" in text
+
+    def test_nor_does_one_tell_of_files_that_were_written_anew(self, output):
+        (output / f"{JOB}-00000001.parquet").write_bytes(data_file(tables(8)[0], made_by()))
+        text = page_of(output)
+        assert "and now there are 2 of" in text and "another has begun since" in text
+        assert "rows 15" in text
+
+    def test_a_gpu_that_is_full_costs_the_decoding_alone(self, output, monkeypatch):
+        def full(*_):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+        monkeypatch.setattr(LatentDecoder, "load", full)
+        text = page_of(output, decoder=LatentDecoding())
+        assert "Nothing is decoded: the VAE cannot be brought to the device: CUDA out of memory. Tried" in text
 
     def test_data_files_alone_are_enough(self, output):
         for path in output.glob("_*.json"):
@@ -129,6 +157,7 @@ class TestPage:
         ("about", "said"),
         [
             ({"latent_form": "packed"}, "They are packed and normalised as Flux.2 takes them"),
+            ({"latent_form": "packed", "posterior": "moments"}, "stored behind them. They are packed"),
             ({"scaled": True, "latent_form": "scaled"}, "They are scaled as diffusion models take them."),
             ({"scaling_factor": None}, "by what a model has to scale them first is not known"),
             ({"shift_factor": 0.0609}, "take them scaled: (value - 0.0609) x 0.18215."),
@@ -147,9 +176,10 @@ class TestPage:
     def test_signatures_and_logins_stay_out(self, output):
         signed = "https://host/x.png?X-Amz-Signature=5ec2e7&X-Amz-Credential=AKIA"
         rejects = [{"key": "k", "error": "fetch.failed", "message": f"{signed}: no", "image_uri": signed}]
+        said = "Max retries exceeded with url: /x.png?X-Amz-Signature=5ec2e7"
+        rejects += [{"key": "l", "error": "fetch.unavailable", "message": said}]
         write_rejects(output, 1, rejects)
-        report = {**REPORT, "unpaired_image_uris": ["https://me:5ec2e7@host/y.png"]}
-        (output / "_report.json").write_text(json.dumps(report))
+        write_report(output, unpaired_image_uris=["https://me:5ec2e7@host/y.png"])
         html = html_of(output)
         assert "https://host/x.png?…" in html and "https://…@host/y.png" in html
         assert "5ec2e7" not in html and "AKIA" not in html
@@ -173,6 +203,13 @@ def test_a_damaged_file_is_named(output):
         page_of(output)
     with pytest.raises(JobFailed, match=r"00000001\.parquet is not whole"):
         find_row(Output.open(str(output)), "pair-20")
+
+
+def test_a_damaged_file_of_rejects_is_named(output):
+    (output / "_rejected" / f"{JOB}-00000000.parquet").write_bytes(b"PAR1")
+    for read in (lambda: page_of(output), lambda: find_row(Output.open(str(output)), "bad-1")):
+        with pytest.raises(JobFailed, match=r"_rejected/.*00000000\.parquet is not whole"):
+            read()
 
 
 def test_the_page_s_parts_are_packaged():
@@ -222,6 +259,15 @@ class TestFind:
     def test_of_a_rejected_one_the_reason_is_told(self, output):
         with pytest.raises(UsageError, match=r"'bad-1' is no row, it was rejected: decode\.truncated: cut"):
             find_row(Output.open(str(output)), "bad-1")
+
+    def test_chunks_of_rejects_alone_are_passed_over(self, output):
+        """Their files have no keys to look between."""
+        write_output(output.parent / "empty", [[]])
+        (output.parent / "empty" / f"{JOB}-00000000.parquet").rename(output / "00000000-00000000.parquet")
+        opened = Output.open(str(output))
+        assert read_place(opened, find_row(opened, "pair-12"))["key"] == "pair-12"
+        with pytest.raises(UsageError, match="has no row 'zzzzzz'; near it are 'pair-21'"):
+            find_row(opened, "zzzzzz")
 
     def test_a_generation_that_was_added_later_is_searched(self, output):
         later = write_output(output.parent / "later", [[row("aaa", latents(1)[0])]])

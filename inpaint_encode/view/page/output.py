@@ -13,7 +13,7 @@ from inpaint_encode.view.charts import channels_chart, histogram, sparkline
 from inpaint_encode.view.contents import Contents
 from inpaint_encode.view.rejects import REASONS
 from inpaint_encode.view.sample import Facts
-from inpaint_encode.view.statistics import UNUSUAL, Channels
+from inpaint_encode.view.statistics import FEWEST, UNUSUAL, Channels
 
 from .parts import Cell, Section, Table, count_cell, files_of, share_cell
 
@@ -32,7 +32,7 @@ def masks(contents: Contents) -> Section:
     if not len(facts):
         return Section(["There are no rows."])
     section = Section([_of_facts(contents)])
-    section.charts.append(("Share of the image that is repainted", *_coverage_chart(contents)))
+    section.charts.append(("Share of the image that the grown mask covers", *_coverage_chart(contents)))
     section.tables.append(_sizes_table(contents))
     megapixels = facts.height.astype(float) * facts.width / 1e6
     if len({*zip(facts.height.tolist(), facts.width.tolist(), strict=True)}) > 1:
@@ -97,7 +97,7 @@ def _about_form(made_by: Mapping[str, Any]) -> str:
     of_moments = "These are the means; as many log-variances are stored behind them. "
     start = of_moments if made_by["posterior"] == "moments" else ""
     if made_by["latent_form"] == "packed":
-        return "They are packed and normalised as Flux.2 takes them: 2 x 2 values stand in as many channels."
+        return f"{start}They are packed and normalised as Flux.2 takes them: 2 x 2 values stand in as many channels."
     if made_by["latent_form"] == "scaled":
         return "They are scaled as diffusion models take them."
     if made_by.get("latents_std"):
@@ -112,7 +112,7 @@ def _about_form(made_by: Mapping[str, Any]) -> str:
 
 
 def _about_outliers(contents: Contents) -> str:
-    if contents.sums.rows < 20:
+    if contents.sums.rows < FEWEST:
         return "Of so few rows it cannot be said which are unusual."
     if not contents.outliers:
         return f"No row has a channel whose mean or spread is over {UNUSUAL:g} robust standard deviations off."

@@ -29,11 +29,10 @@ def tiles(contents: Contents) -> list[Tile]:
     counts, report = contents.counts, contents.output.report
     about = "" if counts.known else "about "
     rejected = sum(counts.rejected.values())
-    size = sum(file.size for file in contents.output.files)
     found = [Tile(f"{about}{counts.rows:,}", "rows", "an image, its mask and its latent each")]
     share = f"{rejected / max(1, counts.rows + rejected):.2%} of all pairs"
     found.append(Tile(f"{about}{rejected:,}", "rejected pairs", share))
-    found.append(Tile(decimal(size), "data", f"in {files_of(len(contents.output.files))}"))
+    found.append(Tile(decimal(_size(contents)), "data", f"in {files_of(len(contents.output.files))}"))
     if contents.gallery.decoded:
         median = float(np.median(contents.gallery.decoded))
         more = f"PSNR of kept pixels, median of {len(contents.gallery.decoded):,} rows; higher is nearer to the source"
@@ -43,6 +42,10 @@ def tiles(contents: Contents) -> list[Tile]:
         more = f"{pairs:,} pairs in {time_of(this['seconds'])}, by the last run"
         found.append(Tile(f"{this['pairs_per_second']:,.1f}", "pairs a second", more))
     return found
+
+
+def _size(contents: Contents) -> int:
+    return sum(file.size for file in contents.output.files)
 
 
 def warnings(contents: Contents) -> list[str]:
@@ -56,8 +59,9 @@ def warnings(contents: Contents) -> list[str]:
         )
     elif contents.is_behind:
         found.append(
-            f"The last run that finished left {files_of(report['files'])}, and now there are "
-            f"{len(contents.output.files):,}: another has begun since. Rate and seconds are those of the former."
+            f"The last run that finished left {files_of(report['files'])} of {decimal(report['data_bytes'])}, and now "
+            f"there are {len(contents.output.files):,} of {decimal(_size(contents))}: another has begun since. "
+            "Rate and seconds are those of the former."
         )
     if not contents.counts.known:
         found.append(

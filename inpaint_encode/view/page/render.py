@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from inpaint_encode.redaction import redacted
 from inpaint_encode.view.contents import Contents
 from inpaint_encode.view.pictures import WHITE_AT
 
 from . import output, overview, run
 
 __all__ = ["render"]
-
-_QUERY = re.compile(r"(https?://[^\s?#]+)\?\S*")
-_LOGIN = re.compile(r"(\w+://)[^\s/@]+@")
 
 
 def render(contents: Contents) -> str:
@@ -52,7 +49,7 @@ def render(contents: Contents) -> str:
 def _without_secrets(value: Any) -> Any:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return _LOGIN.sub(r"\1…@", _QUERY.sub(r"\1?…", value))
+    return redacted(value)
 
 
 def _date(when: datetime | str) -> str:

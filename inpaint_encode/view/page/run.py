@@ -17,7 +17,7 @@ from .parts import Cell, Section, Table, count_cell, pairs_table, time_of
 __all__ = ["pace", "settings"]
 
 _STEPS = 60
-"""Steps of time in which the rate is drawn."""
+"""Steps of time in which the rate is drawn, at most."""
 
 _STAGES = {
     "fetch": "files come from the store",
@@ -41,7 +41,7 @@ def pace(contents: Contents) -> Section:
     section = Section([f"The last run decided {pairs:,} pairs in {time_of(this['seconds'])}, Ray's start included."])
     if marks := this.get("decided_over_time"):
         section.says[0] += f" Its first chunk was done after {time_of(marks[0][0])}."
-        if len(marks) > 1:
+        if marks[-1][0] > marks[0][0]:
             section.charts.append(("Rate over time", *_rate_chart(marks)))
     section.tables.append(_stages_table(this))
     if waited := _waited(this["counters"]):
@@ -53,13 +53,12 @@ def pace(contents: Contents) -> Section:
 
 
 def _rate_chart(marks: Sequence[Sequence[float]]) -> tuple[Markup, str]:
+    """In equal steps: two chunks may be done in the same millisecond, which is no rate."""
     seconds, decided = (np.array(values, float) for values in zip(*marks, strict=True))
-    if len(seconds) > _STEPS:
-        steps = np.linspace(seconds[0], seconds[-1], _STEPS + 1)
-        seconds, decided = steps, np.interp(steps, seconds, decided)
-    mean = (decided[-1] - decided[0]) / max(seconds[-1] - seconds[0], 1e-9)
+    steps = np.linspace(seconds[0], seconds[-1], min(_STEPS, len(seconds) - 1) + 1)
+    mean = (decided[-1] - decided[0]) / (seconds[-1] - seconds[0])
     says = f"Pairs a second since the first chunk was done, {mean:,.1f} in the mean"
-    return rate_chart(seconds, decided, says), f"{says}."
+    return rate_chart(steps, np.interp(steps, seconds, decided), says), f"{says}."
 
 
 def _stages_table(this: Mapping[str, Any]) -> Table:
