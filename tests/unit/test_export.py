@@ -358,6 +358,18 @@ def test_a_worker_says_what_it_cannot_export(plain, tmp_path):
         assert "checksum" in sentence
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_who_has_lost_the_lease_removes_nothing(plain, tmp_path, done):
+    to = tmp_path / "to"
+    export(plain, "safetensors", to)
+    (note,) = (to / "_export").iterdir()
+    note.write_text(json.dumps({**json.loads(note.read_text()), "done": done}))
+    before = exported(str(to))
+    with hold(f"{to}/_lease.json", print), pytest.raises(JobFailed, match="another run has taken over"):
+        Destination(str(to), "other").settle({})
+    assert exported(str(to)) == before
+
+
 def test_notes_that_are_damaged_are_named(plain, tmp_path):
     storage.write(f"{tmp_path}/to/_export.json", b"{")
     with pytest.raises(JobFailed, match=r"to/_export.json is damaged"):
