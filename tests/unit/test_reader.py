@@ -404,6 +404,8 @@ class TestDamage:
         path.write_bytes(data)
         with pytest.raises(JobFailed, match=r"00000000\.parquet is not whole"):
             list(open_latents(str(tmp_path)))
+        with pytest.raises(JobFailed, match=r"00000000\.parquet is not whole"):
+            list(iter_rows(str(tmp_path)))
 
     def test_a_file_of_someone_else_is_named(self, tmp_path):
         write_output(str(tmp_path), [[(4, 4)] * 3])
