@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -20,9 +20,12 @@ from .batches import Bins, Function, applied, as_tensors, collate
 from .columns import Row
 from .groups import Groups
 
-__all__ = ["LatentStream", "Plan", "read_ahead", "this_rank"]
+__all__ = ["LatentStream", "Plan", "read_ahead", "rows_at", "this_rank"]
 
 T = TypeVar("T")
+
+_AT_ONCE = 4
+"""Row groups that a list of rows is read from at the same time."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,8 @@ class LatentStream(IterableDataset[Row]):
     def _waiting(self, course: _Course, at: _Position) -> Iterator[tuple[int, Row]]:
         """Read the rows again that were waiting when a state was taken."""
         found = order.places(course.windows(), at.waiting)
-        for position in at.waiting:
-            group, row = found[position]
-            yield position, applied(as_tensors(self._groups.read(group)[row]), self._functions)
+        rows = rows_at(self._groups, [found[position] for position in at.waiting])
+        return ((position, applied(row, self._functions)) for position, row in zip(at.waiting, rows, strict=True))
 
     def _rows(self, course: _Course, taken: int) -> Iterator[tuple[int, Row]]:
         """Read the rows after the first ``taken`` ones."""
@@ -207,6 +209,21 @@ class LatentStream(IterableDataset[Row]):
     def _piece(self, piece: order.Piece) -> dict[int, Row]:
         rows = self._groups.read(piece.group)
         return {number: as_tensors(rows[number]) for number in piece.rows}
+
+
+def rows_at(groups: Groups, places: Sequence[tuple[int, int]]) -> list[Row]:
+    """Read rows by their row groups and their numbers there, each group once, `_AT_ONCE` of them held at a time."""
+    wanted: dict[int, list[int]] = {}
+    for at, (group, _) in enumerate(places):
+        wanted.setdefault(group, []).append(at)
+
+    def read(group: int) -> list[tuple[int, Row]]:
+        rows = groups.read(group)
+        return [(at, as_tensors(rows[places[at][1]])) for at in wanted[group]]
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = dict(chain.from_iterable(pool.map(read, wanted)))
+    return [found[at] for at in range(len(places))]
 
 
 def read_ahead(

@@ -9,6 +9,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from inpaint_encode import iter_rows, open_latents, storage
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.ranged import Changed
 from inpaint_encode.reader.batches import collate
+from inpaint_encode.reader.groups import Groups
 from tests.outputs import write_output
 
 FILES = [[(4, 6), (5, 3), (4, 4)] * 4, [], [(4, 6)] * 5, [(4, 4)] * 9 + [(5, 3)] * 2, [(4, 6)]]
@@ -315,6 +317,18 @@ class TestResuming:
         stream.set_epoch(1)
         assert len(list(stream)) == COUNT
 
+    def test_rows_that_waited_are_read_a_row_group_at_a_time(self, s3, requests):
+        uri = s3.uri("reader", uuid4().hex)
+        write_output(uri, [[(4, 4), (4, 5), (5, 4), (5, 5), (4, 4), (4, 5)]], group=5)
+        stream, other = (open_latents(uri).stream(batch_size=2, drop_last=True) for _ in range(2))
+        batches = iter(stream)
+        assert next(batches)["key"] == ["00/000", "00/004"]
+        other.load_state_dict(stream.state_dict())
+        assert keys(batches) == ["00/001", "00/005"]
+        requests.clear()
+        assert keys(other) == ["00/001", "00/005"]
+        assert len(requests) == 2  # the group that three rows waited in, and the one of the last row
+
     def test_another_streams_state_is_refused(self, on_disk):
         dataset = open_latents(on_disk[0])
         stream = dataset.stream(batch_size=4)
@@ -356,6 +370,20 @@ class WithState(IterableDataset):
 
 
 class TestMapStyle:
+    def test_a_list_of_rows_holds_few_row_groups_at_a_time(self, on_disk, monkeypatch):
+        read, alive, most = Groups.read, WeakSet(), []
+
+        def counted(groups, group):
+            rows = read(groups, group)
+            alive.add(rows)
+            most.append(len(alive))
+            return rows
+
+        monkeypatch.setattr(Groups, "read", counted)
+        assert keys(open_latents(on_disk[0]).__getitems__(range(COUNT))) == keys(on_disk[1])
+        assert len(most) == 11
+        assert max(most) <= 4
+
     def test_a_loader_takes_the_dataset_itself(self, tmp_path):
         written = write_output(str(tmp_path), [[(4, 4)] * 20] * 2)
         loader = DataLoader(open_latents(str(tmp_path)), 8, shuffle=True, num_workers=2, collate_fn=collate)
