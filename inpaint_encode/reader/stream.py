@@ -82,7 +82,7 @@ class LatentStream(IterableDataset[Row]):
     **Batches** are stacked by `collate`. Rows wait until there are enough of the same shapes; what still waits at the
     end of a worker's rows comes as smaller batches. So ranks may yield a few batches more or less than others. With
     ``even`` each yields rows // (world_size * batch_size), all full, as DistributedDataParallel needs it: rows that
-    fill no batch are left out, and where a rank is short of like rows some of its rows come twice.
+    fill no batch are left out, and where a worker is short of like rows some of its rows come twice.
 
     **Shuffled.** `order.windows` says how: all row groups of an epoch in random order, and then the rows of
     ``shuffle_groups`` of them. Those are held in memory until they are yielded, and as many are read ahead: a row group
@@ -99,6 +99,7 @@ class LatentStream(IterableDataset[Row]):
         if prefetch < 1:
             raise UsageError(f"prefetch is {prefetch}; it must be 1 or more")
         self._groups, self._functions, self._plan, self._prefetch = groups, functions, plan, prefetch
+        self._count = len(groups.index)  # read here, once, or else every worker would read it in every epoch
         self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers that live on see it change
         self._at: _Position | None = None
@@ -132,12 +133,12 @@ class LatentStream(IterableDataset[Row]):
             TypeError: of batches it depends on shapes, which are not known before they are read, unless all ranks
                 yield as many (``even``).
         """
-        plan, rows = self._plan, len(self._groups.index)
+        plan = self._plan
         if plan.even:
-            return rows // (plan.world_size * (plan.batch_size or 1))
+            return self._count // (plan.world_size * (plan.batch_size or 1))
         if plan.batch_size is not None:
             raise TypeError("the number of batches depends on the rows' shapes; it is known with even=True")
-        return len(order.part(range(rows), plan.rank, plan.world_size))
+        return len(order.part(range(self._count), plan.rank, plan.world_size))
 
     def __iter__(self) -> Iterator[Row]:
         course = self._course(int(self._epoch))
@@ -150,14 +151,14 @@ class LatentStream(IterableDataset[Row]):
     def _course(self, epoch: int) -> _Course:
         plan, index, worker = self._plan, self._groups.index, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        of_rank = order.part(range(len(index)), plan.rank, plan.world_size)
+        of_rank = order.part(range(self._count), plan.rank, plan.world_size)
         mine = order.part(of_rank, number, workers)
         shuffle = order.Shuffle(plan.seed, epoch, plan.shuffle_groups) if plan.shuffle else None
         return _Course(
             rows=mine,
             windows=lambda: order.passes(lambda: order.windows(index.sizes, mine, shuffle), endless=plan.even),
             quota=order.quota(len(self), of_rank, mine) if plan.even else None,
-            of={"rows": len(index), **asdict(plan), "worker": number, "workers": workers},
+            of={"rows": self._count, **asdict(plan), "worker": number, "workers": workers},
         )
 
     def _start(self, course: _Course) -> _Position:

@@ -160,6 +160,12 @@ class TestRequests:
         list(dataset.stream())
         assert len(requests) == len(FILES) + len(dataset.groups.index.sizes)
 
+    def test_a_stream_knows_the_footers_before_there_are_workers(self, s3, requests):
+        uri = s3.uri("reader", uuid4().hex)
+        write_output(uri, FILES)
+        open_latents(uri).stream()
+        assert len(requests) == len(FILES)
+
     def test_a_row_is_read_without_the_rest_of_its_file(self, s3, requests):
         """A file of 40 row groups of 30 kB; of the row's one the keys are read, and then all of it."""
         uri = s3.uri("reader", uuid4().hex)
