@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from . import order
 from .batches import Bins, Function, applied, as_tensors, collate
 from .columns import Row
 from .groups import Groups
+from .index import Index
 
 __all__ = ["LatentStream", "Plan", "read_ahead", "rows_at", "this_rank"]
 
@@ -58,6 +60,10 @@ class _Position(NamedTuple):
     """Those of them that no batch has had yet."""
     given: int = 0
     """Items that were yielded."""
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> _Position:
+        return cls(state["epoch"], state["taken"], tuple(state["waiting"]), state["given"])
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class LatentStream(IterableDataset[Row]):
         unless it is the same one.
         """
         self.set_epoch(state["epoch"])
-        self._resume = state
+        self._resume, self._at, self._of = state, _Position.of(state), state["of"]
 
     def __len__(self) -> int:
         """Items that this rank yields in an epoch, in all its workers.
@@ -144,6 +150,9 @@ class LatentStream(IterableDataset[Row]):
         course = self._course(int(self._epoch))
         start, self._resume = self._start(course), None
         self._at, self._of = start, course.of
+        return self._noted(course, start)
+
+    def _noted(self, course: _Course, start: _Position) -> Iterator[Row]:
         for at, item in self._items(course, start):
             self._at = at
             yield item
@@ -158,7 +167,7 @@ class LatentStream(IterableDataset[Row]):
             rows=mine,
             windows=lambda: order.passes(lambda: order.windows(index.sizes, mine, shuffle), endless=plan.even),
             quota=order.quota(len(self), of_rank, mine) if plan.even else None,
-            of={"rows": self._count, **asdict(plan), "worker": number, "workers": workers},
+            of={"row_groups": _fingerprint(index), **asdict(plan), "worker": number, "workers": workers},
         )
 
     def _start(self, course: _Course) -> _Position:
@@ -169,7 +178,7 @@ class LatentStream(IterableDataset[Row]):
         if differing := [name for name, value in course.of.items() if state["of"].get(name) != value]:
             was, now = ({name: of.get(name) for name in differing} for of in (state["of"], course.of))
             raise UsageError(f"the state is of another stream: {was} there, {now} here")
-        return _Position(epoch, state["taken"], tuple(state["waiting"]), state["given"])
+        return _Position.of(state)
 
     def _items(self, course: _Course, start: _Position) -> Iterator[tuple[_Position, Row]]:
         """Yield what a worker gives, from ``start`` on, each with where it is then."""
@@ -210,6 +219,10 @@ class LatentStream(IterableDataset[Row]):
     def _piece(self, piece: order.Piece) -> dict[int, Row]:
         rows = self._groups.read(piece.group)
         return {number: as_tensors(rows[number]) for number in piece.rows}
+
+
+def _fingerprint(index: Index) -> str:
+    return f"{len(index.sizes):,} with {len(index):,} rows, {zlib.crc32(index.sizes.tobytes()):08x}"
 
 
 def rows_at(groups: Groups, places: Sequence[tuple[int, int]]) -> list[Row]:

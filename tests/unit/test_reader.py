@@ -323,6 +323,27 @@ class TestResuming:
         stream.set_epoch(1)
         assert len(list(stream)) == COUNT
 
+    def test_a_state_that_was_loaded_is_told_until_the_next_item(self, on_disk):
+        """A loader asks its workers before they yield, and a trainer may save before the first step."""
+        first, second = (open_latents(on_disk[0]).stream(batch_size=3, shuffle=True) for _ in range(2))
+        first.set_epoch(2)
+        begun = iter(first)
+        assert (first.state_dict()["epoch"], first.state_dict()["given"]) == (2, 0)
+        next(begun)
+        state = first.state_dict()
+        second.load_state_dict(state)
+        assert second.state_dict() == state
+        rest = iter(second)
+        assert second.state_dict() == state
+        assert next(rest)["key"] == next(begun)["key"]
+
+    def test_another_pass_tells_from_its_beginning_on(self, on_disk):
+        stream = open_latents(on_disk[0]).stream()
+        assert len(list(stream)) == COUNT
+        assert stream.state_dict()["given"] == COUNT
+        iter(stream)
+        assert stream.state_dict()["given"] == 0
+
     def test_rows_that_waited_are_read_a_row_group_at_a_time(self, s3, requests):
         uri = s3.uri("reader", uuid4().hex)
         write_output(uri, [[(4, 4), (4, 5), (5, 4), (5, 5), (4, 4), (4, 5)]], group=5)
@@ -334,6 +355,17 @@ class TestResuming:
         requests.clear()
         assert keys(other) == ["00/001", "00/005"]
         assert len(requests) == 2  # the group that three rows waited in, and the one of the last row
+
+    def test_a_state_of_other_row_groups_is_refused(self, tmp_path):
+        """As many rows, but a refresh has put them into other row groups."""
+        write_output(str(tmp_path), [[(4, 4)] * 12], group=3)
+        stream = open_latents(str(tmp_path)).stream(shuffle=True)
+        next(iter(stream))
+        write_output(str(tmp_path), [[(4, 4)] * 12], group=4)
+        other = open_latents(str(tmp_path)).stream(shuffle=True)
+        other.load_state_dict(stream.state_dict())
+        with pytest.raises(UsageError, match=r"another stream: \{'row_groups': '4 with 12 rows"):
+            next(iter(other))
 
     def test_another_streams_state_is_refused(self, on_disk):
         dataset = open_latents(on_disk[0])
