@@ -171,8 +171,10 @@ class Destination:
         """Remove what a data file has become, the mark last."""
         if mark.done:
             self.mark(file, replace(mark, done=False))
-        for path in mark.files:
-            storage.delete(self._uri(path))
+        for start in range(0, len(mark.files), _THREADS):
+            self.still_mine()
+            for path in mark.files[start : start + _THREADS]:
+                storage.delete(self._uri(path))
         storage.delete(self._uri(_mark_path(file)))
 
     def _uri(self, *parts: str) -> str:

@@ -47,8 +47,8 @@ def _escaped(pattern: re.Pattern[str] | str, part: str) -> str:
 
 
 def _shortened(part: str) -> str:
-    """What is too long for a disk ends in a hash of all of it."""
+    """What is too long for a disk ends in a hash of all of it, behind two signs, which no name has otherwise."""
     if len(part.encode()) <= _LONGEST:
         return part
-    kept = part.encode()[: _LONGEST - 17].decode(errors="ignore")
-    return f"{kept}%{hashlib.sha256(part.encode()).hexdigest()[:16]}"
+    kept = part.encode()[: _LONGEST - 18].decode(errors="ignore")
+    return f"{kept}%%{hashlib.sha256(part.encode()).hexdigest()[:16]}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from inpaint_encode import storage
+
 from .output import DataFile, Output, as_rows, damage_named
 
 __all__ = ["DataFile", "Output", "as_rows", "damage_named", "iter_rows"]
@@ -18,9 +20,11 @@ def iter_rows(output: str) -> Iterator[dict[str, Any]]:
 
     Raises:
         UsageError: no output can be there, or it holds no rows.
+        JobFailed: a file is damaged.
         PermissionError, OSError: by what the store said.
     """
     opened = Output.open(output)
     for file in opened.files:
-        for batch in opened.read(file).iter_batches(batch_size=16):
-            yield from as_rows(batch)
+        with damage_named(storage.join(opened.uri, file.path)):
+            for batch in opened.read(file).iter_batches(batch_size=16):
+                yield from as_rows(batch)

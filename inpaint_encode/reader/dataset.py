@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from os import cpu_count
@@ -15,11 +14,11 @@ from torch.utils.data import Dataset
 from inpaint_encode.errors import UsageError
 
 from . import order
-from .batches import Function, applied, as_tensors
+from .batches import Function, applied
 from .columns import Row
 from .groups import Groups
 from .output import Output
-from .stream import LatentStream, Plan, read_ahead, this_rank
+from .stream import LatentStream, Plan, read_ahead, rows_at, this_rank
 
 if TYPE_CHECKING:
     import ray.data
@@ -101,10 +100,7 @@ class LatentDataset(Dataset[Row]):
     def __getitems__(self, numbers: Sequence[int]) -> list[Row]:
         """Return rows by their numbers; a row group that several are in is read once."""
         places = [self.groups.index.place(number) for number in numbers]
-        wanted = list(dict.fromkeys(group for group, _ in places))
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            read = dict(zip(wanted, pool.map(self.groups.read, wanted), strict=True))
-        return [applied(as_tensors(read[group][row]), self.functions) for group, row in places]
+        return [applied(row, self.functions) for row in rows_at(self.groups, places)]
 
     def _number(self, key: str) -> int:
         if (found := self.groups.find(key)) is None:

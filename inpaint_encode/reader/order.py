@@ -80,7 +80,7 @@ def windows(sizes: NDArray[np.int64], mine: range, shuffle: Shuffle | None) -> I
     at = mine.start
     while held := tuple(islice(pieces, 1 if shuffle is None else shuffle.groups)):
         rows = sum(len(piece.rows) for piece in held)
-        order = np.arange(rows) if shuffle is None else permutation(rows, shuffle.seed, shuffle.epoch, at)
+        order = np.arange(rows) if shuffle is None else permutation(rows, shuffle.seed, shuffle.epoch, at + 1)
         yield Window(held, order)
         at += rows
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -19,10 +20,14 @@ from . import order
 from .batches import Bins, Function, applied, as_tensors, collate
 from .columns import Row
 from .groups import Groups
+from .index import Index
 
-__all__ = ["LatentStream", "Plan", "read_ahead", "this_rank"]
+__all__ = ["LatentStream", "Plan", "read_ahead", "rows_at", "this_rank"]
 
 T = TypeVar("T")
+
+_AT_ONCE = 4
+"""Row groups that a list of rows is read from at the same time."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class _Position(NamedTuple):
     given: int = 0
     """Items that were yielded."""
 
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> _Position:
+        return cls(state["epoch"], state["taken"], tuple(state["waiting"]), state["given"])
+
 
 @dataclass(frozen=True)
 class _Course:
@@ -79,7 +88,7 @@ class LatentStream(IterableDataset[Row]):
     **Batches** are stacked by `collate`. Rows wait until there are enough of the same shapes; what still waits at the
     end of a worker's rows comes as smaller batches. So ranks may yield a few batches more or less than others. With
     ``even`` each yields rows // (world_size * batch_size), all full, as DistributedDataParallel needs it: rows that
-    fill no batch are left out, and where a rank is short of like rows some of its rows come twice.
+    fill no batch are left out, and where a worker is short of like rows some of its rows come twice.
 
     **Shuffled.** `order.windows` says how: all row groups of an epoch in random order, and then the rows of
     ``shuffle_groups`` of them. Those are held in memory until they are yielded, and as many are read ahead: a row group
@@ -96,6 +105,7 @@ class LatentStream(IterableDataset[Row]):
         if prefetch < 1:
             raise UsageError(f"prefetch is {prefetch}; it must be 1 or more")
         self._groups, self._functions, self._plan, self._prefetch = groups, functions, plan, prefetch
+        self._count = len(groups.index)  # read here, once, or else every worker would read it in every epoch
         self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers that live on see it change
         self._at: _Position | None = None
@@ -120,7 +130,7 @@ class LatentStream(IterableDataset[Row]):
         unless it is the same one.
         """
         self.set_epoch(state["epoch"])
-        self._resume = state
+        self._resume, self._at, self._of = state, _Position.of(state), state["of"]
 
     def __len__(self) -> int:
         """Items that this rank yields in an epoch, in all its workers.
@@ -129,17 +139,20 @@ class LatentStream(IterableDataset[Row]):
             TypeError: of batches it depends on shapes, which are not known before they are read, unless all ranks
                 yield as many (``even``).
         """
-        plan, rows = self._plan, len(self._groups.index)
+        plan = self._plan
         if plan.even:
-            return rows // (plan.world_size * (plan.batch_size or 1))
+            return self._count // (plan.world_size * (plan.batch_size or 1))
         if plan.batch_size is not None:
             raise TypeError("the number of batches depends on the rows' shapes; it is known with even=True")
-        return len(order.part(range(rows), plan.rank, plan.world_size))
+        return len(order.part(range(self._count), plan.rank, plan.world_size))
 
     def __iter__(self) -> Iterator[Row]:
         course = self._course(int(self._epoch))
         start, self._resume = self._start(course), None
         self._at, self._of = start, course.of
+        return self._noted(course, start)
+
+    def _noted(self, course: _Course, start: _Position) -> Iterator[Row]:
         for at, item in self._items(course, start):
             self._at = at
             yield item
@@ -147,14 +160,14 @@ class LatentStream(IterableDataset[Row]):
     def _course(self, epoch: int) -> _Course:
         plan, index, worker = self._plan, self._groups.index, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        of_rank = order.part(range(len(index)), plan.rank, plan.world_size)
+        of_rank = order.part(range(self._count), plan.rank, plan.world_size)
         mine = order.part(of_rank, number, workers)
         shuffle = order.Shuffle(plan.seed, epoch, plan.shuffle_groups) if plan.shuffle else None
         return _Course(
             rows=mine,
             windows=lambda: order.passes(lambda: order.windows(index.sizes, mine, shuffle), endless=plan.even),
             quota=order.quota(len(self), of_rank, mine) if plan.even else None,
-            of={"rows": len(index), **asdict(plan), "worker": number, "workers": workers},
+            of={"row_groups": _fingerprint(index), **asdict(plan), "worker": number, "workers": workers},
         )
 
     def _start(self, course: _Course) -> _Position:
@@ -165,7 +178,7 @@ class LatentStream(IterableDataset[Row]):
         if differing := [name for name, value in course.of.items() if state["of"].get(name) != value]:
             was, now = ({name: of.get(name) for name in differing} for of in (state["of"], course.of))
             raise UsageError(f"the state is of another stream: {was} there, {now} here")
-        return _Position(epoch, state["taken"], tuple(state["waiting"]), state["given"])
+        return _Position.of(state)
 
     def _items(self, course: _Course, start: _Position) -> Iterator[tuple[_Position, Row]]:
         """Yield what a worker gives, from ``start`` on, each with where it is then."""
@@ -192,9 +205,8 @@ class LatentStream(IterableDataset[Row]):
     def _waiting(self, course: _Course, at: _Position) -> Iterator[tuple[int, Row]]:
         """Read the rows again that were waiting when a state was taken."""
         found = order.places(course.windows(), at.waiting)
-        for position in at.waiting:
-            group, row = found[position]
-            yield position, applied(as_tensors(self._groups.read(group)[row]), self._functions)
+        rows = rows_at(self._groups, [found[position] for position in at.waiting])
+        return ((position, applied(row, self._functions)) for position, row in zip(at.waiting, rows, strict=True))
 
     def _rows(self, course: _Course, taken: int) -> Iterator[tuple[int, Row]]:
         """Read the rows after the first ``taken`` ones."""
@@ -207,6 +219,25 @@ class LatentStream(IterableDataset[Row]):
     def _piece(self, piece: order.Piece) -> dict[int, Row]:
         rows = self._groups.read(piece.group)
         return {number: as_tensors(rows[number]) for number in piece.rows}
+
+
+def _fingerprint(index: Index) -> str:
+    return f"{len(index.sizes):,} with {len(index):,} rows, {zlib.crc32(index.sizes.tobytes()):08x}"
+
+
+def rows_at(groups: Groups, places: Sequence[tuple[int, int]]) -> list[Row]:
+    """Read rows by their row groups and their numbers there, each group once, `_AT_ONCE` of them held at a time."""
+    wanted: dict[int, list[int]] = {}
+    for at, (group, _) in enumerate(places):
+        wanted.setdefault(group, []).append(at)
+
+    def read(group: int) -> list[tuple[int, Row]]:
+        rows = groups.read(group)
+        return [(at, as_tensors(rows[places[at][1]])) for at in wanted[group]]
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = dict(chain.from_iterable(pool.map(read, wanted)))
+    return [found[at] for at in range(len(places))]
 
 
 def read_ahead(

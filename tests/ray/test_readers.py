@@ -110,7 +110,7 @@ class TestOurs:
         hold({name: {row["key"]: row[name][0].astype(types[name]) for row in rows} for name in types}, expected)
 
     def test_to_ray_unpacks_masks(self, ray_cluster, tmp_path):
-        written = write_output(str(tmp_path), [[(4, 6), (5, 3)] * 3, [(4, 6)] * 2], mask_encoding="packed")
+        written = write_output(str(tmp_path), [[], [(4, 6), (5, 3)] * 3, [(4, 6)] * 2], mask_encoding="packed")
         rows = {row["key"]: row for row in open_latents(str(tmp_path)).to_ray().take_all()}
         assert rows.keys() == {row["key"] for row in written}
         for row in written:

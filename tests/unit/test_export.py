@@ -1,10 +1,12 @@
 """Each format, by the libraries that read it: every value of every row, whatever its key, and no other bytes twice."""
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,13 @@ def output(request, tmp_path_factory):
 @pytest.mark.parametrize("key", ODD)
 def test_what_cannot_stand_in_a_name_is_escaped(key):
     assert path_of(key) == ODD[key]
+
+
+def test_a_name_that_was_shortened_is_no_other_key_s():
+    """Such as that of a key whose sign for an escape is the first of the other's hash."""
+    hashes = ((key, hashlib.sha256(key.encode()).hexdigest()) for key in (f"{at:0201}" for at in count()))
+    long, its_hash = next((key, found) for key, found in hashes if found.startswith("25"))
+    assert path_of(f"{long[:183]}%{its_hash[2:16]}") != path_of(long)
 
 
 KEY = st.text(st.sampled_from("aé大./_%:-\\\n\x7f"), max_size=12) | st.lists(
@@ -347,6 +356,18 @@ def test_a_worker_says_what_it_cannot_export(plain, tmp_path):
         flip_a_byte_of_a_latent(path)
         assert f"{path} cannot be exported" in (sentence := fatal(f"{tmp_path}/to", lease.token))
         assert "checksum" in sentence
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_who_has_lost_the_lease_removes_nothing(plain, tmp_path, done):
+    to = tmp_path / "to"
+    export(plain, "safetensors", to)
+    (note,) = (to / "_export").iterdir()
+    note.write_text(json.dumps({**json.loads(note.read_text()), "done": done}))
+    before = exported(str(to))
+    with hold(f"{to}/_lease.json", print), pytest.raises(JobFailed, match="another run has taken over"):
+        Destination(str(to), "other").settle({})
+    assert exported(str(to)) == before
 
 
 def test_notes_that_are_damaged_are_named(plain, tmp_path):

@@ -9,6 +9,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from inpaint_encode import iter_rows, open_latents, storage
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.ranged import Changed
 from inpaint_encode.reader.batches import collate
+from inpaint_encode.reader.groups import Groups
 from tests.outputs import write_output
 
 FILES = [[(4, 6), (5, 3), (4, 4)] * 4, [], [(4, 6)] * 5, [(4, 4)] * 9 + [(5, 3)] * 2, [(4, 6)]]
@@ -157,6 +159,12 @@ class TestRequests:
         assert len(requests) == len(FILES)
         list(dataset.stream())
         assert len(requests) == len(FILES) + len(dataset.groups.index.sizes)
+
+    def test_a_stream_knows_the_footers_before_there_are_workers(self, s3, requests):
+        uri = s3.uri("reader", uuid4().hex)
+        write_output(uri, FILES)
+        open_latents(uri).stream()
+        assert len(requests) == len(FILES)
 
     def test_a_row_is_read_without_the_rest_of_its_file(self, s3, requests):
         """A file of 40 row groups of 30 kB; of the row's one the keys are read, and then all of it."""
@@ -315,6 +323,50 @@ class TestResuming:
         stream.set_epoch(1)
         assert len(list(stream)) == COUNT
 
+    def test_a_state_that_was_loaded_is_told_until_the_next_item(self, on_disk):
+        """A loader asks its workers before they yield, and a trainer may save before the first step."""
+        first, second = (open_latents(on_disk[0]).stream(batch_size=3, shuffle=True) for _ in range(2))
+        first.set_epoch(2)
+        begun = iter(first)
+        assert (first.state_dict()["epoch"], first.state_dict()["given"]) == (2, 0)
+        next(begun)
+        state = first.state_dict()
+        second.load_state_dict(state)
+        assert second.state_dict() == state
+        rest = iter(second)
+        assert second.state_dict() == state
+        assert next(rest)["key"] == next(begun)["key"]
+
+    def test_another_pass_tells_from_its_beginning_on(self, on_disk):
+        stream = open_latents(on_disk[0]).stream()
+        assert len(list(stream)) == COUNT
+        assert stream.state_dict()["given"] == COUNT
+        iter(stream)
+        assert stream.state_dict()["given"] == 0
+
+    def test_rows_that_waited_are_read_a_row_group_at_a_time(self, s3, requests):
+        uri = s3.uri("reader", uuid4().hex)
+        write_output(uri, [[(4, 4), (4, 5), (5, 4), (5, 5), (4, 4), (4, 5)]], group=5)
+        stream, other = (open_latents(uri).stream(batch_size=2, drop_last=True) for _ in range(2))
+        batches = iter(stream)
+        assert next(batches)["key"] == ["00/000", "00/004"]
+        other.load_state_dict(stream.state_dict())
+        assert keys(batches) == ["00/001", "00/005"]
+        requests.clear()
+        assert keys(other) == ["00/001", "00/005"]
+        assert len(requests) == 2  # the group that three rows waited in, and the one of the last row
+
+    def test_a_state_of_other_row_groups_is_refused(self, tmp_path):
+        """As many rows, but a refresh has put them into other row groups."""
+        write_output(str(tmp_path), [[(4, 4)] * 12], group=3)
+        stream = open_latents(str(tmp_path)).stream(shuffle=True)
+        next(iter(stream))
+        write_output(str(tmp_path), [[(4, 4)] * 12], group=4)
+        other = open_latents(str(tmp_path)).stream(shuffle=True)
+        other.load_state_dict(stream.state_dict())
+        with pytest.raises(UsageError, match=r"another stream: \{'row_groups': '4 with 12 rows"):
+            next(iter(other))
+
     def test_another_streams_state_is_refused(self, on_disk):
         dataset = open_latents(on_disk[0])
         stream = dataset.stream(batch_size=4)
@@ -356,6 +408,20 @@ class WithState(IterableDataset):
 
 
 class TestMapStyle:
+    def test_a_list_of_rows_holds_few_row_groups_at_a_time(self, on_disk, monkeypatch):
+        read, alive, most = Groups.read, WeakSet(), []
+
+        def counted(groups, group):
+            rows = read(groups, group)
+            alive.add(rows)
+            most.append(len(alive))
+            return rows
+
+        monkeypatch.setattr(Groups, "read", counted)
+        assert keys(open_latents(on_disk[0]).__getitems__(range(COUNT))) == keys(on_disk[1])
+        assert len(most) == 11
+        assert max(most) <= 4
+
     def test_a_loader_takes_the_dataset_itself(self, tmp_path):
         written = write_output(str(tmp_path), [[(4, 4)] * 20] * 2)
         loader = DataLoader(open_latents(str(tmp_path)), 8, shuffle=True, num_workers=2, collate_fn=collate)
@@ -404,6 +470,8 @@ class TestDamage:
         path.write_bytes(data)
         with pytest.raises(JobFailed, match=r"00000000\.parquet is not whole"):
             list(open_latents(str(tmp_path)))
+        with pytest.raises(JobFailed, match=r"00000000\.parquet is not whole"):
+            list(iter_rows(str(tmp_path)))
 
     def test_a_file_of_someone_else_is_named(self, tmp_path):
         write_output(str(tmp_path), [[(4, 4)] * 3])

@@ -81,6 +81,12 @@ def test_seed_and_epoch_decide_on_the_order():
     assert all(sorted(one) == everything(SIXTY) for one in orders)
 
 
+def test_rows_are_not_mixed_by_the_numbers_that_mixed_their_groups():
+    """Seeds are filled up with zeros: that of the epoch alone is that of its row 0, too."""
+    (window,) = order.windows(np.ones(12, np.int64), range(12), order.Shuffle(7, 3, 12))
+    assert window.order.tolist() != [piece.group for piece in window.pieces]
+
+
 def test_a_window_mixes_the_rows_of_its_groups_and_of_no_others():
     rows = shuffled(0)
     windows = [rows[start : start + 80] for start in range(0, 480, 80)]
