@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -108,16 +108,23 @@ class Destination:
         Args:
             versions: by data file, as they are in the output now.
         """
-        for uri in filter(_UNFINISHED.search, storage.unfinished(self.uri)):
-            storage.delete(uri)
         notes = [path for listed in storage.list_objects(self._uri(_NOTES)) for path in listed.paths]
         files = [f"{path.removesuffix('.json')}{_DATA}" for path in notes]
         with ThreadPoolExecutor(_THREADS) as pool:
-            totals = pool.map(lambda file: self._settle(file, versions.get(file)), files)
+            marks = list(pool.map(self._mark, files))
+            self._tidy(marks)
+            totals = pool.map(lambda file, mark: self._settle(file, mark, versions.get(file)), files, marks)
             return {file: total for file, total in zip(files, totals, strict=True) if total is not None}
 
-    def _settle(self, file: str, version: str | None) -> Total | None:
-        mark = self._mark(file)
+    def _tidy(self, marks: Iterable[Mark]) -> None:
+        """Remove what a dead run left half written; only where it was writing, since other jobs may be below here."""
+        begun = {self._uri(path).rpartition("/")[0] for mark in marks if not mark.done for path in mark.files}
+        folders = begun | {self._uri(_NOTES), self.uri}
+        for uri in filter(_UNFINISHED.search, storage.unfinished(self.uri)):
+            if uri.rpartition("/")[0] in folders:
+                storage.delete(uri)
+
+    def _settle(self, file: str, mark: Mark, version: str | None) -> Total | None:
         if mark.version != version:
             self._withdraw(file, mark)
             return None

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -96,11 +97,14 @@ def test_what_is_done_is_not_done_again(output, tmp_path):
     note.write_text(json.dumps({**mark, "done": False, "bytes": 0}))
     (to / "b.latent").unlink()
     (to / "_export" / "0a1b2c3d-00000003.json").unlink()
-    (to / "d" / f"_tmp-{'0' * 32}").write_bytes(b"cut")
+    (to / f"_tmp-{'0' * 32}").write_bytes(b"cut, beside b.latent")
+    (to / "another").mkdir()
+    (to / "another" / f"_tmp-{'1' * 32}").write_bytes(b"of a job that is running there")
     (to / "_tmp-of-another").write_bytes(b"mine")
     made = export(output, "comfyui", to)
     assert exported(str(to)) == bytes_before
-    assert sorted(path.name for path in to.rglob("_tmp-*")) == ["_tmp-of-another"]
+    assert sorted(path.name for path in to.rglob("_tmp-*")) == [f"_tmp-{'1' * 32}", "_tmp-of-another"]
+    shutil.rmtree(to / "another")
     written = {path for path, version in versions_of(to).items() if before[path] != version}
     assert {path for path in written if not path.startswith("_")} == {
         *("b.latent", "b_mask.png", "%2E%2E/c.latent", "%2E%2E/c_mask.png"),
