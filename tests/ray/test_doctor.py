@@ -75,14 +75,14 @@ def test_a_cluster_that_is_not_there():
 
 @pytest.mark.long
 def test_nodes_that_lack_a_gpu_or_the_package(detached_ray, tmp_path):
-    """One node's GPU is only a number, and another has a package of our name with nothing in it.
+    """One node's GPU is only a number, and another has a package of our name that cannot be imported.
 
     Ray lets nodes import from where its driver is, which is therefore in a folder of its own.
     """
     for folder in ("elsewhere", "lost/inpaint_encode"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "lost/inpaint_encode/__init__.py").touch()
-    here = {**os.environ, "RAY_ADDRESS": detached_ray, "PYTHONPATH": str(Path(__file__).parents[2])}
+    (tmp_path / "lost/inpaint_encode/__init__.py").write_text("raise ModuleNotFoundError('it is not whole')")
+    here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"RAY_ADDRESS": detached_ray}
     program = [sys.executable, "-c", "from inpaint_encode.cli import main; main(['doctor'])"]
     with node(detached_ray, INPAINT_ENCODE_LOGICAL_GPUS="0"), node(detached_ray, PYTHONPATH=str(tmp_path / "lost")):
         done = subprocess.run(
