@@ -33,7 +33,9 @@ def find_row(output: Output, key: str) -> Place:
         group, row = found
         return Place(output.files[groups.index.files[group]], int(groups.index.groups[group]), row)
     neighbours = _neighbours(groups, key)
-    _refuse_rejected(output, key, {output.files[groups.index.files[group]].path for group in neighbours})
+    near = {int(groups.index.files[group]) for group in neighbours}
+    rowless = sorted(set(range(len(output.files))).difference(groups.index.files.tolist()))
+    _refuse_rejected(output, key, [output.files[number].path for number in [*near, *rowless]])
     raise UsageError(f"{output.uri} has no row {key!r}{_near(groups, neighbours, key)}")
 
 
@@ -52,8 +54,8 @@ def _near(groups: Groups, neighbours: list[int], key: str) -> str:
     return f"; near it are {', '.join(map(repr, names))}" if names else ""
 
 
-def _refuse_rejected(output: Output, key: str, paths: set[str]) -> None:
-    """Of the chunks that the key would be in, if it were a row."""
+def _refuse_rejected(output: Output, key: str, paths: list[str]) -> None:
+    """Of chunks that the key would be in, if it were a row, and of those without rows, whose keys nothing tells."""
     for path in paths:
         try:
             table = read_file(storage.join(output.uri, "_rejected", path))

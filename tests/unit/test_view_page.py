@@ -269,6 +269,12 @@ class TestFind:
         with pytest.raises(UsageError, match="has no row 'zzzzzz'; near it are 'pair-21'"):
             find_row(opened, "zzzzzz")
 
+    def test_of_a_chunk_of_rejects_alone_the_reason_is_told_too(self, tmp_path):
+        output = write_output(tmp_path / "alone", [*tables(), []])
+        write_rejects(output, 2, [{"key": "lost", "error": "fetch.not_found", "message": "gone"}])
+        with pytest.raises(UsageError, match=r"'lost' is no row, it was rejected: fetch\.not_found: gone"):
+            find_row(Output.open(str(output)), "lost")
+
     def test_a_generation_that_was_added_later_is_searched(self, output):
         later = write_output(output.parent / "later", [[row("aaa", latents(1)[0])]])
         (output / f"{JOB}-00000002.parquet").write_bytes((later / f"{JOB}-00000000.parquet").read_bytes())
