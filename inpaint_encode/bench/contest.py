@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+from inpaint_encode.threads import one_thread
+
 from .cpu import CpuMeter
 from .data import Pair
 from .decode import UNIT, bare_decoding
-from .figures import Figure, Measure, Ratio, in_turn, one_thread
+from .figures import Figure, Measure, Ratio, in_turn
 from .peers.contestant import Contestant, Task
 from .record import Section
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
-
-__all__ = ["Figure", "Measure", "Ratio", "cpu_ms", "in_turn", "number", "one_thread"]
+__all__ = ["Figure", "Measure", "Ratio", "cpu_ms", "in_turn", "number"]
 
 Measure = Callable[[], float]
 """Does the work once and returns one sample."""
@@ -98,20 +95,6 @@ def cpu_ms(work: Callable[[], object], count: int = 1) -> float:
     start = time.process_time()
     work()
     return 1000.0 * (time.process_time() - start) / count
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread meanwhile, for figures of CPU time.
-
-    Several that wait for each other cost a multiple of the CPU time where the work is small or the machine is shared.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def number(value: float) -> str:

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from inpaint_encode.demo.pairs import draw_mask
+from inpaint_encode.threads import one_thread
 from inpaint_encode.transform import grow_mask
 
-from .figures import Figure, Measure, Ratio, cpu_ms, in_turn, one_thread
+from .figures import Figure, Measure, Ratio, cpu_ms, in_turn
 from .peers.steps import dilate
 from .record import Section
 

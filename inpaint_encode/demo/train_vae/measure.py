@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from inpaint_encode.demo.pairs import draw_mask
 from inpaint_encode.demo.photographs import photograph
+from inpaint_encode.threads import one_thread
 
 from .sources import HELD_OUT
-from .threads import one_thread
 
 __all__ = ["Figures", "cropped", "levels", "measured", "psnr", "through"]
 

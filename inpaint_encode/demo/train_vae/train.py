@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from inpaint_encode.threads import one_thread
+
 from .muon import kernels_as_matrices
 from .pictures import Pictures
 from .start import build, start_linear
-from .threads import one_thread
 
 __all__ = ["Recipe", "train"]
 

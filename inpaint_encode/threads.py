@@ -1,4 +1,4 @@
-"""One thread for what has to repeat."""
+"""One thread for what has to repeat, and for figures of CPU time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ __all__ = ["one_thread"]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread meanwhile; with more, sums come in another order each time."""
+    """Let torch compute in one thread meanwhile.
+
+    With more, sums come in another order each time, and threads that wait for each other cost a multiple of the CPU
+    time where the work is small or the machine is shared.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
