@@ -23,7 +23,7 @@ check: $(INSTALLED) ## lint, formatting, types, the direction of imports, and th
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/unit/test_manifests.py
+	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/unit/test_cluster_files.py
 
 test: $(INSTALLED) ## every test but the long ones
 	$(BIN)/python -m pytest -m 'not long'
@@ -34,11 +34,11 @@ test-long: $(INSTALLED) ## the tests that take minutes; they print their figures
 demo: $(INSTALLED) ## encode real photographs through a local S3 server
 	$(BIN)/python -m inpaint_encode.demo
 
-bench: $(INSTALLED) ## measure the job and its peers on this machine, half an hour; the record goes to jobs/records
-	$(BIN)/python jobs/benchmark.py
+bench: $(INSTALLED) ## measure the job and its peers on this machine, half an hour; the record goes to jobs/benchmarks/records
+	$(BIN)/python -m jobs.benchmarks
 
 scale: $(INSTALLED) ## measure how the job grows with pairs and workers
-	$(BIN)/python jobs/benchmark.py --scale
+	$(BIN)/python -m jobs.benchmarks --scale
 
 clean: ## remove caches, builds and the demo's files; .venv stays
 	rm -rf .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .core.inpaint import InpaintLatents, encode_for_inpaint
+    from .core.transform import grow_mask
     from .reader import iter_rows
     from .reader.dataset import open_latents
     from .settings import EncodeJob
-    from .transform import grow_mask
-    from .vae import InpaintLatents, encode_for_inpaint, load_vae
+    from .vae import load_vae
 
 _HOMES = {
     "EncodeJob": "settings",
-    "InpaintLatents": "vae",
-    "encode_for_inpaint": "vae",
-    "grow_mask": "transform",
+    "InpaintLatents": "core.inpaint",
+    "encode_for_inpaint": "core.inpaint",
+    "grow_mask": "core.transform",
     "iter_rows": "reader",
     "load_vae": "vae",
     "open_latents": "reader.dataset",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from inpaint_encode.bench.session import RaySession
 from inpaint_encode.demo.s3server import LocalS3
-from inpaint_encode.progress import Silent
+from inpaint_encode.job.progress import Silent
+from jobs.benchmarks.session import RaySession
 from tests.warm import WarmWorkers
 
 # Before anything imports ray, which reads them once.
@@ -107,7 +107,7 @@ def demo_rows(demo) -> list[dict]:
 @pytest.fixture(scope="session")
 def copied_demo(demo, tmp_path_factory):
     """The files of the demo's output on a disk, for readers without S3."""
-    from inpaint_encode import storage
+    from inpaint_encode.stores import storage
 
     folder = tmp_path_factory.mktemp("copied")
     for path in [path for listed in storage.list_objects(demo["output"]) for path in listed.paths]:
@@ -160,7 +160,7 @@ def make_job(vae_folder):
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """Run ``inpaint-encode`` as a user does, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "inpaint_encode.cli", *map(str, arguments)],
+        [sys.executable, "-m", "inpaint_encode", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=240,

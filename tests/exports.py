@@ -11,8 +11,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from inpaint_encode import rows, storage
+from inpaint_encode.job.transfer import ENCODED, table_of
+from inpaint_encode.output.parquet import data_table, parquet_bytes
 from inpaint_encode.reader import iter_rows
+from inpaint_encode.schema import CARRIED, data_schema, pack_mask
+from inpaint_encode.stores import storage
 from tests.outputs import files_of
 
 JOB = "0a1b2c3d"
@@ -39,7 +42,7 @@ MADE_BY = {
     "tile": False,
 }
 FULL = {"also_original": True, "latent_mask": "comfyui"}
-CARRIED = pa.struct([("caption", pa.string()), ("scaling_factor", pa.int64()), ("tags", pa.list_(pa.string()))])
+OWN_COLUMNS = pa.struct([("caption", pa.string()), ("scaling_factor", pa.int64()), ("tags", pa.list_(pa.string()))])
 """Columns of a list of pairs, one of which has the name of a fact."""
 
 
@@ -47,11 +50,11 @@ def write_chunk(output: str, chunk: int, keys: list[str], *, job: str = JOB, see
     """Write a data file of random rows; return its path."""
     made_by = {**MADE_BY, **made_by}
     rng = np.random.default_rng([seed, chunk])
-    encoded = rows.table_of([_encoded(rng, key, made_by) for key in keys], rows.ENCODED)
+    encoded = table_of([_encoded(rng, key, made_by) for key in keys], ENCODED)
     own = [{"caption": f'«{key}», "{chunk}"\n', "scaling_factor": chunk, "tags": [key, "ü"]} for key in keys]
-    encoded = encoded.append_column(rows.CARRIED, pa.array(own, CARRIED))
-    data = rows.data_table(encoded, rows.data_schema(made_by, encoded.schema))
-    storage.write(f"{output}/{job}-{chunk:08d}.parquet", rows.parquet_bytes(data))
+    encoded = encoded.append_column(CARRIED, pa.array(own, OWN_COLUMNS))
+    data = data_table(encoded, data_schema(made_by, encoded.schema))
+    storage.write(f"{output}/{job}-{chunk:08d}.parquet", parquet_bytes(data))
     return f"{job}-{chunk:08d}.parquet"
 
 
@@ -75,7 +78,7 @@ def _encoded(rng: np.random.Generator, key: str, made_by: dict[str, Any]) -> dic
         "samples_shape": shape,
         "original_samples": values[1],
         "latent_mask": values[2, :1],
-        "noise_mask": rows.pack_mask(mask),
+        "noise_mask": pack_mask(mask),
         "mask_coverage": float(mask.mean()),
         "precision": "float32",
     }

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from inpaint_encode import rows
-from inpaint_encode.resume import job_record
+from inpaint_encode.output.parquet import parquet_bytes
+from inpaint_encode.output.resume import job_record
+from inpaint_encode.schema import REJECTS, data_schema
 from inpaint_encode.settings import EncodeJob, Output, RowSettings, Source, VaeSource
 from inpaint_encode.vae import VaeFacts
 
@@ -46,8 +47,8 @@ def row(key: str, latent: np.ndarray, covered: int = 0, **changes: Any) -> dict[
 
 def data_file(table: list[dict[str, Any]], about: dict[str, Any]) -> bytes:
     """Some rows as a file, in the layout that the job writes."""
-    schema = rows.data_schema(about)
-    return rows.parquet_bytes(pa.Table.from_pylist(table, schema))
+    schema = data_schema(about)
+    return parquet_bytes(pa.Table.from_pylist(table, schema))
 
 
 def write_output(folder: Path, files: list[list[dict[str, Any]]], about: dict[str, Any] | None = None) -> Path:
@@ -68,8 +69,8 @@ def write_rejects(folder: Path, chunk: int, rejects: list[dict[str, Any]]) -> No
         {"image_uri": f"/images/{one['key']}.png", "mask_uri": f"/masks/{one['key']}.png", "stage": "decode", **one}
         for one in rejects
     ]
-    table = pa.Table.from_pylist(whole, rows.REJECTS)
-    (folder / "_rejected" / f"{JOB}-{chunk:08d}.parquet").write_bytes(rows.parquet_bytes(table))
+    table = pa.Table.from_pylist(whole, REJECTS)
+    (folder / "_rejected" / f"{JOB}-{chunk:08d}.parquet").write_bytes(parquet_bytes(table))
 
 
 def latents(count: int, seed: int = 0, height: int = 2, width: int = 3) -> list[np.ndarray]:

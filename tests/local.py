@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inpaint_encode import iter_rows, storage
-from inpaint_encode.encoder import BatchEncoder
-from inpaint_encode.images import PairDecoder
-from inpaint_encode.lease import hold
-from inpaint_encode.resume import job_record, open_output, remaining
+from inpaint_encode import iter_rows
+from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.core.encoder import BatchEncoder
+from inpaint_encode.job.stages import Encoder, commit, fetch_and_decode
+from inpaint_encode.output.lease import hold
+from inpaint_encode.output.resume import job_record, open_output, remaining
 from inpaint_encode.settings import EncodeJob
 from inpaint_encode.sources import find_pairs
-from inpaint_encode.stages import Encoder, commit, fetch_and_decode
+from inpaint_encode.stores import storage
 from inpaint_encode.vae import load_vae, vae_facts
 
 WORKERS = 64

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from skimage import data as photographs
 
+from inpaint_encode.core.decode import PairDecoder, decode_image, decode_mask
+from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.errors import PairRejected
-from inpaint_encode.geometry import Sizing
-from inpaint_encode.images import PairDecoder, decode_image, decode_mask
 from tests.files import COLOUR, COLOUR_ALPHA, GREY, PALETTE, grey_profile, matrix_profile, png, saved, taller_png, tiff
 
 PHOTO = np.ascontiguousarray(photographs.astronaut()[60:156, 180:260])

@@ -8,7 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inpaint_encode import rows, storage
+from inpaint_encode.job.transfer import ENCODED, table_of
+from inpaint_encode.output import parquet
+from inpaint_encode.output.parquet import data_table, parquet_bytes, read_data
+from inpaint_encode.schema import CARRIED, carrying, data_schema, pack_mask
+from inpaint_encode.stores import storage
 
 PLAIN = {"samples_dtype": "float32", "mask_encoding": "tensor", "tile": None}
 """What tests' rows are made by, unless they say otherwise."""
@@ -28,8 +32,8 @@ def rows_of(output: str) -> dict[str, bytes]:
     found = {}
     for path in data_files(output):
         data = storage.read(f"{output}/{path}").data
-        schema = rows.data_schema(PLAIN)
-        for row in rows.read_data(data, schema).to_pylist():
+        schema = data_schema(PLAIN)
+        for row in read_data(data, schema).to_pylist():
             assert row["key"] not in found, f"{row['key']} is there twice"
             found[row["key"]] = repr(row).encode()
     return found
@@ -72,14 +76,16 @@ def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: in
         made_by: other than `PLAIN`; ``scaling_factor`` and the like go to the footers.
     """
     made_by, rng, written = {**PLAIN, **made_by}, np.random.default_rng(0), []
-    like = pa.schema([(rows.CARRIED, pa.struct([("caption", pa.string()), ("score", pa.float64())]))])
+    like = pa.schema([(CARRIED, pa.struct([("caption", pa.string()), ("score", pa.float64())]))])
     for number, sizes in enumerate(files):
         made = [_random_row(f"{number:02}/{index:03}", size, made_by, rng) for index, size in enumerate(sizes)]
-        encoded = rows.table_of(made, rows.carrying(rows.ENCODED, like))
-        table = rows.data_table(encoded, rows.data_schema(made_by, like))
+        encoded = table_of(made, carrying(ENCODED, like))
+        table = data_table(encoded, data_schema(made_by, like))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rows, "_GROUP_PIXELS", group * max([64 * height * width for height, width in sizes] or [1]))
-            storage.write(f"{uri}/0a1b2c3d-{number:08d}.parquet", rows.parquet_bytes(table))
+            patch.setattr(
+                parquet, "_GROUP_PIXELS", group * max([64 * height * width for height, width in sizes] or [1])
+            )
+            storage.write(f"{uri}/0a1b2c3d-{number:08d}.parquet", parquet_bytes(table))
         written += made
     return [_as_read(row) for row in written]
 
@@ -93,14 +99,14 @@ def _random_row(key: str, size: tuple[int, int], made_by: dict, rng: np.random.G
         "width": mask.shape[2],
         "samples": samples,
         "samples_shape": samples.shape,
-        "noise_mask": rows.pack_mask(mask),
+        "noise_mask": pack_mask(mask),
         "mask": mask,
         "mask_coverage": float(mask.mean(dtype=np.float32)),
         "precision": "float32",
-        rows.CARRIED: {"caption": None if key.endswith("1") else f"a {key}", "score": rng.random()},
+        CARRIED: {"caption": None if key.endswith("1") else f"a {key}", "score": rng.random()},
     }
 
 
 def _as_read(row: dict) -> dict:
     own = ("key", "image_uri", "mask_index", "samples", "precision")
-    return {name: row[name] for name in own} | {"noise_mask": row["mask"]} | row[rows.CARRIED]
+    return {name: row[name] for name in own} | {"noise_mask": row["mask"]} | row[CARRIED]

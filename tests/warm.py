@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-_IMPORTED = ("inpaint_encode.encoder", "diffusers.models.autoencoders.autoencoder_kl", "pandas", "pyarrow.dataset")
+_IMPORTED = ("inpaint_encode.core.encoder", "diffusers.models.autoencoders.autoencoder_kl", "pandas", "pyarrow.dataset")
 _SOCKET = "INPAINT_ENCODE_WARM_WORKERS"
 
 

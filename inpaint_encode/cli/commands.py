@@ -10,8 +10,8 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from inpaint_encode import __version__
-from inpaint_encode.cluster import protect_local_ray
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.job.cluster import protect_local_ray
 from inpaint_encode.settings import (
     EncodeJob,
     ExportOptions,
@@ -60,9 +60,9 @@ def doctor(
         no_ray: Start and join no Ray, which takes some ten seconds; only this machine and the buckets are checked.
     """
     protect_local_ray(address)
-    from inpaint_encode.doctor.run import diagnose
-    from inpaint_encode.doctor.show import Shown
-    from inpaint_encode.progress import open_display
+    from inpaint_encode.job.progress import open_display
+    from inpaint_encode.tools.doctor.run import diagnose
+    from inpaint_encode.tools.doctor.show import Shown
 
     with open_display() as display:
         shown = Shown(Console(width=None if sys.stdout.isatty() else 140))
@@ -81,8 +81,8 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
     Exit codes: 0 done, 1 failed, 2 wrong use, 3 too many rejects, 130 interrupted.
     """
     protect_local_ray(job.run.address)
-    from inpaint_encode.pipeline import run_job
-    from inpaint_encode.progress import open_display
+    from inpaint_encode.job.pipeline import run_job
+    from inpaint_encode.job.progress import open_display
 
     with open_display() as display:
         whole = run_job(job, display)
@@ -105,9 +105,9 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
     Takes a job's --config file as it is. What is estimated has its error beside it.
     Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
-    from inpaint_encode.estimate.run import estimate
-    from inpaint_encode.estimate.show import show
-    from inpaint_encode.progress import open_display
+    from inpaint_encode.job.progress import open_display
+    from inpaint_encode.tools.plan.run import estimate
+    from inpaint_encode.tools.plan.show import show
 
     with open_display() as display:
         forecast = estimate(options, display.say)
@@ -127,9 +127,9 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     Exit codes: 0 whole, 1 could not check, 2 wrong use, 4 not whole, 130 interrupted.
     """
     protect_local_ray(options.address)
-    from inpaint_encode.progress import open_display
-    from inpaint_encode.verify.run import verify_output
-    from inpaint_encode.verify.verdict import show
+    from inpaint_encode.job.progress import open_display
+    from inpaint_encode.tools.verify.run import verify_output
+    from inpaint_encode.tools.verify.verdict import show
 
     with open_display() as display:
         verdict = verify_output(options, display.say)
@@ -150,7 +150,7 @@ def info(output: str, *, as_json: bool = False) -> None:
         output: Folder or prefix that an encode command wrote.
         as_json: Print JSON instead of tables.
     """
-    from inpaint_encode.view.info import about, show
+    from inpaint_encode.tools.inspect.info import about, show
 
     found = about(output)
     if as_json:
@@ -173,8 +173,8 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
         output: Folder or prefix that an encode command wrote.
         options: What is looked at, and where the page goes.
     """
-    from inpaint_encode.progress import open_display
-    from inpaint_encode.view.table import read_report, show
+    from inpaint_encode.job.progress import open_display
+    from inpaint_encode.tools.inspect.table import read_report, show
 
     found = read_report(output)
     if found:
@@ -184,7 +184,7 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
     else:
         raise JobFailed(f"there is no {output}/_report.json: a job writes it when it ends; a page needs none")
     if options.html:
-        from inpaint_encode.view.report import write_page
+        from inpaint_encode.tools.inspect.report import write_page
 
         with open_display() as display:
             page = write_page(output, options, display.say)
@@ -204,8 +204,8 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
         key: Of the row.
         options: How it is decoded, and where the picture goes.
     """
-    from inpaint_encode.progress import open_display
-    from inpaint_encode.view.show import print_row, show_row
+    from inpaint_encode.job.progress import open_display
+    from inpaint_encode.tools.inspect.show import print_row, show_row
 
     with open_display() as display:
         shown = show_row(output, key, options, display.say)
@@ -231,8 +231,8 @@ def export(
         options: As what, and where to.
     """
     protect_local_ray(options.address)
-    from inpaint_encode.export.run import export_output
-    from inpaint_encode.progress import open_display
+    from inpaint_encode.job.progress import open_display
+    from inpaint_encode.tools.export.run import export_output
 
     with open_display() as display:
         made = export_output(output, options, display.say)

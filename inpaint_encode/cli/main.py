@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
-from inpaint_encode.redaction import redacted
+from inpaint_encode.stores.redaction import redacted
 
 from .commands import app
 from .config import configured, without_config

@@ -18,11 +18,11 @@ from rich.table import Column, Table
 
 from inpaint_encode.cli import INTERRUPTED, stop_on_signals
 from inpaint_encode.cli import main as inpaint_encode
-from inpaint_encode.cluster import joined, protect_local_ray
+from inpaint_encode.job.cluster import joined, protect_local_ray
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding
-from inpaint_encode.view.look import Looker
-from inpaint_encode.view.sheet import contact_sheet
+from inpaint_encode.tools.inspect.row_inspector import Looker
+from inpaint_encode.tools.inspect.sheet import contact_sheet
 
 from . import VAE
 from .pairs import DemoSet, upload, write_demo_pairs

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from inpaint_encode import storage
+from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.stores import storage
 
-from .output import DataFile, Output, as_rows, damage_named
+from .output import DataFile, Output, as_rows
 
 __all__ = ["DataFile", "Output", "as_rows", "damage_named", "iter_rows"]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from inpaint_encode import rows
+from inpaint_encode.schema import TENSORS, is_packed, unpack_mask
 
-__all__ = ["Row", "Rows"]
+__all__ = ["Row", "Rows", "Tensors"]
 
 Row = dict[str, Any]
 """One row's values by column."""
@@ -25,7 +27,7 @@ class Rows:
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        arrays = {name: rows.Tensors(columns.pop(name)) for name in rows.TENSORS if name in columns}
+        arrays = {name: Tensors(columns.pop(name)) for name in TENSORS if name in columns}
         self._columns: dict[str, Any] = {name: column.to_pylist() for name, column in columns.items()} | arrays
         self._count: int = batch.num_rows
 
@@ -37,3 +39,35 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         return map(self.__getitem__, range(len(self)))
+
+
+class Tensors:
+    """A tensor column's values, each in its shape and made when it is asked for; packed masks are unpacked then.
+
+    Arrays share the column's memory where nothing is unpacked, and cannot be written to.
+    """
+
+    def __init__(self, column: pa.Array) -> None:
+        plain = column.storage if isinstance(column, pa.ExtensionArray) else column
+        self._packed = is_packed(plain.type)
+        data = plain.field("bits" if self._packed else "data")
+        _, offsets, *values = data.buffers()
+        self._ends = np.frombuffer(offsets or b"", np.int64)[data.offset :]
+        self._values = np.frombuffer(values[0] or b"", np.uint8) if self._packed else _flat(data.values)
+        self._shapes = plain.field("shape").to_pylist()
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        shape = self._shapes[index]
+        values = self._values[self._ends[index] : self._ends[index + 1]]
+        return (unpack_mask(values, *shape[1:]) if self._packed else values).reshape(shape)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def _flat(values: pa.Array) -> NDArray[Any]:
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return array

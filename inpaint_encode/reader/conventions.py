@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
+from inpaint_encode.core.transform import mask_of_latent
 from inpaint_encode.errors import UsageError
-from inpaint_encode.transform import mask_of_latent
 from inpaint_encode.vae import VaeFacts, refuse_unscalable, settled, to_scaled, to_unscaled
-from inpaint_encode.vae.families import known_family
+from inpaint_encode.vae.registry import known_family
 
 __all__ = [
     "Layout",
@@ -150,7 +150,7 @@ def of_posterior(stored: Tensor, made_by: Mapping[str, Any], generator: torch.Ge
 def latent_mask(
     row: Mapping[str, Any], made_by: Mapping[str, Any], convention: Literal["comfyui", "diffusers"]
 ) -> Tensor:
-    """A mask at the latent's size, float32 ``[1, h, w]``, by a rule of `inpaint_encode.transform.mask_of_latent`.
+    """A mask at the latent's size, float32 ``[1, h, w]``, by a rule of `inpaint_encode.core.transform.mask_of_latent`.
 
     It is the stored one, if the output has it by this rule, and else it is made of ``noise_mask``. So by diffusers'
     rule it is of the mask before it grew where ``--latent-mask diffusers`` stored it, and else of the grown one.

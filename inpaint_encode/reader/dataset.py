@@ -67,7 +67,7 @@ class LatentDataset(Dataset[Row]):
     """The rows of an output: ``len(ds)``, ``ds[7]``, ``ds["a/042"]``, and all of them by iterating.
 
     A row is a dict by column: ``samples`` and other tensors are torch tensors that own their memory, in the stored
-    type, see `inpaint_encode.rows.data_schema` for their shapes; masks are unpacked; anything else is a plain value.
+    type, see `inpaint_encode.schema.data_schema` for their shapes; masks are unpacked; anything else is a plain value.
     Iterating gives every row once, in the order of the files and to everyone who does it; `stream` is for training.
     A ``DataLoader`` and its samplers take it as a map-style dataset, with `inpaint_encode.reader.batches.collate` where
     rows have the same shapes. Each row out of order costs the reading of its row group, though: 32 rows of 512 x 512.

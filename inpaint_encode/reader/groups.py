@@ -8,11 +8,12 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inpaint_encode import storage
+from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.stores import storage
 
 from .columns import Rows
 from .index import Index
-from .output import Output, damage_named
+from .output import Output
 
 __all__ = ["Groups"]
 

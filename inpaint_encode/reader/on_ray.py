@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import torch
 
-from inpaint_encode import rows, storage
+from inpaint_encode.reader.columns import Tensors
+from inpaint_encode.stores import storage
 
 from .batches import Function, applied, as_tensors
 from .columns import Row
@@ -41,7 +42,7 @@ def dataset_of(dataset: LatentDataset) -> ray.data.Dataset:
 def _unpacked(table: pa.Table) -> pa.Table:
     from ray.data.extensions import ArrowVariableShapedTensorArray
 
-    masks = list(rows.Tensors(table["noise_mask"].combine_chunks()))
+    masks = list(Tensors(table["noise_mask"].combine_chunks()))
     at = table.schema.get_field_index("noise_mask")
     return table.set_column(at, "noise_mask", ArrowVariableShapedTensorArray.from_numpy(masks))
 

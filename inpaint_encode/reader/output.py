@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,13 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inpaint_encode import rows, storage
-from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.ranged import Changed, RangedFile
+from inpaint_encode.errors import UsageError
+from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.schema import FOOTER_KEY
+from inpaint_encode.stores import storage
+from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
 from .columns import Row, Rows
 
-__all__ = ["DataFile", "Output", "as_rows", "damage_named", "made_by"]
+__all__ = ["DataFile", "Output", "as_rows", "made_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,37 +120,13 @@ class Output:
 
 def made_by(file: pq.ParquetFile) -> dict[str, Any]:
     """How the rows of one data file were made, as its footer says; a `KeyError` if it says nothing."""
-    return dict(json.loads((file.schema_arrow.metadata or {})[rows.FOOTER_KEY]))
+    return dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
 
 
 def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
     """Yield plain values and numpy arrays by column; see `Rows`."""
     for piece in batch.to_batches() if isinstance(batch, pa.Table) else [batch]:
         yield from Rows(piece)
-
-
-@contextmanager
-def damage_named(uri: str) -> Iterator[None]:
-    """Say which file it is that cannot be parsed.
-
-    Raises:
-        JobFailed: in the place of what Arrow and JSON raise on wrong bytes.
-        OSError: of the same kind as what the store said.
-    """
-    try:
-        yield
-    except Changed:
-        raise
-    except OSError as error:
-        if error.errno:
-            raise type(error)(error.errno, f"{uri}: {error.strerror}") from error
-        raise JobFailed(_not_whole(uri, error)) from error
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise JobFailed(_not_whole(uri, error)) from error
-
-
-def _not_whole(uri: str, error: Exception) -> str:
-    return f"{uri} is not whole ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` removes it"
 
 
 @lru_cache(maxsize=256)

@@ -41,4 +41,4 @@ __all__ = [
 ]
 
 CONTRACT_VERSION = 1
-"""Version of the transform that `inpaint_encode.transform` and `inpaint_encode.vae` carry out."""
+"""Version of the transform that `inpaint_encode.core.transform` and `inpaint_encode.vae` carry out."""

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.ranged import Changed
 from inpaint_encode.settings import Source, SourceAccess
-from inpaint_encode.storage import DIRECT
+from inpaint_encode.stores.ranged_file import Changed
+from inpaint_encode.stores.storage import DIRECT
 
-from .again import Sources, fetch_again
-from .embedded import MissingValue
 from .files import named_by
 from .found import FoundPairs
 from .manifest import from_manifest
+from .pair_reader import Content, PairReader, store_of
+from .parquet import MissingValue
 from .prefixes import from_images, from_prefixes
-from .read import Content, PairReader, store_of
+from .refetch import Sources, fetch_again
 from .tars import from_tars
 
 __all__ = [

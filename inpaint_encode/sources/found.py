@@ -8,13 +8,20 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import features
 
-from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
-from inpaint_encode.rows import CARRIED
+from inpaint_encode.schema import CARRIED
 from inpaint_encode.settings import SourceAccess
+from inpaint_encode.stores import storage
 
-__all__ = ["FoundPairs", "listed_pages", "normalised", "uris"]
+__all__ = ["IMAGE_SUFFIXES", "FoundPairs", "listed_pages", "normalised", "uris"]
+
+_AVIF = {"avif"} if features.check("avif") else set()
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", *_AVIF})
+"""File name suffixes, in lower case, that make an object an image or a mask; all others are ignored. avif is one of
+them where Pillow can decode it."""
 
 
 class FoundPairs(NamedTuple):
@@ -26,7 +33,7 @@ class FoundPairs(NamedTuple):
     * of prefixes ``image_suffix, mask_suffix``, a hundred bytes a pair: URIs are made of the keys where they are
       needed, by `with_uris`. A file whose path without the suffix is not the key has that path in ``image`` or
       ``mask``;
-    * of a manifest or of tars ``image_uri, mask_uri``, and its other columns in the struct `rows.CARRIED`. Where the
+    * of a manifest or of tars ``image_uri, mask_uri``, and its other columns in the struct `schema.CARRIED`. Where the
       files are only named, versions are empty and ``image_bytes`` 0, since nothing was listed. Images are in the order
       in which they are first named, each with all its masks.
 

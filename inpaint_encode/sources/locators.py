@@ -4,7 +4,7 @@ A reader of the rows sees where each came from, and whoever holds a row can fetc
 
 * ``s3://bucket/train-00000.parquet#row=12&column=image``: rows count from 0 through the whole file;
 * ``s3://bucket/train-00000.tar#member=a/042.jpg&offset=1536&size=20480``: in bytes, of the member's data;
-* ``random:brush?seed=0&index=3``: drawn by `inpaint_encode.images.drawn`, with the row's key.
+* ``random:brush?seed=0&index=3``: drawn by `inpaint_encode.sources.random_mask`, with the row's key.
 """
 
 from __future__ import annotations

@@ -20,16 +20,16 @@ import pyarrow.json
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
-from inpaint_encode.ranged import RangedFile
-from inpaint_encode.rows import CARRIED, data_schema
+from inpaint_encode.schema import CARRIED, data_schema
 from inpaint_encode.settings import RowSettings, Source, SourceAccess
+from inpaint_encode.stores import storage
+from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import locators
-from .embedded import LARGEST_GROUP, has_bytes, holds_images
 from .files import PairFiles
 from .found import FoundPairs
+from .parquet import LARGEST_GROUP, has_bytes, holds_images
 from .random_masks import with_random_masks
 
 __all__ = ["from_manifest"]

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
-from inpaint_encode.images import IMAGE_SUFFIXES
 from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.sources.found import IMAGE_SUFFIXES
+from inpaint_encode.stores import storage
 
 from .found import FoundPairs, listed_pages, normalised, uris
 from .random_masks import with_random_masks

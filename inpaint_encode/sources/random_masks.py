@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.images import DRAWING_VERSION
 from inpaint_encode.settings import Source
+from inpaint_encode.sources.random_mask import DRAWING_VERSION
 
 __all__ = ["with_random_masks"]
 

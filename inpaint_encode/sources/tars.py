@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inpaint_encode import storage
 from inpaint_encode.errors import UsageError
-from inpaint_encode.images import IMAGE_SUFFIXES
-from inpaint_encode.ranged import RangedFile
-from inpaint_encode.rows import CARRIED
+from inpaint_encode.schema import CARRIED
 from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.sources.found import IMAGE_SUFFIXES
+from inpaint_encode.stores import storage
+from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import locators
 from .files import PairFiles

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
 from .facts import LatentForm, VaeFacts, patch_statistics
-from .families import family_of
+from .registry import family_of
 from .scaling import by_channel, to_unscaled
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Pixels become latents on one VAE, as the contract says; `encode_for_inpaint` is the whole transform on tensors."""
+"""Images become the posterior of one VAE, in float32."""
 
 from __future__ import annotations
 
@@ -9,50 +9,15 @@ from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.transform import binarise_mask, crop_box, grow_mask, neutralise, resize_mask, to_vae_range
 
 from .facts import crop_multiple, latent_channels, latent_form, patch_statistics, spatial_ratio
-from .families import Family, family_of
+from .registry import Family, family_of
 from .scaling import by_channel
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["InpaintLatents", "Posterior", "compute_dtype", "encode_for_inpaint", "posterior", "warm_up"]
-
-
-class InpaintLatents(NamedTuple):
-    """What ComfyUI calls a LATENT made for inpainting."""
-
-    samples: Tensor
-    """float32 ``[B, C, h, w]``: the posterior's mean in the VAE's own `latent_form`, neither scaled nor shifted."""
-    noise_mask: Tensor
-    """float32 ``[B, 1, H, W]``: 1 where the sampler may repaint, at the pixel size of the crop."""
-
-
-def encode_for_inpaint(pixels: Tensor, mask: Tensor, vae: ModelMixin, grow_mask_by: int = 6) -> InpaintLatents:
-    """Encode images for inpainting: resize and crop the mask and the image, grey out, grow, encode.
-
-    Args:
-        pixels: float32 ``[B, H, W, 3]`` in 0..1; channels after the third are dropped.
-        mask: float32 ``[B, h, w]`` or ``[1, h, w]`` in 0..1, 1 = repaint; one mask serves every image, and its
-            size may differ from the images'.
-        vae: a diffusers VAE of any class in `inpaint_encode.vae.FAMILIES`; it runs on the device and in the type that
-            it is in.
-        grow_mask_by: side in pixels of the square that dilates ``noise_mask``, 0..64.
-
-    Raises:
-        ValueError: the batches do not match, a side is smaller than the VAE's multiple, or the growth is out of range.
-    """
-    count, height, width = pixels.shape[:3]
-    if mask.shape[0] not in (1, count):
-        raise ValueError(f"{mask.shape[0]} masks for {count} images; give one mask for each image, or one for all")
-    crop = crop_box(height, width, crop_multiple(vae))
-    rows, columns = crop.slices
-    binary = binarise_mask(resize_mask(mask, height, width)[:, rows, columns])
-    samples = posterior(vae, neutralise(pixels[:, rows, columns, :3], binary)).mean
-    noise_mask = grow_mask(binary, grow_mask_by).unsqueeze(1).expand(count, -1, -1, -1)
-    return InpaintLatents(samples, noise_mask)
+__all__ = ["Posterior", "compute_dtype", "posterior", "to_vae_range", "warm_up"]
 
 
 class Posterior(NamedTuple):
@@ -78,6 +43,11 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
         if latent_form(vae) == "packed":
             values = _packed(vae, values)
     return Posterior(values[0], values[1] if len(values) > 1 else None)
+
+
+def to_vae_range(pixels: Tensor) -> Tensor:
+    """``2p - 1`` in float32, channels first: ``[B, H, W, 3]`` in 0..1 becomes ``[B, 3, H, W]`` in -1..1."""
+    return (2.0 * pixels - 1.0).movedim(-1, -3)
 
 
 def _inputs(family: Family, pixels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from inpaint_encode.settings import VaeSource
 
-from .families import family_of
+from .registry import family_of
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

@@ -13,9 +13,9 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 
 from .facts import patch_statistics
-from .families import FAMILIES, known_family
 from .node_cache import on_this_node
 from .pickles import refuse_pickles
+from .registry import FAMILIES, known_family
 from .single_file import load_single_file
 
 if TYPE_CHECKING:

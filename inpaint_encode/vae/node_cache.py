@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from inpaint_encode import storage
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.settings import VaeSource
+from inpaint_encode.stores import storage
 
 from .pickles import refuse_pickles
 

@@ -95,7 +95,7 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
     options += ["--output", output, "--vae", vae_folder, "--samples-dtype", "float32", "--batch-size", "1"]
     options += ["--chunk-rows", CHUNK, "--gpus-per-worker", "1", "--min-workers", "2", "--max-workers", "2"]
     options += ["--encode-on", "pool=vae", "--fetch-on", "pool=data"]
-    command = [sys.executable, "-m", "inpaint_encode.cli", "encode", *map(str, options)]
+    command = [sys.executable, "-m", "inpaint_encode", "encode", *map(str, options)]
     with TimeLine(cluster) as line:
         assert line.alive == set()
         line.say(f"no node but the head; the job begins, {PAIRS // CHUNK} chunks")

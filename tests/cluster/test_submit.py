@@ -12,8 +12,8 @@ import urllib.request
 
 import pytest
 
-from inpaint_encode import storage
 from inpaint_encode.demo.pairs import upload, write_random_pairs
+from inpaint_encode.stores import storage
 from tests.cluster.heads import BIN, ROOT, head, node, wait_for
 from tests.outputs import data_files, files_of, whole_output
 
@@ -184,7 +184,7 @@ def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s
         "plan": (0, f"python jobs/plan.py {' '.join(options[:4])} --as-json"),
         "verify": (0, f"python jobs/verify.py {s3.uri('submitted-out')}"),
         "export": (0, f"python jobs/export.py {s3.uri('submitted-out')} --to webdataset --output {s3.uri('tars')}"),
-        "benchmark": (0, "python jobs/benchmark.py --quick --only write"),
+        "benchmark": (0, "python -m jobs.benchmarks --quick --only write"),
     }
     for name, (_, entrypoint) in jobs.items():
         environment = {"working_dir": str(ROOT)}
@@ -195,7 +195,7 @@ def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s
         wait_for(lambda name=name: client.get_job_status(name).is_terminal(), 200, f"the end of {name}")
         assert client.get_job_status(name) == ("FAILED" if code else "SUCCEEDED"), client.get_job_logs(name)
         assert (client.get_job_info(name).driver_exit_code or 0) == code, client.get_job_logs(name)
-    assert "the record is jobs/records/" in client.get_job_logs("benchmark")
+    assert "the record is jobs/benchmarks/records/" in client.get_job_logs("benchmark")
     assert "--grow-mask-by" in client.get_job_logs("bad-use")
     said = " ".join(client.get_job_logs("no-cuda").split())
     assert f"a VAE worker was given 1 GPU on node {socket.gethostname()}, but torch finds no CUDA device" in said

@@ -9,13 +9,13 @@ import ray
 import ray.data
 
 from inpaint_encode import load_vae
-from inpaint_encode.bench.cpu import CpuMeter
-from inpaint_encode.bench.data import BenchSet, pairs_below, write_pairs
-from inpaint_encode.bench.peers.contestant import LoadVae, Task
-from inpaint_encode.bench.peers.template import TEMPLATE
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.settings import VaeSource
-from tests.unit.test_bench import expected
+from jobs.benchmarks.cpu import CpuMeter
+from jobs.benchmarks.data import BenchSet, pairs_below, write_pairs
+from jobs.benchmarks.peers.contestant import LoadVae, Task
+from jobs.benchmarks.peers.template import TEMPLATE
+from tests.unit.benchmarks.test_benchmarks import expected
 
 MIXED = BenchSet("three small sizes", ((64, 64), (83, 61), (64, 96)))
 

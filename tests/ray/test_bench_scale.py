@@ -2,7 +2,7 @@
 
 import math
 
-from inpaint_encode.bench.scale import scale_record
+from jobs.benchmarks.scale import scale_record
 
 
 def test_every_section_is_there_and_adds_up(tmp_path):

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from inpaint_encode.bench.contest import contest
-from inpaint_encode.bench.cpu import CpuMeter
-from inpaint_encode.bench.data import SMALL, BenchSet, pairs_below, write_pairs
-from inpaint_encode.bench.feed import FeedPlan, feed_sections
-from inpaint_encode.bench.peers.contestant import LoadStandIn, Task
-from inpaint_encode.bench.product import product
-from inpaint_encode.bench.standin import NullVae
+from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.demo.pairs import upload
-from inpaint_encode.geometry import Sizing
-from inpaint_encode.images import PairDecoder
 from inpaint_encode.reader import iter_rows
+from jobs.benchmarks.compare import contest
+from jobs.benchmarks.cpu import CpuMeter
+from jobs.benchmarks.data import SMALL, BenchSet, pairs_below, write_pairs
+from jobs.benchmarks.fake_vae import NullVae
+from jobs.benchmarks.our_job import product
+from jobs.benchmarks.peers.contestant import LoadStandIn, Task
+from jobs.benchmarks.utilisation import FeedPlan, feed_sections
 
 MIXED = BenchSet("two sizes", ((64, 64), (56, 80)))
 
@@ -58,7 +58,7 @@ def test_the_feed_ratio_is_of_one_run(ray_cluster, vae_folder, tmp_path):
 
 def test_the_command_writes_a_record(tmp_path):
     only = ["write", "fetch", "reading"]
-    command = [sys.executable, "jobs/benchmark.py", "--quick", "--only", *only, "--records", str(tmp_path)]
+    command = [sys.executable, "-m", "jobs.benchmarks", "--quick", "--only", *only, "--records", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.glob("sd-vae-random-weights_*.md")

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from skimage import data as photographs
 
-from inpaint_encode import iter_rows, storage
+from inpaint_encode import iter_rows
+from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.errors import UsageError
-from inpaint_encode.geometry import Sizing
-from inpaint_encode.images import PairDecoder
-from inpaint_encode.pipeline import run_job
-from inpaint_encode.progress import Silent
+from inpaint_encode.job.pipeline import run_job
+from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import VerifyOptions
-from inpaint_encode.verify.run import verify_output
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.verify.run import verify_output
 from tests import mutations
 from tests.files import COLOUR, COLOUR_ALPHA, GREY, matrix_profile, png, saved, tiff
 from tests.outputs import rejects_of, whole_report
-from tests.unit.test_images import ADOBE_RGB, turned_by
+from tests.unit.core.decode.test_pair import ADOBE_RGB, turned_by
 
 PHOTO = photographs.astronaut()[:200, :300]
 RULES = {"mask_preset": "mat", "buckets": 96 * 96, "bucket_step": 32}

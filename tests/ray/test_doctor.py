@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from inpaint_encode import storage
-from inpaint_encode.doctor import nodes
-from inpaint_encode.doctor.nodes import check_nodes
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.doctor import nodes
+from inpaint_encode.tools.doctor.nodes import check_nodes
 from tests.conftest import command
 from tests.outputs import files_of
 

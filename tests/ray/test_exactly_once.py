@@ -18,12 +18,15 @@ import pytest
 import ray.data
 from PIL import Image
 
-from inpaint_encode import rows, storage
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.ledger import Ledger
-from inpaint_encode.pipeline import run_job
-from inpaint_encode.progress import Silent
+from inpaint_encode.job import transfer
+from inpaint_encode.job.pipeline import run_job
+from inpaint_encode.job.progress import Silent
+from inpaint_encode.output.parquet import data_groups, parquet_bytes
+from inpaint_encode.output.state import Ledger
+from inpaint_encode.schema import REJECTS, data_schema, pack_mask
+from inpaint_encode.stores import storage
 from tests.conftest import command, save_vae
 from tests.outputs import PLAIN, data_files, files_of, rejects_of, rows_of, whole_output
 
@@ -107,7 +110,7 @@ def versions(output: str) -> dict[str, str]:
 
 def meanwhile(monkeypatch, happen) -> None:
     """Let something ``happen`` in the next job when it has planned its work, before any of it is done."""
-    from inpaint_encode import pipeline
+    from inpaint_encode.job import pipeline
 
     planned = pipeline.remaining
 
@@ -192,8 +195,8 @@ def test_a_rejects_file_that_gainsays_the_decision_is_put_right(job, output, dis
     """A late worker wrote its rejects and died before it could find the chunk decided."""
     before = rejects_of(output)
     path = next(path for path in files_of(output) if path.startswith("_rejected/"))
-    both = pa.Table.from_pylist([before[0], {**before[0], "key": next(iter(rows_of(output)))}], rows.REJECTS)
-    storage.write(f"{output}/{path}", rows.parquet_bytes(both))
+    both = pa.Table.from_pylist([before[0], {**before[0], "key": next(iter(rows_of(output)))}], REJECTS)
+    storage.write(f"{output}/{path}", parquet_bytes(both))
     run_job(job(), display)
     whole_output(output)
     assert [one["key"] for one in rejects_of(output)] == [one["key"] for one in before]
@@ -329,17 +332,17 @@ class TestLateWorkers:
 
     def chunk(self, key):
         """A chunk of one decided pair in the shape that a worker commits it."""
-        encoded = dict.fromkeys(rows.ENCODED.names)
+        encoded = dict.fromkeys(transfer.ENCODED.names)
         encoded |= {"key": key, "image_uri": "i", "mask_uri": "m", "height": 8, "width": 8, "mask_coverage": 0.0}
         encoded |= {"samples": np.zeros((4, 1, 1), np.float32), "samples_shape": [4, 1, 1]}
-        encoded |= {"noise_mask": rows.pack_mask(np.zeros(64, np.uint8))}
-        table = rows.table_of([encoded], rows.ENCODED)
-        schema = rows.data_schema(PLAIN)
-        return rows.data_groups(table, schema), schema, rows.REJECTS.empty_table()
+        encoded |= {"noise_mask": pack_mask(np.zeros(64, np.uint8))}
+        table = transfer.table_of([encoded], transfer.ENCODED)
+        schema = data_schema(PLAIN)
+        return data_groups(table, schema), schema, REJECTS.empty_table()
 
     def reject(self, key):
         reject = {"key": key, "image_uri": "i", "mask_uri": "m", "stage": "fetch", "error": "fetch.unavailable"}
-        return [], rows.data_schema(PLAIN), pa.Table.from_pylist([reject], rows.REJECTS)
+        return [], data_schema(PLAIN), pa.Table.from_pylist([reject], REJECTS)
 
     @pytest.fixture(params=["disk", "s3"])
     def where(self, request, tmp_path, s3):
@@ -395,7 +398,7 @@ def test_a_chunk_committed_while_the_job_runs_is_adopted(job, output, display, m
 
 
 def test_the_second_of_two_jobs_is_refused(job, output, display, monkeypatch):
-    from inpaint_encode import lease
+    from inpaint_encode.output import lease
 
     monkeypatch.setattr(lease, "RENEW_S", 0.5)
     with lease.hold(storage.join(output, "_lease.json"), display.say), pytest.raises(UsageError, match="is writing"):

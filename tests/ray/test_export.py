@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inpaint_encode import storage
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import UsageError
-from inpaint_encode.export.formats import SUFFIXES
-from inpaint_encode.export.names import path_of
-from inpaint_encode.export.run import export_output
-from inpaint_encode.pipeline import run_job
-from inpaint_encode.progress import Silent
+from inpaint_encode.job.pipeline import run_job
+from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import ExportOptions
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.export.formats import SUFFIXES
+from inpaint_encode.tools.export.names import path_of
+from inpaint_encode.tools.export.run import export_output
 from tests.exports import by_key, exported, load_latent, load_mask, of_rows, write_chunk
 from tests.outputs import files_of
 from tests.warm import WarmWorkers
@@ -200,7 +200,7 @@ def killed_when(process, destination: str, done: int) -> bool:
 def killed_and_finished(large, detached_ray):
     """Kill an export after so many data files, each time it is run; then let it end."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["inpaint_encode.pipeline", "inpaint_encode.encoder", "diffusers.models"])
+    processes.set_forkserver_preload(["inpaint_encode.job.pipeline", "inpaint_encode.core.encoder", "diffusers.models"])
 
     def run(to: str, destination: str, *when: int) -> None:
         for done in [*when, None]:

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from inpaint_encode import iter_rows, storage
-from inpaint_encode.pipeline import run_job
-from inpaint_encode.progress import Silent
+from inpaint_encode import iter_rows
+from inpaint_encode.job.pipeline import run_job
+from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import VerifyOptions
-from inpaint_encode.verify.run import verify_output
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.verify.run import verify_output
 from tests.original_layouts import wan_22
 from tests.vaes import SMALL, encoded, saved, small_vae
 

@@ -14,8 +14,8 @@ from functools import partial
 import pytest
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
-from inpaint_encode.pipeline import run_job
-from inpaint_encode.progress import Silent
+from inpaint_encode.job.pipeline import run_job
+from inpaint_encode.job.progress import Silent
 from tests.outputs import rows_of, whole_output
 from tests.warm import WarmWorkers
 
@@ -52,7 +52,7 @@ def run_forked(job, address, runtime_env):
 def forked_run(detached_ray):
     """Start a run in a process of its own, which has all modules already but no client and no Ray."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["inpaint_encode.pipeline", "inpaint_encode.encoder", "diffusers.models"])
+    processes.set_forkserver_preload(["inpaint_encode.job.pipeline", "inpaint_encode.core.encoder", "diffusers.models"])
 
     def start(job, runtime_env):
         process = processes.Process(target=run_forked, args=(job, detached_ray, runtime_env))

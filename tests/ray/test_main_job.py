@@ -12,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
 
-from inpaint_encode import iter_rows, pipeline, storage
+from inpaint_encode import iter_rows
+from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.demo.pairs import upload, write_random_pairs
-from inpaint_encode.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.pipeline import Backend, run_job, vae_backend
-from inpaint_encode.rows import FOOTER_KEY
+from inpaint_encode.job import pipeline
+from inpaint_encode.job.pipeline import Backend, run_job, vae_backend
+from inpaint_encode.schema import FOOTER_KEY
 from inpaint_encode.settings import VaeSource, VerifyOptions
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.verify.run import verify_output
 from inpaint_encode.vae import load_vae
-from inpaint_encode.verify.run import verify_output
 from tests.conftest import command, save_vae
 
 

@@ -9,14 +9,14 @@ from PIL import Image
 from torch import nn
 
 from inpaint_encode import iter_rows
-from inpaint_encode.encoder import BatchEncoder
+from inpaint_encode.core.encoder import BatchEncoder
+from inpaint_encode.core.transform import grow_mask, mask_of_latent, neutralise
 from inpaint_encode.errors import UsageError
-from inpaint_encode.pipeline import run_job, vae_backend
+from inpaint_encode.job.pipeline import run_job, vae_backend
 from inpaint_encode.settings import RowSettings, VaeSource, VerifyOptions
-from inpaint_encode.transform import grow_mask, mask_of_latent, neutralise, to_vae_range
-from inpaint_encode.vae import load_vae
-from inpaint_encode.vae.stored import standard_normal
-from inpaint_encode.verify.run import verify_output
+from inpaint_encode.tools.verify.run import verify_output
+from inpaint_encode.vae import load_vae, to_vae_range
+from inpaint_encode.vae.latent_values import standard_normal
 from tests.conftest import save_vae
 from tests.outputs import whole_report
 

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from s3fs import S3FileSystem
 
-from inpaint_encode import storage
 from inpaint_encode.demo.pairs import upload, write_random_pairs
-from inpaint_encode.pipeline import run_job
-from inpaint_encode.progress import Silent
+from inpaint_encode.job.pipeline import run_job
+from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import ReportOptions
-from inpaint_encode.view.contents import gather
-from inpaint_encode.view.page import render
-from inpaint_encode.view.pictures import TITLES
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.inspect.contents import gather
+from inpaint_encode.tools.inspect.page import render
+from inpaint_encode.tools.inspect.pictures import TITLES
 from tests.conftest import save_vae
 
 CHROMIUM = Path("/usr/bin/chromium")

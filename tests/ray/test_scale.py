@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inpaint_encode import plan, rows, storage
-from inpaint_encode.lease import hold
-from inpaint_encode.resume import job_record, open_output, remaining
+from inpaint_encode.job.transfer import ENCODED, table_of
+from inpaint_encode.output import plan
+from inpaint_encode.output.lease import hold
+from inpaint_encode.output.parquet import data_table
+from inpaint_encode.output.resume import job_record, open_output, remaining
+from inpaint_encode.schema import REJECTS, data_schema, pack_mask
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.sources import find_pairs
+from inpaint_encode.stores import storage
 from inpaint_encode.vae import load_vae, vae_facts
 from tests.outputs import whole_report
 
@@ -80,9 +84,9 @@ def test_a_manifest_of_a_million_lines_is_planned(folder):
 
 PLAN = """
 import sys, time
-from inpaint_encode.lease import hold
-from inpaint_encode.ledger import Ledger
-from inpaint_encode.resume import remaining
+from inpaint_encode.output.lease import hold
+from inpaint_encode.output.state import Ledger
+from inpaint_encode.output.resume import remaining
 from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
 from inpaint_encode.sources import find_pairs
 from tests.ray.test_scale import resident_peak
@@ -115,16 +119,16 @@ def make_done(job) -> None:
     with hold(f"{output}/_lease.json", print) as lease:
         ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
         left = remaining(ledger, inventory, job, find_pairs(job.source))
-    schema = rows.data_schema(record["rows"])
+    schema = data_schema(record["rows"])
     for work in left.work.to_pylist():
         encoded = tiny_rows(plan.read_chunk(work["part"], work["chunk"]))
-        ledger.publish(work, [rows.data_table(encoded, schema)], schema, rows.REJECTS.empty_table())
+        ledger.publish(work, [data_table(encoded, schema)], schema, REJECTS.empty_table())
 
 
 def tiny_rows(pairs: pa.Table) -> pa.Table:
     tensors = {"samples": np.zeros(4, np.float32), "samples_shape": [4, 1, 1]}
-    tensors |= {"noise_mask": rows.pack_mask(np.zeros(64, np.uint8)), "height": 8, "width": 8, "mask_coverage": 0.0}
-    return rows.table_of([{**pair, **tensors} for pair in pairs.to_pylist()], rows.ENCODED)
+    tensors |= {"noise_mask": pack_mask(np.zeros(64, np.uint8)), "height": 8, "width": 8, "mask_coverage": 0.0}
+    return table_of([{**pair, **tensors} for pair in pairs.to_pylist()], ENCODED)
 
 
 def resume(job, vae_folder) -> tuple[float, float]:
@@ -132,7 +136,7 @@ def resume(job, vae_folder) -> tuple[float, float]:
     source, output = job.source, Path(job.output.output)
     done = len(list(output.glob("*.parquet")))
     arguments = ["--images", source.images, "--masks", source.masks, "--vae", vae_folder, "--output", output]
-    command = [sys.executable, "-m", "inpaint_encode.cli", "encode", *arguments, "--samples-dtype", "float32"]
+    command = [sys.executable, "-m", "inpaint_encode", "encode", *arguments, "--samples-dtype", "float32"]
     begun, first, peak = time.monotonic(), None, 0.0
     process = subprocess.Popen([str(part) for part in command])
     while process.poll() is None:

@@ -11,15 +11,16 @@ import ray.data
 import torch
 from PIL import Image
 
-from inpaint_encode import iter_rows, storage
+from inpaint_encode import iter_rows
+from inpaint_encode.core.transform import grow_mask
 from inpaint_encode.errors import UsageError
-from inpaint_encode.images import Drawing
-from inpaint_encode.pipeline import run_job
+from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.settings import VerifyOptions
-from inpaint_encode.transform import grow_mask
-from inpaint_encode.verify.run import verify_output
+from inpaint_encode.sources.random_mask import Drawing
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.verify.run import verify_output
 from tests.outputs import data_files, whole_output
-from tests.unit.test_layouts import write_tar
+from tests.unit.sources.test_parquet_and_tars import write_tar
 
 IMAGES, MASKS = 5, 8
 

@@ -13,17 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from inpaint_encode import rows
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, NotWhole, UsageError
-from inpaint_encode.lease import hold
-from inpaint_encode.ledger import Ledger
-from inpaint_encode.pipeline import run_job
-from inpaint_encode.progress import Silent
+from inpaint_encode.job.pipeline import run_job
+from inpaint_encode.job.progress import Silent
+from inpaint_encode.output.lease import hold
+from inpaint_encode.output.parquet import parquet_bytes, read_data
+from inpaint_encode.output.state import Ledger
+from inpaint_encode.schema import FOOTER_KEY, PAIRS, data_schema
 from inpaint_encode.settings import VerifyOptions
-from inpaint_encode.verify.resample import Resampled, _samples_problems, draw
-from inpaint_encode.verify.run import verify_output
-from inpaint_encode.verify.verdict import CHECKS, SHOWN, show
+from inpaint_encode.tools.verify.resample import Resampled, _samples_problems, draw
+from inpaint_encode.tools.verify.run import verify_output
+from inpaint_encode.tools.verify.verdict import CHECKS, SHOWN, show
 from tests.conftest import save_vae
 from tests.outputs import PLAIN, rejects_of, rows_of, whole_output
 
@@ -77,10 +78,10 @@ def data_file(output: Path, chunk: int) -> Path:
 def remake(path: Path, change) -> None:
     """Write a data file anew, in order throughout but for what ``change`` does to its rows."""
     data = path.read_bytes()
-    schema = rows.data_schema(PLAIN).with_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
-    table = rows.read_data(data, schema).to_pylist()
+    schema = data_schema(PLAIN).with_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
+    table = read_data(data, schema).to_pylist()
     change(table)
-    path.write_bytes(rows.parquet_bytes(pa.Table.from_pylist(table, schema)))
+    path.write_bytes(parquet_bytes(pa.Table.from_pylist(table, schema)))
 
 
 def truncate(output, chunk=2):
@@ -154,8 +155,8 @@ def exchange_two_files(output):
 def settings_of_another_job(output):
     path = data_file(output, 2)
     table = pq.read_table(path)
-    made_by = {**json.loads(table.schema.metadata[rows.FOOTER_KEY]), "grow_mask_by": 9}
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, rows.FOOTER_KEY: json.dumps(made_by)}), path)
+    made_by = {**json.loads(table.schema.metadata[FOOTER_KEY]), "grow_mask_by": 9}
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, FOOTER_KEY: json.dumps(made_by)}), path)
 
 
 def foreign_file(output):
@@ -323,7 +324,7 @@ def test_a_row_that_is_to_be_kept_must_be_there(output):
 def revise(output):
     """State chunk 2 once more, its first pair to be encoded and the others to be kept."""
     (path,) = (output / "_plan").glob("*.parquet")
-    stated = pq.read_table(path, schema=rows.PAIRS).slice(2 * CHUNK_ROWS, CHUNK_ROWS)
+    stated = pq.read_table(path, schema=PAIRS).slice(2 * CHUNK_ROWS, CHUNK_ROWS)
     stated = stated.set_column(stated.column_names.index("encode"), "encode", pa.array([True, False, False]))
     with hold(str(output / "_lease.json"), print) as lease:
         Ledger(str(output), json.loads((output / "_job.json").read_text())["job"], lease.token).write_plan(1, stated)
@@ -339,7 +340,7 @@ def test_a_plan_with_a_part_lost(output):
 def test_a_plan_with_keys_twice(output):
     (path,) = (output / "_plan").glob("*.parquet")
     table = pq.read_table(path)
-    path.write_bytes(rows.parquet_bytes(pa.concat_tables([table, table.slice(4, 1)])))
+    path.write_bytes(parquet_bytes(pa.concat_tables([table, table.slice(4, 1)])))
     drop_a_row(output)
     verdict = verify(output, repair=True)
     assert {problem.check for problem in verdict.left} == {"plan", "keys"}

@@ -10,15 +10,19 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from inpaint_encode import plan, rows, storage
 from inpaint_encode.cli import app
-from inpaint_encode.estimate.run import estimate
-from inpaint_encode.geometry import Sizing
-from inpaint_encode.images import PairDecoder
+from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.core.geometry import Sizing
+from inpaint_encode.job.stages import fetch_and_decode
+from inpaint_encode.job.transfer import DECODED, unfold
+from inpaint_encode.output import plan
+from inpaint_encode.output.parquet import parquet_bytes
+from inpaint_encode.schema import PAIRS, WORK, unpack_mask
 from inpaint_encode.settings import EncodeJob, PlanOptions
 from inpaint_encode.sources import find_pairs
-from inpaint_encode.stages import fetch_and_decode
-from tests.unit.test_layouts import write_parquet, write_tar
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.plan.run import estimate
+from tests.unit.sources.test_parquet_and_tars import write_parquet, write_tar
 
 README = Path(__file__).parents[2] / "README.md"
 LAYOUTS = re.findall(r"^\| (`.*?) \| `(--.*?)` \| (`.*?) \|$", README.read_text(), re.MULTILINE)
@@ -79,19 +83,19 @@ def job_of(options: str, folder: str) -> EncodeJob:
 def planned(job: EncodeJob, part: str) -> str:
     """Plan the job's pairs in one chunk."""
     found = find_pairs(job.source, job.access)
-    cut = plan.cut(found.with_uris(plan.added(rows.PAIRS.empty_table(), found.pairs)), 1_000, 2**30)
-    storage.write(part, rows.parquet_bytes(cut))
+    cut = plan.cut(found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)), 1_000, 2**30)
+    storage.write(part, parquet_bytes(cut))
     return part
 
 
 def fetched(job: EncodeJob, part: str) -> list[dict]:
     """Take the chunk through the first stage."""
-    work = pa.Table.from_pylist([{"chunk": 0, "generation": 0, "part": part, "keep": False}], rows.WORK)
+    work = pa.Table.from_pylist([{"chunk": 0, "generation": 0, "part": part, "keep": False}], WORK)
     channel, polarity = job.decoding.mask_channel, job.decoding.mask_polarity
     decoder = PairDecoder(sizing=Sizing(ratio=8), mask_channel=channel, mask_polarity=polarity)
     row = fetch_and_decode(work, decoder=decoder, access=job.access, max_bytes=2**20, threads=4)
     assert row["fatal"][0].as_py() is None
-    return rows.unfold(row, rows.DECODED).to_pylist()
+    return unfold(row, DECODED).to_pylist()
 
 
 def test_the_table_is_found():
@@ -107,7 +111,7 @@ def test_each_row_of_the_table_is_a_command(layout, options, keys, tmp_path):
     assert [row["key"] for row in decoded] == re.findall("`([^`]*)`", keys)
     assert [(row["error"], row["message"]) for row in decoded] == [(None, None)] * len(decoded)
     for row in decoded:
-        repainted = rows.unpack_mask(row["mask"], row["height"], row["width"])
+        repainted = unpack_mask(row["mask"], row["height"], row["width"])
         assert repainted.any() and not repainted.all()
         if "--random-masks" not in options:
             assert repainted.sum() == (8 * 8 if "--mask-channel alpha" in options else 16 * 20)

@@ -16,7 +16,7 @@ NOT_WANTED = [
     ".venv/lib/python3.11/site-packages/torch.py",
     ".git/objects/pack",
     ".demo/output/chunk.parquet",
-    "jobs/records/record.md",
+    "jobs/benchmarks/records/record.md",
     "tests/golden/grow.npz",
     "photos/a/0001.jpg",
     "masks/README",

@@ -1,0 +1,120 @@
+"""How the rows of an output were made: the JSON in every data file's footer, and ``rows`` in ``_job.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+__all__ = ["CONTRACT_VERSION", "LatentForm", "RowMetadata", "VaeMetadata"]
+
+CONTRACT_VERSION = 1
+"""Version of the transform in `inpaint_encode.core.transform` and `inpaint_encode.vae`."""
+
+LatentForm = Literal["unscaled", "scaled", "packed"]
+"""``unscaled``: as the encoder returns it. ``scaled``: in the denoiser's scaled space. ``packed``: scaled, with each
+2x2 patch moved into the channels (Flux.2)."""
+
+_FORMER_NAMES = {"ratio": "vae_scale_factor", "dtype": "compute_dtype"}
+"""Names in footers and job files of version 0.1, by their current name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeMetadata:
+    """The VAE of a row, and what a reader needs to use its latents."""
+
+    vae_class: str
+    """Class name in diffusers."""
+    vae_source: str = ""
+    """Folder, URI or hub id the VAE was loaded from."""
+    weights_sha256: str
+    config_sha256: str = ""
+    """Hash of the configuration, see `inpaint_encode.vae.facts.config_sha256`."""
+    vae_scale_factor: int
+    """Pixels of a side per latent value."""
+    crop_multiple: int
+    """Multiple that image sides are cropped to; larger than ``vae_scale_factor`` for plain Flux.2 latents."""
+    latent_channels: int
+    latent_form: LatentForm = "unscaled"
+    """Form of the stored latents; "scaled" with ``--scaled``."""
+    scaling_factor: float | None = None
+    """None if the model has none, or if a single file does not tell."""
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    """Per channel; of Flux.2 per packed channel."""
+    latents_std: tuple[float, ...] | None = None
+    vae_family: str = ""
+    """``--vae-family``, if it determined the scaling."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read the fields from a footer's JSON; other keys are ignored."""
+        given = _fields_of(cls, values)
+        for name in ("latents_mean", "latents_std"):
+            if given.get(name) is not None:
+                given[name] = tuple(given[name])
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowMetadata:
+    """Everything that determines a row's values. All rows of an output share it.
+
+    The options are those of `inpaint_encode.settings.RowSettings` and `inpaint_encode.settings.Decoding`; defaults are
+    what version 0.1 did before it wrote the field.
+    """
+
+    vae: VaeMetadata
+    contract: int = CONTRACT_VERSION
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of Python and the packages; they may differ between the rows of an output."""
+
+    grow_mask_by: int = 6
+    compute_dtype: str = "auto"
+    samples_dtype: Literal["float16", "float32"] = "float16"
+    posterior: Literal["mean", "sample", "moments"] = "mean"
+    posterior_seed: int = 0
+    scaled: bool = False
+    also_original: bool = False
+    latent_mask: Literal["none", "comfyui", "diffusers"] = "none"
+    tile: bool | None = False
+    tile_size: int = 512
+    mask_encoding: Literal["tensor", "packed"] = "tensor"
+    deterministic: bool = False
+
+    mask_channel: str = "auto"
+    mask_polarity: str = "white"
+    icc: str = "srgb"
+    resize: int = 0
+    resolution: str = ""
+    buckets: int = 0
+    bucket_step: int = 64
+    upscale: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` returned; names of version 0.1 are accepted.
+
+        Raises:
+            KeyError: a field without a default is missing.
+        """
+        given = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
+        missing = {"vae_class", "weights_sha256", "vae_scale_factor", "latent_channels"} - given.keys()
+        if missing:
+            raise KeyError(min(missing))
+        given.setdefault("crop_multiple", given["vae_scale_factor"])
+        return cls(vae=VaeMetadata.from_dict(given), **_fields_of(cls, given))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, the fields of ``vae`` beside the others."""
+        values = asdict(self)
+        return {**values.pop("vae"), **values}
+
+    @property
+    def tiling(self) -> bool | None:
+        """Whether to encode in tiles: always, never, or (None) on out-of-memory. ``deterministic`` excludes None."""
+        return False if self.tile is None and self.deterministic else self.tile
+
+
+def _fields_of(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {one.name: values[one.name] for one in fields(cls) if one.name in values}

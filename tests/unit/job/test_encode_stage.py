@@ -1,0 +1,120 @@
+"""The encoding stage without Ray: what it makes of batches that went through, and of those that did not."""
+
+import copy
+import os
+import socket
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from inpaint_encode.core.batch import Batch
+from inpaint_encode.core.encoder import BatchEncoder
+from inpaint_encode.errors import JobFailed
+from inpaint_encode.job.stages import Encoder
+from inpaint_encode.job.transfer import DECODED, ENCODED, fold, table_of, unfold
+from inpaint_encode.schema import pack_mask
+from inpaint_encode.settings import RowSettings, VaeSource
+from inpaint_encode.vae import load_vae
+from tests.vaes import BLOCKS
+
+SIZES = [(16, 16), (16, 16), (64, 64), (16, 16)]
+
+
+class Crowded(nn.Module):
+    """An encoder on a device that holds so many pixels and not one more."""
+
+    def __init__(self, encoder: nn.Module, pixels: int) -> None:
+        super().__init__()
+        self.encoder, self.pixels, self.given = encoder, pixels, []
+
+    def forward(self, inputs):
+        self.given.append(tuple(inputs.shape))
+        if inputs[:, 0].numel() > self.pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return self.encoder(inputs)
+
+
+@pytest.fixture
+def encoded(vae_folder, monkeypatch):
+    """Encode a chunk of `SIZES` on a device that holds ``pixels``: the rows, the counters and what is fatal."""
+
+    def encode(pixels, **settings):
+        monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+        def opened(device):
+            vae = load_vae(VaeSource(vae=vae_folder))
+            encoder = BatchEncoder(vae, RowSettings(**settings), torch.device(device), compiled=False)
+            encoder._vae.encoder = Crowded(encoder._vae.encoder, pixels)
+            return encoder
+
+        rng = np.random.default_rng(0)
+        decoded = [
+            {
+                **{"key": str(index), "height": size[0], "width": size[1]},
+                "pixels": rng.integers(0, 256, (*size, 3), np.uint8),
+                "mask": pack_mask(rng.integers(0, 2, size, np.uint8)),
+            }
+            for index, size in enumerate(SIZES)
+        ]
+        work = {"chunk": 0, "generation": 0, "part": "p", "keep": False}
+        row = Encoder(opened, "auto", 0, 1)(fold(table_of(decoded, DECODED), work, counters=[], fatal=None))
+        made = unfold(row, ENCODED).select(["samples_shape", "precision", "tiled", "error"]).to_pylist()
+        return made, dict(row["counters"][0].as_py()), row["fatal"][0].as_py()
+
+    return encode
+
+
+def test_deterministic_rows_do_not_depend_on_the_number_of_workers(monkeypatch):
+    torch.manual_seed(0)
+    config = BLOCKS | {"block_out_channels": (32, 64, 128, 128), "layers_per_block": 1}
+    vae = AutoencoderKL(**config).eval().requires_grad_(False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    pixels = np.random.default_rng(0).integers(0, 256, 128 * 128 * 3, np.uint8)
+    batch = Batch(128, 128, [pixels], [np.zeros(128 * 16, np.uint8)])
+    threads = torch.get_num_threads()
+
+    def opened(device):
+        settings = RowSettings(deterministic=True, samples_dtype="float32")
+        return BatchEncoder(copy.deepcopy(vae), settings, torch.device(device), compiled=False)
+
+    try:
+        made = [Encoder(opened, 1, 0, count)._encoder.launch(batch).result().samples for count in (1, 2, 4)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
+    assert all(np.array_equal(one, made[0]) for one in made)
+
+
+def test_an_image_that_does_not_fit_goes_alone(encoded):
+    made, counters, fatal = encoded(2 * 16 * 16, tile=False)
+    assert [row["error"] for row in made] == [None, None, "encode.out_of_memory", None]
+    assert [row["precision"] for row in made] == ["float32", "float32", None, "float32"]
+    assert (counters["oom_steps"], counters["tiled"], fatal) == (2, 0, None)
+
+
+def test_a_chunk_of_images_that_do_not_fit_is_rejected_and_does_not_end_the_job(encoded):
+    made, _, fatal = encoded(0, tile=False)
+    assert {row["error"] for row in made} == {"encode.out_of_memory"}
+    assert fatal is None
+
+
+def test_a_row_says_that_it_was_tiled(encoded):
+    made, counters, _ = encoded(32 * 64, tile_size=64)
+    assert [row["tiled"] for row in made] == [False, False, None, False]
+    made, counters, _ = encoded(64 * 64, tile=True, tile_size=64)
+    assert [row["tiled"] for row in made] == [False] * 4
+    assert [tuple(row["samples_shape"]) for row in made] == [(4, side // 8, side // 8) for side, _ in SIZES]
+    assert (counters["oom_steps"], counters["not_finite"], counters["encoded_again"]) == (0, 0, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_worker_without_the_gpu_that_it_was_given_says_so(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    opened = Encoder(lambda device: device, "auto", 0.5, 1)
+    assert opened._encoder == "cpu", "conftest says that GPUs are numbers here"
+    monkeypatch.delenv("INPAINT_ENCODE_LOGICAL_GPUS")
+    with pytest.raises(JobFailed, match=rf"0\.5 GPU on node {socket.gethostname()}, but torch finds no CUDA device"):
+        Encoder(lambda device: device, "auto", 0.5, 1)

@@ -1,0 +1,405 @@
+"""Rows as diffusers and ComfyUI take them, and where diffusers makes other tensors of the same image and mask."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+from torch.utils.data import default_collate
+
+from inpaint_encode.core.transform import neutralise, resize_mask
+from inpaint_encode.errors import UsageError
+from inpaint_encode.reader import Output
+from inpaint_encode.reader.conventions import (
+    for_comfyui,
+    for_diffusers,
+    inpaint_input,
+    latent_mask,
+    packed,
+    refuse_for_diffusers,
+)
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae import load_vae, to_scaled, to_unscaled, to_vae_range, vae_facts
+from tests.local import encode_here, tensor_rows, write_pairs
+from tests.vaes import KL, small_vae
+
+SCALE = 0.18215
+IMAGES = VaeImageProcessor(vae_scale_factor=8)
+MASKS = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+"""As diffusers' inpainting pipelines have them."""
+
+
+def drawn_pairs():
+    rng = np.random.default_rng(0)
+    sizes = {"even": ((64, 96), (64, 96)), "odd": ((71, 107), (71, 107)), "larger": ((64, 96), (128, 192))}
+    pairs = {}
+    for key, (image, mask) in sizes.items():
+        levels = rng.integers(0, 256, (*image, 3), np.uint8)
+        blobs = Image.fromarray(rng.integers(0, 2, (9, 13), np.uint8) * 255).resize(
+            mask[::-1], Image.Resampling.NEAREST
+        )
+        pairs[key] = levels, np.asarray(blobs)
+    return pairs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """Workers compute with one, which is set for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return drawn_pairs()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, make_job, pairs):
+    """Rows by their keys, and what they were made by, of a job with these options; each job runs once."""
+    source = tmp_path_factory.mktemp("pairs") / "in"
+    write_pairs(source, pairs)
+    done = {}
+
+    def make(**asked):
+        name = repr(sorted(asked.items()))
+        if name not in done:
+            output = tmp_path_factory.mktemp("out") / "latents"
+            encode_here(
+                make_job(source / "images", source / "masks", output, **{"grow_mask_by": 0, "batch_size": 1} | asked)
+            )
+            done[name] = tensor_rows(str(output)), Output.open(str(output)).made_by
+        return done[name]
+
+    return make
+
+
+@pytest.fixture
+def vae(vae_folder):
+    return load_vae(VaeSource(vae=vae_folder))
+
+
+def preprocessed(pair):
+    """An image, its mask and the image greyed, as diffusers' pipelines have them: ``[1, 3 or 1, H, W]``."""
+    image, mask = (Image.fromarray(array) for array in pair)
+    size = {"height": image.height // 8 * 8, "width": image.width // 8 * 8}
+    image, mask = IMAGES.preprocess(image, **size), MASKS.preprocess(mask, **size)
+    return image, mask, image * (mask < 0.5)
+
+
+def posterior_of(vae, pixels):
+    with torch.no_grad():
+        return vae.encode(pixels.contiguous()).latent_dist  # a transposed one is summed in another order
+
+
+def made_by_a(name, **settings):
+    """What an output's files say that a small VAE of this name has made."""
+    facts = vae_facts(small_vae(name), VaeSource(vae="a/test")).as_dict()
+    return {**facts, "posterior": "mean", "also_original": False, "scaled": False, "latent_mask": "none", **settings}
+
+
+def row_of(channels, height=4, width=6, ratio=8):
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(channels, height, width, generator=generator)
+    pixels = torch.rand(1, height * ratio, width * ratio, generator=generator)
+    return {"samples": samples, "noise_mask": (pixels < 0.5).to(torch.uint8)}
+
+
+class TestForDiffusers:
+    def test_means_are_scaled_and_masks_are_nearest(self, made, pairs, vae):
+        rows, made_by = made(also_original=True)
+        row = rows["even"]
+        before = copy.deepcopy(row)
+        found = for_diffusers(row, made_by)
+        image, mask, greyed = preprocessed(pairs["even"])
+        assert list(found) == ["latents", "masked_image_latents", "mask"]
+        assert {(value.dtype, value.is_contiguous()) for value in found.values()} == {(torch.float32, True)}
+        assert torch.equal(found["mask"], mask[0, :, ::8, ::8])
+        assert torch.equal(found["latents"], posterior_of(vae, image).mode()[0] * SCALE)
+        assert torch.equal(found["masked_image_latents"], posterior_of(vae, greyed).mode()[0] * SCALE)
+        for value in found.values():
+            value.zero_()
+        assert all(torch.equal(row[name], before[name]) for name in ("samples", "original_samples", "noise_mask"))
+
+    def test_moments_are_means_or_drawn_as_diffusers_draws(self, made):
+        rows, made_by = made(also_original=True, posterior="moments")
+        row = rows["even"]
+        means = for_diffusers(row, made_by)
+        assert torch.equal(means["latents"], row["original_samples"][:4] * SCALE)
+        assert torch.equal(means["masked_image_latents"], row["samples"][:4] * SCALE)
+        drawn = for_diffusers(row, made_by, generator=torch.Generator().manual_seed(5))
+        again = torch.Generator().manual_seed(5)
+        for name, column in (("latents", "original_samples"), ("masked_image_latents", "samples")):
+            one = DiagonalGaussianDistribution(row[column][None]).sample(again)[0] * SCALE
+            assert torch.equal(drawn[name], one)
+            assert not torch.allclose(one, means[name], atol=1e-3)
+        assert torch.equal(drawn["mask"], means["mask"])
+
+    def test_moments_in_half_precision_become_float32_before_they_are_drawn(self, made):
+        rows, made_by = made(posterior="moments", samples_dtype="float16")
+        row = rows["even"]
+        assert row["samples"].dtype == torch.float16
+        drawn = for_diffusers(row, made_by, with_latents=False, generator=torch.Generator().manual_seed(5))
+        expected = DiagonalGaussianDistribution(row["samples"].float()[None]).sample(torch.Generator().manual_seed(5))
+        assert torch.equal(drawn["masked_image_latents"], expected[0] * SCALE)
+
+    def test_rows_that_are_scaled_are_not_scaled_again(self, made):
+        (plain, made_plain), (scaled, made_scaled) = made(also_original=True), made(also_original=True, scaled=True)
+        for key, row in scaled.items():
+            found, expected = for_diffusers(row, made_scaled), for_diffusers(plain[key], made_plain)
+            assert torch.equal(found["latents"], row["original_samples"])
+            assert found["latents"].data_ptr() != row["original_samples"].data_ptr()
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def test_draws_of_the_job_are_as_they_are(self, made):
+        rows, made_by = made(posterior="sample", posterior_seed=3)
+        found = for_diffusers(rows["even"], made_by, with_latents=False)
+        assert torch.equal(found["masked_image_latents"], rows["even"]["samples"] * SCALE)
+
+    @pytest.mark.parametrize("name", ["SD 3", "Wan 2.2", "AutoencoderKLFlux2", "AutoencoderTiny"])
+    def test_families_are_scaled_by_what_their_models_have(self, name):
+        made_by = made_by_a(name, shift_factor=0.0609) if name == "SD 3" else made_by_a(name)
+        row = row_of(made_by["latent_channels"], ratio=made_by["ratio"])
+        expected = {
+            "SD 3": (row["samples"] - 0.0609) * SCALE,
+            "Wan 2.2": (row["samples"] - 0.1) / 2.0,
+            "AutoencoderKLFlux2": row["samples"],
+            "AutoencoderTiny": row["samples"],
+        }
+        found = for_diffusers(row, made_by, with_latents=False)
+        assert torch.equal(found["masked_image_latents"], expected[name])
+        assert found["mask"].shape == (1, 4, 6)
+
+    def test_what_the_model_is_may_be_said_afterwards(self):
+        made_by = made_by_a("AutoencoderKL", scaling_factor=None)
+        row = row_of(4)
+        with pytest.raises(UsageError, match=r"for_diffusers needs the scaling of a/test, .* vae_family='sdxl'"):
+            for_diffusers(row, made_by, with_latents=False)
+        found = for_diffusers(row, made_by, with_latents=False, vae_family="sdxl")
+        assert torch.equal(found["masked_image_latents"], row["samples"] * 0.13025)
+
+    @pytest.mark.parametrize(
+        ("made_by", "options", "message"),
+        [
+            ({}, {}, "no original_samples, of which latents are made; encode with --also-original"),
+            ({}, {"generator": torch.Generator()}, "these rows store a mean; encode with --posterior moments"),
+            ({"posterior": "sample"}, {"generator": torch.Generator()}, "these rows store a sample"),
+            ({}, {"vae_family": "sdxl"}, "vae_family 'sdxl', but the scaling_factor of a/test is 0.18215"),
+            ({}, {"vae_family": "flux1"}, "vae_family 'flux1', but a/test is an AutoencoderKL of 4 channels at 1/8"),
+            ({}, {"vae_family": "sd9"}, "known are sd1, sdxl, sd3, flux1, x4-upscaler"),
+            ({}, {"layout": "flux"}, "layout is one of channels, flux_fill, and not flux"),
+            ({"latent_form": "packed"}, {"layout": "flux_fill"}, "packed already"),
+            ({"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}, {}, "--flux2-latents packed"),
+        ],
+    )
+    def test_what_cannot_be_done_is_refused_before_a_row_is_read(self, made_by, options, message):
+        whole = made_by_a("AutoencoderKL", **made_by)
+        options = options if "original" in message else {"with_latents": False, **options}
+        with pytest.raises(UsageError, match=message):
+            refuse_for_diffusers(whole, **options)
+        with pytest.raises(UsageError, match=message):
+            for_diffusers({}, whole, **options)
+
+
+class TestLatentMask:
+    def test_the_stored_one_is_of_the_mask_that_did_not_grow(self, made):
+        grown, made_grown = made(grow_mask_by=6)
+        both, made_both = made(grow_mask_by=6, latent_mask="diffusers")
+        none, made_none = made()
+        for key in grown:
+            first = none[key]["noise_mask"][:, ::8, ::8].float()
+            assert torch.equal(latent_mask(none[key], made_none, "diffusers"), first)
+            assert torch.equal(latent_mask(both[key], made_both, "diffusers"), first)
+            assert torch.equal(
+                latent_mask(grown[key], made_grown, "diffusers"), grown[key]["noise_mask"][:, ::8, ::8].float()
+            )
+            assert latent_mask(grown[key], made_grown, "diffusers").sum() > first.sum()
+
+    def test_comfyui_s_is_the_mean_of_the_middle_whether_it_is_stored_or_not(self, made):
+        rows, made_by = made(grow_mask_by=6, latent_mask="comfyui")
+        row = rows["odd"]
+        whole = row["noise_mask"].float()
+        middle = (whole[:, 3::8, 3::8] + whole[:, 3::8, 4::8] + whole[:, 4::8, 3::8] + whole[:, 4::8, 4::8]) / 4
+        assert torch.equal(latent_mask(row, made_by, "comfyui"), middle)
+        assert torch.equal(latent_mask(row, {**made_by, "latent_mask": "none"}, "comfyui"), middle)
+        assert torch.equal(latent_mask(row, made_by, "diffusers"), whole[:, ::8, ::8])
+        latent_mask(row, made_by, "comfyui").zero_()
+        assert row["latent_mask"].any()
+
+
+class TestInpaintInput:
+    def test_channels_are_noise_then_mask_then_masked_image(self):
+        made_by = made_by_a("AutoencoderKL")
+        one = for_diffusers(row_of(4), made_by, with_latents=False)
+        noise = torch.randn(4, 4, 6)
+        whole = inpaint_input(noise, one)
+        assert whole.shape == (9, 4, 6)
+        for part, expected in ((whole[:4], noise), (whole[4:5], one["mask"]), (whole[5:], one["masked_image_latents"])):
+            assert torch.equal(part, expected)
+        batch = inpaint_input(torch.stack([noise, noise]), default_collate([one, one]))
+        assert torch.equal(batch, torch.stack([whole, whole]))
+
+    def test_flux_fill_is_a_sequence_of_patches_with_every_pixel_of_the_mask(self):
+        made_by = made_by_a("SD 3", scaling_factor=1.0)
+        row = row_of(16)
+        one = for_diffusers(row, made_by, layout="flux_fill", with_latents=False)
+        noise = torch.randn(16, 4, 6)
+        whole = inpaint_input(packed(noise), one, layout="flux_fill")
+        assert whole.shape == (2 * 3, 384)
+        top, left = 2, 4  # of the patch in the second row and the third column
+        patch = whole[1 * 3 + 2]
+        for channel, down, right in ((0, 0, 0), (7, 1, 0), (15, 0, 1)):
+            at = 4 * channel + 2 * down + right
+            assert patch[at] == noise[channel, top + down, left + right]
+            assert patch[64 + at] == row["samples"][channel, top + down, left + right]
+        for y, x, down, right in ((0, 0, 0, 0), (5, 2, 1, 0), (7, 7, 1, 1)):
+            at = 4 * (8 * y + x) + 2 * down + right
+            assert patch[128 + at] == row["noise_mask"][0, 8 * (top + down) + y, 8 * (left + right) + x]
+        batch = inpaint_input(torch.stack([packed(noise)] * 2), default_collate([one, one]), layout="flux_fill")
+        assert torch.equal(batch[1], whole)
+
+    def test_flux_fill_has_the_image_s_latents_in_patches_too(self, made):
+        rows, made_by = made(also_original=True)
+        found = for_diffusers(rows["even"], made_by, layout="flux_fill")
+        expected = for_diffusers(rows["even"], made_by)
+        assert list(found) == ["latents", "masked_image_latents", "mask"]
+        for name in ("latents", "masked_image_latents"):
+            assert torch.equal(found[name], packed(expected[name]))
+        assert found["mask"].sum() == rows["even"]["noise_mask"].sum()
+
+    def test_an_odd_side_has_no_whole_patches(self):
+        made_by = made_by_a("SD 3")
+        with pytest.raises(UsageError, match=r"a latent of 5 x 6 .* multiples of 16 pixels"):
+            for_diffusers(row_of(16, height=5), made_by, layout="flux_fill", with_latents=False)
+
+
+class TestForComfyui:
+    def test_it_is_a_batch_of_one_and_not_scaled(self, made):
+        rows, made_by = made(grow_mask_by=6, also_original=True, samples_dtype="float16")
+        row = rows["odd"]
+        found = for_comfyui(row, made_by)
+        assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
+            "samples": ((1, 4, 8, 13), torch.float32),
+            "noise_mask": ((1, 1, 64, 104), torch.float32),
+        }
+        assert torch.equal(found["samples"][0], row["samples"].float())
+        assert torch.equal(found["noise_mask"][0], row["noise_mask"].float())
+        original = for_comfyui(row, made_by, original=True)
+        assert torch.equal(original["samples"][0], row["original_samples"].float())
+        found["samples"].zero_()
+        assert row["samples"].any()
+
+    def test_scaled_rows_are_scaled_back(self, made):
+        (plain, made_plain), (scaled, made_scaled) = made(also_original=True), made(also_original=True, scaled=True)
+        for key, row in scaled.items():
+            found, expected = for_comfyui(row, made_scaled), for_comfyui(plain[key], made_plain)
+            assert torch.allclose(found["samples"], expected["samples"], atol=1e-5)
+            assert not torch.allclose(row["samples"], plain[key]["samples"], atol=1e-2)
+
+    def test_of_moments_it_is_the_mean(self, made):
+        rows, made_by = made(posterior="moments")
+        assert torch.equal(for_comfyui(rows["even"], made_by)["samples"][0], rows["even"]["samples"][:4])
+
+    @pytest.mark.parametrize("name", ["AutoencoderTiny", "AutoencoderKLFlux2"])
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_what_is_in_the_denoiser_s_space_stays_there(self, name, scaled):
+        made_by = made_by_a(name, scaling_factor=0.5, scaled=scaled)
+        row = row_of(made_by["latent_channels"], ratio=made_by["ratio"])
+        found = for_comfyui(row, made_by)["samples"]
+        assert torch.equal(found[0], row["samples"])
+        assert found.data_ptr() != row["samples"].data_ptr()
+
+    def test_there_may_be_no_original(self):
+        with pytest.raises(UsageError, match=r"for_comfyui: these rows have no original_samples; .* --also-original"):
+            for_comfyui(row_of(4), made_by_a("AutoencoderKL"), original=True)
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "SD 3", "Wan 2.2", "AutoencoderKLFlux2", "AutoencoderTiny"])
+def test_scaling_can_be_taken_back(name):
+    vae = small_vae(name)
+    if name == "SD 3":
+        vae.register_to_config(scaling_factor=1.5305, shift_factor=0.0609)
+    facts = vae_facts(vae, VaeSource(vae="a/test"))
+    samples = torch.randn(2, facts.latent_channels, 3, 5)
+    scaled = to_scaled(samples, facts)
+    assert torch.equal(scaled, samples) == (facts.latent_form != "unscaled")
+    assert torch.allclose(to_unscaled(scaled, facts), samples, atol=1e-5)
+
+
+def test_an_output_that_was_scaled_by_statistics_is_scaled_back(tmp_path, make_job, pairs):
+    """Through the whole job: the form in its metadata is that of its rows, and what they are made by says the rest."""
+    write_pairs(tmp_path / "in", {"even": pairs["even"]})
+    config = KL | {"latents_mean": [0.5, -1.0, 0.25, 2.0], "latents_std": [0.5, 2.0, 4.0, 8.0], "scaling_factor": 0.5}
+    torch.manual_seed(0)
+    AutoencoderKL(**config).save_pretrained(tmp_path / "vae")
+    made = {}
+    for name, scaled in (("plain", False), ("scaled", True)):
+        asked = {"vae": str(tmp_path / "vae"), "scaled": scaled}
+        output = encode_here(make_job(tmp_path / "in/images", tmp_path / "in/masks", tmp_path / name, **asked))
+        made[name] = tensor_rows(output)["even"], Output.open(output).made_by
+    (plain, made_plain), (scaled, made_scaled) = made["plain"], made["scaled"]
+    mean, std = (torch.tensor(config[name]).view(4, 1, 1) for name in ("latents_mean", "latents_std"))
+    found = for_diffusers(plain, made_plain, with_latents=False)["masked_image_latents"]
+    assert torch.equal(found, (plain["samples"] - mean) / std * 0.5)
+    assert torch.allclose(for_diffusers(scaled, made_scaled, with_latents=False)["masked_image_latents"], found)
+    assert torch.allclose(for_comfyui(scaled, made_scaled)["samples"][0], plain["samples"], atol=1e-5)
+
+
+class TestDifferences:
+    """What diffusers' own preprocessing makes of the same files, line by line of the README's table."""
+
+    def test_none_where_sizes_are_multiples_and_nothing_grows(self, made, pairs):
+        rows, _ = made()
+        _, mask, _ = preprocessed(pairs["even"])
+        assert torch.equal(rows["even"]["noise_mask"][None].float(), mask)
+
+    def test_other_sizes_are_cropped_here_and_resized_there(self, made, pairs):
+        rows, _ = made()
+        row, mask = rows["odd"], pairs["odd"][1]
+        _, resized, _ = preprocessed(pairs["odd"])
+        cropped = torch.from_numpy(mask[3:67, 1:105] > 127)
+        assert (row["crop_top"], row["crop_left"]) == (3, 1)
+        assert torch.equal(row["noise_mask"][0] > 0, cropped)
+        assert resized.shape[2:] == cropped.shape
+        assert not torch.equal(resized[0, 0] > 0, cropped)
+
+    def test_the_mask_grows_here_and_the_grey_does_not(self, made):
+        (grown, _), (plain, _) = made(grow_mask_by=6), made()
+        for key, row in grown.items():
+            assert torch.equal(row["samples"], plain[key]["samples"])
+            assert row["noise_mask"].sum() > plain[key]["noise_mask"].sum()
+
+    def test_masks_of_other_sizes_are_bilinear_here_and_lanczos_there(self, made, pairs):
+        rows, _ = made()
+        levels = torch.from_numpy(pairs["larger"][1] / np.float32(255))[None]
+        bilinear = resize_mask(levels, 64, 96)
+        _, lanczos, _ = preprocessed(pairs["larger"])
+        assert torch.equal(rows["larger"]["noise_mask"].float(), bilinear.round())
+        assert not torch.equal(rows["larger"]["noise_mask"][None].float(), lanczos)
+
+    def test_exactly_half_is_kept_here_and_repainted_there(self, made, pairs):
+        rows, _ = made()
+        half = resize_mask(torch.from_numpy(pairs["larger"][1] / np.float32(255))[None], 64, 96)[None] == 0.5
+        there = MASKS.preprocess(torch.full((1, 1, 8, 8), 0.5))
+        assert half.any()
+        assert not rows["larger"]["noise_mask"][None][half].any()
+        assert there.all()
+
+    def test_none_in_the_greyed_image(self):
+        """Grey is made around 0.5 here and around 0 there, and the VAE is given the same for every level."""
+        levels = torch.arange(256, dtype=torch.float32).view(1, 16, 16, 1).expand(1, 16, 16, 3) / 255
+        for repainted in (0.0, 1.0):
+            here = to_vae_range(neutralise(levels, torch.full((1, 16, 16), repainted)))
+            there = IMAGES.preprocess(levels.permute(0, 3, 1, 2)) * (repainted < 0.5)
+            assert torch.equal(here, there)
+
+    def test_stored_halves_are_rounded(self, made):
+        (halves, made_by), (whole, _) = made(samples_dtype="float16"), made()
+        found = for_diffusers(halves["even"], made_by, with_latents=False)["masked_image_latents"]
+        expected = for_diffusers(whole["even"], made_by, with_latents=False)["masked_image_latents"]
+        assert 0 < ((found - expected) / expected).abs().max() <= 2**-11

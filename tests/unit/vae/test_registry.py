@@ -1,0 +1,178 @@
+"""Every family against diffusers itself, on real files through the stages that a job is made of, without Ray."""
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from inpaint_encode import load_vae
+from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.core.encoder import BatchEncoder
+from inpaint_encode.core.geometry import Sizing
+from inpaint_encode.job.stages import Encoder, fetch_and_decode
+from inpaint_encode.job.stages.chunk import Chunk
+from inpaint_encode.job.transfer import ENCODED
+from inpaint_encode.output.parquet import parquet_bytes
+from inpaint_encode.schema import PAIRS, WORK
+from inpaint_encode.settings import RowSettings, VaeSource
+from inpaint_encode.stores import storage
+from inpaint_encode.vae import FAMILIES, crop_multiple, latent_channels, posterior, spatial_ratio, vae_facts, warm_up
+from tests.vaes import SMALL, encoded, saved, small_vae
+
+SIZES = ((71, 107), (71, 107), (64, 96), (40, 133))
+"""No multiples of any ratio but one; two of one size, so that a batch of two is encoded."""
+
+READING = {"access": storage.DIRECT, "max_bytes": 2**20, "threads": 2}
+
+each_vae = pytest.mark.parametrize("name", SMALL)
+
+
+def close(found, expected) -> bool:
+    """1e-5, of the value where it is above 1: some random weights give large ones."""
+    return torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Teams of threads spin where others want the same cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.rand(3, 64, 96, 3, generator=torch.Generator().manual_seed(1))
+
+
+PUBLISHED = [
+    ("SD 1.x, SD 2, SDXL", "AutoencoderKL", {"block_out_channels": (128, 256, 512, 512), "latent_channels": 4}),
+    ("SD 3, Flux.1", "AutoencoderKL", {"block_out_channels": (128, 256, 512, 512), "latent_channels": 16}),
+    ("x4 upscaler", "AutoencoderKL", {"block_out_channels": (128, 256, 512), "latent_channels": 4}),
+    (
+        "Flux.2, packed",
+        "AutoencoderKLFlux2",
+        {"block_out_channels": (128, 256, 512, 512), "latent_channels": 32, "patch_size": (2, 2)},
+    ),
+    (
+        "Flux.2, plain",
+        "AutoencoderKLFlux2",
+        {"block_out_channels": (128, 256, 512, 512), "latent_channels": 32, "patch_size": (2, 2)}
+        | {"flux2_latents": "plain"},
+    ),
+    ("TAESD", "AutoencoderTiny", {"encoder_block_out_channels": (64,) * 4, "latent_channels": 4}),
+    (
+        "Sana (DC-AE)",
+        "AutoencoderDC",
+        {"encoder_block_out_channels": (128, 256, 512, 512, 1024, 1024), "latent_channels": 32},
+    ),
+    ("Qwen-Image", "AutoencoderKLQwenImage", {"dim_mult": (1, 2, 4, 4), "z_dim": 16}),
+    ("Qwen-Image 2.1", "AutoencoderKLQwenImage21", {"dim_mult": (1, 2, 4, 8, 8), "z_dim": 64}),
+    ("Wan 2.1", "AutoencoderKLWan", {"dim_mult": (1, 2, 4, 4), "z_dim": 16}),
+    ("Wan 2.2", "AutoencoderKLWan", {"dim_mult": (1, 2, 4, 4), "z_dim": 48, "patch_size": 2}),
+    ("HunyuanImage 2.1", "AutoencoderKLHunyuanImage", {"spatial_compression_ratio": 32, "latent_channels": 64}),
+    (
+        "asymmetric VQGAN for SD 1.x",
+        "AsymmetricAutoencoderKL",
+        {"down_block_out_channels": (128, 256, 512, 512), "latent_channels": 4},
+    ),
+]
+"""What of the published configurations the registry looks at."""
+
+
+def test_the_table_in_the_readme_is_the_registry_s():
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    lines = [_table_line(*published) for published in PUBLISHED]
+    assert {kind for _, kind, _ in PUBLISHED} == set(FAMILIES)
+    assert [line for line in lines if line not in readme] == []
+
+
+def test_wan_and_qwen_image_encode_alike(pixels):
+    """Their original layouts are one, so a single file of Qwen-Image is taken as one of Wan."""
+    wan, qwen = small_vae("Wan 2.1"), small_vae("AutoencoderKLQwenImage")
+    qwen.load_state_dict(wan.state_dict())
+    assert close(posterior(qwen, pixels).mean, posterior(wan, pixels).mean)
+    assert (qwen.config.latents_mean, qwen.config.latents_std) == (wan.config.latents_mean, wan.config.latents_std)
+
+
+def _table_line(models: str, kind: str, config: dict) -> str:
+    family = FAMILIES[kind]
+    vae = type(kind, (), {"config": config})()
+    numbers = latent_channels(vae), spatial_ratio(vae), crop_multiple(vae)
+    has = "yes" if family.answer == "latent_dist" else "no"
+    return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, family.precision, family.checked)))} |"
+
+
+def test_every_family_has_a_small_model():
+    assert {kind for kind, *_ in SMALL.values()} == set(FAMILIES)
+
+
+@each_vae
+def test_a_batch_is_each_image_alone(name, pixels):
+    """Video VAEs merge a batch into one clip where they are fed wrongly, and lose images."""
+    vae = small_vae(name)
+    warm_up(vae)
+    found = posterior(vae, pixels)
+    alone = torch.stack([encoded(name, vae, one) for one in pixels])
+    assert found.mean.shape == alone.shape
+    assert close(found.mean, alone)
+    assert not torch.allclose(found.mean[0], found.mean[1])
+    assert (found.logvar is None) == (type(vae).__name__ in ("AutoencoderTiny", "AutoencoderDC"))
+    half = posterior(copy.deepcopy(vae).to(torch.bfloat16), pixels).mean
+    assert (half - alone).abs().max() <= 0.2 * alone.abs().max()  # random weights amplify roundings
+    facts = vae_facts(vae, VaeSource(vae="x"))
+    assert (facts.ratio, facts.crop_multiple, facts.latent_channels) == SMALL[name][2:]
+    assert found.mean.shape[1:] == (facts.latent_channels, 64 // facts.ratio, 96 // facts.ratio)
+
+
+@each_vae
+def test_files_become_what_diffusers_gives_for_each_image(name, tmp_path):
+    """Fetched, decoded, cropped, greyed and encoded by the job's own stages, in chunks of several sizes."""
+    _, _, ratio, multiple, channels = SMALL[name]
+    source = VaeSource(vae=saved(name, tmp_path / "vae"))
+    encode = Encoder(lambda device: _opened(source, device), batch_size=8, gpus=0, workers=os.cpu_count())
+    row = fetch_and_decode(_chunk_of(tmp_path), decoder=PairDecoder(sizing=Sizing(ratio=multiple)), **READING)
+    results = Chunk.unfolded(encode(row), ENCODED).table.to_pylist()
+    vae = small_vae(name)
+    for index, (result, size) in enumerate(zip(results, SIZES, strict=True)):
+        assert result["error"] is None, result["message"]
+        height, width = (side // multiple * multiple for side in size)
+        assert result["samples_shape"] == [channels, height // ratio, width // ratio]
+        samples = torch.from_numpy(np.frombuffer(result["samples"], np.float32).copy().reshape(result["samples_shape"]))
+        expected = encoded(name, vae, _greyed(tmp_path, index, multiple))
+        assert close(samples, expected)
+
+
+def _opened(source: VaeSource, device: str) -> BatchEncoder:
+    settings = RowSettings(samples_dtype="float32")
+    return BatchEncoder(load_vae(source), settings, torch.device(device), compiled=False)
+
+
+def _chunk_of(folder: Path) -> pa.Table:
+    """Write the images and masks and a plan of one chunk; return its row of `schema.WORK`."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for index, (height, width) in enumerate(SIZES):
+        image, mask = folder / f"{index}.png", folder / f"{index}-mask.png"
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(image)
+        Image.fromarray(rng.integers(0, 2, (height, width), np.uint8) * 255).save(mask)
+        pairs.append({"chunk": 0, "key": str(index), "image_uri": str(image), "mask_uri": str(mask), "mask_index": 0})
+    table = pa.Table.from_pylist([pair | _UNSEEN for pair in pairs], schema=PAIRS)
+    (folder / "plan.parquet").write_bytes(parquet_bytes(table))
+    work = {"chunk": 0, "generation": 0, "part": str(folder / "plan.parquet"), "keep": False}
+    return pa.Table.from_pylist([work], schema=WORK)
+
+
+_UNSEEN = {"image_version": "", "mask_version": "", "encode": True}
+
+
+def _greyed(folder: Path, index: int, multiple: int) -> torch.Tensor:
+    """The crop of an image with the repainted pixels grey, ``[H, W, 3]`` in 0..1, by the contract's words."""
+    image = np.asarray(Image.open(folder / f"{index}.png")) / np.float32(255)
+    mask = np.asarray(Image.open(folder / f"{index}-mask.png")) > 127
+    image[mask] = 0.5
+    (top, height), (left, width) = ((side % multiple // 2, side // multiple * multiple) for side in mask.shape)
+    return torch.from_numpy(image[top : top + height, left : left + width])
