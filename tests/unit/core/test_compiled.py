@@ -87,7 +87,7 @@ def test_on_a_gpu_launches_give_what_the_plain_vae_gives(vae_folder, dtype):
 
     from inpaint_encode.core.batch import Batch
     from inpaint_encode.core.encoder import BatchEncoder
-    from inpaint_encode.output.rows import pack_mask
+    from inpaint_encode.schema import pack_mask
     from inpaint_encode.tools.verify.resample import SHARES
 
     rng = np.random.default_rng(0)

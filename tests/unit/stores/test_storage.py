@@ -394,7 +394,8 @@ class TestDisk:
         assert storage.read(f"{tmp_path}/old").data == b"whole"
 
     def test_a_writer_that_is_killed_leaves_at_most_what_is_never_listed(self, tmp_path):
-        code = "import sys; from inpaint_encode.stores import storage; storage.write(sys.argv[1] + '/x', bytes(400_000_000))"
+        imports = "import sys; from inpaint_encode.stores import storage"
+        code = f"{imports}; storage.write(sys.argv[1] + '/x', bytes(400_000_000))"
         writer = subprocess.Popen([sys.executable, "-c", code, tmp_path])
         while not any(path.stat().st_size for path in tmp_path.iterdir()):
             assert writer.poll() is None
