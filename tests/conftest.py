@@ -169,11 +169,23 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 
 @pytest.fixture
-def shell(capsys):
+def host_process():
+    """Restore signal handlers and the configuration of the command line after a test that runs commands here."""
+    from inpaint_encode import cli
+
+    config, signals = cli.app.config, (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in signals}
+    yield
+    cli.app.config = config
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def shell(host_process, capsys):
     """Run ``inpaint-encode`` as `command` does, in this process, which has imported everything and joined Ray."""
     from inpaint_encode import cli
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     config = cli.app.config
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
@@ -185,7 +197,4 @@ def shell(capsys):
             code = end.code
         return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
-    yield run
-    cli.app.config = config
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run

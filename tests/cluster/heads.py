@@ -107,11 +107,15 @@ def answers(port: int) -> bool:
     return False
 
 
-def wait_for(ready, seconds: float, what: str):
-    """Return the first true answer of ``ready``."""
+def wait_for(ready, seconds: float, what: str, explain=str):
+    """Return the first true result of ``ready``.
+
+    Raises:
+        TimeoutError: ``what`` did not come within ``seconds``; the message ends with the result of ``explain``.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if answer := ready():
             return answer
         time.sleep(0.1)
-    raise TimeoutError(f"{what} did not come within {seconds:.0f} s")
+    raise TimeoutError(f"{what} did not come within {seconds:.0f} s {explain()}")

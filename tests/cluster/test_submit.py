@@ -1,14 +1,17 @@
-"""Jobs as operators submit them, on a cluster of two nodes: one with CPUs and no GPU, one with a GPU and a single CPU.
+"""Jobs submitted with ``ray job submit`` on a cluster of two nodes: one with CPUs only, one with a GPU and one CPU.
 
-The jobs run one after the other on one cluster, and the tests read what they left.
+All tests share the cluster. One job is stopped in its middle and resumed; the tests read what both have left.
 """
 
 import contextlib
 import json
 import re
+import runpy
 import socket
 import subprocess
+import sys
 import urllib.request
+from functools import partial
 
 import pytest
 
@@ -16,17 +19,25 @@ from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.stores import storage
 from tests.cluster.heads import BIN, ROOT, head, node, wait_for
 from tests.outputs import data_files, files_of, whole_output
+from tests.proxy import FaultyProxy
 
 PAIRS, CHUNK = 160, 4
-MOVED = ("objects_fetched", "images_decoded", "batches")
-"""Counters that every job moves."""
+SIDE = 128
+"""Height and width of every image, so that each batch of two images is one forward pass of two."""
+SLOW_S = 2.0
+"""Seconds for each image and mask of the job that is stopped: 40 chunks on 2 CPUs then take 40 s on any machine."""
+EVENTS = ("objects_fetched", "images_decoded", "batches")
+"""Events that every job counts."""
+METRICS_PAGE = (ROOT / "cluster/README.md").read_text().split("## What to watch")[1].split("## ")[0]
+METRICS = set(re.findall(r"`(ray_inpaint_encode_\w+)`", METRICS_PAGE))
+"""Names of all documented metrics."""
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
 def cluster(s3):
-    options = ["--num-cpus=4", "--num-gpus=0", "--labels=pool=data", f"--object-store-memory={3 * 10**8}"]
+    options = ["--num-cpus=2", "--num-gpus=0", "--labels=pool=data", f"--object-store-memory={3 * 10**8}"]
     often = {"RAY_metrics_report_interval_ms": "1000"}
     with head(*options, **often) as started:
         gpu = ["--num-cpus=1", "--num-gpus=1", "--labels=pool=vae", f"--object-store-memory={3 * 10**8}"]
@@ -47,15 +58,23 @@ def client(cluster):
 
 
 @pytest.fixture(scope="module")
-def options(s3, vae_folder, tmp_path_factory):
-    """An encode job whose source has one broken file."""
+def source_store(s3):
+    """A proxy in front of the S3 server. The jobs read images and masks through it, and nothing else."""
+    with FaultyProxy(s3, kinds=("slow",), stall_s=SLOW_S) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def options(s3, source_store, vae_folder, tmp_path_factory):
+    """Options of an encode job whose source has one broken image."""
     folder = tmp_path_factory.mktemp("submitted")
-    write_random_pairs(folder, PAIRS, seed=9, smallest=96, largest=160)
+    write_random_pairs(folder, PAIRS, seed=9, smallest=SIDE, largest=SIDE)
     broken = min((folder / "images").rglob("*.*"))
     broken.write_bytes(b"not an image")
     upload(folder, s3.uri("submitted-in"))
     given = ["--images", s3.uri("submitted-in", "images"), "--masks", s3.uri("submitted-in", "masks")]
     given += ["--output", s3.uri("submitted-out"), "--vae", vae_folder, "--samples-dtype", "float32"]
+    given += ["--endpoint-url", source_store.environment["AWS_ENDPOINT_URL"]]
     given += ["--chunk-rows", CHUNK, "--batch-size", "2"]
     given += ["--gpus-per-worker", "1", "--max-workers", "1", "--encode-cpus", "1"]
     return [str(one) for one in [*given, "--encode-on", "pool=vae", "--fetch-on", "pool=data"]]
@@ -64,7 +83,7 @@ def options(s3, vae_folder, tmp_path_factory):
 def ray_job(cluster, *arguments):
     """``ray job …`` as a user types it."""
     command = [BIN / "ray", "job", arguments[0], "--address", cluster.dashboard, *arguments[1:]]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, cwd=ROOT)
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600, cwd=ROOT)
 
 
 def submit(cluster, name, *entrypoint, wait=True):
@@ -72,62 +91,73 @@ def submit(cluster, name, *entrypoint, wait=True):
     return ray_job(cluster, "submit", "--working-dir", ".", "--submission-id", name, *how, "--", "python", *entrypoint)
 
 
-def scraped(cluster) -> dict[str, float]:
-    """Every series of ours at the endpoints that Ray tells Prometheus of, by name, summed over its tags."""
-    found: dict[str, float] = {}
-    for name, _, value in series(cluster):
-        found[name] = found.get(name, 0) + float(value)
-    return found
-
-
-def series(cluster) -> list[tuple[str, str, str]]:
-    """Name, tags and value."""
+def series(cluster) -> list[tuple[str, str, float]]:
+    """Name, tags and value of each series of the package at the endpoints that Ray lists for Prometheus."""
     services = json.loads((cluster.folder / "prom_metrics_service_discovery.json").read_text())
     pages = "\n".join(page(target) for service in services for target in service["targets"])
-    return re.findall(r"^(ray_inpaint_encode_\w+)\{(.*)\} ([\d.e+-]+)$", pages, re.MULTILINE)
-
-
-def tag_values(cluster) -> set[tuple[str, str]]:
-    """The tags that say what is counted, with their values."""
-    tags = [pair for _, tags, _ in series(cluster) for pair in re.findall(r'(\w+)="([^"]*)"', tags)]
-    return {pair for pair in tags if pair[0] in {"outcome", "stage", "size", "event"}}
+    found = re.findall(r"^(ray_inpaint_encode_\w+)\{(.*)\} ([\d.e+-]+)$", pages, re.MULTILINE)
+    return [(name, tags, float(value)) for name, tags, value in found]
 
 
 def page(target) -> str:
-    """An endpoint's text, or nothing if it is too busy to answer."""
+    """Text of an endpoint; empty if it does not answer now."""
     with contextlib.suppress(OSError):
         return urllib.request.urlopen(f"http://{target}/metrics", timeout=10).read().decode()
     return ""
 
 
+def totals(found) -> dict[str, float]:
+    """Sum of each metric over its tags."""
+    sums = dict.fromkeys({name for name, _, _ in found}, 0.0)
+    for name, _, value in found:
+        sums[name] += value
+    return sums
+
+
+def tag_values(found) -> set[tuple[str, str]]:
+    """Tags that say what is counted, with their values."""
+    tags = [pair for _, tags, _ in found for pair in re.findall(r'(\w+)="([^"]*)"', tags)]
+    return {pair for pair in tags if pair[0] in {"outcome", "stage", "size", "event"}}
+
+
 @pytest.fixture(scope="module")
-def stopped(cluster, client, options, s3):
-    """A job that was stopped in its middle, and what its metrics said at two moments before."""
+def stopped(cluster, client, options, source_store, s3):
+    """Stop a slow job in its middle; return its metrics at two moments and its number of data files.
+
+    At the first moment every documented metric is there. At the second all of them have changed.
+    """
+    source_store.share = 1.0
     submitted = submit(cluster, "stopped", "jobs/encode.py", *options, wait=False)
     assert submitted.returncode == 0, submitted.stderr
-    first = wait_for(lambda: done_of(scraped(cluster)) and scraped(cluster), 240, "the first metrics")
-    second = wait_for(
-        lambda: done_of(scraped(cluster)) > done_of(first) and scraped(cluster), 120, "a count that moves"
-    )
-    tags = tag_values(cluster)
+
+    def scrape_all():
+        assert not client.get_job_status("stopped").is_terminal(), client.get_job_logs("stopped")
+        found = series(cluster)
+        return found if totals(found).keys() >= METRICS else None
+
+    def scrape_changed():
+        now = totals(found := series(cluster))
+        return found if all(now.get(name, before) != before for name, before in totals(first).items()) else None
+
+    logs = partial(client.get_job_logs, "stopped")
+    first = wait_for(scrape_all, 300, "every documented metric", logs)
+    second = wait_for(scrape_changed, 300, "a change of every metric", logs)
     assert ray_job(cluster, "stop", "stopped").returncode == 0
-    wait_for(lambda: client.get_job_status("stopped").is_terminal(), 60, "the end of the job")
-    return first, second, tags, len(data_files(s3.uri("submitted-out")))
-
-
-def done_of(metrics) -> float:
-    return metrics.get("ray_inpaint_encode_rows_total", 0)
+    wait_for(lambda: client.get_job_status("stopped").is_terminal(), 120, "the end of the job")
+    source_store.share = 0.0
+    return first, second, len(data_files(s3.uri("submitted-out")))
 
 
 @pytest.fixture(scope="module")
 def resumed(cluster, stopped, options):
+    """The same command again, up to its end."""
     return submit(cluster, "resumed", "jobs/encode.py", *options)
 
 
-def test_a_stopped_job_is_gone_on_with_and_ends_exact(client, stopped, resumed, s3):
+def test_a_stopped_job_resumes_and_encodes_every_pair_once(client, stopped, resumed, s3):
     *_, files = stopped
     assert client.get_job_status("stopped") == "STOPPED"
-    assert 0 < files < PAIRS / CHUNK, "it was to be stopped in its middle"
+    assert 0 < files < PAIRS / CHUNK
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert client.get_job_info("resumed").driver_exit_code in (0, None)
     report = whole_output(s3.uri("submitted-out"))
@@ -136,53 +166,52 @@ def test_a_stopped_job_is_gone_on_with_and_ends_exact(client, stopped, resumed, 
     assert f"{PAIRS} pairs: {PAIRS - 1} encoded, 1 rejected" in resumed.stdout
 
 
-def test_stages_land_where_they_should(cluster, resumed):
+def test_each_stage_runs_on_the_nodes_with_its_label(cluster, resumed):
     pools = {node["node_id"]: node["labels"]["pool"] for node in alive(cluster)}
-    stages = {"fetch_and_decode": "data", "Encoder": "vae", "commit": "data"}
-    tasks = [task for task in cluster.state("tasks") if task["node_id"] and "MapBatches(" in task["name"]]
-    for stage, pool in stages.items():
-        where = [pools[task["node_id"]] for task in tasks if f"MapBatches({stage})" in task["name"]]
-        assert len(where) >= 10
-        assert set(where) == {pool}, stage
+
+    def tasks_of(stage):
+        """Tasks of a stage in Ray's state API, which lists a task some time after it has run."""
+        tasks = [task for task in cluster.state("tasks") if task["node_id"]]
+        found = [task for task in tasks if f"MapBatches({stage})" in task["name"]]
+        return found if len(found) >= 10 else None
+
+    for stage, pool in {"fetch_and_decode": "data", "Encoder": "vae", "commit": "data"}.items():
+        tasks = wait_for(lambda stage=stage: tasks_of(stage), 60, f"ten tasks of {stage}")
+        assert {pools[task["node_id"]] for task in tasks} == {pool}, stage
 
 
-def test_every_documented_metric_is_there_and_moves(stopped):
-    first, second, tags, _ = stopped
-    page_of_metrics = (ROOT / "cluster/README.md").read_text().split("## What to watch")[1].split("## ")[0]
-    documented = set(re.findall(r"`(ray_inpaint_encode_\w+)`", page_of_metrics))
-    assert len(documented) == 5
-    assert documented == second.keys()
-    assert {name for name in documented if first[name] != second[name]} == documented
-    assert tags >= {("outcome", "encoded"), ("size", "2"), *(("event", name) for name in MOVED)}
+def test_every_documented_metric_exists_and_changes(stopped):
+    first, second, _ = stopped
+    assert len(METRICS) == 5
+    assert totals(first).keys() == totals(second).keys() == METRICS
+    tags = tag_values(second)
+    assert tags >= {("outcome", "encoded"), ("size", "2"), *(("event", name) for name in EVENTS)}
     stages = {value for tag, value in tags if tag == "stage"}
-    for word in {*MOVED, *stages}:
-        assert f"`{word}`" in page_of_metrics, word
     assert stages == {"fetch", "decode", "wait", "copy", "encode", "copy_back", "write"}
+    for word in {*EVENTS, *stages}:
+        assert f"`{word}`" in METRICS_PAGE, word
 
 
 def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
+    """Once per attempt: the job may have been stopped between the log line and the commit of the chunk."""
     job = whole_output(s3.uri("submitted-out"))["job"]["job"]
     lines = [line for line in cluster.worker_logs().splitlines() if '"pair rejected"' in line]
-    (record,) = [json.loads(line) for line in lines]
-    assert (record["job"], record["error"]) == (job, "decode.not_an_image")
-    assert record["key"] == "000/000000"
-    assert "node_id" in record
+    assert len(lines) in (1, 2)
+    for record in map(json.loads, lines):
+        assert (record["job"], record["error"]) == (job, "decode.not_an_image")
+        assert record["key"] == "000/000000"
+        assert "node_id" in record
 
 
-def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s3):
-    """Submitted side by side; each ends with the code that its command has."""
+def test_each_job_ends_with_the_exit_code_of_its_command(cluster, client, resumed, options, s3):
+    """All of them run side by side."""
     damaged = s3.uri("damaged-out")
     copy_damaged(s3.uri("submitted-out"), damaged)
-    elsewhere = [one.replace(s3.uri("submitted-out"), "/dev/null/out") for one in options]
     jobs = {
-        "bad-use": (2, f"python jobs/encode.py {' '.join(options)} --grow-mask-by 99"),
-        "too-many": (3, f"python jobs/encode.py {' '.join(options)} --max-rejected 0"),
-        "failed": (1, f"python jobs/encode.py {' '.join(elsewhere)}"),
         "no-cuda": (1, f"python jobs/encode.py {' '.join(options).replace('submitted-out', 'no-cuda-out')}"),
         "damaged": (4, f"python jobs/verify.py {damaged}"),
         "report": (0, f"python jobs/report.py {s3.uri('submitted-out')}"),
         "plan": (0, f"python jobs/plan.py {' '.join(options[:4])} --as-json"),
-        "verify": (0, f"python jobs/verify.py {s3.uri('submitted-out')}"),
         "export": (0, f"python jobs/export.py {s3.uri('submitted-out')} --to webdataset --output {s3.uri('tars')}"),
         "benchmark": (0, "python -m jobs.benchmarks --quick --only write"),
     }
@@ -192,20 +221,20 @@ def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s
             environment["env_vars"] = {"INPAINT_ENCODE_LOGICAL_GPUS": "0"}
         client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=environment)
     for name, (code, _) in jobs.items():
-        wait_for(lambda name=name: client.get_job_status(name).is_terminal(), 200, f"the end of {name}")
+        wait_for(lambda name=name: client.get_job_status(name).is_terminal(), 600, f"the end of {name}")
         assert client.get_job_status(name) == ("FAILED" if code else "SUCCEEDED"), client.get_job_logs(name)
         assert (client.get_job_info(name).driver_exit_code or 0) == code, client.get_job_logs(name)
     assert "the record is jobs/benchmarks/records/" in client.get_job_logs("benchmark")
-    assert "--grow-mask-by" in client.get_job_logs("bad-use")
     said = " ".join(client.get_job_logs("no-cuda").split())
     assert f"a VAE worker was given 1 GPU on node {socket.gethostname()}, but torch finds no CUDA device" in said
+    assert "not whole: 1 problem" in client.get_job_logs("damaged")
     assert re.search(r"decode\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
     plan = client.get_job_logs("plan")
     assert json.loads(plan[plan.index("{\n") :])["pairs"] == PAIRS
 
 
 def copy_damaged(output, other):
-    """Copy an output, one of its data files by half."""
+    """Copy an output; cut one of its data files in half."""
     damaged = data_files(output)[0]
     for path in files_of(output):
         data = storage.read(f"{output}/{path}").data
@@ -217,12 +246,14 @@ def test_a_node_answers_the_image_s_health_check(cluster):
     assert b"success" in urllib.request.urlopen(f"http://127.0.0.1:{cluster.agent}{path}", timeout=10).read()
 
 
-def test_a_failed_job_fails_its_submitter(cluster):
-    assert submit(cluster, "refused", "jobs/encode.py", "--output", "nowhere").returncode == 1
+def test_a_failed_job_fails_its_submitter(cluster, client, options):
+    assert submit(cluster, "bad-use", "jobs/encode.py", *options, "--grow-mask-by", "99").returncode == 1
+    assert client.get_job_info("bad-use").driver_exit_code == 2
+    assert "--grow-mask-by" in client.get_job_logs("bad-use")
 
 
-@pytest.mark.parametrize("job", sorted(path.name for path in (ROOT / "jobs").glob("*.py")))
-def test_every_job_has_help(job):
-    done = subprocess.run([BIN / "python", ROOT / "jobs" / job, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "Usage" in done.stdout
+@pytest.mark.parametrize("job", sorted(path.name for path in (ROOT / "jobs").glob("[a-z]*.py")))
+def test_every_job_has_help(job, host_process, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [job, "--help"])
+    runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
+    assert "Usage" in capsys.readouterr().out
