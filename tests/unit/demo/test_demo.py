@@ -200,14 +200,14 @@ class TestLocalS3:
     def test_a_killed_caller_takes_its_server_along(self, tmp_path: Path) -> None:
         program = (
             "import sys, time; from pathlib import Path; from inpaint_encode.demo.s3server import LocalS3\n"
-            "with LocalS3(Path(sys.argv[1])) as server: print(server.pid, flush=True); time.sleep(60)"
+            "with LocalS3(Path(sys.argv[1])) as server: print(server.pid, flush=True); time.sleep(600)"
         )
         caller = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
         with caller:
             pid = int(caller.stdout.readline())
             assert not gone(pid)
             caller.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while not gone(pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert gone(pid)

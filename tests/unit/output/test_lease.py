@@ -27,7 +27,7 @@ from inpaint_encode.output import lease
 lease.RENEW_S = 0.2
 with lease.hold(sys.argv[1], print):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -101,7 +101,8 @@ def test_it_is_there_while_held_and_gone_afterwards(uri):
         assert again.token != lease.token
 
 
-def test_a_second_run_is_refused_while_the_first_renews(uri):
+def test_a_second_run_is_refused_while_the_first_renews(uri, monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_S", 60.0)
     said = []
     with holder_process(uri) as process:
         before = time.monotonic()
@@ -111,23 +112,25 @@ def test_a_second_run_is_refused_while_the_first_renews(uri):
         assert len(said) == 1 and f"process {process.pid}" in said[0]
 
 
-def test_a_run_that_was_killed_on_this_machine_is_followed_at_once(uri):
+def test_a_run_that_was_killed_on_this_machine_is_followed_at_once(uri, monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_S", 60.0)
     said = []
     with holder_process(uri) as process:
         process.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its parent has not asked after it yet
         before = time.monotonic()
         with hold(uri, said.append) as lease:
-            assert time.monotonic() - before < 1.0
+            assert time.monotonic() - before < leases.LEASE_S
             check_token(uri, lease.token)
     assert len(said) == 1 and f"process {process.pid}" in said[0] and "has died" in said[0]
 
 
-def test_a_process_number_given_to_another_process_is_not_the_holder(uri):
+def test_a_process_number_given_to_another_process_is_not_the_holder(uri, monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_S", 60.0)
     put_lease(uri, token="of a dead run", started=leases._myself().started - 1)
     before = time.monotonic()
     with hold(uri, silent):
-        assert time.monotonic() - before < 1.0
+        assert time.monotonic() - before < leases.LEASE_S
 
 
 def test_a_holder_that_cannot_be_seen_from_here_is_given_its_time(tmp_path):
@@ -143,14 +146,14 @@ def test_a_holder_that_cannot_be_seen_from_here_is_given_its_time(tmp_path):
 
     with ThreadPoolExecutor() as pool:
         waits = list(pool.map(take, [{"host": "another"}, {"boot": "another"}, {"namespace": 1}]))
-    assert all(leases.LEASE_S <= wait < leases.LEASE_S + 1.0 for wait in waits), waits
+    assert all(wait >= leases.LEASE_S for wait in waits), waits
     assert len(said) == 3 and all("waiting up to 1 s" in line for line in said)
 
 
 def test_a_lease_that_another_has_taken_is_lost_and_left_alone(uri):
     with hold(uri, silent) as lease:
         other = put_lease(uri, token="another's")
-        assert lease.lost.wait(2)
+        assert lease.lost.wait(60)
         with pytest.raises(JobFailed):
             check_token(uri, lease.token)
     check_token(uri, other)
@@ -159,21 +162,22 @@ def test_a_lease_that_another_has_taken_is_lost_and_left_alone(uri):
 def test_a_lease_that_is_gone_is_lost_and_not_made_again(uri):
     with hold(uri, silent) as lease:
         storage.delete(uri)
-        assert lease.lost.wait(2)
+        assert lease.lost.wait(60)
         with pytest.raises(JobFailed):
             check_token(uri, lease.token)
     with pytest.raises(FileNotFoundError):
         storage.read(uri)
 
 
-def test_of_8_who_find_a_cold_lease_one_gets_it(uri):
+def test_of_8_who_find_a_cold_lease_one_gets_it(uri, monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_S", 4.0)  # the one that gets it must renew within this time
     put_lease(uri, token="cold", host="another")
     refused = threading.Semaphore(0)
 
     def run(number: int) -> str:
         try:
             with hold(uri, silent) as lease:
-                assert all(refused.acquire(timeout=10) for _ in range(7))
+                assert all(refused.acquire(timeout=120) for _ in range(7))
                 check_token(uri, lease.token)
                 return "held"
         except UsageError:
@@ -185,13 +189,13 @@ def test_of_8_who_find_a_cold_lease_one_gets_it(uri):
 
 
 def test_a_first_write_whose_answer_is_lost_is_known_again(proxy, on_s3, monkeypatch):
-    monkeypatch.setattr(leases, "LEASE_S", 16.0)
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 5.0)
+    monkeypatch.setattr(leases, "LEASE_S", 60.0)
+    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 30.0)
     once = iter([True])
     proxy.share, proxy.kinds, proxy.only = 1.0, ("lost",), lambda method, path: method == "PUT" and next(once, False)
     before = time.monotonic()
     with hold(on_s3, silent) as lease:
-        assert time.monotonic() - before < 4.0
+        assert time.monotonic() - before < leases.LEASE_S
         check_token(on_s3, lease.token)
     assert proxy.counts["lost"] == 1
 
@@ -209,7 +213,7 @@ def test_an_outage_is_not_a_loss(proxy, on_s3):
         check_token(on_s3, lease.token)
 
 
-def wait_for(condition, seconds: float = 10.0) -> None:
+def wait_for(condition, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

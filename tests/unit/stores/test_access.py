@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import threading
-import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -202,9 +201,7 @@ class TestHttp:
         """The rest never comes: the server waits with it until the client has gone."""
         monkeypatch.setattr(Site, "do_GET", half_of_an_answer)
         monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
-        begun = time.monotonic()
-        assert storage.read_range(f"{site}/x", 0, 3).data == b"012"
-        assert time.monotonic() - begun < 3
+        assert storage.read_range(f"{site}/x", 0, 3).data == b"012"  # a read to the end would be an error
 
     def test_a_body_that_trickles_is_given_up(self, site, monkeypatch):
         monkeypatch.setattr(Site, "do_GET", half_of_an_answer)
