@@ -1,5 +1,6 @@
 """What tests share: one real S3 server and one real Ray for the whole session, small VAEs, and a silent display."""
 
+import multiprocessing
 import os
 import secrets
 import signal
@@ -47,6 +48,35 @@ def ray_cluster(detached_ray):
     ray.init(detached_ray, log_to_driver=False, runtime_env={"py_executable": WarmWorkers.executable})
     yield detached_ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def driver(detached_ray):
+    """Start a function in a driver process of its own, which may be killed; return the process.
+
+    A fork server has imported all modules, so that a start costs a second.
+    """
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["inpaint_encode.job.pipeline", "inpaint_encode.core.encoder", "diffusers.models"])
+    warm = {"py_executable": WarmWorkers.executable}
+
+    def start(function, *arguments, runtime_env: dict = warm, **environment: str) -> multiprocessing.Process:
+        about = (detached_ray, runtime_env, environment, function, arguments)
+        process = processes.Process(target=run_driver, args=about)
+        process.start()
+        return process
+
+    return start
+
+
+def run_driver(address, runtime_env, environment, function, arguments) -> None:
+    """Join Ray with workers that see ``environment`` too, and call the function."""
+    import ray
+
+    os.environ.update(environment)
+    runtime_env = {**runtime_env, "env_vars": environment}
+    ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
+    function(*arguments)
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +193,7 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
         [sys.executable, "-m", "inpaint_encode", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env={**os.environ, **environment},
     )
 

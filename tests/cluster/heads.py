@@ -55,7 +55,7 @@ def head(*options: object, port: int = 0, **environment: str):
     try:
         with ray_start(*arguments, **environment) as process:
             for one in (port, web, agent):
-                wait_for(lambda one=one: answers(one), 90, f"a head on port {one}")
+                wait_for(lambda one=one: answers(one), 300, f"a head on port {one}")
             yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{web}", agent, folder, process)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

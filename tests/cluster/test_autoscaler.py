@@ -19,7 +19,7 @@ from ray.util import get_node_ip_address
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from tests.cluster.heads import free_port, head, wait_for
-from tests.outputs import whole_output
+from tests.outputs import data_files, whole_output
 
 PAIRS, CHUNK = 1_200, 8
 """So many that a replacement comes before they are done."""
@@ -103,7 +103,8 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
         try:
             line.wait_for_encoders(2, process)
             victim = max(line.encoding, key=line.encoding.get)
-            time.sleep(2)  # it is in the middle of its chunks
+            done = len(data_files(output))
+            wait_for(lambda: len(data_files(output)) >= done + 4, 240, "chunks of both workers")
             cluster.kill_raylet(victim)
             line.say(f"GPU node {victim[-4:]} is killed")
             line.wait_for_encoders(3, process)

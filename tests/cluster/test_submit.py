@@ -42,7 +42,7 @@ def cluster(s3):
     with head(*options, **often) as started:
         gpu = ["--num-cpus=1", "--num-gpus=1", "--labels=pool=vae", f"--object-store-memory={3 * 10**8}"]
         with node(started, *gpu, **often):
-            wait_for(lambda: len(alive(started)) == 2, 60, "the second node")
+            wait_for(lambda: len(alive(started)) == 2, 300, "the second node")
             yield started
 
 

@@ -1,7 +1,5 @@
 """The Ray Data template of the benchmark, on a real Ray."""
 
-import time
-
 import numpy as np
 import psutil
 import pytest
@@ -15,6 +13,7 @@ from jobs.benchmarks.cpu import CpuMeter
 from jobs.benchmarks.data import BenchSet, pairs_below, write_pairs
 from jobs.benchmarks.peers.contestant import LoadVae, Task
 from jobs.benchmarks.peers.template import TEMPLATE
+from tests.cluster.heads import wait_for
 from tests.unit.benchmarks.test_benchmarks import expected
 
 MIXED = BenchSet("three small sizes", ((64, 64), (83, 61), (64, 96)))
@@ -36,26 +35,29 @@ def test_values_are_the_contracts(ray_cluster, s3, vae_folder, tmp_path, sizes, 
         np.testing.assert_allclose(rows[pair.key]["samples"], samples, atol=1e-3, strict=True)
 
 
-def test_a_worker_that_has_ended_counts(ray_cluster):
-    """Its time, which the raylet drops, and itself."""
+def test_the_time_of_a_worker_that_has_ended_counts(ray_cluster):
+    """The raylet drops this time. An actor stays alive meanwhile."""
 
-    @ray.remote(max_calls=1)
-    def burn():
-        import os
-        import time
+    @ray.remote
+    class Burner:
+        def burn(self):
+            import os
+            import time
 
-        start = time.process_time()
-        while time.process_time() - start < 3:
-            pass
-        return os.getpid()
+            start = time.process_time()
+            while time.process_time() - start < 3:
+                pass
+            return os.getpid()
 
     with CpuMeter() as meter:
         before = meter.read()
-        pid = ray.get(burn.remote())
-        deadline = time.monotonic() + 30
-        while psutil.pid_exists(pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not psutil.pid_exists(pid)
+        ending, staying = Burner.options(num_cpus=0).remote(), Burner.options(num_cpus=0).remote()
+        pid = ray.get(ending.burn.remote())
+        ray.get(staying.__ray_ready__.remote())
         assert meter.read().since(before).seconds > 2
-        assert meter.read().workers_alive >= 1
+        ray.kill(ending)
+        wait_for(lambda: not psutil.pid_exists(pid), 120, "the end of the worker")
+        after = meter.read()
+        assert after.since(before).seconds > 2
+        assert after.workers_alive >= 1
         assert any(worker[0] == pid for worker in meter._workers)

@@ -59,7 +59,7 @@ def test_the_feed_ratio_is_of_one_run(ray_cluster, vae_folder, tmp_path):
 def test_the_command_writes_a_record(tmp_path):
     only = ["write", "fetch", "reading"]
     command = [sys.executable, "-m", "jobs.benchmarks", "--quick", "--only", *only, "--records", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.glob("sd-vae-random-weights_*.md")
     written = record.read_text()

@@ -1,12 +1,9 @@
 """The command ``doctor`` on real Rays: what nodes are asked, what they answer, and what is said if they do not."""
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import ray
@@ -14,6 +11,7 @@ import ray
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.doctor import nodes
 from inpaint_encode.tools.doctor.nodes import check_nodes
+from tests.cluster.heads import ray_start, wait_for
 from tests.conftest import command
 from tests.outputs import files_of
 
@@ -51,9 +49,15 @@ def test_other_versions_on_a_node():
 
 
 def test_a_node_that_does_not_answer(cluster, monkeypatch):
-    monkeypatch.setattr(nodes, "ANSWER_S", 0.0)
+    def hang(*_: object) -> None:
+        import time
+
+        time.sleep(600)
+
+    monkeypatch.setattr(nodes, "_on_node", hang)
+    monkeypatch.setattr(nodes, "ANSWER_S", 1.0)
     _, node = check_nodes("", [], "", lambda _: None)
-    assert (node.level, node.found) == ("problem", "a task has not ended there within 0 s")
+    assert (node.level, node.found) == ("problem", "a task has not ended there within 1 s")
 
 
 @pytest.mark.long
@@ -74,7 +78,7 @@ def test_a_cluster_that_is_not_there():
 
 
 @pytest.mark.long
-def test_nodes_that_lack_a_gpu_or_the_package(detached_ray, tmp_path):
+def test_nodes_that_lack_a_gpu_or_the_package(ray_cluster, tmp_path):
     """One node's GPU is only a number, and another has a package of our name that cannot be imported.
 
     Ray lets nodes import from where its driver is, which is therefore in a folder of its own.
@@ -82,29 +86,15 @@ def test_nodes_that_lack_a_gpu_or_the_package(detached_ray, tmp_path):
     for folder in ("elsewhere", "lost/inpaint_encode"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "lost/inpaint_encode/__init__.py").write_text("raise ModuleNotFoundError('it is not whole')")
-    here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"RAY_ADDRESS": detached_ray}
+    here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"RAY_ADDRESS": ray_cluster}
     program = [sys.executable, "-c", "from inpaint_encode.cli import main; main(['doctor'])"]
-    with node(detached_ray, INPAINT_ENCODE_LOGICAL_GPUS="0"), node(detached_ray, PYTHONPATH=str(tmp_path / "lost")):
-        done = subprocess.run(
-            program, env=here, cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=200
-        )
+    joining = [f"--address={ray_cluster}", "--num-cpus=1", "--num-gpus=1"]
+    without_gpu, lost = {"INPAINT_ENCODE_LOGICAL_GPUS": "0"}, {"PYTHONPATH": str(tmp_path / "lost")}
+    with ray_start(*joining, **without_gpu), ray_start(*joining, **lost):
+        wait_for(lambda: len([one for one in ray.nodes() if one["Alive"]]) == 3, 300, "the nodes")
+        done = subprocess.run(program, env=here, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if " node " in line]
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Ray: 3 nodes, 6 CPUs, 2 GPUs" in done.stdout
     assert sum("GPU: none: there is no NVIDIA driver" in line for line in lines) == 1
     assert sum("a task cannot run there: ModuleNotFoundError" in line for line in lines) == 1
-
-
-@contextlib.contextmanager
-def node(address, **environment):
-    """A raylet that joins the cluster, with a CPU and a GPU that is only a number."""
-    arguments = ["start", f"--address={address}", "--block", "--num-cpus=1", "--num-gpus=1", "--disable-usage-stats"]
-    program = [Path(sys.executable).parent / "ray", *arguments]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(program, env={**os.environ, **environment}, **quiet)
-    try:
-        time.sleep(10)
-        yield
-    finally:
-        process.kill()
-        process.wait(30)

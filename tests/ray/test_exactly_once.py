@@ -29,6 +29,7 @@ from inpaint_encode.schema import REJECTS, data_schema, pack_mask
 from inpaint_encode.stores import storage
 from tests.conftest import command, save_vae
 from tests.outputs import PLAIN, data_files, files_of, rejects_of, rows_of, whole_output
+from tests.proxy import FaultyProxy
 
 ENCODED, REJECTED = 10, 2
 ODD_KEY = "..hidden/%2e%2e%2fescape;rm -rf"
@@ -406,15 +407,16 @@ def test_the_second_of_two_jobs_is_refused(job, output, display, monkeypatch):
 
 
 def kill_worker(name: str) -> int:
-    """SIGKILL one Ray worker process whose title says what it runs, once there is one."""
-    deadline = time.monotonic() + 60
+    """Kill one Ray worker process whose title says that it runs ``name``, as soon as there is one; return its id."""
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
         for line in listing.splitlines():
             if f"ray::{name}" in line and "ps -eo" not in line:
                 pid = int(line.split()[0])
-                os.kill(pid, signal.SIGKILL)
-                return pid
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    return pid
         time.sleep(0.02)
     raise TimeoutError(f"no worker runs {name}")
 
@@ -463,6 +465,21 @@ def table_of(output: str) -> list[dict]:
     )
 
 
+def test_a_fifth_of_all_requests_fails_and_the_job_is_exact(tmp_path, s3, driver, make_job):
+    write_random_pairs(tmp_path, 24, seed=9, smallest=24, largest=64)
+    prefix = s3.uri("faults")
+    upload(tmp_path, prefix)
+    job = make_job(f"{prefix}/images", f"{prefix}/masks", f"{prefix}/out", chunk_rows=6)
+    with FaultyProxy(s3, share=0.2, seed=1, stall_s=1.0) as proxy:
+        process = driver(run_job, job, Silent(), **proxy.environment)
+        process.join(600)
+    assert process.exitcode == 0
+    assert sum(proxy.counts.values()) > 100
+    report = whole_output(f"{prefix}/out")
+    assert (report["encoded"], report["rejected"]) == (24, 0)
+    assert report["this_run"]["counters"]["retries"] > 0
+
+
 class TestStoresThatFail:
     """The command on a Ray of its own, whose workers see the store that fails."""
 
@@ -474,22 +491,8 @@ class TestStoresThatFail:
         options = ["--images", f"{prefix}/images", "--masks", f"{prefix}/masks", "--vae", vae_folder]
         return prefix, [*options, "--output", f"{prefix}/out", "--samples-dtype", "float32", "--chunk-rows", "6"]
 
-    def test_a_fifth_of_all_requests_fails_and_the_job_is_exact(self, uploaded, s3):
-        from tests.proxy import FaultyProxy
-
-        prefix, options = uploaded
-        with FaultyProxy(s3, share=0.2, seed=1, stall_s=1.0) as proxy:
-            done = command("encode", *options, **proxy.environment)
-        assert done.returncode == 0, done.stderr
-        assert sum(proxy.counts.values()) > 100
-        report = whole_output(f"{prefix}/out")
-        assert (report["encoded"], report["rejected"]) == (24, 0)
-        assert report["this_run"]["counters"]["retries"] > 0
-
     @pytest.mark.long
     def test_a_store_that_answers_nobody_ends_the_job_within_a_minute(self, uploaded, s3):
-        from tests.proxy import FaultyProxy
-
         with FaultyProxy(s3, share=1.0, seed=1, stall_s=1.0) as proxy:
             start = time.monotonic()
             done = command("encode", *uploaded[1], **proxy.environment)
@@ -500,8 +503,6 @@ class TestStoresThatFail:
 
     @pytest.mark.long
     def test_an_output_that_turns_read_only_is_a_sentence_and_a_resume_completes(self, uploaded, s3):
-        from tests.proxy import FaultyProxy
-
         prefix, options = uploaded
         only = lambda method, path: method == "PUT" and path.endswith("0002.parquet")  # noqa: E731
         with FaultyProxy(s3, share=1.0, seed=1, kinds=("denied",), only=only) as proxy:
@@ -517,8 +518,6 @@ class TestStoresThatFail:
     @pytest.mark.long
     def test_a_store_that_dies_in_mid_job_stops_it_with_a_sentence_and_no_rejects(self, uploaded, s3):
         """Listing and plan are fine, then no image is answered: that decides about none of the pairs."""
-        from tests.proxy import FaultyProxy
-
         prefix, options = uploaded
         only = lambda method, path: method == "GET" and "/images/" in path  # noqa: E731
         with FaultyProxy(s3, share=1.0, seed=1, stall_s=1.0, only=only) as proxy:

@@ -1,10 +1,10 @@
 """Exports by a real Ray to disks and to a real S3 server: whole, resumed, killed, and of outputs that change."""
 
 import json
-import multiprocessing
+import os
+import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,12 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
+from inpaint_encode.tools.export import run as export_run
 from inpaint_encode.tools.export.formats import SUFFIXES
 from inpaint_encode.tools.export.names import path_of
 from inpaint_encode.tools.export.run import export_output
 from tests.exports import by_key, exported, load_latent, load_mask, of_rows, write_chunk
 from tests.outputs import files_of
-from tests.warm import WarmWorkers
 
 CHUNKS = [["a/042", "a/042/1", "v1.5/x.y"], ["b", "../c"], [], ["d//e", "ü%"]]
 
@@ -173,12 +173,16 @@ def large(tmp_path_factory, ray_cluster):
     return folder
 
 
-def run_forked(output, to, destination, address):
-    """An export in a process of its own, with a Ray client of its own."""
-    import ray
+def export_and_die(source: str, to: str, destination: str, done: int) -> None:
+    """Export in this process, which kills itself when ``done`` data files are exported."""
 
-    ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env={"py_executable": WarmWorkers.executable})
-    export(output, to, destination)
+    def say(line: str) -> None:
+        exported = re.match(r"([\d,]+) of [\d,]+ data files are exported", line)
+        if exported and int(exported[1]) >= done:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    export_run.EVERY_S = 0.0  # so that ``say`` is called after each data file
+    export_output(source, ExportOptions(to=to, output=destination), say)
 
 
 def done_in(destination: str) -> int:
@@ -186,32 +190,19 @@ def done_in(destination: str) -> int:
     return sum(json.loads(storage.read(f"{destination}/{path}").data)["done"] for path in notes)
 
 
-def killed_when(process, destination: str, done: int) -> bool:
-    """SIGKILL it as soon as so many data files are done; whether it was still alive."""
-    deadline = time.monotonic() + 120
-    while process.is_alive() and done_in(destination) < done and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
-
-
 @pytest.fixture
-def killed_and_finished(large, detached_ray):
-    """Kill an export after so many data files, each time it is run; then let it end."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["inpaint_encode.job.pipeline", "inpaint_encode.core.encoder", "diffusers.models"])
+def killed_and_finished(large, driver):
+    """Start an export and kill it after each of some numbers of data files; then let it end."""
 
     def run(to: str, destination: str, *when: int) -> None:
-        for done in [*when, None]:
-            process = processes.Process(target=run_forked, args=(large, to, destination, detached_ray))
-            process.start()
-            if done is None:
-                process.join(120)
-                assert process.exitcode == 0
-            else:
-                assert killed_when(process, destination, done)
-                assert done <= done_in(destination) < KILLED_CHUNKS
+        for done in when:
+            process = driver(export_and_die, large, to, destination, done)
+            process.join(600)
+            assert process.exitcode == -signal.SIGKILL
+            assert done <= done_in(destination) < KILLED_CHUNKS
+        process = driver(export, large, to, destination)
+        process.join(600)
+        assert process.exitcode == 0
 
     return run
 

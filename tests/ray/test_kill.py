@@ -1,10 +1,8 @@
-"""Kill the driver at random moments, start it again, and find every row exactly once, bit for bit.
+"""The driver is killed with SIGKILL and started again: every row comes out exactly once, bit for bit.
 
-Each run is a process of its own, forked from one that has imported torch already, so that a restart costs a second;
-it connects to the session's Ray as any driver does, and SIGKILL gives it no chance to clean up.
+Each run is a driver process of its own on the session's Ray.
 """
 
-import multiprocessing
 import os
 import random
 import signal
@@ -17,10 +15,8 @@ from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from tests.outputs import rows_of, whole_output
-from tests.warm import WarmWorkers
 
 PAIRS = 160
-WARM = {"py_executable": WarmWorkers.executable}
 
 
 @pytest.fixture(scope="module")
@@ -35,56 +31,54 @@ def source(tmp_path_factory, s3):
 
 @pytest.fixture(scope="module")
 def undisturbed(source, s3, ray_cluster, make_job):
-    """The rows of a run that nothing befell."""
+    """Rows of a run that was not killed."""
     run_job(make_job(*source[:2], s3.uri("kill-undisturbed"), chunk_rows=8, deterministic=True), Silent())
     return rows_of(s3.uri("kill-undisturbed"))
 
 
-def run_forked(job, address, runtime_env):
-    """A run of ``job``, in a process that the fork server made."""
-    import ray
+class KillsItself(Silent):
+    """A display that kills its own process when as many chunks of this run are done."""
 
-    ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
-    run_job(job, Silent())
+    def __init__(self, chunks: int) -> None:
+        super().__init__()
+        self.left = chunks
 
+    def start(self, total: int, done: int) -> None:
+        self._kill_at_zero()
 
-@pytest.fixture(scope="module")
-def forked_run(detached_ray):
-    """Start a run in a process of its own, which has all modules already but no client and no Ray."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["inpaint_encode.job.pipeline", "inpaint_encode.core.encoder", "diffusers.models"])
+    def update(self, done: int, rejected: int, rate: float) -> None:
+        self.left -= 1
+        self._kill_at_zero()
 
-    def start(job, runtime_env):
-        process = processes.Process(target=run_forked, args=(job, detached_ray, runtime_env))
-        process.start()
-        return process
-
-    return start
+    def _kill_at_zero(self) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait(process) -> int:
-    process.join(120)
+    process.join(600)
     return process.exitcode
 
 
 def killed_after(process, seconds: float) -> bool:
-    """SIGKILL it then; whether it was still alive."""
+    """Kill the process then; return whether it was still alive."""
     process.join(seconds)
     process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
 
 
-def kill_and_finish(run, job, kills: int, seed: int, longest_s: float) -> int:
+def kill_and_finish(run, kills: int, seed: int, longest_s: float) -> int:
     """Kill a job at random moments until it has been killed ``kills`` times or is done; let it finish."""
     rng, killed = random.Random(seed), 0
-    while killed < kills and killed_after(run(job), rng.uniform(0.0, longest_s)):
+    while killed < kills and killed_after(run(), rng.uniform(0.0, longest_s)):
         killed += 1
-    assert wait(run(job)) == 0
+    assert wait(run()) == 0
     return killed
 
 
 def check(source, output, undisturbed):
+    """Compare the output with the one of the run that was not killed."""
     report = whole_output(output)
     assert (report["encoded"], report["rejected"]) == (PAIRS - 1, 1)
     rows = rows_of(output)
@@ -94,22 +88,28 @@ def check(source, output, undisturbed):
 
 
 @pytest.fixture
-def killed_job(source, undisturbed, s3, forked_run, make_job):
-    """Kill one job ``kills`` times, let it finish, hold it against the undisturbed one; return the kills it met."""
+def killed_job(source, undisturbed, s3, driver, make_job):
+    """Kill one job at ``kills`` random moments, let it finish and check it; return how often it was killed."""
 
-    def run(kills: int, seed: int, longest_s: float = 5.0, runtime_env=WARM) -> int:
+    def run(kills: int, seed: int, longest_s: float = 5.0, **options) -> int:
         output = s3.uri(f"killed-{kills}-{seed}")
         job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
-        start = partial(forked_run, runtime_env=runtime_env)
-        killed = kill_and_finish(start, job, kills=kills, seed=seed, longest_s=longest_s)
+        start = partial(driver, run_job, job, Silent(), **options)
+        killed = kill_and_finish(start, kills=kills, seed=seed, longest_s=longest_s)
         check(source, output, undisturbed)
         return killed
 
     return run
 
 
-def test_killed_at_random_moments(killed_job):
-    assert killed_job(kills=6, seed=1) >= 2
+def test_a_job_that_is_killed_between_chunks_resumes(source, undisturbed, s3, driver, make_job):
+    """Of 20 chunks none, one, two and three are done in the runs that are killed."""
+    output = s3.uri("killed-between-chunks")
+    job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
+    for chunks in range(4):
+        assert wait(driver(run_job, job, KillsItself(chunks))) == -signal.SIGKILL
+    assert wait(driver(run_job, job, Silent())) == 0
+    check(source, output, undisturbed)
 
 
 @pytest.mark.long

@@ -190,7 +190,7 @@ def with_other_weights(job) -> Backend:
 
 def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_job, display, monkeypatch):
     """The constructor fails on the node, and the person who ran the job reads why, and before, what is waited for."""
-    monkeypatch.setattr(pipeline, "REMIND_S", 0.2)
+    monkeypatch.setattr(pipeline, "REMIND_S", 0.01)
     write_random_pairs(tmp_path, 3, seed=1)
     job = make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out")
     with pytest.raises(JobFailed, match=r"weights_sha256 [0-9a-f]{64} on this node, 0{64} there"):

@@ -188,7 +188,7 @@ def test_two_ranks_with_two_workers_see_every_row_once_an_epoch(demo, expected, 
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     commands = [[sys.executable, "-c", RANK, str(rank), tmp_path / "store", demo["output"]] for rank in range(2)]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) for command in commands]
-    outputs = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    outputs = [json.loads(rank.communicate(timeout=600)[0]) for rank in ranks]
     orders = []
     for epoch in range(2):
         seen = [[key for batch in output[epoch] for key in batch] for output in outputs]
