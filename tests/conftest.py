@@ -1,4 +1,4 @@
-"""What tests share: one real S3 server and one real Ray for the whole session, small VAEs, and a silent display."""
+"""Fixtures of all tests: one S3 server and one Ray cluster for the session, small VAEs, and the command line."""
 
 import multiprocessing
 import os
@@ -26,41 +26,47 @@ os.environ.setdefault("INPAINT_ENCODE_LOGICAL_GPUS", "1")  # of nodes that tests
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
-    """A real S3 server; its credentials and endpoint are in the environment from here on."""
+    """An S3 server. Its credentials and its endpoint are in the environment."""
     with LocalS3(tmp_path_factory.mktemp("s3")) as server:
         os.environ.update(server.environment)
-        os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # of VAEs that are brought from there
+        os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # for VAEs downloaded from the server
         yield server
 
 
 @pytest.fixture(scope="session")
-def detached_ray(s3):
-    """A real Ray of its own processes, whose workers know the S3 server; drivers come and go, and may be killed."""
-    with WarmWorkers(), RaySession(cpus=4, store_bytes=2**30) as session:
+def warm_workers():
+    """Runtime environment whose Ray workers are forked from one process; for Rays that start after this."""
+    with WarmWorkers():
+        yield {"py_executable": WarmWorkers.executable}
+
+
+@pytest.fixture(scope="session")
+def detached_ray(s3, warm_workers):
+    """Address of a real Ray whose workers read the S3 server; drivers join and leave it, and may be killed."""
+    with RaySession(cpus=4, store_bytes=2**30) as session:
         yield session.address
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(detached_ray):
-    """The same Ray, which this process has joined: every test of the session shares it."""
+def ray_cluster(detached_ray, warm_workers):
+    """Address of the same Ray; this process has joined it."""
     import ray
 
-    ray.init(detached_ray, log_to_driver=False, runtime_env={"py_executable": WarmWorkers.executable})
+    ray.init(detached_ray, log_to_driver=False, runtime_env=warm_workers)
     yield detached_ray
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def driver(detached_ray):
+def driver(detached_ray, warm_workers):
     """Start a function in a driver process of its own, which may be killed; return the process.
 
     A fork server has imported all modules, so that a start costs a second.
     """
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["inpaint_encode.job.pipeline", "inpaint_encode.core.encoder", "diffusers.models"])
-    warm = {"py_executable": WarmWorkers.executable}
 
-    def start(function, *arguments, runtime_env: dict = warm, **environment: str) -> multiprocessing.Process:
+    def start(function, *arguments, runtime_env: dict = warm_workers, **environment: str) -> multiprocessing.Process:
         about = (detached_ray, runtime_env, environment, function, arguments)
         process = processes.Process(target=run_driver, args=about)
         process.start()
@@ -81,12 +87,12 @@ def run_driver(address, runtime_env, environment, function, arguments) -> None:
 
 @pytest.fixture(scope="session")
 def vae_folder(tmp_path_factory):
-    """A small AutoencoderKL of random weights at ratio 8 in the diffusers layout."""
+    """Folder of a small AutoencoderKL with random weights and downscale factor 8, in the diffusers layout."""
     return save_vae(tmp_path_factory.mktemp("vae"), levels=4)
 
 
 def save_vae(folder: Path, *, levels: int, channels: int = 4, seed: int = 0) -> str:
-    """Save an AutoencoderKL whose ratio is ``2 ** (levels - 1)``."""
+    """Save an AutoencoderKL with the downscale factor ``2 ** (levels - 1)``; return its folder."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -104,7 +110,7 @@ def save_vae(folder: Path, *, levels: int, channels: int = 4, seed: int = 0) -> 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory, s3, ray_cluster, vae_folder):
-    """The demo set on disk and in the bucket, and what the job made of it, as a user runs it."""
+    """The demo set on disk and in the bucket, and the output of the command ``encode``."""
     from inpaint_encode.demo.pairs import upload, write_demo_pairs
 
     folder = tmp_path_factory.mktemp("demo")
@@ -128,7 +134,7 @@ def demo(tmp_path_factory, s3, ray_cluster, vae_folder):
 
 @pytest.fixture(scope="session")
 def demo_rows(demo) -> list[dict]:
-    """The rows of the demo's output, read by Ray."""
+    """Rows of the demo's output, read by Ray."""
     import ray.data
 
     return ray.data.read_parquet(demo["output"], file_extensions=["parquet"]).take_all()
@@ -136,7 +142,7 @@ def demo_rows(demo) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def copied_demo(demo, tmp_path_factory):
-    """The files of the demo's output on a disk, for readers without S3."""
+    """Copy of the demo's output on a disk, for readers without S3."""
     from inpaint_encode.stores import storage
 
     folder = tmp_path_factory.mktemp("copied")
@@ -152,7 +158,7 @@ def display():
 
 @pytest.fixture(scope="session")
 def make_job(vae_folder):
-    """Build an `EncodeJob` from flat options, as the command line does."""
+    """Build an `EncodeJob` from flat options."""
     from inpaint_encode.settings import (
         Decoding,
         EncodeJob,
@@ -188,7 +194,7 @@ def make_job(vae_folder):
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """Run ``inpaint-encode`` as a user does, in a process of its own."""
+    """Run ``inpaint-encode`` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "inpaint_encode", *map(str, arguments)],
         capture_output=True,
@@ -213,7 +219,7 @@ def host_process():
 
 @pytest.fixture
 def shell(host_process, capsys):
-    """Run ``inpaint-encode`` as `command` does, in this process, which has imported everything and joined Ray."""
+    """Run ``inpaint-encode`` in this process; return what `command` returns."""
     from inpaint_encode import cli
 
     config = cli.app.config

@@ -1,4 +1,4 @@
-"""Outputs of any keys and settings, written without a VAE, and what an export must be of them."""
+"""Write outputs with any keys and settings without a VAE; read exports of them."""
 
 from __future__ import annotations
 

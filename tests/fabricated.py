@@ -1,4 +1,4 @@
-"""Outputs that no job wrote: as many rows and files as a test needs, of latents that it knows, in a second."""
+"""Write outputs of known latents without a job."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A whole job in this process: the stages that Ray calls, one after the other, on real files, into a real output."""
+"""Run the stages of a job one after the other in this process, without Ray."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""Outputs in tests: small ones without a job; every row as bytes; what is true of each that is finished."""
+"""Write small outputs without a job, read outputs, and check finished ones."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from inpaint_encode.schema import CARRIED, carrying, data_schema, pack_mask
 from inpaint_encode.stores import storage
 
 PLAIN = {"samples_dtype": "float32", "mask_encoding": "tensor", "tile": None}
-"""What tests' rows are made by, unless they say otherwise."""
+"""Default settings of rows in tests."""
 
 
 def files_of(output: str) -> list[str]:
@@ -28,7 +28,7 @@ def data_files(output: str) -> list[str]:
 
 
 def rows_of(output: str) -> dict[str, bytes]:
-    """Every row by its key, as the bytes of all its columns; a key that comes twice is an error."""
+    """Every row by its key, as bytes of all columns; fails if a key occurs twice."""
     found = {}
     for path in data_files(output):
         data = storage.read(f"{output}/{path}").data
@@ -49,12 +49,12 @@ def rejects_of(output: str) -> list[dict]:
 
 
 def whole_report(output: str) -> dict:
-    """The report, which a run writes last."""
+    """The content of ``_report.json``."""
     return json.loads(storage.read(f"{output}/_report.json").data)
 
 
 def whole_output(output: str) -> dict:
-    """Return the report, after holding it against what is there: rows and rejects are disjoint and complete."""
+    """Check the report against the files: rows and rejects are disjoint and complete; return the report."""
     report = whole_report(output)
     keys, rejected = set(rows_of(output)), [row["key"] for row in rejects_of(output)]
     assert len(rejected) == len(set(rejected))

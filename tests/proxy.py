@@ -1,4 +1,4 @@
-"""A faulty network: an HTTP proxy on loopback in front of the real S3 server."""
+"""An HTTP proxy on loopback in front of the S3 server that injects faults."""
 
 from __future__ import annotations
 

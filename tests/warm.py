@@ -1,10 +1,9 @@
-"""Ray workers by fork: one process imports torch and diffusers once, and every worker begins as its copy.
+"""Ray workers by fork: one process imports torch and diffusers, and every worker starts as its copy.
 
-Each job's encoder is a new process, which would import them for four seconds, hundreds of times in a session. A
-driver that connects with ``runtime_env={"py_executable": warm.executable}`` has its workers started by this file: it
-asks the process that has imported all for a copy, and the copy runs Ray's script for workers as it is, with the
-arguments, the environment, the folder and the files that Ray meant it to have. Ray itself is imported after the fork:
-it reads its environment then. Drivers that connect without this have workers as users have them.
+Each job starts a new encoder process. Importing takes four seconds, hundreds of times in a session. With
+``runtime_env={"py_executable": WarmWorkers.executable}`` Ray starts this file as its worker. This file asks the
+server process for a copy of itself. The copy runs Ray's worker script with the arguments, the environment, the folder
+and the files of the asking process. Ray is imported after the fork, because it reads the environment at import.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _SOCKET = "INPAINT_ENCODE_WARM_WORKERS"
 
 
 class WarmWorkers:
-    """The process that is copied, inside its ``with`` block; start Ray there, for it needs the environment."""
+    """Runs the server process inside the ``with`` block. Start Ray inside too: it needs the environment variable."""
 
     executable = f"{sys.executable} -S -E {__file__}"
 
@@ -45,7 +44,7 @@ class WarmWorkers:
 
 
 def ask_for_worker(arguments: list[str]) -> None:
-    """In the process that Ray starts: have a copy made, and live as long as it does."""
+    """In the process that Ray starts: ask for a copy and wait for its end."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(os.environ[_SOCKET])
         wanted = json.dumps([arguments, dict(os.environ), str(Path.cwd())]).encode()
@@ -55,7 +54,7 @@ def ask_for_worker(arguments: list[str]) -> None:
 
 
 def serve(path: str) -> None:
-    """In the process that is copied: import, say so, and make a copy for each who asks."""
+    """In the server process: import, report that it is ready, and fork for each request."""
     del sys.path[0]  # this folder, which has a package named ray
     for name in _IMPORTED:
         importlib.import_module(name)
@@ -74,7 +73,7 @@ def serve(path: str) -> None:
 
 
 def become_worker(connection: socket.socket) -> None:
-    """In the copy: take over what the asking process has, and run the worker's script."""
+    """In the copy: take over arguments, environment and files of the asking process; run the worker's script."""
     length, files, _, _ = socket.recv_fds(connection, 4, 3)
     wanted = b""
     while len(wanted) < int.from_bytes(length, "big"):

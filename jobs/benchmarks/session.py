@@ -17,7 +17,7 @@ from inpaint_encode.job.cluster import protect_local_ray
 
 __all__ = ["RaySession"]
 
-_UP_WITHIN_S = 60.0
+_UP_WITHIN_S = 300.0
 
 
 class RaySession:

@@ -1,4 +1,4 @@
-"""Ray heads and nodes as operators start them, each in a process of its own that is ended by its id."""
+"""Ray heads and nodes started with ``ray start``, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def ray_start(*options: object, **environment: str):
-    """``ray start --block`` with ``options``; its raylet and workers die with it."""
+    """Run ``ray start --block`` inside the ``with`` block; its raylet and workers end with it."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
     command = [BIN / "ray", "start", "--block", "--disable-usage-stats", *options]
     process = subprocess.Popen(
@@ -47,7 +47,7 @@ def ray_start(*options: object, **environment: str):
 
 @contextlib.contextmanager
 def head(*options: object, port: int = 0, **environment: str):
-    """A head with a dashboard inside the ``with`` block; yields its `Head`."""
+    """Run a head with a dashboard inside the ``with`` block; yield its `Head`."""
     folder, port = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")), port or free_port()
     web, agent = free_port(), free_port()
     arguments = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--dashboard-port={web}", *options]
@@ -63,9 +63,9 @@ def head(*options: object, port: int = 0, **environment: str):
 
 @contextlib.contextmanager
 def node(cluster: Head, *options: object, **environment: str):
-    """One more node inside the ``with`` block, with a folder of its own, as on a machine of its own.
+    """Run one more node inside the ``with`` block, with a folder of its own as on another machine.
 
-    In the head's folder it would unpack a job's code once more, under the feet of who runs it there.
+    In the head's folder it would unpack the code of a job over the code that runs there.
     """
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         own = [f"--address={cluster.address}", f"--temp-dir={folder}", f"--dashboard-agent-listen-port={free_port()}"]
@@ -74,13 +74,13 @@ def node(cluster: Head, *options: object, **environment: str):
 
 
 class Head:
-    """Where a head is: its GCS, its dashboard, its agent's port, and the folder of its sessions."""
+    """Addresses of a head's GCS, dashboard and agent, the folder of its sessions, and its process."""
 
     def __init__(self, address: str, dashboard: str, agent: int, folder: Path, process: subprocess.Popen) -> None:
         self.address, self.dashboard, self.agent, self.folder, self.process = address, dashboard, agent, folder, process
 
     def state(self, kind: str, **filters: str) -> list[dict]:
-        """What Ray's own state API says of its ``nodes``, ``actors`` or ``tasks``."""
+        """List ``nodes``, ``actors`` or ``tasks`` by Ray's state API."""
         asked = [("limit", "10000"), ("detail", "true")]
         for key, value in filters.items():
             asked += [("filter_keys", key), ("filter_predicates", "="), ("filter_values", value)]
@@ -90,13 +90,13 @@ class Head:
             return json.load(answer)["data"]["result"]["result"]
 
     def kill_raylet(self, node_id: str) -> None:
-        """End a node that the autoscaler started, without a word, as a spot node goes; its workers die with it."""
+        """Kill a node that the autoscaler started, as when a spot node ends; its workers die with it."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
             if f"--node_id={node_id}" in child.cmdline():
                 child.kill()
 
     def worker_logs(self) -> str:
-        """What all workers have written to their logs."""
+        """Text of the logs of all workers."""
         files = (self.folder / "session_latest/logs").glob("worker-*")
         return "\n".join(file.read_text(errors="replace") for file in files)
 

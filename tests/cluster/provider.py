@@ -1,10 +1,10 @@
-"""The cloud of the autoscaler's test: nodes are raylets on this machine; one that is dead is listed no longer."""
+"""Node provider of the autoscaler's test: nodes are raylets on this machine."""
 
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 
 
 class LogicalNodes(FakeMultiNodeProvider):
-    """Ray's own provider of such nodes, which lists them for ever, as no cloud does."""
+    """Ray's fake provider, but without nodes that are dead, as in a cloud."""
 
     def non_terminated_nodes(self, tag_filters):
         with self.lock:

@@ -1,6 +1,6 @@
-"""Ray's own autoscaler, whose GPU nodes are raylets on this machine: from none to two, one lost, and to none again.
+"""Ray's autoscaler starts and ends GPU nodes for a job; the nodes are raylets on this machine.
 
-The nodes are laid out as the files of cluster/ have them: a head without a CPU, and both pools from nothing.
+As in the files of cluster/, the head has no CPU, and both pools start without a node.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from tests.cluster.heads import free_port, head, wait_for
 from tests.outputs import data_files, whole_output
 
 PAIRS, CHUNK = 1_200, 8
-"""So many that a replacement comes before they are done."""
+"""Enough pairs that a replacement node starts before they are done."""
 
 
 @pytest.fixture
 def cluster(s3, tmp_path):
-    """An autoscaling cluster of a head that does no work, as yet."""
+    """An autoscaling cluster that has only a head, which runs no tasks."""
     port, config = free_port(), json.loads(Path(__file__).with_name("autoscaler.json").read_text())
     config["provider"]["gcs_address"] = f"{get_node_ip_address()}:{port}"
     written = tmp_path / "autoscaler.json"
@@ -40,7 +40,7 @@ def cluster(s3, tmp_path):
 
 
 class TimeLine:
-    """What happens to the nodes, by the second, from Ray's state API; printed as it happens."""
+    """Watches nodes and VAE workers by Ray's state API and prints each change with its time."""
 
     def __init__(self, cluster):
         self.begun, self.cluster = time.monotonic(), cluster
@@ -60,7 +60,7 @@ class TimeLine:
         print(f"{time.monotonic() - self.begun:7.1f} s  {what}", flush=True)
 
     def wait_for_encoders(self, count, job):
-        """Until so many nodes have had a VAE worker; a job that ends before has too few pairs, or failed."""
+        """Wait until ``count`` nodes have had a VAE worker; fail if the job ends before."""
         wait_for(lambda: len(self.encoding) == count or job.poll() is not None, 240, f"the {count}. node that encodes")
         assert job.poll() is None
 
@@ -88,8 +88,8 @@ class TimeLine:
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
-    """The job's demand and labels bring the nodes; the one that is killed is replaced, and costs no row."""
+def test_nodes_start_for_a_job_are_replaced_and_end(cluster, tmp_path, s3, vae_folder):
+    """Two GPU nodes start for the job; one is killed and replaced, and no row is lost."""
     output = s3.uri("scaled-out")
     options = ["--pairs", manifest_of_few_images(tmp_path, s3.uri("scaled-in")), "--key-column", "id"]
     options += ["--output", output, "--vae", vae_folder, "--samples-dtype", "float32", "--batch-size", "1"]
@@ -120,7 +120,7 @@ def test_from_no_gpu_node_to_two_and_back(cluster, tmp_path, s3, vae_folder):
 
 
 def manifest_of_few_images(folder, prefix):
-    """A list of many pairs of few files: every image with every mask."""
+    """Write a list of pairs of every image with every mask; return its path."""
     write_random_pairs(folder, 35, seed=5, smallest=320, largest=320)
     upload(folder, prefix)
     sides = [sorted(path.relative_to(folder) for path in (folder / side).rglob("*.*")) for side in ("images", "masks")]

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
-def cluster(s3):
+def cluster(s3, warm_workers):
     options = ["--num-cpus=2", "--num-gpus=0", "--labels=pool=data", f"--object-store-memory={3 * 10**8}"]
     often = {"RAY_metrics_report_interval_ms": "1000"}
     with head(*options, **often) as started:
@@ -86,8 +86,9 @@ def ray_job(cluster, *arguments):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600, cwd=ROOT)
 
 
-def submit(cluster, name, *entrypoint, wait=True):
+def submit(cluster, name, *entrypoint, wait=True, runtime_env=None):
     how = [] if wait else ["--no-wait"]
+    how += ["--runtime-env-json", json.dumps(runtime_env or {})]
     return ray_job(cluster, "submit", "--working-dir", ".", "--submission-id", name, *how, "--", "python", *entrypoint)
 
 
@@ -149,9 +150,9 @@ def stopped(cluster, client, options, source_store, s3):
 
 
 @pytest.fixture(scope="module")
-def resumed(cluster, stopped, options):
+def resumed(cluster, stopped, options, warm_workers):
     """The same command again, up to its end."""
-    return submit(cluster, "resumed", "jobs/encode.py", *options)
+    return submit(cluster, "resumed", "jobs/encode.py", *options, runtime_env=warm_workers)
 
 
 def test_a_stopped_job_resumes_and_encodes_every_pair_once(client, stopped, resumed, s3):
@@ -203,7 +204,7 @@ def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
         assert "node_id" in record
 
 
-def test_each_job_ends_with_the_exit_code_of_its_command(cluster, client, resumed, options, s3):
+def test_each_job_ends_with_the_exit_code_of_its_command(client, resumed, options, s3, warm_workers):
     """All of them run side by side."""
     damaged = s3.uri("damaged-out")
     copy_damaged(s3.uri("submitted-out"), damaged)
@@ -215,8 +216,9 @@ def test_each_job_ends_with_the_exit_code_of_its_command(cluster, client, resume
         "export": (0, f"python jobs/export.py {s3.uri('submitted-out')} --to webdataset --output {s3.uri('tars')}"),
         "benchmark": (0, "python -m jobs.benchmarks --quick --only write"),
     }
+    uploaded = client.get_job_info("resumed").runtime_env["working_dir"]
     for name, (_, entrypoint) in jobs.items():
-        environment = {"working_dir": str(ROOT)}
+        environment = {"working_dir": uploaded, **warm_workers}
         if name == "no-cuda":
             environment["env_vars"] = {"INPAINT_ENCODE_LOGICAL_GPUS": "0"}
         client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=environment)

@@ -21,7 +21,7 @@ from jobs.benchmarks.utilisation import FeedPlan, feed_sections
 MIXED = BenchSet("two sizes", ((64, 64), (56, 80)))
 
 
-def test_the_job_makes_what_the_stand_in_makes(s3, ray_cluster, tmp_path):
+def test_the_job_writes_the_latents_of_the_fake_vae(s3, ray_cluster, tmp_path):
     local = write_pairs(tmp_path / "pairs", SMALL, 6)
     upload(tmp_path / "pairs", s3.uri("bench"))
     remote = pairs_below(s3.uri("bench"), len(local))
@@ -37,7 +37,7 @@ def test_the_job_makes_what_the_stand_in_makes(s3, ray_cluster, tmp_path):
         assert rows[pair.key]["mask_coverage"] >= binary.mean()
 
 
-def test_a_contest_is_beside_bare_decoding(ray_cluster, tmp_path):
+def test_a_comparison_divides_by_bare_decoding(ray_cluster, tmp_path):
     pairs = write_pairs(tmp_path / "pairs", SMALL, 8)
     task = Task(pairs, LoadStandIn(), tmp_path / "out")
     with CpuMeter() as meter:
@@ -48,7 +48,7 @@ def test_a_contest_is_beside_bare_decoding(ray_cluster, tmp_path):
     assert pace.unit == "ms/pair"
 
 
-def test_the_feed_ratio_is_of_one_run(ray_cluster, vae_folder, tmp_path):
+def test_the_utilisation_is_a_ratio_within_one_run(ray_cluster, vae_folder, tmp_path):
     plan = FeedPlan(vae_folder, "cpu", batch_size=2, chunk_rows=2, settle=2, images=4, repeats=1)
     feed, stages = feed_sections(plan, tmp_path, [SMALL], MIXED)
     job, alone, mixed = (figure.median for figure in feed.figures)

@@ -59,7 +59,7 @@ def images() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """Pairs whose masks are black but for a corner, in PNG of half the size."""
+    """Pairs with PNG masks of half the size, black except for one white corner."""
     folder = tmp_path_factory.mktemp("decoding")
     for name, data in images().items():
         key = name.partition(".")[0]
@@ -71,7 +71,7 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_job_with_all_rules(source, tmp_path, ray_cluster, make_job):
+def test_a_job_with_all_decoding_options(source, tmp_path, ray_cluster, make_job):
     output, display = str(tmp_path / "out"), Silent()
 
     def run(**options) -> dict:
@@ -112,8 +112,8 @@ def test_a_job_with_all_rules(source, tmp_path, ray_cluster, make_job):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_job_of_2000_mutated_files(tmp_path, ray_cluster, make_job):
-    """Every one is a row or a reject, by the name that decoding it alone gives; none takes long to encode."""
+def test_a_job_encodes_or_rejects_each_of_2000_mutated_files(tmp_path, ray_cluster, make_job):
+    """Each file becomes a row or a reject with the error that decoding it alone gives."""
     limit = {"max_pixels": 100_000}
     decoder, wanted = PairDecoder(sizing=Sizing(ratio=8), **limit), Counter()
     (tmp_path / "images").mkdir()

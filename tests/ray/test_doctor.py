@@ -18,7 +18,7 @@ from tests.outputs import files_of
 
 @pytest.fixture
 def cluster(ray_cluster, monkeypatch):
-    """The session's cluster, as one that was there already."""
+    """The session's cluster as a running cluster that RAY_ADDRESS names."""
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
     return ray_cluster
 
@@ -33,7 +33,7 @@ def test_every_node_reads_and_writes(cluster, s3):
     assert files_of(s3.uri("doctor-ray/out")) == []
 
 
-def test_what_a_node_cannot_do_is_said_of_it(cluster, tmp_path):
+def test_a_problem_names_its_node(cluster, tmp_path):
     _, wrong, node = check_nodes("", [str(tmp_path / "none")], "", lambda _: None)
     assert (wrong.level, wrong.check) == ("problem", node.check)
     assert wrong.found == f"{tmp_path}/none: cannot be read: No such file or directory"
@@ -41,14 +41,14 @@ def test_what_a_node_cannot_do_is_said_of_it(cluster, tmp_path):
     assert (node.level, "7 of 8 checks are ok" in node.found) == ("ok", True)
 
 
-def test_other_versions_on_a_node():
+def test_other_versions_on_a_node_are_a_warning():
     here = nodes._versions().versions
     assert list(nodes._differences("node", here)) == []
     (finding,) = nodes._differences("node", {**here, "numpy": "0.1"})
     assert (finding.level, finding.found) == ("warning", f"has other versions: numpy 0.1, here {here['numpy']}")
 
 
-def test_a_node_that_does_not_answer(cluster, monkeypatch):
+def test_a_node_that_does_not_answer_is_a_problem(cluster, monkeypatch):
     def hang(*_: object) -> None:
         import time
 
@@ -61,7 +61,7 @@ def test_a_node_that_does_not_answer(cluster, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_ray_of_its_own():
+def test_doctor_starts_ray_where_there_is_none():
     done = command("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "starting Ray, which takes some ten seconds" in done.stderr
@@ -69,7 +69,7 @@ def test_a_ray_of_its_own():
 
 
 @pytest.mark.long
-def test_a_cluster_that_is_not_there():
+def test_a_cluster_that_does_not_exist_is_a_problem():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nowhere = f"127.0.0.1:{taken.getsockname()[1]}"
     done = command("doctor", "--address", nowhere)
@@ -78,10 +78,10 @@ def test_a_cluster_that_is_not_there():
 
 
 @pytest.mark.long
-def test_nodes_that_lack_a_gpu_or_the_package(ray_cluster, tmp_path):
-    """One node's GPU is only a number, and another has a package of our name that cannot be imported.
+def test_nodes_without_a_gpu_or_the_package_are_problems(ray_cluster, tmp_path):
+    """One node's GPU is only a number. Another node has a package of our name that cannot be imported.
 
-    Ray lets nodes import from where its driver is, which is therefore in a folder of its own.
+    Workers can import from the folder of their driver. The driver therefore runs in an empty folder.
     """
     for folder in ("elsewhere", "lost/inpaint_encode"):
         (tmp_path / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Exports by a real Ray to disks and to a real S3 server: whole, resumed, killed, and of outputs that change."""
+"""Exports to disks and to an S3 server: complete, resumed, killed, and of outputs that change."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def output(tmp_path, ray_cluster):
 
 
 def test_an_encoded_output_on_s3_becomes_what_comfyui_loads(tmp_path, s3, ray_cluster, make_job, shell):
-    """The latents of encode's rows, not one bit else."""
+    """The exported latents are those of the rows, bit for bit."""
     write_random_pairs(tmp_path, 10, seed=5, smallest=24, largest=72)
     upload(tmp_path, s3.uri("export-in"))
     encoded, to = s3.uri("export-encoded"), s3.uri("export-comfyui", "input")
@@ -87,8 +87,8 @@ def versions_of(destination) -> dict[str, str]:
     }
 
 
-def test_what_is_done_is_not_done_again(output, tmp_path):
-    """Of four data files one is not noted at all, and one was begun."""
+def test_only_missing_files_are_exported(output, tmp_path):
+    """Of four data files one has no note, and one was begun."""
     to = tmp_path / "to"
     export(output, "comfyui", to)
     before, bytes_before = versions_of(to), exported(str(to))
@@ -114,8 +114,8 @@ def test_what_is_done_is_not_done_again(output, tmp_path):
 
 
 @pytest.mark.parametrize("to", SUFFIXES)
-def test_an_output_that_changed_is_exported_as_it_is_now(to, output, tmp_path):
-    """A row has gone, another has moved to a later data file, one came, and a data file was removed."""
+def test_changes_of_the_output_are_exported(to, output, tmp_path):
+    """A row was removed, one moved to a later data file, one was added, and a data file was removed."""
     export(output, to, tmp_path / "to")
     write_chunk(output, 0, ["a/042", "new"], seed=1)
     write_chunk(output, 4, ["a/042/1"])
@@ -127,7 +127,7 @@ def test_an_output_that_changed_is_exported_as_it_is_now(to, output, tmp_path):
     assert (made.rows_now, made.whole.rows) == (3, 5)
 
 
-def test_another_export_is_refused_by_name_and_overwritten_if_that_is_asked(output, tmp_path, shell):
+def test_another_export_is_refused_or_overwritten_on_request(output, tmp_path, shell):
     to = str(tmp_path / "to")
     export(output, "comfyui", to)
     before = exported(to)
@@ -145,7 +145,7 @@ def test_another_export_is_refused_by_name_and_overwritten_if_that_is_asked(outp
     assert exported(to) == {**exported(str(tmp_path / "fresh")), "mine.png": b"mine"}
 
 
-def test_damage_ends_the_command_and_leaves_what_is_done(output, tmp_path, shell):
+def test_a_damaged_file_ends_the_command_and_keeps_the_rest(output, tmp_path, shell):
     path = Path(output, "0a1b2c3d-00000003.parquet")
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
@@ -166,7 +166,7 @@ KILLED_CHUNKS = 24
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, ray_cluster):
-    """So many data files that a run can be killed in the middle."""
+    """An output with enough data files to kill an export in its middle."""
     folder = str(tmp_path_factory.mktemp("large") / "out")
     for chunk in range(KILLED_CHUNKS):
         write_chunk(folder, chunk, [f"{chunk:03d}/{row:02d}" for row in range(12)])
@@ -207,7 +207,7 @@ def killed_and_finished(large, driver):
     return run
 
 
-def test_killed_in_the_middle_it_ends_as_if_undisturbed(large, killed_and_finished, tmp_path):
+def test_a_killed_export_resumes(large, killed_and_finished, tmp_path):
     killed_and_finished("comfyui", str(tmp_path / "to"), 6)
     export(large, "comfyui", tmp_path / "undisturbed")
     assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "undisturbed"))
@@ -216,7 +216,7 @@ def test_killed_in_the_middle_it_ends_as_if_undisturbed(large, killed_and_finish
 
 @pytest.mark.long
 @pytest.mark.parametrize("to", SUFFIXES)
-def test_killed_many_times_on_s3(to, large, killed_and_finished, s3, tmp_path):
+def test_an_export_to_s3_that_is_killed_six_times_resumes(to, large, killed_and_finished, s3, tmp_path):
     destination = s3.uri("export-killed", to)
     killed_and_finished(to, destination, 1, 3, 6, 9, 12, 15)
     export(large, to, tmp_path)

@@ -1,4 +1,4 @@
-"""The demo's output, as everyone reads it: our readers, those of others, Ray, and a trainer."""
+"""The demo's output read by this package, by other libraries, by Ray and by a trainer."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def expected(demo):
 
 
 def hold(arrays, expected) -> None:
-    """Types, shapes and values of both tensor columns, of all rows."""
+    """Check types, shapes and values of both tensor columns of all rows."""
     for name, dtype in recipes.COLUMNS.items():
         assert arrays[name].keys() == expected.keys()
         for key, array in arrays[name].items():
@@ -37,7 +37,7 @@ def hold(arrays, expected) -> None:
 
 @pytest.fixture(scope="module")
 def read_without_ray(copied_demo, tmp_path_factory):
-    """What each recipe reads in a process that has never heard of Ray."""
+    """Arrays that each recipe reads in a process without Ray."""
     arrays = tmp_path_factory.mktemp("recipes") / "arrays.npz"
     command = [sys.executable, "-m", "tests.recipes", copied_demo, arrays]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
@@ -53,7 +53,7 @@ def read_without_ray(copied_demo, tmp_path_factory):
 class TestOtherReaders:
     """Seven readers of one file format: with pyarrow twice, as Ray's types are registered or not."""
 
-    def test_there_are_twenty_rows_of_many_shapes(self, expected):
+    def test_the_output_has_twenty_rows_of_many_shapes(self, expected):
         assert len(expected) == 20
         assert len({row["samples"].shape for row in expected.values()}) > 5
 
@@ -91,8 +91,8 @@ class TestOurs:
             assert plain == {name: expected[row["key"]][name] for name in plain}
             assert dataset[row["key"]]["image_uri"] == row["image_uri"]
 
-    def test_rows_as_the_tools_take_them(self, demo):
-        """The conventions' own tests say what that is; other columns stay."""
+    def test_rows_by_the_conventions_of_tools(self, demo):
+        """Tensors follow the convention; other columns stay."""
         dataset = open_latents(demo["output"])
         made_by = Output.open(demo["output"]).made_by
         for made, rule in ((dataset.for_diffusers(), for_diffusers), (dataset.for_comfyui(), for_comfyui)):
@@ -134,7 +134,7 @@ def one_thread():
 
 
 def test_a_training_loop_learns(demo, one_thread):
-    """An inpainting model of noisy latents, mask and greyed latents, which predicts the noise: 200 steps."""
+    """A small inpainting model learns to predict the noise in 200 steps."""
     torch.manual_seed(0)
     dataset = open_latents(demo["output"]).for_diffusers()
     channels = dataset[0]["latents"].shape[0]

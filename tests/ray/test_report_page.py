@@ -1,4 +1,4 @@
-"""The page of a real job's output in a real bucket, opened in a real browser; and one of its rows, shown."""
+"""The HTML report of an output in a bucket, opened in Chromium, and the command ``show``."""
 
 import io
 from pathlib import Path
@@ -66,7 +66,7 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium, page):
-    """Open the page; what it complains of and asks for is kept."""
+    """Open the page; keep its console messages and its requests."""
     contexts = []
 
     def open_page(width: int = 1200, **options):
@@ -114,13 +114,13 @@ CONTRASTS = """() => {
 
 @in_browser
 class TestPage:
-    def test_it_opens_without_an_error_and_asks_for_nothing(self, opened, page):
+    def test_it_opens_without_an_error_or_a_request(self, opened, page):
         tab = opened()
         assert tab.said == []
         assert [url for url in tab.asked if not url.startswith("data:")] == [page.as_uri()]
         assert tab.title().startswith("inpaint-encode: s3://")
 
-    def test_every_picture_is_there(self, opened, contents):
+    def test_it_shows_every_picture(self, opened, contents):
         tab = opened()
         assert tab.evaluate(WITHOUT_PICTURE) == 0
         shown = [len(card.pictures) for card in contents.gallery.cards]
@@ -142,7 +142,7 @@ class TestPage:
         assert table.locator("th[aria-sort]").count() == 1
         assert table.locator("tbody td:first-child").all_inner_texts() == ["0", "1", "2", "3"]
 
-    def test_a_picture_is_enlarged_and_its_neighbours_follow(self, opened):
+    def test_a_picture_opens_large_with_its_neighbours(self, opened):
         tab = opened()
         tab.get_by_role("button", name="Enlarge: image of").first.click()
         dialog = tab.locator("dialog[open]")
@@ -168,7 +168,7 @@ class TestPage:
         assert min(boxes.nth(at).bounding_box()["width"] for at in range(boxes.count())) > 90
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_all_text_can_be_read(self, opened, scheme):
+    def test_all_text_has_enough_contrast(self, opened, scheme):
         tab = opened(color_scheme=scheme)
         found = tab.evaluate(CONTRASTS)
         assert len(found) > 200
@@ -176,14 +176,14 @@ class TestPage:
         paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (int(paper[4:].split(",")[0]) < 128) == (scheme == "dark")
 
-    def test_without_scripts_all_is_there(self, opened):
+    def test_it_is_complete_without_scripts(self, opened):
         tab = opened(java_script_enabled=False)
         assert tab.locator("th button").count() == 0
         assert tab.locator("table").count() >= 8 and tab.locator(".card img").count() > 100
 
 
 class TestGallery:
-    def test_the_psnr_is_that_of_the_vae_itself(self, contents, vae_folder):
+    def test_the_psnr_is_that_of_diffusers(self, contents, vae_folder):
         from diffusers import AutoencoderKL
 
         vae = AutoencoderKL.from_pretrained(vae_folder)
@@ -205,7 +205,7 @@ class TestGallery:
             checked += 1
         assert checked > 8
 
-    def test_extremes_are_the_extremes(self, contents):
+    def test_it_shows_the_extreme_rows(self, contents):
         cards = contents.gallery.cards
         coverage = sorted(contents.facts.coverage.tolist())
         small = sorted(card.row["mask_coverage"] for card in cards if "small" in card.why)
@@ -215,7 +215,7 @@ class TestGallery:
         worst = sorted(card.psnr for card in cards if "worst" in card.why)
         assert worst == sorted(contents.gallery.decoded)[: len(worst)] and len(worst) == PAIRS // 2
 
-    def test_a_row_whose_source_has_gone_is_shown_without(self, contents):
+    def test_a_row_without_its_source_has_no_image(self, contents):
         cards = [card for card in contents.gallery.cards if card.missing]
         assert [card.missing for card in cards] == [["its image or mask has gone, or has changed since it was encoded"]]
         assert [picture.title for picture in cards[0].pictures] == ["grown mask", "latent", "decoded"]
@@ -228,7 +228,7 @@ def _rows(output, file):
 
 
 class TestCommands:
-    def test_the_page_may_go_to_the_bucket(self, output, s3, shell):
+    def test_report_writes_the_page_to_a_bucket(self, output, s3, shell):
         uri = s3.uri("pages/report.html")
         done = shell("report", output, "--html", uri, "--gallery", 2, "--no-decode")
         assert done.returncode == 0, done.stderr
@@ -237,13 +237,13 @@ class TestCommands:
         assert "rejected for" in done.stdout and b"Nothing is decoded: --no-decode was given." in data
         assert shell("report", output, "--html", "ftp://host/x.html").returncode == 2
 
-    def test_another_vae_decodes_nothing(self, output, shell, tmp_path):
+    def test_report_with_another_vae_decodes_nothing(self, output, shell, tmp_path):
         other = save_vae(tmp_path / "other", levels=4, seed=1)
         done = shell("report", output, "--html", tmp_path / "r.html", "--gallery", 2, "--vae", other)
         assert done.returncode == 0, done.stderr
         assert "Nothing is decoded: --vae" in (tmp_path / "r.html").read_text()
 
-    def test_a_row_is_shown(self, output, contents, shell, tmp_path):
+    def test_show_prints_a_row(self, output, contents, shell, tmp_path):
         card = next(card for card in contents.gallery.cards if card.psnr is not None)
         done = shell("show", output, card.key, "--picture", tmp_path / "row.png")
         assert done.returncode == 0, done.stderr
@@ -255,7 +255,7 @@ class TestCommands:
         with Image.open(tmp_path / "row.png") as picture:
             assert picture.width > 1300 and picture.height > 500
 
-    def test_a_row_without_its_source_is_shown_too(self, output, contents, shell, tmp_path, monkeypatch):
+    def test_show_prints_a_row_without_its_source(self, output, contents, shell, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (card,) = (card for card in contents.gallery.cards if card.missing)
         done = shell("show", output, card.key, "--no-decode")
@@ -263,7 +263,7 @@ class TestCommands:
         assert "missing: its image or mask has gone" in done.stdout and "not decoded: --no-decode" in done.stdout
         assert (tmp_path / f"{card.key.replace('/', '-')}.png").exists()
 
-    def test_a_row_that_is_not_there_is_an_error(self, output, shell, tmp_path):
+    def test_show_refuses_an_unknown_key(self, output, shell, tmp_path):
         done = shell("show", output, "000/00000")
         assert (done.returncode, "has no row '000/00000'; near it are '000/00000" in done.stderr) == (2, True)
         done = shell("show", output, "000/000000")

@@ -48,7 +48,7 @@ def verified(output: str):
     verdict.refuse_unless_whole()
 
 
-def test_eight_masks_of_an_image_cost_one_fetch_of_it(s3, ray_cluster, make_job, display):
+def test_an_image_with_eight_masks_is_fetched_once(s3, ray_cluster, make_job, display):
     prefix, output, rng = s3.uri("masks-in"), s3.uri("masks-out"), np.random.default_rng(1)
     for image in range(IMAGES):
         write_image(prefix, image, [f"{image}_mask{n:03d}.png" for n in range(MASKS)], rng)
@@ -70,7 +70,7 @@ def test_eight_masks_of_an_image_cost_one_fetch_of_it(s3, ray_cluster, make_job,
         run_job(make_job(prefix, "", output, mask_pattern="{stem}_mask0{n}.png"), display)
 
 
-def test_a_manifest_s_captions_are_in_the_rows(s3, ray_cluster, make_job, display):
+def test_rows_have_the_captions_of_the_manifest(s3, ray_cluster, make_job, display):
     prefix, output, rng = s3.uri("list-in"), s3.uri("list-out"), np.random.default_rng(2)
     lines = []
     for image in range(IMAGES):
@@ -128,8 +128,8 @@ def again(job, **run):
     return job.model_copy(update={"run": job.run.model_copy(update=run)})
 
 
-def test_rgba_images_inside_parquet(s3, ray_cluster, make_job, display):
-    """Their bytes and captions, a file beside, one that is missing until it is tried again."""
+def test_rgba_images_in_parquet(s3, ray_cluster, make_job, display):
+    """Images are in the rows or in a file beside; one file is missing until the retry."""
     prefix, output, rng = s3.uri("rows-in"), s3.uri("rows-out"), np.random.default_rng(3)
     levels = rng.integers(0, 256, (12, 32, 40, 4), np.uint8)
     images = [{"bytes": png(one), "path": f"{number}.png"} for number, one in enumerate(levels)]
@@ -158,8 +158,8 @@ def test_rgba_images_inside_parquet(s3, ray_cluster, make_job, display):
     verified(output)
 
 
-def test_tars_and_masks_that_are_drawn(s3, ray_cluster, make_job, display):
-    """Members read by ranges; more masks are new pairs, drawn as they would have been at once."""
+def test_tars_and_random_masks(s3, ray_cluster, make_job, display):
+    """More masks per image are new pairs, drawn as in a first run."""
     prefix, output, rng = s3.uri("tars-in"), s3.uri("tars-out"), np.random.default_rng(4)
     levels = rng.integers(0, 256, (6, 32, 40, 3), np.uint8)
     for shard in range(2):

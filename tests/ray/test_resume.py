@@ -1,4 +1,4 @@
-"""Stop it anywhere, start it again, change what is around it: every pair is a row once, or a reject with a reason."""
+"""A job resumes after every interruption and change: each pair is exactly one row or one reject with a reason."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ ODD_KEY = "..hidden/%2e%2e%2fescape;rm -rf"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Where the pairs of this module are: an output names its source, so that each test has them in this place."""
+    """Folder of the pairs of all tests here: an output stores the path of its source."""
     return tmp_path_factory.mktemp("source")
 
 
@@ -51,7 +51,7 @@ def job_to(source, make_job, ray_cluster):
 
 @pytest.fixture(scope="module")
 def finished(source, job_to, tmp_path_factory):
-    """Twelve pairs on a disk, two of them broken and one with an odd name, and the output made of them."""
+    """Twelve pairs on a disk, two of them broken and one with an odd name, and their output."""
     write_random_pairs(source, 11, seed=5, smallest=24, largest=64)
     for broken in sorted(path for path in (source / "images").rglob("*.*") if path.is_file())[3:10:6]:
         broken.write_bytes(broken.read_bytes()[:60])
@@ -64,18 +64,18 @@ def finished(source, job_to, tmp_path_factory):
 
 
 class State(NamedTuple):
-    """Pairs and their output as they were at some moment."""
+    """A copy of pairs and their output."""
 
     source: Path
     output: Path
 
     @classmethod
     def of(cls, source: Path, folder: Path) -> Self:
-        """Keep the pairs as they are now, with the files' times, by which a refresh goes; the output is to come."""
+        """Copy the pairs with the files' times, which a refresh compares; the output is written later."""
         return cls(shutil.copytree(source, folder / "in"), folder / "out")
 
     def restore(self, source: Path, output: Path) -> None:
-        """Put the pairs back, and the output where none was: its plan's files are never written anew in one place."""
+        """Restore the pairs, and the output to a new folder."""
         shutil.rmtree(source)
         shutil.copytree(self.source, source)
         shutil.copytree(self.output, output)
@@ -83,14 +83,14 @@ class State(NamedTuple):
 
 @pytest.fixture
 def pairs(source, finished, tmp_path):
-    """The pairs, as they were when the output was finished; the output is in ``tmp_path / "out"``."""
+    """The pairs of the finished output; the output is in ``tmp_path / "out"``."""
     finished.restore(source, tmp_path / "out")
     return source
 
 
 @pytest.fixture
 def output(pairs, tmp_path):
-    """The finished output, as it was then."""
+    """A copy of the finished output."""
     return str(tmp_path / "out")
 
 
@@ -110,7 +110,7 @@ def versions(output: str) -> dict[str, str]:
 
 
 def meanwhile(monkeypatch, happen) -> None:
-    """Let something ``happen`` in the next job when it has planned its work, before any of it is done."""
+    """Call ``happen`` in the next job after it has planned its work and before it encodes."""
     from inpaint_encode.job import pipeline
 
     planned = pipeline.remaining
@@ -123,15 +123,15 @@ def meanwhile(monkeypatch, happen) -> None:
     monkeypatch.setattr(pipeline, "remaining", remaining_then)
 
 
-def test_names_of_objects_stay_inside_the_output(finished, output):
-    """A key is data, never a path: files are named by chunks."""
+def test_keys_never_become_paths(finished, output):
+    """Files are named by chunks."""
     assert whole_output(output)["encoded"] == ENCODED
     assert ODD_KEY in rows_of(output)
     assert {path.name for path in finished.output.parent.iterdir()} == {"in", "out"}
     assert not [path for path in files_of(output) if "escape" in path]
 
 
-def test_other_settings_are_refused_and_named(job, output, display):
+def test_other_settings_are_refused(job, output, display):
     before = versions(output)
     with pytest.raises(UsageError, match=r"grow_mask_by: 6 there, 8 here"):
         run_job(job(grow_mask_by=8), display)
@@ -144,13 +144,13 @@ def test_other_settings_are_refused_and_named(job, output, display):
     assert "_lease.json" not in files_of(output)
 
 
-def test_another_vae_is_another_setting(job, output, display, tmp_path):
+def test_another_vae_is_refused(job, output, display, tmp_path):
     with pytest.raises(UsageError, match="weights_sha256"):
         run_job(job(vae=save_vae(tmp_path / "vae2", levels=4, seed=1)), display)
 
 
-def test_overwrite_leaves_nothing_of_the_old(job, output, display, monkeypatch):
-    """Before anything is encoded; and what a late worker of the overwritten job writes after that goes at the end."""
+def test_overwrite_removes_every_old_file(job, output, display, monkeypatch):
+    """Old files go before anything is encoded; files that a late worker of the old job writes go at the end."""
     old, data = set(files_of(output)) - {"_job.json", "_report.json"}, contents(output)
 
     def late():
@@ -164,8 +164,8 @@ def test_overwrite_leaves_nothing_of_the_old(job, output, display, monkeypatch):
     assert not old & set(files_of(output))
 
 
-def test_an_overwrite_that_was_killed_goes_on_without_a_mix(job, output, display):
-    """The new ``_job.json`` is there, the old rows too: what is not the new job's goes before anything is encoded."""
+def test_an_overwrite_that_was_killed_resumes_without_old_rows(job, output, display):
+    """The output has the new ``_job.json`` and old rows: the rows of the old job go before anything is encoded."""
     text = json.loads(storage.read(f"{output}/_job.json").data)
     text |= {"job": "0123abcd", "replaces": [text["job"]], "rows": {**text["rows"], "grow_mask_by": 2}}
     storage.write(f"{output}/_job.json", json.dumps(text).encode())
@@ -174,7 +174,7 @@ def test_an_overwrite_that_was_killed_goes_on_without_a_mix(job, output, display
     assert whole_output(output)["encoded"] == ENCODED
 
 
-def test_a_strangers_folder_is_refused(job_to, pairs, tmp_path, display):
+def test_a_folder_with_unknown_files_is_refused(job_to, pairs, tmp_path, display):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/holiday.csv").write_bytes(b"1,2")
     with pytest.raises(UsageError, match=r"holiday\.csv"):
@@ -182,8 +182,8 @@ def test_a_strangers_folder_is_refused(job_to, pairs, tmp_path, display):
     assert (tmp_path / "theirs/holiday.csv").read_bytes() == b"1,2"
 
 
-def test_data_of_unknown_origin_is_refused_and_kept(job_to, pairs, tmp_path, display):
-    """A name like ours is not ours: nothing is removed but what this output's own ``_job.json`` says was replaced."""
+def test_data_files_of_unknown_origin_are_refused_and_kept(job_to, pairs, tmp_path, display):
+    """Only files of jobs that ``_job.json`` lists as replaced are removed."""
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/20240115-00000001.parquet").write_bytes(b"somebody's")
     for overwrite in (False, True):
@@ -192,8 +192,8 @@ def test_data_of_unknown_origin_is_refused_and_kept(job_to, pairs, tmp_path, dis
     assert (tmp_path / "theirs/20240115-00000001.parquet").read_bytes() == b"somebody's"
 
 
-def test_a_rejects_file_that_gainsays_the_decision_is_put_right(job, output, display):
-    """A late worker wrote its rejects and died before it could find the chunk decided."""
+def test_a_rejects_file_that_contradicts_its_data_file_is_repaired(job, output, display):
+    """A late worker wrote its rejects and died before it saw that the chunk was committed."""
     before = rejects_of(output)
     path = next(path for path in files_of(output) if path.startswith("_rejected/"))
     both = pa.Table.from_pylist([before[0], {**before[0], "key": next(iter(rows_of(output)))}], REJECTS)
@@ -203,8 +203,8 @@ def test_a_rejects_file_that_gainsays_the_decision_is_put_right(job, output, dis
     assert [one["key"] for one in rejects_of(output)] == [one["key"] for one in before]
 
 
-def test_a_lost_chunk_and_pairs_added_later_are_done_and_only_they(job, pairs, output, display):
-    """The lost chunk again, to the bit, and the new pairs as a new chunk."""
+def test_only_a_lost_chunk_and_new_pairs_are_encoded(job, pairs, output, display):
+    """The lost chunk comes out bit for bit. The new pairs become a new chunk."""
     before, old = rows_of(output), versions(output)
     lost = sorted(old)[1]
     storage.delete(f"{output}/{lost}")
@@ -220,7 +220,7 @@ def test_a_lost_chunk_and_pairs_added_later_are_done_and_only_they(job, pairs, o
     assert {path for path in new if new[path] != old.get(path)} - {lost} == new.keys() - old.keys()
 
 
-def test_lost_receipts_are_only_a_cache(job, output, display):
+def test_receipts_are_only_a_cache(job, output, display):
     lose_receipts(output)
     report = run_job(job(), display)
     assert report["this_run"]["files"] == 0
@@ -234,8 +234,8 @@ def lose_receipts(output: str) -> None:
             storage.delete(f"{output}/{path}")
 
 
-def test_rejected_pairs_wait_for_retry_rejected(job, output, display):
-    """Of two, one has been mended; the other stays a reject, and no row beside them changes."""
+def test_rejected_pairs_are_retried_on_request_only(job, output, display):
+    """One of two rejects has been repaired. The other stays a reject, and no other row changes."""
     mended, hopeless = rejects_of(output)
     before = rows_of(output)
     Image.new("RGB", (32, 48)).save(mended["image_uri"], format="PNG")
@@ -250,7 +250,7 @@ def test_rejected_pairs_wait_for_retry_rejected(job, output, display):
 
 
 class TestRefresh:
-    """A source in which two pairs of the first chunk change one after the other, and one of the last is removed."""
+    """Two pairs of the first chunk change one after the other, and one pair of the last chunk is removed."""
 
     @pytest.fixture(scope="class")
     def begun(self, source, finished, job_to, tmp_path_factory):
@@ -266,7 +266,7 @@ class TestRefresh:
 
     @pytest.fixture
     def interrupted(self, begun, finished, source, tmp_path):
-        """The output when that refresh died, having kept its plan: none of its chunks is done."""
+        """The output of a refresh that died after it wrote its plan: none of its chunks is done."""
         before, _, refreshed = begun
         refreshed.restore(source, tmp_path / "out")
         output = str(tmp_path / "out")
@@ -276,26 +276,26 @@ class TestRefresh:
         assert rows_of(output) == before
         return output, before
 
-    def test_what_changed_is_encoded_and_only_that(self, begun):
+    def test_only_changed_pairs_are_encoded(self, begun):
         before, report, refreshed = begun
         assert report["this_run"]["files"] == 1
         assert changed_keys(before, str(refreshed.output)) == {sorted(before)[1]}
 
-    def test_an_interrupted_one_goes_on_without_the_option(self, interrupted, job, display):
+    def test_an_interrupted_refresh_resumes_without_the_option(self, interrupted, job, display):
         output, before = interrupted
         report = run_job(job(), display)
         assert report["this_run"]["files"] == 1
         assert changed_keys(before, output) == {sorted(before)[1]}
         whole_output(output)
 
-    def test_another_over_an_interrupted_one_forgets_nothing(self, interrupted, job, source, display):
+    def test_a_refresh_over_an_interrupted_refresh_encodes_both_changes(self, interrupted, job, source, display):
         output, before = interrupted
         replace_image(source, sorted(before)[2])
         run_job(job(refresh=True), display)
         assert changed_keys(before, output) == set(sorted(before)[1:3])
         whole_output(output)
 
-    def test_a_pair_that_vanished_is_dropped_on_demand_and_comes_back(
+    def test_a_pair_that_vanished_is_dropped_on_request_and_may_return(
         self, begun, finished, job, source, tmp_path, display
     ):
         before, _, refreshed = begun
@@ -322,17 +322,17 @@ def replace_image(pairs: Path, key: str) -> None:
 
 
 def changed_keys(before: dict[str, bytes], output: str) -> set[str]:
-    """Of all rows; none is lost and none is new."""
+    """Keys of the rows that changed; checks that no row is lost or new."""
     after = rows_of(output)
     assert after.keys() == before.keys()
     return {key for key in before if after[key] != before[key]}
 
 
 class TestLateWorkers:
-    """A worker of a dead run commits when the new one has listed what is done."""
+    """A worker of a dead run commits after the new run has listed the finished chunks."""
 
     def chunk(self, key):
-        """A chunk of one decided pair in the shape that a worker commits it."""
+        """Arguments of a commit of one encoded pair."""
         encoded = dict.fromkeys(transfer.ENCODED.names)
         encoded |= {"key": key, "image_uri": "i", "mask_uri": "m", "height": 8, "width": 8, "mask_coverage": 0.0}
         encoded |= {"samples": np.zeros((4, 1, 1), np.float32), "samples_shape": [4, 1, 1]}
@@ -351,15 +351,15 @@ class TestLateWorkers:
 
     WORK: ClassVar = {"chunk": 7, "generation": 0, "part": "", "keep": False}
 
-    def test_with_an_old_token_it_is_turned_away(self, where):
+    def test_a_worker_with_an_old_token_cannot_commit(self, where):
         storage.write(f"{where}/_lease.json", json.dumps(lease_of("new")).encode())
         late = Ledger(where, "0123abcd", "old")
         with pytest.raises(JobFailed, match="taken over"):
             late.commit(self.WORK, *self.chunk("a"))
         assert data_files(where) == []
 
-    def test_whoever_is_first_decides_and_the_other_adopts(self, where):
-        """The late one has passed its look at the lease when the new run commits: rows against a reject."""
+    def test_the_first_commit_wins_and_the_second_accepts_it(self, where):
+        """The late worker has checked the lease before the new run commits; it brings a reject, the new run a row."""
         ledger = Ledger(where, "0123abcd", "new")
         first = ledger.publish(self.WORK, *self.chunk("a"))
         late = ledger.publish(self.WORK, *self.reject("a"))
@@ -368,7 +368,7 @@ class TestLateWorkers:
         assert rejects_of(where) == []
         assert list(rows_of(where)) == ["a"]
 
-    def test_a_late_reject_that_was_first_is_adopted_too(self, where):
+    def test_a_late_reject_that_came_first_is_accepted(self, where):
         ledger = Ledger(where, "0123abcd", "new")
         ledger.publish(self.WORK, *self.reject("a"))
         mine = ledger.publish(self.WORK, *self.chunk("a"))
@@ -381,8 +381,8 @@ def lease_of(token: str) -> dict:
     return {"token": token, "host": "elsewhere", "boot": "", "namespace": 0, "pid": 1, "started": 1, "renewals": 0}
 
 
-def test_a_chunk_committed_while_the_job_runs_is_adopted(job, output, display, monkeypatch):
-    """A late worker's file appears after the new run has listed what is done, before its own worker commits it."""
+def test_a_chunk_that_another_worker_commits_meanwhile_is_accepted(job, output, display, monkeypatch):
+    """The file appears after the new run has listed the finished chunks, before its own worker commits."""
     whole = contents(output)
     for path in whole:
         storage.delete(f"{output}/{path}")
@@ -421,8 +421,8 @@ def kill_worker(name: str) -> int:
     raise TimeoutError(f"no worker runs {name}")
 
 
-def test_killed_workers_cost_no_row(tmp_path, make_job, ray_cluster, display):
-    """One that fetches, and the one that encodes."""
+def test_killed_workers_lose_no_row(tmp_path, make_job, ray_cluster, display):
+    """A fetching worker and the encoding worker are killed."""
     write_random_pairs(tmp_path / "in", 120, seed=2, smallest=100, largest=220)
     job = make_job(tmp_path / "in/images", tmp_path / "in/masks", tmp_path / "out", chunk_rows=6, batch_size=1)
     with ThreadPoolExecutor() as killers:
@@ -434,8 +434,8 @@ def test_killed_workers_cost_no_row(tmp_path, make_job, ray_cluster, display):
     assert whole_output(str(tmp_path / "out"))["encoded"] == 120
 
 
-def test_source_objects_that_are_replaced_or_deleted_during_the_job(job_to, pairs, tmp_path, display, monkeypatch):
-    """A row says of which version it is, and a refresh sees that the plan was made for another."""
+def test_a_row_has_the_version_of_a_source_that_changes_meanwhile(job_to, pairs, tmp_path, display, monkeypatch):
+    """A refresh finds that the plan has the old version, and encodes nothing again."""
     replaced = next(path for path in sorted((pairs / "images").rglob("*.png")) if path.stat().st_size > 60)
     deleted = max((pairs / "masks").rglob("*.png"))
     output = str(tmp_path / "another")
@@ -465,7 +465,7 @@ def table_of(output: str) -> list[dict]:
     )
 
 
-def test_a_fifth_of_all_requests_fails_and_the_job_is_exact(tmp_path, s3, driver, make_job):
+def test_a_job_is_exact_while_a_fifth_of_all_requests_fail(tmp_path, s3, driver, make_job):
     write_random_pairs(tmp_path, 24, seed=9, smallest=24, largest=64)
     prefix = s3.uri("faults")
     upload(tmp_path, prefix)
@@ -481,7 +481,7 @@ def test_a_fifth_of_all_requests_fails_and_the_job_is_exact(tmp_path, s3, driver
 
 
 class TestStoresThatFail:
-    """The command on a Ray of its own, whose workers see the store that fails."""
+    """The command starts its own Ray, whose workers use the faulty store."""
 
     @pytest.fixture
     def uploaded(self, tmp_path, s3, vae_folder):
@@ -492,7 +492,7 @@ class TestStoresThatFail:
         return prefix, [*options, "--output", f"{prefix}/out", "--samples-dtype", "float32", "--chunk-rows", "6"]
 
     @pytest.mark.long
-    def test_a_store_that_answers_nobody_ends_the_job_within_a_minute(self, uploaded, s3):
+    def test_a_store_that_never_answers_ends_the_job(self, uploaded, s3):
         with FaultyProxy(s3, share=1.0, seed=1, stall_s=1.0) as proxy:
             start = time.monotonic()
             done = command("encode", *uploaded[1], **proxy.environment)
@@ -502,7 +502,7 @@ class TestStoresThatFail:
         assert "Traceback" not in done.stderr
 
     @pytest.mark.long
-    def test_an_output_that_turns_read_only_is_a_sentence_and_a_resume_completes(self, uploaded, s3):
+    def test_a_job_resumes_after_its_output_was_read_only(self, uploaded, s3):
         prefix, options = uploaded
         only = lambda method, path: method == "PUT" and path.endswith("0002.parquet")  # noqa: E731
         with FaultyProxy(s3, share=1.0, seed=1, kinds=("denied",), only=only) as proxy:
@@ -516,8 +516,8 @@ class TestStoresThatFail:
         assert whole_output(f"{prefix}/out")["encoded"] == 24
 
     @pytest.mark.long
-    def test_a_store_that_dies_in_mid_job_stops_it_with_a_sentence_and_no_rejects(self, uploaded, s3):
-        """Listing and plan are fine, then no image is answered: that decides about none of the pairs."""
+    def test_a_store_that_stops_answering_stops_the_job_without_rejects(self, uploaded, s3):
+        """Listing and planning succeed; then no image can be fetched, and no pair is rejected for it."""
         prefix, options = uploaded
         only = lambda method, path: method == "GET" and "/images/" in path  # noqa: E731
         with FaultyProxy(s3, share=1.0, seed=1, stall_s=1.0, only=only) as proxy:
@@ -531,8 +531,8 @@ class TestStoresThatFail:
         assert whole_output(f"{prefix}/out")["encoded"] == 24
 
 
-def test_a_disk_that_fills_is_a_sentence_and_a_resume_completes(job_to, pairs, display, tmp_path):
-    """A real file system of 200 kilobytes, where this process may mount one."""
+def test_a_job_resumes_after_its_disk_was_full(job_to, pairs, display, tmp_path):
+    """A file system of 200 kilobytes; skipped where this process may not mount one."""
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)]

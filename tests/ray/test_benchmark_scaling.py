@@ -5,7 +5,7 @@ import math
 from jobs.benchmarks.scale import scale_record
 
 
-def test_every_section_is_there_and_adds_up(tmp_path):
+def test_each_section_follows_from_its_figures(tmp_path):
     sections = scale_record(tmp_path, quick=True, images_per_second=100.0)
     assert outputs_of(tmp_path) == {"pairs-64": 8, "pairs-128": 16, "workers-1": 6, "workers-2": 12, "store": 8}
     for section in sections:
@@ -28,7 +28,7 @@ def ratios_of(section):
 
 
 def outputs_of(folder):
-    """Data files, one a chunk, by load."""
+    """Number of data files, one per chunk, by load."""
     return {out.parent.name: len(list(out.glob("*.parquet"))) for out in folder.glob("*/out")}
 
 

@@ -1,4 +1,4 @@
-"""The whole job on a real S3 server and a real Ray: every row against the contract, every count against the source."""
+"""Whole jobs on an S3 server and a Ray cluster: rows follow the contract, counts follow the source."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from tests.conftest import command, save_vae
 
 
 def expected(image: bytes, mask: bytes, vae, ratio: int, grow: int) -> tuple[np.ndarray, np.ndarray]:
-    """The contract once more, in the plainest words: ``samples [C, h, w]`` and ``noise_mask [1, H, W]``."""
+    """A second implementation of the contract: ``samples [C, h, w]`` and ``noise_mask [1, H, W]``."""
     pixels = torch.from_numpy(np.array(in_srgb(Image.open(io.BytesIO(image))))).float() / 255
     levels = torch.from_numpy(np.array(Image.open(io.BytesIO(mask)).convert("L"))).float() / 255
     height, width = pixels.shape[:2]
@@ -41,7 +41,7 @@ def expected(image: bytes, mask: bytes, vae, ratio: int, grow: int) -> tuple[np.
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """One of the demo's photographs has a profile of other colours than sRGB's."""
+    """The image in sRGB; one of the demo's photographs has another colour profile."""
     if "icc_profile" not in image.info:
         return image.convert("RGB")
     profile, srgb = io.BytesIO(image.info["icc_profile"]), ImageCms.createProfile("sRGB")
@@ -60,7 +60,7 @@ def grown(hole: np.ndarray, side: int) -> np.ndarray:
 
 
 def check_every_row(rows, folder, prefix, vae_folder, *, ratio=8, grow=6) -> int:
-    """Hold every row against `expected`; return how many there were."""
+    """Compare every row with `expected`; return the number of rows."""
     vae, rows = load_vae(VaeSource(vae=vae_folder)), list(rows)
     for row in rows:
         image = (folder / row["image_uri"].removeprefix(f"{prefix}/")).read_bytes()
@@ -80,12 +80,12 @@ def read_report(output: str) -> dict:
     return json.loads(storage.read(f"{output}/_report.json").data)
 
 
-def test_demo_rows_are_the_contract(demo, demo_rows, vae_folder):
+def test_rows_follow_the_contract(demo, demo_rows, vae_folder):
     count = check_every_row(demo_rows, demo["folder"], demo["prefix"], vae_folder)
     assert count == len(demo["pairs"].pairs) - 1
 
 
-def test_demo_counts_add_up(demo):
+def test_counts_add_up(demo):
     report, pairs = read_report(demo["output"]), demo["pairs"]
     assert report["pairs"] == len(pairs.pairs) == report["encoded"] + report["rejected"]
     assert report["rejected_by_error"] == {"decode.truncated": 1}
@@ -96,7 +96,7 @@ def test_demo_counts_add_up(demo):
     assert {"fetch_s", "decode_s", "wait_s", "encode_s", "write_s"} <= report["this_run"]["counters"].keys()
 
 
-def test_demo_reject_says_what_happened(demo):
+def test_a_reject_says_what_happened(demo):
     rejects = pq.read_table(io.BytesIO(only_file(demo["output"], "_rejected/")))
     (row,) = rejects.to_pylist()
     assert row["key"] == demo["pairs"].broken
@@ -166,8 +166,10 @@ def test_200_random_sizes(tmp_path, s3, ray_cluster, make_job, vae_folder, displ
 
 
 @pytest.mark.parametrize(("levels", "grow", "masks"), [(3, 0, "tensor"), (5, 64, "packed")])
-def test_other_ratios_growths_and_masks(tmp_path, ray_cluster, make_job, display, levels, grow, masks):
-    """Ratio 4 and 16, on a disk; the ratio comes from the model, so that a side below it is a named reject."""
+def test_other_downscale_factors_dilations_and_mask_encodings(
+    tmp_path, ray_cluster, make_job, display, levels, grow, masks
+):
+    """Factors 4 and 16, which come from the model; an image with a shorter side is rejected."""
     write_random_pairs(tmp_path / "in", 12, seed=3, smallest=20, largest=90)
     Image.new("RGB", (50, 3)).save(tmp_path / "in/images/thin.png")
     Image.new("L", (50, 3)).save(tmp_path / "in/masks/thin.png")
@@ -183,13 +185,13 @@ def test_other_ratios_growths_and_masks(tmp_path, ray_cluster, make_job, display
 
 
 def with_other_weights(job) -> Backend:
-    """The job's VAE, which the workers are told to know by a hash that is not its own."""
+    """The job's VAE, but workers expect a wrong hash of its weights."""
     facts = {"weights_sha256": "0" * 64}
     return vae_backend(job)._replace(open=partial(BatchEncoder.load, job.vae, job.rows, facts, compiled=False))
 
 
-def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_job, display, monkeypatch):
-    """The constructor fails on the node, and the person who ran the job reads why, and before, what is waited for."""
+def test_a_worker_with_other_weights_fails_the_job(tmp_path, ray_cluster, make_job, display, monkeypatch):
+    """The error of the worker's constructor reaches the user; before, the job says what it waits for."""
     monkeypatch.setattr(pipeline, "REMIND_S", 0.01)
     write_random_pairs(tmp_path, 3, seed=1)
     job = make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out")
@@ -200,7 +202,7 @@ def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_jo
 
 
 class TestExitCodes:
-    """What a shell sees."""
+    """Exit codes and messages of the command."""
 
     @pytest.fixture
     def pairs(self, tmp_path):
@@ -245,7 +247,7 @@ class TestExitCodes:
         assert "safetensors" in done.stderr
 
     def test_more_rejects_than_allowed_and_secrets_nowhere(self, tmp_path, pairs, vae_folder, ray_cluster):
-        """A process of its own, with canaries in its environment: none is in the output, nor on the screen."""
+        """Secrets in the environment appear neither in the output nor on the screen."""
         next((tmp_path / "images").rglob("*.*")).write_bytes(b"<html>not found</html>")
         secret = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
         environment = {name: f"canary-{name}" for name in secret} | {"RAY_ADDRESS": ray_cluster}
@@ -260,6 +262,11 @@ class TestExitCodes:
         done = shell("encode", "--images", "s3://AKIAKEY:canary@bucket/images", *pairs[2:], "--vae", vae_folder)
         assert done.returncode == 2
         assert "canary" not in done.stdout + done.stderr
+
+    def test_an_output_that_cannot_be_created(self, pairs, vae_folder, shell):
+        done = shell("encode", *pairs[:4], "--output", "/dev/null/out", "--vae", vae_folder)
+        assert done.returncode == 1
+        assert "/dev/null/out" in done.stderr
 
     def test_config_file_and_flags_over_it(self, tmp_path, pairs, vae_folder, shell):
         config = tmp_path / "job.toml"

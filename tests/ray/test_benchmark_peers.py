@@ -20,8 +20,8 @@ MIXED = BenchSet("three small sizes", ((64, 64), (83, 61), (64, 96)))
 
 
 @pytest.mark.parametrize("sizes", [MIXED.sizes, MIXED.sizes[:1]], ids=["mixed sizes", "one size"])
-def test_values_are_the_contracts(ray_cluster, s3, vae_folder, tmp_path, sizes, request):
-    """From a bucket to Parquet."""
+def test_the_ray_data_template_writes_the_contracts_values(ray_cluster, s3, vae_folder, tmp_path, sizes, request):
+    """The template reads pairs from a bucket and writes Parquet."""
     local = write_pairs(tmp_path / "in", BenchSet("these", sizes), 20)
     prefix = s3.uri(f"bench-{len(sizes)}")
     upload(tmp_path / "in", prefix)

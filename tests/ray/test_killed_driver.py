@@ -114,8 +114,8 @@ def test_a_job_that_is_killed_between_chunks_resumes(source, undisturbed, s3, dr
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_killed_25_times(killed_job):
-    """So early, and with workers that begin so late, that a run may do a part of the job at most, and not all of it."""
+def test_a_job_that_is_killed_25_times_at_random_moments_resumes(killed_job):
+    """The workers start slowly, without the fork server, so that no run can finish before its kill."""
     killed = killed_job(kills=25, seed=2, longest_s=4.0, runtime_env={})
     print(f"killed {killed} times, exact")
     assert killed == 25
@@ -123,7 +123,7 @@ def test_killed_25_times(killed_job):
 
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
-def test_100_seeds(killed_job):
+def test_100_jobs_that_are_killed_at_random_moments_resume(killed_job):
     """``INPAINT_ENCODE_SEEDS`` jobs, each killed at up to six random moments."""
     seeds, total, begun = int(os.environ.get("INPAINT_ENCODE_SEEDS", "100")), 0, time.monotonic()
     for seed in range(100, 100 + seeds):

@@ -1,4 +1,4 @@
-"""Ray's statistics of blocks do not pile up in the driver."""
+"""The driver drops Ray's statistics of blocks."""
 
 import gc
 
@@ -10,7 +10,7 @@ from inpaint_encode.job.cluster import joined
 BLOCKS = 60
 
 
-def test_no_block_leaves_its_statistics(ray_cluster):
+def test_the_driver_keeps_no_statistics_of_blocks(ray_cluster):
     with joined(""):
         squares = ray.data.range(BLOCKS, override_num_blocks=BLOCKS).map_batches(lambda batch: {"n": batch["id"] ** 2})
     found = []

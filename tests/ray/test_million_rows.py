@@ -1,4 +1,4 @@
-"""A job that is nearly done at a size where anything kept for every key in Python would show."""
+"""Time and memory of the driver for a million pairs."""
 
 import os
 import re
@@ -33,7 +33,7 @@ NEW = 50
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two million files are not left behind for a later session to remove."""
+    """A temporary folder that is removed at once: it holds two million files."""
     yield tmp_path
     shutil.rmtree(tmp_path)
 
@@ -61,7 +61,7 @@ def test_resume_over_a_million_done_rows(folder, make_job, vae_folder):
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_manifest_of_a_million_lines_is_planned(folder):
-    """In a process of its own, whose peak is of nothing else: well under 60 s, with under 1 GB."""
+    """Planning takes less than 60 s and 1 GB, measured in a process of its own."""
     number = pa.array(range(DONE), pa.int64())
     names = number.cast(pa.string())
     columns = {
@@ -89,7 +89,7 @@ from inpaint_encode.output.state import Ledger
 from inpaint_encode.output.resume import remaining
 from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
 from inpaint_encode.sources import find_pairs
-from tests.ray.test_scale import resident_peak
+from tests.ray.test_million_rows import resident_peak
 
 manifest, output = sys.argv[1:]
 job = EncodeJob(source=Source(pairs=manifest), vae=VaeSource(vae="none"), output=Output(output=output))
@@ -102,7 +102,7 @@ print(left.pairs, time.monotonic() - begun, resident_peak("self"))
 
 
 def make_sources(folder: Path) -> None:
-    """Empty files: the pairs are done, so that nothing ever reads them."""
+    """Write empty files; the pairs are done already, so nothing reads them."""
     for side, suffix in (("images", "jpg"), ("masks", "png")):
         for block in range(DONE // 1_000):
             directory = folder / side / f"{block:04d}"

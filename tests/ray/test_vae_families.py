@@ -1,4 +1,4 @@
-"""Every family through the whole job, Ray, Parquet and all, and held against diffusers row by row."""
+"""Jobs with a VAE of each family; every row is compared with the latents of diffusers."""
 
 import json
 from pathlib import Path
@@ -37,8 +37,8 @@ def pairs(tmp_path_factory):
     return folder
 
 
-def greyed(pairs: Path, row: dict) -> torch.Tensor:
-    """The crop that a row tells of, repainted pixels grey, ``[H, W, 3]`` in 0..1."""
+def masked_image(pairs: Path, row: dict) -> torch.Tensor:
+    """The masked image of a row, float32 ``[H, W, 3]`` in 0..1."""
     image = np.asarray(Image.open(pairs / "images" / f"{row['key']}.png")) / np.float32(255)
     image[np.asarray(Image.open(pairs / "masks" / f"{row['key']}.png")) > 127] = 0.5
     (top, left), (height, width) = (row["crop_top"], row["crop_left"]), row["noise_mask"].shape[1:]
@@ -57,12 +57,12 @@ def check_every_row(pairs: Path, output: Path, name: str, vae) -> None:
         height, width = (side // multiple * multiple for side in SIZES[int(row["key"])])
         assert row["noise_mask"].shape == (1, height, width)
         assert row["samples"].shape == (channels, height // ratio, width // ratio)
-        expected = encoded(name, vae, greyed(pairs, row)).numpy()
+        expected = encoded(name, vae, masked_image(pairs, row)).numpy()
         assert np.allclose(row["samples"], expected, rtol=1e-5, atol=1e-5)
 
 
 @each_vae
-def test_the_whole_job(name, pairs, tmp_path, make_job, ray_cluster, display):
+def test_a_job_gives_the_latents_of_diffusers(name, pairs, tmp_path, make_job, ray_cluster, display):
     vae = saved(name, tmp_path / "vae")
     report = run_job(make_job(pairs / "images", pairs / "masks", tmp_path / "out", vae=vae), display)
     assert (report["encoded"], report["rejected"]) == (len(SIZES), 0)
@@ -70,8 +70,8 @@ def test_the_whole_job(name, pairs, tmp_path, make_job, ray_cluster, display):
     check_every_row(pairs, tmp_path / "out", name, small_vae(name))
 
 
-def test_a_single_file_in_a_bucket(pairs, tmp_path, make_job, ray_cluster, display, s3):
-    """Wan 2.2 in its original layout; the driver and the workers of this node share one copy; a sample is verified."""
+def test_a_job_with_a_single_file_vae_in_a_bucket(pairs, tmp_path, make_job, ray_cluster, display, s3):
+    """Wan 2.2 in its original layout; a sample is verified."""
     vae = _wan_22()
     tensors = {key: tensor.contiguous() for key, tensor in wan_22(vae.state_dict()).items()}
     save_file(tensors, tmp_path / "wan.safetensors")
@@ -85,7 +85,7 @@ def test_a_single_file_in_a_bucket(pairs, tmp_path, make_job, ray_cluster, displ
 
 
 def _wan_22():
-    """Of two residual blocks a level, as the layout has them."""
+    """Build Wan 2.2 with two residual blocks a level, as its original layout has."""
     import diffusers
 
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def test_plain_latents_of_flux2_are_cropped_to_16_and_verified(pairs, tmp_path, 
     vae = small_vae("AutoencoderKLFlux2")
     for row in iter_rows(str(tmp_path / "out")):
         with torch.no_grad():
-            inputs = (2 * greyed(pairs, row) - 1).permute(2, 0, 1)[None]
+            inputs = (2 * masked_image(pairs, row) - 1).permute(2, 0, 1)[None]
             expected = vae.encode(inputs).latent_dist.mode()[0]
         assert np.allclose(row["samples"], expected.numpy(), rtol=1e-5, atol=1e-5)
     verdict = verify_output(VerifyOptions(output=str(tmp_path / "out"), sample=2), Silent().say)

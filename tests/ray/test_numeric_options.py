@@ -1,4 +1,4 @@
-"""One job with everything at once that can happen to a row's numbers, read back, redone and held against its plan."""
+"""One job with all numeric options at once: float16 overflow, out-of-memory, tiles, draws and scaling."""
 
 from functools import partial
 
@@ -31,11 +31,11 @@ ASKED = {
     "batch_size": "auto",
 }
 HELD = 3 * 64 * 64
-"""Pixels that the device in this test holds in the type that the VAE computes in."""
+"""Pixels that fit the memory of the device in this test."""
 
 
 class Crowded(nn.Module):
-    """An encoder on a device that holds `HELD` pixels and not one more."""
+    """An encoder on a device whose memory holds `HELD` pixels."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def crowded_backend(job):
 
 
 def write_pairs(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Five of noise, which overflow, and two of grey, which do not; one is more than the device holds."""
+    """Write five images of noise, which overflow, and two of grey, of which one exceeds the memory."""
     rng = np.random.default_rng(0)
     sizes = {**{f"noise{index}": (64, 64) for index in range(5)}, "grey": (64, 64), "large": (96, 160)}
     pairs = {}
@@ -80,7 +80,7 @@ def write_pairs(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory):
-    """A VAE whose first layer overflows in float16 on all that is not grey."""
+    """A VAE whose first layer overflows in float16 unless the image is grey."""
     folder = tmp_path_factory.mktemp("overflowing")
     vae = load_vae(VaeSource(vae=save_vae(folder, levels=4)))
     vae.encoder.conv_in.weight.mul_(3e5)
@@ -89,13 +89,13 @@ def overflowing(tmp_path_factory):
 
 
 def drawn(vae, pixels: torch.Tensor, key: str) -> np.ndarray:
-    """A scaled draw from what diffusers says of float32 ``[H, W, 3]``."""
+    """A scaled draw from the distribution that diffusers gives for float32 ``[H, W, 3]``."""
     with torch.inference_mode():
         found = vae.encode(to_vae_range(pixels)[None]).latent_dist
     return (found.mean + found.std * standard_normal(3, key, found.mean.shape[1:]))[0].numpy() * 0.18215
 
 
-def test_every_row_is_what_was_asked_for(tmp_path, ray_cluster, make_job, display, overflowing):
+def test_rows_of_a_job_with_all_numeric_options(tmp_path, ray_cluster, make_job, display, overflowing):
     pairs = write_pairs(tmp_path / "in")
     make = partial(make_job, tmp_path / "in/images", tmp_path / "in/masks", tmp_path / "out", vae=overflowing)
     report = run_job(make(**ASKED), display, crowded_backend)

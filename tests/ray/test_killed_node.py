@@ -1,4 +1,4 @@
-"""A worker node dies: raylets of their own on this machine, each with a GPU that is only a number."""
+"""A worker node dies. Nodes are raylets on this machine; their GPUs are only numbers."""
 
 import contextlib
 import subprocess
@@ -14,8 +14,8 @@ from tests.outputs import data_files, whole_output
 
 
 @pytest.mark.long
-def test_a_killed_node_costs_no_row(tmp_path, detached_ray, vae_folder):
-    """Two GPU nodes encode, one is killed in mid-job; the job ends exact without a restart."""
+def test_a_killed_node_loses_no_row(tmp_path, detached_ray, vae_folder):
+    """One of two encoding nodes is killed in the middle; the job finishes without a restart."""
     write_random_pairs(tmp_path / "in", 240, seed=4, smallest=100, largest=220)
     output = tmp_path / "out"
     options = ["--images", tmp_path / "in/images", "--masks", tmp_path / "in/masks", "--vae", vae_folder]
