@@ -107,8 +107,8 @@ def answers(port: int) -> bool:
     return False
 
 
-def wait_for(ready, seconds: float, what: str, explain=str):
-    """Return the first true result of ``ready``.
+def wait_for(ready, seconds: float, what: str, explain=str, pause: float = 0.1):
+    """Call ``ready`` until its result is true, ``pause`` seconds apart; return the result.
 
     Raises:
         TimeoutError: ``what`` did not come within ``seconds``; the message ends with the result of ``explain``.
@@ -117,5 +117,5 @@ def wait_for(ready, seconds: float, what: str, explain=str):
     while time.monotonic() < deadline:
         if answer := ready():
             return answer
-        time.sleep(0.1)
+        time.sleep(pause)
     raise TimeoutError(f"{what} did not come within {seconds:.0f} s {explain()}")

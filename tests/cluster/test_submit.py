@@ -32,7 +32,7 @@ METRICS_PAGE = (ROOT / "cluster/README.md").read_text().split("## What to watch"
 METRICS = set(re.findall(r"`(ray_inpaint_encode_\w+)`", METRICS_PAGE))
 """Names of all documented metrics."""
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def cluster(s3, warm_workers):
     often = {"RAY_metrics_report_interval_ms": "1000"}
     with head(*options, **often) as started:
         gpu = ["--num-cpus=1", "--num-gpus=1", "--labels=pool=vae", f"--object-store-memory={3 * 10**8}"]
-        with node(started, *gpu, **often):
+        with node(started, *gpu):
             wait_for(lambda: len(alive(started)) == 2, 300, "the second node")
             yield started
 
@@ -141,8 +141,8 @@ def stopped(cluster, client, options, source_store, s3):
         return found if all(now.get(name, before) != before for name, before in totals(first).items()) else None
 
     logs = partial(client.get_job_logs, "stopped")
-    first = wait_for(scrape_all, 300, "every documented metric", logs)
-    second = wait_for(scrape_changed, 300, "a change of every metric", logs)
+    first = wait_for(scrape_all, 900, "every documented metric", logs, pause=1.0)
+    second = wait_for(scrape_changed, 600, "a change of every metric", logs, pause=1.0)
     assert ray_job(cluster, "stop", "stopped").returncode == 0
     wait_for(lambda: client.get_job_status("stopped").is_terminal(), 120, "the end of the job")
     source_store.share = 0.0
@@ -223,7 +223,7 @@ def test_each_job_ends_with_the_exit_code_of_its_command(client, resumed, option
             environment["env_vars"] = {"INPAINT_ENCODE_LOGICAL_GPUS": "0"}
         client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=environment)
     for name, (code, _) in jobs.items():
-        wait_for(lambda name=name: client.get_job_status(name).is_terminal(), 600, f"the end of {name}")
+        wait_for(lambda name=name: client.get_job_status(name).is_terminal(), 600, f"the end of {name}", pause=1.0)
         assert client.get_job_status(name) == ("FAILED" if code else "SUCCEEDED"), client.get_job_logs(name)
         assert (client.get_job_info(name).driver_exit_code or 0) == code, client.get_job_logs(name)
     assert "the record is jobs/benchmarks/records/" in client.get_job_logs("benchmark")

@@ -19,7 +19,13 @@ from tests.unit.benchmarks.test_benchmarks import expected
 MIXED = BenchSet("three small sizes", ((64, 64), (83, 61), (64, 96)))
 
 
-@pytest.mark.parametrize("sizes", [MIXED.sizes, MIXED.sizes[:1]], ids=["mixed sizes", "one size"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param(MIXED.sizes, id="mixed sizes"),
+        pytest.param(MIXED.sizes[:1], id="one size", marks=pytest.mark.long),
+    ],
+)
 def test_the_ray_data_template_writes_the_contracts_values(ray_cluster, s3, vae_folder, tmp_path, sizes, request):
     """The template reads pairs from a bucket and writes Parquet."""
     local = write_pairs(tmp_path / "in", BenchSet("these", sizes), 20)

@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
+
 from jobs.benchmarks.scale import scale_record
 
 
+@pytest.mark.long
 def test_each_section_follows_from_its_figures(tmp_path):
     sections = scale_record(tmp_path, quick=True, images_per_second=100.0)
     assert outputs_of(tmp_path) == {"pairs-64": 8, "pairs-128": 16, "workers-1": 6, "workers-2": 12, "store": 8}
