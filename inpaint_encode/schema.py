@@ -6,15 +6,17 @@ A *pair* becomes a row of a data file, see `data_schema`, or a row of a rejects 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from inpaint_encode.metadata import RowMetadata
+
 __all__ = [
     "CARRIED",
+    "COLUMNS",
     "FOOTER_KEY",
     "GEOMETRY",
     "PAIRS",
@@ -109,6 +111,12 @@ RECEIPT = pa.schema(
 sentence where the chunk could not be decided, which ends the job."""
 
 
+COLUMNS = frozenset(
+    ["key", *TENSORS, *(field.name for field in [*SOURCE, *GEOMETRY]), "mask_coverage", "precision", "tiled"]
+)
+"""Names of all columns that data files may have, without the source's own."""
+
+
 def tensor_field(name: str, value_type: pa.DataType) -> pa.Field:
     """Field of a tensor column of any shapes, in the one layout that Ray and all common readers understand.
 
@@ -135,34 +143,32 @@ def carrying(schema: pa.Schema, like: pa.Schema) -> pa.Schema:
     return schema if at < 0 else schema.append(like.field(at))
 
 
-def data_schema(made_by: Mapping[str, Any], like: pa.Schema = PAIRS) -> pa.Schema:
+def data_schema(metadata: RowMetadata, like: pa.Schema = PAIRS) -> pa.Schema:
     """Schema of the data files. Shapes a row: ``samples [C, h, w]``, ``noise_mask [1, H, W]``.
 
     ``samples`` of moments is ``[2C, h, w]``, the means first; ``original_samples`` has its shape, and
     ``latent_mask`` is ``[1, h, w]``.
 
     Args:
-        made_by: what the rows were made by, kept in the schema's metadata: the fields of
-            `inpaint_encode.settings.RowSettings`, of which ``samples_dtype`` and ``mask_encoding`` must be there and
-            others say which columns are, and whatever else a reader must know.
+        metadata: how the rows are made; it is kept in the schema's metadata.
         like: schema of the plan, or of a table that is made from it; the fields of its `CARRIED` come last.
     """
-    value_type = {"float16": pa.float16(), "float32": pa.float32()}[made_by["samples_dtype"]]
-    packed = made_by["mask_encoding"] == "packed"
+    value_type = {"float16": pa.float16(), "float32": pa.float32()}[metadata.samples_dtype]
+    packed = metadata.mask_encoding == "packed"
     fields = [
         pa.field("key", pa.string()),
         tensor_field("samples", value_type),
-        *([tensor_field("original_samples", value_type)] if made_by.get("also_original") else []),
+        *([tensor_field("original_samples", value_type)] if metadata.also_original else []),
         packed_field("noise_mask") if packed else tensor_field("noise_mask", pa.uint8()),
-        *([tensor_field("latent_mask", value_type)] if made_by.get("latent_mask", "none") != "none" else []),
+        *([tensor_field("latent_mask", value_type)] if metadata.latent_mask != "none" else []),
         *SOURCE[1:],
         *GEOMETRY,
         pa.field("mask_coverage", pa.float32()),
         pa.field("precision", pa.string()),
-        *([pa.field("tiled", pa.bool_())] if made_by.get("tile", False) is not False else []),
+        *([pa.field("tiled", pa.bool_())] if metadata.tile is not False else []),
         *(list(like.field(CARRIED).type) if CARRIED in like.names else []),
     ]
-    return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(made_by, sort_keys=True)})
+    return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(metadata.to_dict())})
 
 
 def is_packed(mask_type: pa.DataType) -> bool:

@@ -12,57 +12,38 @@ import pyarrow as pa
 from PIL import Image
 
 from inpaint_encode.job.transfer import ENCODED, table_of
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import data_table, parquet_bytes
 from inpaint_encode.reader import iter_rows
 from inpaint_encode.schema import CARRIED, data_schema, pack_mask
 from inpaint_encode.stores import storage
+from tests.metadata import changed, row_metadata
 from tests.outputs import files_of
 
 JOB = "0a1b2c3d"
-MADE_BY = {
-    "contract": 1,
-    "samples_dtype": "float16",
-    "mask_encoding": "tensor",
-    "vae_class": "AutoencoderKL",
-    "vae_source": "a-vae",
-    "weights_sha256": "0" * 64,
-    "config_sha256": "0" * 64,
-    "ratio": 8,
-    "crop_multiple": 8,
-    "latent_channels": 4,
-    "latent_form": "unscaled",
-    "scaling_factor": 0.18215,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "posterior": "mean",
-    "scaled": False,
-    "also_original": False,
-    "latent_mask": "none",
-    "tile": False,
-}
+METADATA = row_metadata(vae_source="a-vae", config_sha256="0" * 64, tile=False)
 FULL = {"also_original": True, "latent_mask": "comfyui"}
 OWN_COLUMNS = pa.struct([("caption", pa.string()), ("scaling_factor", pa.int64()), ("tags", pa.list_(pa.string()))])
 """Columns of a list of pairs, one of which has the name of a fact."""
 
 
-def write_chunk(output: str, chunk: int, keys: list[str], *, job: str = JOB, seed: int = 0, **made_by: Any) -> str:
+def write_chunk(output: str, chunk: int, keys: list[str], *, job: str = JOB, seed: int = 0, **changes: Any) -> str:
     """Write a data file of random rows; return its path."""
-    made_by = {**MADE_BY, **made_by}
+    metadata = changed(METADATA, **changes)
     rng = np.random.default_rng([seed, chunk])
-    encoded = table_of([_encoded(rng, key, made_by) for key in keys], ENCODED)
+    encoded = table_of([_encoded(rng, key, metadata) for key in keys], ENCODED)
     own = [{"caption": f'«{key}», "{chunk}"\n', "scaling_factor": chunk, "tags": [key, "ü"]} for key in keys]
     encoded = encoded.append_column(CARRIED, pa.array(own, OWN_COLUMNS))
-    data = data_table(encoded, data_schema(made_by, encoded.schema))
+    data = data_table(encoded, data_schema(metadata, encoded.schema))
     storage.write(f"{output}/{job}-{chunk:08d}.parquet", parquet_bytes(data))
     return f"{job}-{chunk:08d}.parquet"
 
 
-def _encoded(rng: np.random.Generator, key: str, made_by: dict[str, Any]) -> dict[str, Any]:
-    height, width = (int(side) for side in rng.integers(1, 5, 2) * made_by["ratio"])
-    channels = made_by["latent_channels"] * (2 if made_by["posterior"] == "moments" else 1)
-    shape = (channels, height // made_by["ratio"], width // made_by["ratio"])
-    values = rng.standard_normal((3, *shape)).astype(made_by["samples_dtype"])
+def _encoded(rng: np.random.Generator, key: str, metadata: RowMetadata) -> dict[str, Any]:
+    height, width = (int(side) for side in rng.integers(1, 5, 2) * metadata.vae.vae_scale_factor)
+    channels = metadata.vae.latent_channels * (2 if metadata.posterior == "moments" else 1)
+    shape = (channels, height // metadata.vae.vae_scale_factor, width // metadata.vae.vae_scale_factor)
+    values = rng.standard_normal((3, *shape)).astype(metadata.samples_dtype)
     geometry = {"source_height": height + 3, "source_width": width, "resized_height": height + 3}
     geometry |= {"resized_width": width, "crop_top": 1, "crop_left": 0, "height": height, "width": width}
     mask = rng.integers(0, 2, (height, width), np.uint8)

@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from inpaint_encode.job.transfer import ENCODED, table_of
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import parquet
 from inpaint_encode.output.parquet import data_table, parquet_bytes, read_data
 from inpaint_encode.schema import CARRIED, carrying, data_schema, pack_mask
 from inpaint_encode.stores import storage
+from tests.metadata import changed, row_metadata
 
-PLAIN = {"samples_dtype": "float32", "mask_encoding": "tensor", "tile": None}
+PLAIN = row_metadata(samples_dtype="float32")
 """What tests' rows are made by, unless they say otherwise."""
 
 
@@ -66,21 +68,21 @@ def whole_output(output: str) -> dict:
     return report
 
 
-def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: int = 3, **made_by: object) -> list[dict]:
+def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: int = 3, **changes: object) -> list[dict]:
     """Write data files of random rows with these latents' sizes, at ratio 8, and return the rows.
 
     Args:
         uri: folder or prefix.
         files: of each the height and width of its rows' latents.
         group: rows of a row group.
-        made_by: other than `PLAIN`; ``scaling_factor`` and the like go to the footers.
+        changes: other than `PLAIN`.
     """
-    made_by, rng, written = {**PLAIN, **made_by}, np.random.default_rng(0), []
+    metadata, rng, written = changed(PLAIN, **changes), np.random.default_rng(0), []
     like = pa.schema([(CARRIED, pa.struct([("caption", pa.string()), ("score", pa.float64())]))])
     for number, sizes in enumerate(files):
-        made = [_random_row(f"{number:02}/{index:03}", size, made_by, rng) for index, size in enumerate(sizes)]
+        made = [_random_row(f"{number:02}/{index:03}", size, metadata, rng) for index, size in enumerate(sizes)]
         encoded = table_of(made, carrying(ENCODED, like))
-        table = data_table(encoded, data_schema(made_by, like))
+        table = data_table(encoded, data_schema(metadata, like))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 parquet, "_GROUP_PIXELS", group * max([64 * height * width for height, width in sizes] or [1])
@@ -90,8 +92,8 @@ def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: in
     return [_as_read(row) for row in written]
 
 
-def _random_row(key: str, size: tuple[int, int], made_by: dict, rng: np.random.Generator) -> dict:
-    samples = rng.normal(size=(4, *size)).astype(made_by["samples_dtype"])
+def _random_row(key: str, size: tuple[int, int], metadata: RowMetadata, rng: np.random.Generator) -> dict:
+    samples = rng.normal(size=(4, *size)).astype(metadata.samples_dtype)
     mask = rng.integers(0, 2, (1, 8 * size[0], 8 * size[1]), np.uint8)
     about = {"key": key, "image_uri": f"s3://b/{key}.png", "mask_index": 0, "height": mask.shape[1]}
     return {

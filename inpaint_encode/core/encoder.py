@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,10 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inpaint_encode.settings import RowSettings, VaeSource
-from inpaint_encode.vae import VaeFacts, compute_dtype, crop_multiple, family_of, posterior, warm_up
-from inpaint_encode.vae.latent_values import StoredValues
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae.encode import compute_dtype, posterior, warm_up
+from inpaint_encode.vae.latent_values import LatentValues
+from inpaint_encode.vae.properties import crop_multiple, latent_form
 from inpaint_encode.vae.recorded import load_expected
+from inpaint_encode.vae.registry import family_of
 
 from .batch import Batch, Done, EncodedBatch, Launched, OutOfMemory
 from .compiled import tuned
@@ -36,32 +40,30 @@ class BatchEncoder:
 
     Args:
         vae: in float32 on the CPU; it is this object's from here on.
-        settings: what a row is.
+        metadata: of the rows.
         device: where to compute.
         compiled: whether to compile, see `inpaint_encode.core.compiled.tuned`.
-        facts: of the VAE; needed if rows are scaled.
     """
 
     def __init__(
         self,
         vae: ModelMixin,
-        settings: RowSettings,
+        metadata: RowMetadata,
         device: torch.device,
         *,
         compiled: bool,
-        facts: VaeFacts | None = None,
     ) -> None:
-        _set_up_torch(device, deterministic=settings.deterministic)
-        dtype = compute_dtype(settings.dtype, device)
+        _set_up_torch(device, deterministic=metadata.deterministic)
+        dtype = compute_dtype(metadata.compute_dtype, device)
         self.precision = str(dtype).removeprefix("torch.")
-        self._settings = settings
+        self._metadata = metadata
         self._device = device
-        self._values = StoredValues(settings, facts)
+        self._values = LatentValues(metadata, replace(metadata.vae, latent_form=latent_form(vae)))
         on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
         if family_of(vae).graphs:
-            on_device = tuned(on_device, deterministic=settings.deterministic, compiled=compiled)
-        self._fast = FittingVae(on_device, settings.tile_size)
-        self._exact = None if dtype == torch.float32 else VisitingVae(vae, device, settings.tile_size)
+            on_device = tuned(on_device, deterministic=metadata.deterministic, compiled=compiled)
+        self._fast = FittingVae(on_device, metadata.tile_size)
+        self._exact = None if dtype == torch.float32 else VisitingVae(vae, device, metadata.tile_size)
         # A GPU divides by a plain number by multiplying with its inverse, which is off by a bit: by a tensor it is not.
         self._full_scale = torch.tensor([255.0], device=device)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -72,23 +74,20 @@ class BatchEncoder:
         self._thread.submit(self._fast.measure).result()
 
     @classmethod
-    def load(
-        cls, source: VaeSource, settings: RowSettings, expected: Mapping[str, Any], device: str, *, compiled: bool
-    ) -> BatchEncoder:
-        """Load the VAE onto ``device`` and make sure that it is the one the job was begun with.
+    def load(cls, source: VaeSource, metadata: RowMetadata, device: str, *, compiled: bool) -> BatchEncoder:
+        """Load the VAE onto ``device`` and check that it is the one in ``metadata``.
 
         Args:
             source: where the VAE is.
-            settings: what a row is.
-            expected: values of `VaeFacts` by name, as the job was begun with; what is not there is not compared.
+            metadata: of the rows.
             device: ``"cuda"`` or ``"cpu"``.
             compiled: as for the constructor.
 
         Raises:
             JobFailed: this node has another VAE under the same name, by its weights or its configuration.
         """
-        vae, facts = load_expected(source, expected)
-        return cls(vae, settings, torch.device(device), compiled=compiled, facts=facts)
+        vae, _ = load_expected(source, metadata.vae)
+        return cls(vae, metadata, torch.device(device), compiled=compiled)
 
     def check(self) -> None:
         """Encode a small image once more; raises if the device or the model is not usable any more."""
@@ -103,7 +102,7 @@ class BatchEncoder:
 
     def images_at_once(self, height: int, width: int) -> int:
         """See `inpaint_encode.core.batch.LatentEncoder`."""
-        return self._fast.images_at_once(height, width, self._settings.tiles)
+        return self._fast.images_at_once(height, width, self._metadata.tiling)
 
     def launch(self, batch: Batch, *, tile: bool | None = None) -> Launched:
         """Stage a batch and queue it, in the order of the calls: see `inpaint_encode.core.batch.LatentEncoder`.
@@ -112,7 +111,7 @@ class BatchEncoder:
             batch: images of one size.
             tile: whether to tile this batch, in the place of what the settings say.
         """
-        work = _Work(batch, self._settings.tiles if tile is None else tile)
+        work = _Work(batch, self._metadata.tiling if tile is None else tile)
         return _Queued(self._submitted(work, self._fast), work, self._encoded_again)
 
     def _submitted(self, work: _Work, vae: FittingVae | VisitingVae) -> Future[Launched]:
@@ -158,7 +157,7 @@ class BatchEncoder:
     def _encode(self, work: _Work, vae: FittingVae | VisitingVae, pixels: Tensor, masks: Tensor) -> _Outputs:
         """``[B, H, W, 3]`` and ``[B, H, W]`` of uint8 to what is stored of them."""
         levels = pixels.float() / self._full_scale
-        images = [neutralise(levels, masks.float()), *([levels] if self._settings.also_original else [])]
+        images = [neutralise(levels, masks.float()), *([levels] if self._metadata.also_original else [])]
         found, *whole = _fitted_alike(vae, images, work.tile)
         noise = self._values.noise(work.batch.keys, found.posterior.mean)
         samples, finite, stored = self._values.of(found.posterior, noise)
@@ -167,7 +166,7 @@ class BatchEncoder:
             original, finite, stored = self._values.of(one.posterior, noise)
             tensors["original_samples"] = original
             tensors["finite"], tensors["stored"] = tensors["finite"] & finite, tensors["stored"] & stored
-        tensors["noise_mask"] = grow_mask(masks, self._settings.grow_mask_by)
+        tensors["noise_mask"] = grow_mask(masks, self._metadata.grow_mask_by)
         return _Outputs(tensors, found.tiled, sum(one.steps for one in (found, *whole)))
 
     def _answer(
@@ -180,7 +179,7 @@ class BatchEncoder:
         )
 
     def _latent_mask(self, batch: Batch, grown: Tensor, samples: Tensor) -> NDArray[Any] | None:
-        rule = self._settings.latent_mask
+        rule = self._metadata.latent_mask
         if rule == "none":
             return None
         masks = grown if rule == "comfyui" else torch.from_numpy(np.stack(list(_unpacked(batch))))

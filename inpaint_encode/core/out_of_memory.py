@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inpaint_encode.vae import Posterior, crop_multiple, posterior
+from inpaint_encode.vae.encode import Posterior, posterior
+from inpaint_encode.vae.properties import crop_multiple
 from inpaint_encode.vae.tiles import needs_tiles, tiled_posterior
 
 from .batch import CPU_PIXELS, OutOfMemory, images_at_once, is_out_of_memory

@@ -18,15 +18,18 @@ from inpaint_encode.core.batch import LatentEncoder
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, TooManyRejected, UsageError
+from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.output.lease import Lease, hold
 from inpaint_encode.output.report import Tally, write_report
-from inpaint_encode.output.resume import Remaining, job_record, open_output, refuse_sizes, remaining
+from inpaint_encode.output.resume import Remaining, job_record, open_output, remaining, row_metadata, validate_sizes
 from inpaint_encode.output.state import Committed, Ledger
 from inpaint_encode.settings import EncodeJob, selector
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import VaeFacts, load_vae, vae_facts, warm_up
-from inpaint_encode.vae.latent_values import refuse_unfit
+from inpaint_encode.vae.encode import warm_up
+from inpaint_encode.vae.latent_values import check_supported
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
 
 from .cluster import encoders, failures_named, joined, waited_for
 from .metrics import JobMetrics
@@ -48,13 +51,13 @@ FLUSH_S = 30.0
 class Backend(NamedTuple):
     """What makes the latents: the VAE of a job, or whatever a benchmark puts in its place."""
 
-    facts: VaeFacts
-    open: Callable[[str], LatentEncoder]
-    """Called on a worker with the device, ``"cuda"`` or ``"cpu"``; pickled, so small."""
+    vae: VaeMetadata
+    open: Callable[[RowMetadata, str], LatentEncoder]
+    """Called on a worker with the rows' metadata and the device, ``"cuda"`` or ``"cpu"``; it is pickled."""
 
 
 def receipts_of(
-    work: pa.Table, job: EncodeJob, backend: Backend, ledger: Ledger, made_by: dict[str, Any]
+    work: pa.Table, job: EncodeJob, backend: Backend, ledger: Ledger, metadata: RowMetadata
 ) -> ray.data.Dataset:
     """Read, fetch, decode, encode, commit: a row of ``work`` is a chunk, and so is every row after it."""
     vae = encoders(job.workers, job.run.address)
@@ -65,14 +68,14 @@ def receipts_of(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs=_reading(job, made_by),
+            fn_kwargs=_reading(job, metadata),
             num_cpus=job.workers.fetch_cpus,
             label_selector=fetch_on,
             **_A_CHUNK,
         )
         .map_batches(
             Encoder,
-            fn_constructor_args=(backend.open, batch_size, vae.gpus, vae.most),
+            fn_constructor_args=(partial(backend.open, metadata), batch_size, vae.gpus, vae.most),
             compute=ray.data.ActorPoolStrategy(
                 min_size=vae.least,
                 max_size=vae.most,
@@ -86,7 +89,7 @@ def receipts_of(
         )
         .map_batches(
             commit,
-            fn_kwargs={"ledger": ledger, "made_by": made_by},
+            fn_kwargs={"ledger": ledger, "metadata": metadata},
             num_cpus=job.workers.write_cpus,
             label_selector=fetch_on,
             **_A_CHUNK,
@@ -97,9 +100,9 @@ def receipts_of(
 _A_CHUNK: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
-def _reading(job: EncodeJob, made_by: dict[str, Any]) -> dict[str, Any]:
+def _reading(job: EncodeJob, metadata: RowMetadata) -> dict[str, Any]:
     """What the first stage is told, beside the chunk."""
-    decoder = PairDecoder.of(made_by, max_pixels=job.limits.max_pixels)
+    decoder = PairDecoder.of(metadata, max_pixels=job.limits.max_pixels)
     limits = {"max_bytes": job.limits.max_bytes, "threads": job.workers.fetch_threads}
     return {"decoder": decoder, "access": job.access, **limits}
 
@@ -124,20 +127,19 @@ def run_job(
     found = find_pairs(job.source, job.access)
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
-    facts = backend.facts
-    refuse_sizes(job.decoding, facts.crop_multiple)
+    metadata = row_metadata(job.rows, job.decoding, backend.vae)
+    validate_sizes(metadata)
     with hold(storage.join(output, "_lease.json"), display.say) as lease:
-        record = job_record(job, facts.as_dict(), found.carried)
+        record = job_record(job, metadata, found.carried)
         ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(ledger, inventory, job, found)
         found = found.without_pairs()
         pa.default_memory_pool().release_unused()
         run = _Run(job, ledger, left, lease, display)
         if left.work.num_rows:
-            made_by = {**facts.as_dict(), **record["rows"], "versions": record["versions"]}
             display.say("waiting for Ray")
             with joined(job.run.address):
-                run.consume(receipts_of(left.work, job, backend, ledger, made_by))
+                run.consume(receipts_of(left.work, job, backend, ledger, metadata))
         ledger.settle(run.chunks)
         about = {"job": ledger.job, **record}
         ledger.still_mine()
@@ -157,10 +159,9 @@ def vae_backend(job: EncodeJob) -> Backend:
     """Load the job's VAE once here, so that a bad one fails before Ray starts; workers load it again."""
     vae = load_vae(job.vae)
     warm_up(vae)
-    facts = vae_facts(vae, job.vae)
-    refuse_unfit(job.rows, vae, facts)
-    opened = partial(BatchEncoder.load, job.vae, job.rows, facts.as_dict(), compiled=job.workers.compile)
-    return Backend(facts, opened)
+    found = vae_metadata(vae, job.vae)
+    check_supported(row_metadata(job.rows, job.decoding, found), vae, found)
+    return Backend(found, partial(BatchEncoder.load, job.vae, compiled=job.workers.compile))
 
 
 _HELD = [field.name for field in fields(Committed)]

@@ -6,6 +6,7 @@ import json
 import platform
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -15,27 +16,24 @@ import pyarrow.compute as pc
 
 from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.errors import UsageError
+from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.schema import PAIRS, WORK, carrying
-from inpaint_encode.settings import CONTRACT_VERSION, Decoding, EncodeJob, RunOptions, Source
+from inpaint_encode.settings import Decoding, EncodeJob, RowSettings, RunOptions, Source
 from inpaint_encode.sources import FoundPairs
 from inpaint_encode.stores import storage
 
 from . import plan
 from .state import Committed, Inventory, Ledger
 
-__all__ = ["Remaining", "job_record", "open_output", "refuse_sizes", "remaining"]
-
-_BEFORE = {
-    "vae_family": "",
-    "latent_form": "unscaled",
-    "posterior_seed": 0,
-    "scaled": False,
-    "also_original": False,
-    "latent_mask": "none",
-    "tile": False,
-    "tile_size": 512,
-}
-"""What outputs did that were begun before their ``_job.json`` said so."""
+__all__ = [
+    "Remaining",
+    "job_record",
+    "metadata_of_job",
+    "open_output",
+    "remaining",
+    "row_metadata",
+    "validate_sizes",
+]
 
 _PACKAGES = ("inpaint-encode", "torch", "diffusers", "ray", "pyarrow", "pillow", "numpy")
 
@@ -50,35 +48,58 @@ class Remaining(NamedTuple):
     """All planned pairs, done ones included."""
 
 
-def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Field] = ()) -> dict[str, Any]:
-    """What ``_job.json`` keeps; ``rows`` and ``source`` must be the same for as long as the output grows.
+def row_metadata(rows: RowSettings, decoding: Decoding, vae: VaeMetadata) -> RowMetadata:
+    """Return the metadata of the rows that these settings give.
+
+    Args:
+        rows: what a row contains.
+        decoding: how images and masks are decoded.
+        vae: of the loaded VAE; with ``--scaled`` the rows' latent form becomes "scaled".
+    """
+    if rows.scaled and vae.latent_form == "unscaled":
+        vae = replace(vae, latent_form="scaled")
+    versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+    return RowMetadata(vae=vae, versions=versions, **rows.recorded(), **decoding.recorded())
+
+
+def job_record(job: EncodeJob, metadata: RowMetadata, carried: Sequence[pa.Field] = ()) -> dict[str, Any]:
+    """Return the contents of ``_job.json``; ``rows`` and ``source`` must stay the same while the output grows.
 
     Args:
         job: the settings.
-        vae: `inpaint_encode.vae.VaeFacts` as a dictionary.
+        metadata: of the rows.
         carried: fields of the source's own columns, whose names and types all data files share.
     """
-    made_by = {name: value for name, value in vae.items() if name != "vae_source"}
-    if job.rows.scaled and made_by["latent_form"] == "unscaled":
-        made_by["latent_form"] = "scaled"
-    shaped_by = {**job.rows.model_dump(), **job.decoding.recorded()}
+    rows = metadata.to_dict()
+    versions, vae_source = rows.pop("versions"), rows.pop("vae_source")
     return {
-        "rows": {"contract": CONTRACT_VERSION, **shaped_by, **made_by},
+        "rows": rows,
         "source": _source_record(job.source, carried),
         "access": job.access.model_dump(),
-        "vae_source": vae["vae_source"],
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "vae_source": vae_source,
+        "versions": versions,
     }
 
 
-def refuse_sizes(decoding: Decoding, multiple: int) -> None:
-    """Hold the sizes that images are to be brought to against the VAE's multiple.
+def metadata_of_job(record: Mapping[str, Any]) -> RowMetadata:
+    """Return the rows' metadata from the contents of ``_job.json``.
 
     Raises:
-        UsageError: they cannot be had; the message says which can.
+        KeyError: a required field is missing.
+    """
+    return RowMetadata.from_dict(
+        {**record["rows"], "vae_source": record["vae_source"], "versions": record.get("versions", {})}
+    )
+
+
+def validate_sizes(metadata: RowMetadata) -> None:
+    """Check ``--resize``, ``--resolution`` and ``--buckets`` against the VAE's crop multiple.
+
+    Raises:
+        UsageError: the sizes are no multiples of it; the message names sizes that are.
     """
     try:
-        Sizing.of({**decoding.recorded(), "crop_multiple": multiple}).check()
+        Sizing.of(metadata).check()
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -178,12 +199,15 @@ def _next_generation(parts: list[str]) -> int:
 
 
 def _refuse_differences(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    unknown = {"crop_multiple": kept["rows"].get("ratio"), "config_sha256": record["rows"]["config_sha256"]}
+    before = metadata_of_job({"vae_source": "", **kept}).to_dict()
+    now = metadata_of_job(record).to_dict()
+    sections = [(before | {"config_sha256": before["config_sha256"] or now["config_sha256"]}, now)]
+    sections.append((kept["source"], record["source"]))
     differences = [
-        f"{name}: {there} there, {value} here"
-        for section, before in (("rows", {**_BEFORE, **unknown}), ("source", {}))
-        for name, value in record[section].items()
-        if (there := kept[section].get(name, before.get(name))) != value
+        f"{name}: {there.get(name)} there, {value} here"
+        for there, here in sections
+        for name, value in here.items()
+        if there.get(name) != value and name not in ("versions", "vae_source")
     ]
     if differences:
         raise UsageError(

@@ -15,7 +15,6 @@ from .source import Source, SourceAccess
 from .view import LatentDecoding, ReportOptions, ShowOptions
 
 __all__ = [
-    "CONTRACT_VERSION",
     "Batches",
     "Chunks",
     "Decoding",
@@ -39,6 +38,3 @@ __all__ = [
     "measured_in",
     "selector",
 ]
-
-CONTRACT_VERSION = 1
-"""Version of the transform that `inpaint_encode.core.transform` and `inpaint_encode.vae` carry out."""

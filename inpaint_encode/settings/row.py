@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 from pydantic import Field, model_validator
@@ -75,7 +75,6 @@ class RowSettings(Frozen):
             raise ValueError("--tile-size is of tiles, and --no-tile forbids them; leave out one of the two")
         return self
 
-    @property
-    def tiles(self) -> bool | None:
-        """Whether to tile: always, never, or where memory forces it, which is no rule that bits could depend on."""
-        return False if self.tile is None and self.deterministic else self.tile
+    def recorded(self) -> dict[str, Any]:
+        """Return the fields by their names in `inpaint_encode.metadata.RowMetadata`."""
+        return {"compute_dtype" if name == "dtype" else name: value for name, value in self.model_dump().items()}

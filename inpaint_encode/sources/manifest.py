@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import CARRIED, data_schema
-from inpaint_encode.settings import RowSettings, Source, SourceAccess
+from inpaint_encode.schema import CARRIED, COLUMNS
+from inpaint_encode.settings import Source, SourceAccess
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import RangedFile
 
@@ -34,7 +34,6 @@ from .random_masks import with_random_masks
 
 __all__ = ["from_manifest"]
 
-_OURS = frozenset(data_schema(RowSettings(also_original=True, latent_mask="comfyui").model_dump()).names)
 _LARGEST_LINE = 2**24
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _GOOD = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
@@ -344,7 +343,7 @@ def _refuse_shared_keys(uri: str, key_column: str, keys: pa.ChunkedArray, images
 def _carried(uri: str, table: pa.Table, used: set[str]) -> pa.Table:
     """The other columns, with the types that they have once they have been in Parquet."""
     others = table.select([name for name in table.column_names if name not in used])
-    if clashes := [name for name in others.column_names if name in _OURS]:
+    if clashes := [name for name in others.column_names if name in COLUMNS]:
         raise UsageError(
             f"--pairs {uri} has columns that are named like the output's own: {', '.join(clashes)}; rename them"
             + (", or give --key-column key" if clashes == ["key"] else "")

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.demo.pairs import draw_mask
 from inpaint_encode.job.transfer import ENCODED, table_of
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import data_groups, data_table, parquet_bytes, parquet_file
 from inpaint_encode.schema import data_schema, pack_mask
 
+from .fake_vae import FAKE_VAE
 from .figures import Figure, Measure, Ratio, cpu_ms, in_turn
 from .record import Section
 
@@ -25,7 +27,7 @@ _UNIT = "ms CPU/row"
 def writing_section(repeats: int = 5) -> Section:
     """Write rows of 512 x 512 with each way to store masks, in memory; latents are normally distributed float16."""
     encoded = encoded_rows(_ROWS)
-    ways = {way: data_schema({"samples_dtype": "float16", "mask_encoding": way}) for way in ("tensor", "packed")}
+    ways = {way: data_schema(RowMetadata(vae=FAKE_VAE, mask_encoding=way)) for way in ("tensor", "packed")}
     measures: dict[str, Measure] = {f"write, {way} masks": _writing(encoded, schema) for way, schema in ways.items()}
     tensor, packed = in_turn(_UNIT, measures, repeats).values()
     sizes = [

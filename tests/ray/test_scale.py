@@ -19,12 +19,13 @@ from inpaint_encode.job.transfer import ENCODED, table_of
 from inpaint_encode.output import plan
 from inpaint_encode.output.lease import hold
 from inpaint_encode.output.parquet import data_table
-from inpaint_encode.output.resume import job_record, open_output, remaining
+from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
 from inpaint_encode.schema import REJECTS, data_schema, pack_mask
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import load_vae, vae_facts
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
 from tests.outputs import whole_report
 
 DONE = 1_000_000
@@ -114,12 +115,13 @@ def make_sources(folder: Path) -> None:
 def make_done(job) -> None:
     """An output in which every planned pair is a row, written by the product's own ledger."""
     source = VaeSource(vae=job.vae.vae)
-    record = job_record(job, vae_facts(load_vae(source), source).as_dict())
+    metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(source), source))
+    record = job_record(job, metadata)
     output = storage.normalise(job.output.output)
     with hold(f"{output}/_lease.json", print) as lease:
         ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
         left = remaining(ledger, inventory, job, find_pairs(job.source))
-    schema = data_schema(record["rows"])
+    schema = data_schema(metadata)
     for work in left.work.to_pylist():
         encoded = tiny_rows(plan.read_chunk(work["part"], work["chunk"]))
         ledger.publish(work, [data_table(encoded, schema)], schema, REJECTS.empty_table())

@@ -26,6 +26,7 @@ from inpaint_encode.tools.verify.resample import Resampled, _samples_problems, d
 from inpaint_encode.tools.verify.run import verify_output
 from inpaint_encode.tools.verify.verdict import CHECKS, SHOWN, show
 from tests.conftest import save_vae
+from tests.metadata import row_metadata
 from tests.outputs import PLAIN, rejects_of, rows_of, whole_output
 
 CHUNKS, CHUNK_ROWS = 8, 3
@@ -444,8 +445,8 @@ class TestSample:
     def test_a_value_that_is_no_number_is_a_problem(self, where):
         values = {"stored": np.ones(8, np.float16), "again": np.ones(8, np.float32)}
         values[where][3] = np.nan
-        made_by = {"posterior": "mean", "dtype": "auto"}
-        (wrong,) = _samples_problems(values["stored"], values["again"], made_by, Resampled(), "latent")
+        metadata = row_metadata()
+        (wrong,) = _samples_problems(values["stored"], values["again"], metadata, Resampled(), "latent")
         assert re.match("[18] of 8 latent values are not what its source gives", wrong)
 
     def test_every_row_is_as_likely(self):

@@ -92,7 +92,7 @@ def fetched(job: EncodeJob, part: str) -> list[dict]:
     """Take the chunk through the first stage."""
     work = pa.Table.from_pylist([{"chunk": 0, "generation": 0, "part": part, "keep": False}], WORK)
     channel, polarity = job.decoding.mask_channel, job.decoding.mask_polarity
-    decoder = PairDecoder(sizing=Sizing(ratio=8), mask_channel=channel, mask_polarity=polarity)
+    decoder = PairDecoder(sizing=Sizing(multiple=8), mask_channel=channel, mask_polarity=polarity)
     row = fetch_and_decode(work, decoder=decoder, access=job.access, max_bytes=2**20, threads=4)
     assert row["fatal"][0].as_py() is None
     return unfold(row, DECODED).to_pylist()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import pyarrow as pa
 
 from inpaint_encode.core import mask_coverage
 from inpaint_encode.errors import EncodeError
 from inpaint_encode.job.transfer import ENCODED
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import data_groups, rejects_table
 from inpaint_encode.output.state import Ledger
 from inpaint_encode.schema import RECEIPT, data_schema
@@ -23,7 +22,7 @@ __all__ = ["commit"]
 _LOG = logging.getLogger(__name__)
 
 
-def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.Table:
+def commit(row: pa.Table, *, ledger: Ledger, metadata: RowMetadata) -> pa.Table:
     """Write a chunk of `schema.ENCODED` into the output; return its receipt, a row of `schema.RECEIPT`."""
     chunk = Chunk.unfolded(row, ENCODED)
     receipt: Row = dict.fromkeys(RECEIPT.names, 0) | {"errors": [], "version": "", "rejects_version": ""}
@@ -32,7 +31,7 @@ def commit(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.T
         try:
             with chunk.counters.timed("write"):
                 encoded = chunk.whole(chunk.table)
-                schema = data_schema(made_by, encoded.schema)
+                schema = data_schema(metadata, encoded.schema)
                 rejects = rejects_table(chunk.table)
                 committed = ledger.commit(chunk.work, data_groups(encoded, schema), schema, rejects)
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}

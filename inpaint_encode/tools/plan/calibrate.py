@@ -27,11 +27,14 @@ from inpaint_encode.core.decode import DecodedImage, PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected, UsageError
 from inpaint_encode.job.transfer import ENCODED, table_of
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import data_table, parquet_bytes
+from inpaint_encode.output.resume import row_metadata
 from inpaint_encode.schema import data_schema, pack_mask
-from inpaint_encode.settings import PlanOptions, RowSettings
+from inpaint_encode.settings import PlanOptions
 from inpaint_encode.sources import PairReader
 from inpaint_encode.sources.random_mask import Drawing
+from inpaint_encode.vae.properties import vae_metadata
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -96,7 +99,7 @@ def calibrate(
         JobFailed: no pair can be encoded, or the store cannot be read.
     """
     device = _device(options.batches.gpus_per_worker)
-    encoder = _encoder(vae, options.rows, device)
+    encoder = _encoder(vae, options, device)
     batches = _batches(sizes, _images_at_once(options, encoder), options.estimation.seed)
     trial = Trial(_words(device))
     reader = PairReader(options.access)
@@ -112,16 +115,20 @@ def calibrate(
                 break
             written = _run(trial, fetch, batch, encoder, decoder)
             if written and number < len(batches):
-                _weigh(trial, written, options.rows)
+                _weigh(trial, written, _metadata(vae, options))
     if not trial.images:
         raise JobFailed(f"--calibrate: none of the sampled pairs can be encoded: {_counts(trial.rejected)}")
     return trial
 
 
-def _encoder(vae: AutoencoderKL, settings: RowSettings, device: torch.device) -> BatchEncoder:
+def _encoder(vae: AutoencoderKL, options: PlanOptions, device: torch.device) -> BatchEncoder:
     set_verbosity_error()  # a cast that is meant needs no warning
-    unscaled = settings.model_copy(update={"scaled": False})  # which takes no time, and needs no facts
-    return BatchEncoder(vae, unscaled, device, compiled=False)
+    return BatchEncoder(vae, _metadata(vae, options), device, compiled=False)
+
+
+def _metadata(vae: AutoencoderKL, options: PlanOptions) -> RowMetadata:
+    unscaled = options.rows.model_copy(update={"scaled": False})
+    return row_metadata(unscaled, options.decoding, vae_metadata(vae, options.vae))
 
 
 def _device(gpus_per_worker: str) -> torch.device:
@@ -225,7 +232,7 @@ def _encoded(encoder: BatchEncoder, decoded: Sequence[_Decoded]) -> EncodedBatch
         ) from error
 
 
-def _weigh(trial: Trial, batch: EncodedBatch, settings: RowSettings) -> None:
+def _weigh(trial: Trial, batch: EncodedBatch, metadata: RowMetadata) -> None:
     """Write the batch's rows as the job would, in memory, and see what their tensors take."""
     height, width = batch.noise_mask.shape[1:]
     size = {"height": height, "width": width}
@@ -239,13 +246,13 @@ def _weigh(trial: Trial, batch: EncodedBatch, settings: RowSettings) -> None:
         }
         for index, (samples, mask) in enumerate(zip(batch.samples, batch.noise_mask, strict=True))
     ]
-    schema = data_schema(settings.model_dump())
+    schema = data_schema(metadata)
     data = parquet_bytes(data_table(table_of(encoded, ENCODED), schema))
-    metadata = pq.read_metadata(pa.BufferReader(data))
+    footer = pq.read_metadata(pa.BufferReader(data))
     taken: Counter[str] = Counter()
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            about = metadata.row_group(group).column(column)
+    for group in range(footer.num_row_groups):
+        for column in range(footer.num_columns):
+            about = footer.row_group(group).column(column)
             taken[about.path_in_schema.partition(".")[0]] += about.total_compressed_size
     index = len(trial.images) - 1
     trial.mask_bytes[index] = taken["noise_mask"]

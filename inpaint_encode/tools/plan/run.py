@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from inpaint_encode.core.batch import CPU_PIXELS, images_at_once
 from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.metadata import VaeMetadata
 from inpaint_encode.output import plan
-from inpaint_encode.output.resume import refuse_sizes
+from inpaint_encode.output.resume import row_metadata, validate_sizes
 from inpaint_encode.schema import PAIRS
 from inpaint_encode.settings import PlanOptions, RowSettings
 from inpaint_encode.sources import FoundPairs, PairReader, find_pairs, locators
@@ -163,9 +164,19 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
     say("listing the images and the masks")
     found = find_pairs(options.source, options.access)
     vae, latents = _vae(options)
-    refuse_sizes(options.decoding, latents.multiple)
-    made_by = {**options.decoding.recorded(), "crop_multiple": latents.multiple}
-    decoder = PairDecoder.of(made_by, max_pixels=options.limits.max_pixels)
+    metadata = row_metadata(
+        options.rows,
+        options.decoding,
+        VaeMetadata(
+            vae_class="",
+            weights_sha256="",
+            vae_scale_factor=latents.ratio,
+            crop_multiple=latents.multiple,
+            latent_channels=latents.channels,
+        ),
+    )
+    validate_sizes(metadata)
+    decoder = PairDecoder.of(metadata, max_pixels=options.limits.max_pixels)
     pairs = found.with_uris(plan.added(PAIRS.empty_table(), found.pairs))
     chunks = plan.cut(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"].to_numpy()
     drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
@@ -183,14 +194,16 @@ def _vae(options: PlanOptions) -> tuple[AutoencoderKL | None, Latents]:
     dtype = options.rows.samples_dtype
     if not options.vae.vae:
         return None, Latents(8, 8, 4, dtype, assumed=True)
-    from inpaint_encode.vae import load_vae, vae_facts, warm_up  # costs seconds, which not every plan need take
-    from inpaint_encode.vae.latent_values import refuse_unfit
+    from inpaint_encode.vae.encode import warm_up
+    from inpaint_encode.vae.latent_values import check_supported
+    from inpaint_encode.vae.load import load_vae
+    from inpaint_encode.vae.properties import vae_metadata
 
     vae = load_vae(options.vae)
     warm_up(vae)
-    facts = vae_facts(vae, options.vae)
-    refuse_unfit(options.rows, vae, facts)
-    return vae, Latents(facts.ratio, facts.crop_multiple, facts.latent_channels, dtype, assumed=False)
+    facts = vae_metadata(vae, options.vae)
+    check_supported(row_metadata(options.rows, options.decoding, facts), vae, facts)
+    return vae, Latents(facts.vae_scale_factor, facts.crop_multiple, facts.latent_channels, dtype, assumed=False)
 
 
 def _trial(

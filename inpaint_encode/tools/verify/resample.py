@@ -8,7 +8,7 @@ import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import accumulate
 from typing import Any
@@ -22,11 +22,13 @@ from inpaint_encode.core.batch import Batch, EncodedBatch
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output.resume import metadata_of_job
 from inpaint_encode.output.state import Ledger
-from inpaint_encode.settings import RowSettings, SourceAccess
+from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import PairReader, Sources, fetch_again
 from inpaint_encode.stores import storage
-from inpaint_encode.vae.recorded import recorded_facts, recorded_source
+from inpaint_encode.vae.recorded import recorded_source
 
 from .checks import DataFile, Problem, Row
 
@@ -96,18 +98,16 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
         UsageError, JobFailed: the VAE cannot be loaded, or is another; a source cannot be fetched.
     """
     set_verbosity_error()  # a cast that is meant needs no warning
-    made_by = job["rows"]
-    names = (RowSettings.model_fields.keys() - {"samples_dtype"}) & made_by.keys()
-    settings = RowSettings(**{name: made_by[name] for name in names}, samples_dtype="float32")
+    metadata = metadata_of_job(job)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = recorded_source(vae or job["vae_source"], made_by)
-    encoder = BatchEncoder.load(source, settings, recorded_facts(made_by), device, compiled=False)
+    source = recorded_source(vae or job["vae_source"], metadata)
+    encoder = BatchEncoder.load(source, replace(metadata, samples_dtype="float32"), device, compiled=False)
     reader = PairReader(SourceAccess(**job.get("access", {})))
     result = Resampled()
     for chunk, indices in drawn.items():
         file = DataFile(storage.read(ledger.data_uri(chunk)).data)
         for row in (row for index, row in enumerate(file.read_rows()) if index in indices):
-            wrong = "; ".join(_compare(row, reader, encoder, made_by, result))
+            wrong = "; ".join(_compare(row, reader, encoder, metadata, result))
             if wrong:
                 result.different += 1
                 sentence = f"{row['key']}: {wrong}{_other_versions(job['versions'])}"
@@ -116,7 +116,7 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
 
 
 def _compare(
-    row: Row, reader: PairReader, encoder: BatchEncoder, made_by: Mapping[str, Any], result: Resampled
+    row: Row, reader: PairReader, encoder: BatchEncoder, metadata: RowMetadata, result: Resampled
 ) -> Iterator[str]:
     """Encode one row again, count it in ``result``, and yield what is wrong with it."""
     sources = _fetch(reader, row)
@@ -124,7 +124,7 @@ def _compare(
         result.changed += 1
         return
     result.rows += 1
-    decoder = PairDecoder.of(made_by, max_pixels=sys.maxsize)
+    decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize)
     try:
         decoded = decoder.image(sources.image.data)
         binary = decoder.mask(sources.mask.data, decoded)
@@ -144,20 +144,20 @@ def _compare(
         yield f"{pixels:,} of {again.noise_mask.size:,} pixels of noise_mask are not what its source gives"
     if again.latent_mask is not None and not np.array_equal(again.latent_mask.ravel(), row["latent_mask"].values):
         yield "its latent_mask is not what its source gives"
-    yield from _samples_problems(row["samples"].values, again.samples, made_by, result, "latent")
+    yield from _samples_problems(row["samples"].values, again.samples, metadata, result, "latent")
     if again.original_samples is not None:
         yield from _samples_problems(
-            row["original_samples"].values, again.original_samples, made_by, result, "ungreyed latent"
+            row["original_samples"].values, again.original_samples, metadata, result, "ungreyed latent"
         )
 
 
 def _samples_problems(
-    stored: NDArray[Any], again: NDArray[Any], made_by: Mapping[str, Any], result: Resampled, what: str
+    stored: NDArray[Any], again: NDArray[Any], metadata: RowMetadata, result: Resampled, what: str
 ) -> Iterator[str]:
     difference = np.abs(again.ravel() - stored.astype(np.float32))
     result.largest = max(result.largest, float(difference.max()))
-    of_one_kind = np.split(stored, 2 if made_by["posterior"] == "moments" else 1)
-    allowed = np.concatenate([_tolerance(values, made_by["dtype"]) for values in of_one_kind])
+    of_one_kind = np.split(stored, 2 if metadata.posterior == "moments" else 1)
+    allowed = np.concatenate([_tolerance(values, metadata.compute_dtype) for values in of_one_kind])
     if over := int((~(difference <= allowed)).sum()):  # of a NaN, too
         size, most = difference.size, float(difference.max())
         yield f"{over:,} of {size:,} {what} values are not what its source gives, by up to {most:.3g}"

@@ -17,11 +17,13 @@ import ray.data
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import joined
 from inpaint_encode.job.progress import EVERY_S
+from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
 from inpaint_encode.output.lease import hold
 from inpaint_encode.output.plan import CHUNKS_PER_PART
+from inpaint_encode.output.resume import metadata_of_job
 from inpaint_encode.output.state import Inventory, Ledger
 from inpaint_encode.schema import PAIRS
-from inpaint_encode.settings import CONTRACT_VERSION, VerifyOptions
+from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
 
 from .checks import CHUNK, Found, Problem, Unreadable, check, parsing, read_receipts
@@ -45,7 +47,7 @@ class _Plan(NamedTuple):
     problems: list[Problem]
 
 
-def findings_of(chunks: pa.Table, ledger: Ledger, made_by: Mapping[str, Any]) -> ray.data.Dataset:
+def findings_of(chunks: pa.Table, ledger: Ledger, metadata: RowMetadata) -> ray.data.Dataset:
     """Check each row of ``chunks``, a `checks.CHUNK`; a row of the result is a chunk's `checks.FOUND`.
 
     A task takes one chunk, or in large outputs some neighbours, one after the other: they share a part of the plan,
@@ -55,7 +57,7 @@ def findings_of(chunks: pa.Table, ledger: Ledger, made_by: Mapping[str, Any]) ->
     return (
         ray.data.from_arrow(chunks)
         .repartition(target_num_rows_per_block=neighbours)
-        .map_batches(check, fn_kwargs={"ledger": ledger, "made_by": made_by}, batch_size=1, batch_format="pyarrow")
+        .map_batches(check, fn_kwargs={"ledger": ledger, "metadata": metadata}, batch_size=1, batch_format="pyarrow")
     )
 
 
@@ -90,7 +92,7 @@ def _read_job(output: str) -> dict[str, Any]:
     uri = storage.join(output, "_job.json")
     try:
         job = dict(json.loads(storage.read(uri).data))
-        contract = job["rows"]["contract"]
+        contract = metadata_of_job(job).contract
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{uri} cannot be read ({type(error).__name__}: {error}); every output of encode has it, and nothing can "
@@ -110,7 +112,7 @@ def _judged(
     work = _work(inventory, plan)
     if work.num_rows:
         with joined(options.address):
-            _check_chunks(verdict, findings_of(work, ledger, job["rows"]), work.num_rows, say)
+            _check_chunks(verdict, findings_of(work, ledger, metadata_of_job(job)), work.num_rows, say)
     done = {chunk for chunk, found in verdict.found.items() if found.generation in (None, plan.chunks[chunk][0])}
     verdict.undone = plan.chunks.keys() - done
     verdict.problems += _receipt_problems(ledger, inventory, plan, verdict)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from inpaint_encode.core.compiled import GraphedEncoder
-from inpaint_encode.settings import RowSettings, VaeSource
-from inpaint_encode.vae import load_vae
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae.load import load_vae
+from tests.metadata import metadata_for
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU by g++")
 
@@ -93,9 +94,10 @@ def test_on_a_gpu_launches_give_what_the_plain_vae_gives(vae_folder, dtype):
     rng = np.random.default_rng(0)
     pixels, mask = rng.integers(0, 256, (4, 64 * 96 * 3), np.uint8), rng.integers(0, 2, (64, 96), np.uint8)
     batch = Batch(64, 96, list(pixels), [pack_mask(mask)] * 4)
-    settings = RowSettings(dtype=dtype, samples_dtype="float32")
+    vae = load_vae(VaeSource(vae=vae_folder))
+    metadata = metadata_for(vae, compute_dtype=dtype, samples_dtype="float32")
     on = {
-        device: BatchEncoder(load_vae(VaeSource(vae=vae_folder)), settings, torch.device(device), compiled=True)
+        device: BatchEncoder(load_vae(VaeSource(vae=vae_folder)), metadata, torch.device(device), compiled=True)
         for device in ("cpu", "cuda")
     }
     expected, *launched = [on["cpu"].launch(batch), *(on["cuda"].launch(batch) for _ in range(40))]

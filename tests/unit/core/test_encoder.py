@@ -18,9 +18,11 @@ from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.core.out_of_memory import FittingVae, cast_copy
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.schema import pack_mask
-from inpaint_encode.settings import RowSettings, VaeSource
-from inpaint_encode.vae import crop_multiple, posterior, to_vae_range, vae_facts
-from inpaint_encode.vae.latent_values import refuse_unfit, standard_normal
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae.encode import posterior, to_vae_range
+from inpaint_encode.vae.latent_values import check_supported, standard_normal
+from inpaint_encode.vae.properties import crop_multiple, vae_metadata
+from tests.metadata import metadata_for, row_metadata
 from tests.vaes import SMALL, small_vae
 
 HEIGHT, WIDTH = 24, 32
@@ -47,9 +49,8 @@ def plain(vae_folder):
 
 
 def encoder_of(vae, **settings):
-    facts = vae_facts(vae, VaeSource(vae="a/test"))
-    chosen = RowSettings(**{"samples_dtype": "float32", **settings})
-    return BatchEncoder(vae, chosen, torch.device("cpu"), compiled=False, facts=facts)
+    metadata = metadata_for(vae, **{"samples_dtype": "float32", **settings})
+    return BatchEncoder(vae, metadata, torch.device("cpu"), compiled=False)
 
 
 def batch_of(seed: int, count: int = 2, height: int = HEIGHT, width: int = WIDTH):
@@ -110,10 +111,10 @@ class TestNotFinite:
         batch = self.one_is_grey()
         exact = load_vae(VaeSource(vae=vae_folder))
         exact.encoder.conv_in.weight.mul_(3e5)
-        expected = encoder_of(exact, dtype="float32").launch(batch).result()
-        found = encoder_of(overflowing, dtype="float16", also_original=True).launch(batch).result()
+        expected = encoder_of(exact, compute_dtype="float32").launch(batch).result()
+        found = encoder_of(overflowing, compute_dtype="float16", also_original=True).launch(batch).result()
         assert found.again == [0, 1, 2]  # the ungreyed latent of the grey row overflows, too
-        found = encoder_of(overflowing, dtype="float16").launch(batch).result()
+        found = encoder_of(overflowing, compute_dtype="float16").launch(batch).result()
         assert found.again == [0, 2]
         assert found.finite.all()
         assert np.abs(found.samples[[0, 2]] - expected.samples[[0, 2]]).max() <= 1e-5
@@ -122,8 +123,8 @@ class TestNotFinite:
     def test_draws_and_masks_of_rows_encoded_again_are_their_own(self, overflowing):
         batch = self.one_is_grey()
         options = {"posterior": "sample", "latent_mask": "comfyui"}
-        half = encoder_of(overflowing, dtype="float16", **options).launch(batch).result()
-        whole = encoder_of(overflowing, dtype="float32", **options).launch(batch).result()
+        half = encoder_of(overflowing, compute_dtype="float16", **options).launch(batch).result()
+        whole = encoder_of(overflowing, compute_dtype="float32", **options).launch(batch).result()
         assert half.again == [0, 2]
         assert np.abs(half.samples[[0, 2]] - whole.samples[[0, 2]]).max() <= 1e-5
         assert np.array_equal(half.latent_mask, whole.latent_mask)
@@ -131,13 +132,13 @@ class TestNotFinite:
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
     def test_what_float32_cannot_hold_either_stays_not_finite(self, overflowing, dtype):
         overflowing.encoder.conv_in.weight.mul_(4e33)
-        found = encoder_of(overflowing, dtype=dtype).launch(self.one_is_grey()).result()
+        found = encoder_of(overflowing, compute_dtype=dtype).launch(self.one_is_grey()).result()
         assert found.finite.tolist() == [False, True, False]
         assert list(found.again) == ([0, 1, 2] if dtype == "float16" else [])
 
     def test_what_is_too_large_for_the_stored_type_is_no_overflow(self, vae):
         vae.quant_conv.weight.mul_(1e7)
-        found = encoder_of(vae, samples_dtype="float16", dtype="bfloat16").launch(batch_of(1)[2]).result()
+        found = encoder_of(vae, samples_dtype="float16", compute_dtype="bfloat16").launch(batch_of(1)[2]).result()
         assert (found.finite.all(), found.stored.any(), list(found.again)) == (True, False, [])
 
     @pytest.mark.parametrize("name", SMALL)
@@ -151,7 +152,7 @@ class TestNotFinite:
         assert all(torch.equal(tensor, before[key]) for key, tensor in vae.state_dict().items())
 
     def test_the_host_keeps_the_weights_as_they_were_loaded(self, vae, vae_folder):
-        encoder_of(vae, dtype="bfloat16").launch(batch_of(1)[2]).result()
+        encoder_of(vae, compute_dtype="bfloat16").launch(batch_of(1)[2]).result()
         loaded = load_vae(VaeSource(vae=vae_folder)).state_dict()
         assert all(torch.equal(tensor, loaded[name]) for name, tensor in vae.state_dict().items())
 
@@ -199,19 +200,19 @@ class TestPosterior:
 
     def test_what_a_vae_cannot_do_is_refused(self, vae):
         vae.register_to_config(scaling_factor=None)
-        facts = vae_facts(vae, VaeSource(vae="a/test"))
-        refuse_unfit(RowSettings(posterior="sample"), vae, facts)
+        facts = vae_metadata(vae, VaeSource(vae="a/test"))
+        check_supported(row_metadata(posterior="sample"), vae, facts)
         with pytest.raises(UsageError, match="scaled"):
-            refuse_unfit(RowSettings(scaled=True), vae, facts)
+            check_supported(row_metadata(scaled=True), vae, facts)
 
     @pytest.mark.parametrize("name", ["AutoencoderTiny", "AutoencoderDC"])
     @pytest.mark.parametrize("posterior", ["sample", "moments"])
     def test_a_class_without_a_posterior_refuses_by_name(self, name, posterior):
         vae = small_vae(name)
-        facts = vae_facts(vae, VaeSource(vae="a/test"))
-        with pytest.raises(UsageError, match=f"--posterior {posterior}: an {name} gives latents and no posterior"):
-            refuse_unfit(RowSettings(posterior=posterior), vae, facts)
-        refuse_unfit(RowSettings(), vae, facts)
+        facts = vae_metadata(vae, VaeSource(vae="a/test"))
+        with pytest.raises(UsageError, match=f"--posterior {posterior}: {name} returns latents without a posterior"):
+            check_supported(row_metadata(posterior=posterior), vae, facts)
+        check_supported(row_metadata(), vae, facts)
 
 
 class TestLatentMask:
@@ -316,7 +317,7 @@ class TestOutOfMemory:
         assert small.tiled == [False, False]
 
     def test_an_overflow_in_float32_that_does_not_fit_is_no_silent_row(self, overflowing):
-        encoder = encoder_of(overflowing, dtype="float16")
+        encoder = encoder_of(overflowing, compute_dtype="float16")
         overflowing.encoder = Crowded(overflowing.encoder, 0)
         with pytest.raises(OutOfMemory) as raised:
             encoder.launch(batch_of(13)[2]).result()
@@ -353,7 +354,7 @@ class TestOutOfMemory:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_deterministic_rows_are_the_same_bits_in_any_worker_and_order(overflowing, dtype):
-    asked = {"dtype": dtype, "deterministic": True, "posterior": "sample", "also_original": True}
+    asked = {"compute_dtype": dtype, "deterministic": True, "posterior": "sample", "also_original": True}
     batch = TestNotFinite.one_is_grey()
     alone = [batch.part([index]) for index in range(3)]
     try:
@@ -374,7 +375,7 @@ class TestOnGpu:
 
     def test_an_allocator_limit_ends_with_all_rows(self, vae):
         device = torch.device("cuda")
-        encoder = BatchEncoder(vae, RowSettings(samples_dtype="float32"), device, compiled=False)
+        encoder = BatchEncoder(vae, metadata_for(vae, samples_dtype="float32"), device, compiled=False)
         batch = batch_of(0, count=8, height=1024, width=1024)[2]
         expected = encoder.launch(batch.part([0])).result().samples
         torch.cuda.synchronize()
@@ -394,17 +395,17 @@ class TestOnGpu:
 
     def test_rows_that_overflow_are_those_of_float32(self, overflowing):
         batch = TestNotFinite.one_is_grey()
-        expected = encoder_of(overflowing, dtype="float32").launch(batch).result()
-        settings = RowSettings(samples_dtype="float32", dtype="float16")
-        encoder = BatchEncoder(overflowing, settings, torch.device("cuda"), compiled=False)
+        expected = encoder_of(overflowing, compute_dtype="float32").launch(batch).result()
+        metadata = metadata_for(overflowing, samples_dtype="float32", compute_dtype="float16")
+        encoder = BatchEncoder(overflowing, metadata, torch.device("cuda"), compiled=False)
         found = encoder.launch(batch).result()
         assert found.again == [0, 2]
         assert np.abs(found.samples[[0, 2]] - expected.samples[[0, 2]]).max() <= 1e-4
         assert next(overflowing.parameters()).device.type == "cpu"
 
     def test_one_image_more_than_memory_goes_in_tiles(self, vae):
-        settings = RowSettings(samples_dtype="float32", tile_size=256)
-        encoder = BatchEncoder(vae, settings, torch.device("cuda"), compiled=False)
+        metadata = metadata_for(vae, samples_dtype="float32", tile_size=256)
+        encoder = BatchEncoder(vae, metadata, torch.device("cuda"), compiled=False)
         encoder._vae.encoder = Crowded(encoder._vae.encoder, 256 * 256)
         found = encoder.launch(batch_of(0, height=512, width=640)[2]).result()
         assert found.tiled == [True, True]
@@ -414,17 +415,16 @@ class TestOnGpu:
 def test_a_node_with_another_configuration_is_refused(vae_folder, tmp_path):
     """Its weights are the same, and its latents would not be."""
     source = VaeSource(vae=vae_folder)
-    expected = vae_facts(load_vae(source), source).as_dict()
+    expected = metadata_for(load_vae(source))
     config = json.loads((Path(vae_folder) / "config.json").read_text())
     groups = {"norm_num_groups": config["norm_num_groups"] // 2}
     for changed, name in [({"scaling_factor": 0.5}, "scaling_factor 0.5 on"), (groups, "config_sha256"), ({}, "")]:
         folder = tmp_path / (name or "same")
         shutil.copytree(vae_folder, folder)
         (folder / "config.json").write_text(json.dumps(config | changed | {"_name_or_path": "elsewhere"}))
-        there = expected | {"vae_source": str(folder)}
-        load = partial(BatchEncoder.load, VaeSource(vae=str(folder)), RowSettings(), there, "cpu", compiled=False)
+        load = partial(BatchEncoder.load, VaeSource(vae=str(folder)), expected, "cpu", compiled=False)
         if changed:
-            with pytest.raises(JobFailed, match=f"another VAE than where the job was begun: {name}"):
+            with pytest.raises(JobFailed, match=f"is not the VAE that the output was encoded with: {name}"):
                 load()
         else:
             assert load().launch(batch_of(0)[2]).result().finite.all()

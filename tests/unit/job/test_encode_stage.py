@@ -16,8 +16,9 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.stages import Encoder
 from inpaint_encode.job.transfer import DECODED, ENCODED, fold, table_of, unfold
 from inpaint_encode.schema import pack_mask
-from inpaint_encode.settings import RowSettings, VaeSource
-from inpaint_encode.vae import load_vae
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae.load import load_vae
+from tests.metadata import metadata_for
 from tests.vaes import BLOCKS
 
 SIZES = [(16, 16), (16, 16), (64, 64), (16, 16)]
@@ -46,7 +47,7 @@ def encoded(vae_folder, monkeypatch):
 
         def opened(device):
             vae = load_vae(VaeSource(vae=vae_folder))
-            encoder = BatchEncoder(vae, RowSettings(**settings), torch.device(device), compiled=False)
+            encoder = BatchEncoder(vae, metadata_for(vae, **settings), torch.device(device), compiled=False)
             encoder._vae.encoder = Crowded(encoder._vae.encoder, pixels)
             return encoder
 
@@ -77,8 +78,8 @@ def test_deterministic_rows_do_not_depend_on_the_number_of_workers(monkeypatch):
     threads = torch.get_num_threads()
 
     def opened(device):
-        settings = RowSettings(deterministic=True, samples_dtype="float32")
-        return BatchEncoder(copy.deepcopy(vae), settings, torch.device(device), compiled=False)
+        metadata = metadata_for(vae, deterministic=True, samples_dtype="float32")
+        return BatchEncoder(copy.deepcopy(vae), metadata, torch.device(device), compiled=False)
 
     try:
         made = [Encoder(opened, 1, 0, count)._encoder.launch(batch).result().samples for count in (1, 2, 4)]

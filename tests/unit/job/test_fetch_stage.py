@@ -42,7 +42,7 @@ def outcome(tmp_path, uris, *, keep=False, chunk_rows=100, chunk=0, access=Sourc
     part = str(tmp_path / f"part-{chunk_rows}-{len(uris)}-{hash(tuple(uris))}.parquet")
     storage.write(part, parquet_bytes(plan.cut(pa.table(table), chunk_rows, 2**30)))
     work = pa.Table.from_pylist([{"chunk": chunk, "generation": 0, "part": part, "keep": keep}], WORK)
-    decoder = PairDecoder(sizing=Sizing(ratio=8))
+    decoder = PairDecoder(sizing=Sizing(multiple=8))
     row = fetch_and_decode(work, decoder=decoder, access=access, max_bytes=2**20, threads=2)
     decoded = unfold(row, DECODED).to_pylist()
     return [pair["error"] for pair in decoded], row["fatal"][0].as_py()

@@ -8,6 +8,7 @@ from inpaint_encode.job.transfer import ENCODED, Room, fold, table_of, unfold
 from inpaint_encode.output.parquet import data_groups, data_table, parquet_bytes, parquet_file, read_data
 from inpaint_encode.reader.columns import Tensors
 from inpaint_encode.schema import data_schema, pack_mask
+from tests.metadata import row_metadata
 
 SCHEMA = pa.schema([("name", pa.string()), ("bytes", pa.large_binary())])
 
@@ -75,7 +76,7 @@ def test_tensors_come_back_from_either_layout():
         for one, bits in zip(samples, mask, strict=True)
     ]
     for encoding in ("tensor", "packed"):
-        schema = data_schema({"samples_dtype": "float16", "mask_encoding": encoding})
+        schema = data_schema(row_metadata(mask_encoding=encoding, tile=False))
         data = parquet_bytes(data_table(table_of(encoded, ENCODED), schema))
         read = read_data(data, schema)
         assert np.array_equal([*Tensors(read["noise_mask"].chunk(0))], mask[:, None])
@@ -93,7 +94,7 @@ def test_a_file_is_the_same_a_row_group_at_a_time():
     failed = dict.fromkeys(row) | {"error": "decode.corrupt"}
     encoded = table_of([failed, *[{**row, "key": key} for key in "abcde"]], ENCODED)
     for encoding in ("tensor", "packed"):
-        schema = data_schema({"samples_dtype": "float16", "mask_encoding": encoding})
+        schema = data_schema(row_metadata(mask_encoding=encoding, tile=False))
         streamed = parquet_file(data_groups(encoded, schema), schema)
         about = pq.read_metadata(pa.BufferReader(streamed))
         assert [about.row_group(at).num_rows for at in range(about.num_row_groups)] == [2, 2, 1]

@@ -141,7 +141,7 @@ class TestRows:
         assert batch["sum"].tolist() == [-dataset[number]["samples"].sum().item() for number in (0, 1)]
 
     def test_what_made_the_rows(self, on_disk):
-        assert open_latents(on_disk[0]).made_by["scaling_factor"] == 0.5
+        assert open_latents(on_disk[0]).metadata.vae.scaling_factor == 0.5
 
     def test_nothing_there(self, tmp_path):
         with pytest.raises(UsageError, match="holds no rows"):

@@ -7,6 +7,7 @@ from inpaint_encode import cli
 from inpaint_encode.cli import main
 from inpaint_encode.cli.config import without_config
 from inpaint_encode.settings import Decoding, EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+from tests.metadata import row_metadata
 
 SOURCE = Source(images="s3://in/images", masks="s3://in/masks")
 JOB = EncodeJob(source=SOURCE, vae=VaeSource(vae="some/vae"), output=Output(output="s3://out"))
@@ -122,8 +123,9 @@ def test_three_ways_to_tile_and_two_to_batch_on_the_command_line(tmp_path, given
 
 def test_what_bits_depend_on_is_no_accident():
     """Whether memory sufficed must not show in rows that are to be repeatable."""
-    assert RowSettings().tiles is None
-    assert [RowSettings(deterministic=True, tile=tile).tiles for tile in (None, True, False)] == [False, True, False]
+    assert row_metadata(tile=None).tiling is None
+    tilings = [row_metadata(deterministic=True, tile=tile).tiling for tile in (None, True, False)]
+    assert tilings == [False, True, False]
 
 
 def test_workers_come_in_order():

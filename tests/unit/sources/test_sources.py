@@ -18,6 +18,7 @@ from inpaint_encode.output.state import Ledger
 from inpaint_encode.schema import CARRIED, PAIRS, data_schema
 from inpaint_encode.settings import Decoding, PlanOptions, Source, SourceAccess
 from inpaint_encode.sources import find_pairs
+from tests.metadata import row_metadata
 
 
 def touch(folder, *names):
@@ -398,7 +399,7 @@ def test_carried_columns_have_their_own_names_in_the_data_file():
     own = pa.array([{"height": "tall", "a.b": 1}])
     table = pa.table([table[n] if n in tensors else [None] for n in ENCODED.names], schema=ENCODED)
     encoded = table.append_column(CARRIED, own)
-    schema = data_schema({"samples_dtype": "float32", "mask_encoding": "tensor"}, encoded.schema)
+    schema = data_schema(row_metadata(samples_dtype="float32", tile=False), encoded.schema)
     data = data_table(encoded, schema)
     assert data.select(["height", "a.b"]).to_pylist() == [{"height": "tall", "a.b": 1}]
     assert pq.read_schema(io.BytesIO(parquet_bytes(data))).names[-2:] == ["height", "a.b"]

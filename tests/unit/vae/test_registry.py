@@ -19,9 +19,12 @@ from inpaint_encode.job.stages.chunk import Chunk
 from inpaint_encode.job.transfer import ENCODED
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.schema import PAIRS, WORK
-from inpaint_encode.settings import RowSettings, VaeSource
+from inpaint_encode.settings import VaeSource
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import FAMILIES, crop_multiple, latent_channels, posterior, spatial_ratio, vae_facts, warm_up
+from inpaint_encode.vae.encode import posterior, warm_up
+from inpaint_encode.vae.properties import crop_multiple, latent_channels, vae_metadata, vae_scale_factor
+from inpaint_encode.vae.registry import FAMILIES
+from tests.metadata import metadata_for
 from tests.vaes import SMALL, encoded, saved, small_vae
 
 SIZES = ((71, 107), (71, 107), (64, 96), (40, 133))
@@ -101,7 +104,7 @@ def test_wan_and_qwen_image_encode_alike(pixels):
 def _table_line(models: str, kind: str, config: dict) -> str:
     family = FAMILIES[kind]
     vae = type(kind, (), {"config": config})()
-    numbers = latent_channels(vae), spatial_ratio(vae), crop_multiple(vae)
+    numbers = latent_channels(vae), vae_scale_factor(vae), crop_multiple(vae)
     has = "yes" if family.answer == "latent_dist" else "no"
     return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, family.precision, family.checked)))} |"
 
@@ -123,9 +126,9 @@ def test_a_batch_is_each_image_alone(name, pixels):
     assert (found.logvar is None) == (type(vae).__name__ in ("AutoencoderTiny", "AutoencoderDC"))
     half = posterior(copy.deepcopy(vae).to(torch.bfloat16), pixels).mean
     assert (half - alone).abs().max() <= 0.2 * alone.abs().max()  # random weights amplify roundings
-    facts = vae_facts(vae, VaeSource(vae="x"))
-    assert (facts.ratio, facts.crop_multiple, facts.latent_channels) == SMALL[name][2:]
-    assert found.mean.shape[1:] == (facts.latent_channels, 64 // facts.ratio, 96 // facts.ratio)
+    facts = vae_metadata(vae, VaeSource(vae="x"))
+    assert (facts.vae_scale_factor, facts.crop_multiple, facts.latent_channels) == SMALL[name][2:]
+    assert found.mean.shape[1:] == (facts.latent_channels, 64 // facts.vae_scale_factor, 96 // facts.vae_scale_factor)
 
 
 @each_vae
@@ -134,7 +137,7 @@ def test_files_become_what_diffusers_gives_for_each_image(name, tmp_path):
     _, _, ratio, multiple, channels = SMALL[name]
     source = VaeSource(vae=saved(name, tmp_path / "vae"))
     encode = Encoder(lambda device: _opened(source, device), batch_size=8, gpus=0, workers=os.cpu_count())
-    row = fetch_and_decode(_chunk_of(tmp_path), decoder=PairDecoder(sizing=Sizing(ratio=multiple)), **READING)
+    row = fetch_and_decode(_chunk_of(tmp_path), decoder=PairDecoder(sizing=Sizing(multiple=multiple)), **READING)
     results = Chunk.unfolded(encode(row), ENCODED).table.to_pylist()
     vae = small_vae(name)
     for index, (result, size) in enumerate(zip(results, SIZES, strict=True)):
@@ -147,8 +150,8 @@ def test_files_become_what_diffusers_gives_for_each_image(name, tmp_path):
 
 
 def _opened(source: VaeSource, device: str) -> BatchEncoder:
-    settings = RowSettings(samples_dtype="float32")
-    return BatchEncoder(load_vae(source), settings, torch.device(device), compiled=False)
+    vae = load_vae(source)
+    return BatchEncoder(vae, metadata_for(vae, samples_dtype="float32"), torch.device(device), compiled=False)
 
 
 def _chunk_of(folder: Path) -> pa.Table:

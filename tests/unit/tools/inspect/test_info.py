@@ -16,15 +16,15 @@ from inpaint_encode.job.transfer import ENCODED, table_of
 from inpaint_encode.output.lease import hold
 from inpaint_encode.output.parquet import data_groups, rejects_table
 from inpaint_encode.output.report import Tally, write_report
-from inpaint_encode.output.resume import job_record, open_output
-from inpaint_encode.schema import FOOTER_KEY, PAIRS, RECEIPT, data_schema, pack_mask
+from inpaint_encode.output.resume import job_record, open_output, row_metadata
+from inpaint_encode.schema import PAIRS, RECEIPT, data_schema, pack_mask
 from inpaint_encode.sources import FoundPairs
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.inspect import info
 from inpaint_encode.tools.inspect.info import about
+from tests.metadata import VAE
 from tests.proxy import FaultyProxy
-from tests.unit.output.test_resume import FACTS
 from tests.unit.stores.test_storage import forget_clients, point_clients_at
 
 SIDES, CHUNK = (64, 80), 3
@@ -35,8 +35,9 @@ class Written:
 
     def __init__(self, output, make_job, **options):
         self.output = str(output)
-        self.record = job_record(make_job("in/images", "in/masks", self.output, **options), FACTS)
-        self.made_by = {**FACTS, **self.record["rows"], "versions": self.record["versions"]}
+        job = make_job("in/images", "in/masks", self.output, **options)
+        self.metadata = row_metadata(job.rows, job.decoding, VAE)
+        self.record = job_record(job, self.metadata)
         self.lease = hold(f"{self.output}/_lease.json", lambda _: None)
         self.ledger, _ = open_output(self.output, self.record, overwrite=False, token=self.lease.token)
         self.committed, self.kept = [], 0
@@ -53,14 +54,14 @@ class Written:
         for row in pairs[:rejected]:
             row |= {"error": "decode.truncated", "message": "cut"}
         table = table_of(pairs, ENCODED)
-        schema = data_schema(self.made_by)
+        schema = data_schema(self.metadata)
         committed = self.ledger.publish(work, data_groups(table, schema), schema, rejects_table(table))
         self.committed.append((work, committed))
 
     def row(self, key):
         height, width = SIDES
         mask = np.zeros(SIDES, np.uint8)
-        samples = np.ones((4, height // 8, width // 8), self.made_by["samples_dtype"])
+        samples = np.ones((4, height // 8, width // 8), self.metadata.samples_dtype)
         values = {"samples": samples, "samples_shape": list(samples.shape), "noise_mask": pack_mask(mask)}
         values |= {"original_samples": samples, "latent_mask": samples[:1]}
         sizes = {"height": height, "width": width, "mask_coverage": 0.0, "precision": "float32", "tiled": False}
@@ -161,8 +162,10 @@ def test_columns_are_told_in_words(written):
     ],
 )
 def test_other_columns(options, name, type_and_shape, make_job, tmp_path):
-    schema = data_schema({**FACTS, **job_record(make_job("i", "m", str(tmp_path), **options), FACTS)["rows"]})
-    assert info._type_and_shape(schema.field(name), json.loads(schema.metadata[FOOTER_KEY])) == type_and_shape
+    job = make_job("i", "m", str(tmp_path), **options)
+    metadata = row_metadata(job.rows, job.decoding, VAE)
+    schema = data_schema(metadata)
+    assert info._type_and_shape(schema.field(name), metadata) == type_and_shape
 
 
 def test_what_is_printed(written, shell):

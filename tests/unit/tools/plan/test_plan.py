@@ -25,13 +25,13 @@ from inpaint_encode.tools.plan import numbers
 from inpaint_encode.tools.plan.calibrate import Pair, calibrate
 from inpaint_encode.tools.plan.headers import START, draw, read_header
 from inpaint_encode.tools.plan.run import estimate
-from inpaint_encode.vae import load_vae
+from inpaint_encode.vae.load import load_vae
 from tests.conftest import command
 from tests.proxy import FaultyProxy
 
 PAIRS, CHUNK_ROWS, BATCH_SIZE = 120, 16, 4
 RATIO, CHANNELS = 8, 4
-DECODER = PairDecoder(sizing=Sizing(ratio=RATIO))
+DECODER = PairDecoder(sizing=Sizing(multiple=RATIO))
 BAD = {"decode.not_an_image": 2, "decode.corrupt": 1, "decode.unsupported": 1, "size.too_small": 1}
 
 

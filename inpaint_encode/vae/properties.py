@@ -1,16 +1,15 @@
-"""What a VAE says of itself, and what its weights are."""
+"""What a loaded VAE is: scale factor, channels, form of its latents, hashes of its weights and configuration."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING
 
 import torch
 
+from inpaint_encode.metadata import LatentForm, VaeMetadata
 from inpaint_encode.settings import VaeSource
 
 from .registry import family_of
@@ -19,62 +18,18 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 __all__ = [
-    "LatentForm",
-    "VaeFacts",
     "config_sha256",
     "crop_multiple",
     "latent_channels",
     "latent_form",
     "patch_statistics",
-    "spatial_ratio",
-    "vae_facts",
+    "vae_metadata",
+    "vae_scale_factor",
     "weights_sha256",
 ]
 
-LatentForm = Literal["unscaled", "scaled", "packed"]
-"""What stored latents are: as the encoder says, to be scaled for a denoiser; in the denoiser's scaled space already; or
-in that space and packed, 2x2 values as channels."""
 
-
-@dataclass(frozen=True)
-class VaeFacts:
-    """What a row's reader must know of the VAE that made it."""
-
-    vae_class: str
-    vae_source: str
-    weights_sha256: str
-    config_sha256: str
-    """Of what else the configuration says, see `config_sha256`."""
-    ratio: int
-    """Pixels of a side that become one latent value."""
-    crop_multiple: int
-    """Images are cropped to multiples of it; more than ``ratio`` for Flux.2's plain latents."""
-    latent_channels: int
-    latent_form: LatentForm
-    scaling_factor: float | None
-    """None where the model has none, or where it is not known: of a single file that several models share."""
-    shift_factor: float | None
-    latents_mean: list[float] | None
-    """For each channel, of Flux.2 for each of the packed ones."""
-    latents_std: list[float] | None
-    vae_family: str = ""
-    """As given, where it settled the scaling."""
-
-    @classmethod
-    def of(cls, made_by: Mapping[str, Any]) -> Self:
-        """The facts by what every file's metadata says; ``latent_form`` is then that of the stored latents.
-
-        It is "scaled" of rows that were made by ``--scaled``.
-        """
-        given = {"latent_form": "unscaled", **made_by}
-        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-
-def spatial_ratio(vae: ModelMixin) -> int:
+def vae_scale_factor(vae: ModelMixin) -> int:
     """How many pixels of a side become one value of the stored latent."""
     family = family_of(vae)
     ratio = family.ratio(vae.config)
@@ -115,25 +70,25 @@ def patch_statistics(vae: ModelMixin) -> tuple[list[float], list[float]]:
     return vae.bn.running_mean.float().tolist(), variance.sqrt().tolist()
 
 
-def vae_facts(vae: ModelMixin, source: VaeSource) -> VaeFacts:
-    """Read the facts from a loaded VAE's configuration and weights."""
+def vae_metadata(vae: ModelMixin, source: VaeSource) -> VaeMetadata:
+    """Read the metadata from a loaded VAE's configuration and weights."""
     config = vae.config
     packs = family_of(vae).patch(config) > 1
     mean, std = patch_statistics(vae) if packs else (config.get("latents_mean"), config.get("latents_std"))
-    return VaeFacts(
+    return VaeMetadata(
         vae_class=type(vae).__name__,
         vae_source="/".join(part for part in (source.vae, source.subfolder) if part)
         + (f"@{source.revision}" if source.revision else ""),
         weights_sha256=weights_sha256(vae),
         config_sha256=config_sha256(vae),
-        ratio=spatial_ratio(vae),
+        vae_scale_factor=vae_scale_factor(vae),
         crop_multiple=crop_multiple(vae),
         latent_channels=latent_channels(vae),
         latent_form=latent_form(vae),
         scaling_factor=config.get("scaling_factor"),
         shift_factor=config.get("shift_factor"),
-        latents_mean=None if mean is None else list(mean),
-        latents_std=None if std is None else list(std),
+        latents_mean=None if mean is None else tuple(mean),
+        latents_std=None if std is None else tuple(std),
         vae_family=source.vae_family,
     )
 
