@@ -12,7 +12,7 @@ from PIL import Image
 from inpaint_encode import iter_rows
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.job.stages import Encoder, commit, fetch_and_decode
+from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
 from inpaint_encode.output.lease import hold
 from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
 from inpaint_encode.settings import EncodeJob
@@ -41,8 +41,8 @@ def encode_here(job: EncodeJob) -> str:
     output = job.output.output
     Path(output).mkdir(parents=True)
     with hold(storage.join(output, "_lease.json"), print) as lease:
-        record = job_record(job, metadata, found.carried)
-        ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
+        record = job_record(job, metadata, found.extra_columns)
+        state, inventory = open_output(output, record, overwrite=False, token=lease.token)
         limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
         reading = {
             "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
@@ -50,11 +50,11 @@ def encode_here(job: EncodeJob) -> str:
             **limits,
         }
         opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)
-        encode = Encoder(opened, job.workers.batch_size, gpus=0, workers=WORKERS)
-        work = remaining(ledger, inventory, job, found).work
+        encode = EncodeStage(opened, job.workers.batch_size, metadata, gpus=0, workers=WORKERS)
+        work = remaining(state, inventory, job, found).work
         for index in range(work.num_rows):
-            row = encode(fetch_and_decode(work.slice(index, 1), **reading))
-            (receipt,) = commit(row, ledger=ledger, metadata=metadata).to_pylist()
+            row = encode(fetch_stage(work.slice(index, 1), **reading))
+            (receipt,) = commit_stage(row, state=state, metadata=metadata).to_pylist()
             assert (receipt["fatal"], receipt["errors"]) == (None, []), receipt
     return output
 

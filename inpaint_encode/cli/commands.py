@@ -96,25 +96,25 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
 
 @app.command(sort_key=2)
 def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
-    r"""Tell what an encode job will be: pairs, files, bytes, requests, hours.
+    r"""Estimate an encode job before it starts: pairs, files, bytes, requests, hours.
 
     inpaint-encode plan --images s3://bucket/images --masks s3://bucket/masks \
-        --vae stabilityai/sd-vae-ft-mse --calibrate 60
+        --rate-from s3://bucket/finished --price 12.50
 
     Lists the source and reads the headers of a sample of its images; no Ray starts.
-    Takes a job's --config file as it is. What is estimated has its error beside it.
+    Reads a job's --config file too. The table shows each estimate with its sampling error.
     Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.plan.run import estimate
-    from inpaint_encode.tools.plan.show import show
+    from inpaint_encode.tools.plan.estimate import estimate
+    from inpaint_encode.tools.plan.table import show
 
     with open_display() as display:
-        forecast = estimate(options, display.say)
+        job = estimate(options, display.say)
     if options.estimation.as_json:
-        print(json.dumps(forecast.as_dict(), indent=2))
+        print(json.dumps(job.as_dict(), indent=2))
     else:
-        show(forecast, Console(width=None if sys.stdout.isatty() else 140))
+        show(job, Console(width=None if sys.stdout.isatty() else 140))
 
 
 @app.command(sort_key=6)

@@ -38,7 +38,7 @@ FIRST = {
     ),
     "plan": (
         *("--images", "--masks", "--pairs", "--vae", "--resolution", "--chunk-rows"),
-        *("--sample", "--calibrate", "--price", "--as-json"),
+        *("--sample", "--rate-from", "--price", "--as-json"),
     ),
 }
 """What ``--help`` shows of the commands with many options; of all others it shows every one."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from .base import Frozen, measured_in, section
 from .files import Decoding, Limits, preset_pattern, refuse_masks_that_disagree
 from .row import RowSettings, VaeSource
-from .run import Batches, Chunks, Output, RunOptions, Workers
+from .run import Chunks, Output, RunOptions, Workers
 from .source import Source, SourceAccess
 
 __all__ = ["EncodeJob", "PlanOptions", "VerifyOptions"]
@@ -62,44 +62,43 @@ class VerifyOptions(Frozen):
 
 @section("The VAE", 2)
 class PlannedVae(VaeSource):
-    """Which VAE the job will have, if that is known yet."""
+    """VAE of the planned job, if it is known."""
 
     vae: Annotated[str, measured_in("MODEL")] = ""
-    """Diffusers folder, .safetensors file or hub id. Folder and file may be on s3://; without a VAE, 8 pixels a latent
-    and 4 channels are assumed."""
+    """Diffusers folder, .safetensors file or hub id. Folder and file may be on s3://. Without --vae, plan assumes 4
+    latent channels and 8 pixels of a side per latent value."""
 
 
 @section("How to estimate", 7)
 class Estimation(Frozen):
-    """How much is looked at, and how it is told."""
+    """How ``inpaint-encode plan`` estimates and prints."""
 
     sample: Annotated[int, Field(ge=1), measured_in("IMAGES")] = 256
-    """Images, drawn at random, whose headers are read; four times as many halve the errors."""
+    """Number of randomly drawn images whose headers to read. Four times as many halve the sampling errors."""
     seed: Annotated[int, measured_in("NUMBER")] = 0
-    """Which images --sample draws: the same seed draws the same ones of the same source."""
-    calibrate: Annotated[float, Field(ge=0), measured_in("SECONDS")] = 0.0
-    """How long to try sampled pairs here; needs --vae. They are fetched, decoded and encoded on this machine, to tell
-    the job's hours."""
+    """Seed of the random draw. The same seed draws the same images from the same source."""
+    fetch_threads: Annotated[int, Field(ge=1, le=256), measured_in("COUNT")] = 16
+    """Number of headers to read concurrently, 1 to 256."""
+    rate_from: Annotated[str, measured_in("OUTPUT")] = ""
+    """Output of a finished encode run whose rate to use for the hours. Its _report.json is read. The hours assume the
+    same cluster and images of similar sizes."""
     price: Annotated[float, Field(ge=0), measured_in("AMOUNT")] = 0.0
-    """Cost of an hour of this device, in any currency; needs --calibrate."""
+    """Cost of an hour of that run's whole cluster, in any currency. Needs --rate-from."""
     as_json: bool = False
     """Print JSON instead of a table."""
 
 
 class PlanOptions(_Pairs):
-    """Everything that ``inpaint-encode plan`` can be told."""
+    """Options of ``inpaint-encode plan``."""
 
     vae: PlannedVae = PlannedVae()
     chunks: Chunks = Chunks()
-    batches: Batches = Batches()
     estimation: Estimation = Estimation()
 
     @model_validator(mode="after")
-    def _needs(self) -> Self:
-        if self.estimation.calibrate and not self.vae.vae:
-            raise ValueError("--calibrate encodes, so it needs --vae")
-        if self.estimation.price and not self.estimation.calibrate:
-            raise ValueError("--price is of hours, which only --calibrate measures; give both")
+    def _check_options_together(self) -> Self:
+        if self.estimation.price and not self.estimation.rate_from:
+            raise ValueError("--price needs the hours that --rate-from estimates; add --rate-from")
         if not self.vae.vae and self.vae != PlannedVae():
-            raise ValueError("--subfolder, --revision, --vae-family and --flux2-latents say more of --vae; give it too")
+            raise ValueError("--subfolder, --revision, --vae-family and --flux2-latents need --vae; add it")
         return self

@@ -102,6 +102,8 @@ class RunOptions(Frozen):
     max_rejected: Annotated[str, measured_in("COUNT|%")] = "1%"
     """Rejects to accept, such as 100 or 1%; with more the job ends with exit code 3. A count is judged as the
     job goes, a percentage at its end, and before the end only after 1,000 pairs."""
+    limit: Annotated[int, Field(ge=0), measured_in("PAIRS", "none")] = 0
+    """Stop after this many pairs, at the end of a chunk. The same command without it encodes the rest."""
     retry_rejected: bool = False
     """Try the rejected pairs again; without it a rejection is a decision like any other."""
     refresh: bool = False

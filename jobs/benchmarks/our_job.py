@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from inpaint_encode.core.batch import MOST_IMAGES, Batch, Done, EncodedBatch
+from inpaint_encode.core.batch import MAX_BATCH_SIZE, Batch, CompletedFuture, EncodedBatch
 from inpaint_encode.core.transform import grow_mask
 from inpaint_encode.job.pipeline import Backend, run_job
 from inpaint_encode.job.progress import Display, Silent
@@ -40,14 +40,14 @@ class StandInEncoder:
         self._grow_mask_by = metadata.grow_mask_by
         self._device = threading.Lock()
 
-    def images_at_once(self, _height: int, _width: int) -> int:
+    def batch_size(self, _height: int, _width: int) -> int:
         """Memory is no matter here."""
-        return MOST_IMAGES
+        return MAX_BATCH_SIZE
 
     def check(self) -> None:
         """Nothing can break."""
 
-    def launch(self, batch: Batch) -> Done:
+    def launch(self, batch: Batch, *, tile: bool | None = None) -> CompletedFuture:
         """Make the batch's latents by the stand-in, and grow its masks as the job does."""
         begun = time.perf_counter()
         shape = len(batch.pixels), batch.height, batch.width
@@ -59,7 +59,7 @@ class StandInEncoder:
             samples = self._vae.encode_levels(pixels, masks)
         grown = grow_mask(torch.from_numpy(masks), self._grow_mask_by).numpy()
         seconds = {"copy": staged - begun, "encode": time.perf_counter() - staged, "copy_back": 0.0}
-        return Done(EncodedBatch(samples, _finite(samples), _finite(samples), grown, seconds))
+        return CompletedFuture(EncodedBatch(samples, _finite(samples), _finite(samples), grown, seconds))
 
 
 def _finite(samples: NDArray[Any]) -> NDArray[np.bool_]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.parquet import data_groups, parquet_file
+from inpaint_encode.output.parquet import parquet_file
+from inpaint_encode.output.rows import row_groups, rows_table
 from inpaint_encode.reader import as_rows
 from inpaint_encode.reader.dataset import open_latents
 from inpaint_encode.schema import data_schema
@@ -54,11 +54,12 @@ class Stored:
 def write_rows(folder: Path, count: int) -> Stored:
     """Write ``count`` rows of 512 x 512 as two outputs, which differ in how masks are stored, and as ``.npz`` files."""
     stored = Stored(str(folder), count)
-    encoded = encoded_rows(count).set_column(0, "key", pa.array([_key(number) for number in range(count)]))
+    encoded = encoded_rows(count)
     for way in _WAYS:
         schema = data_schema(RowMetadata(vae=FAKE_VAE, mask_encoding=way))
         for number, uri in enumerate(stored.files(way)):
-            groups = data_groups(encoded.slice(number * _FILE_ROWS, _FILE_ROWS), schema)
+            rows = encoded[number * _FILE_ROWS : (number + 1) * _FILE_ROWS]
+            groups = row_groups(rows_table(rows, schema), schema)
             storage.write(uri, parquet_file(groups, schema))
     for row in open_latents(stored.outputs["packed"]):
         save_npz(folder / "npz", row["key"], row["samples"], row["noise_mask"][0])

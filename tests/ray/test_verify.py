@@ -19,7 +19,7 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.output.lease import hold
 from inpaint_encode.output.parquet import parquet_bytes, read_data
-from inpaint_encode.output.state import Ledger
+from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import FOOTER_KEY, PAIRS, data_schema
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.tools.verify.resample import Resampled, _samples_problems, draw
@@ -328,7 +328,9 @@ def revise(output):
     stated = pq.read_table(path, schema=PAIRS).slice(2 * CHUNK_ROWS, CHUNK_ROWS)
     stated = stated.set_column(stated.column_names.index("encode"), "encode", pa.array([True, False, False]))
     with hold(str(output / "_lease.json"), print) as lease:
-        Ledger(str(output), json.loads((output / "_job.json").read_text())["job"], lease.token).write_plan(1, stated)
+        OutputState(str(output), json.loads((output / "_job.json").read_text())["job"], lease.token).write_plan(
+            1, stated
+        )
 
 
 def test_a_plan_with_a_part_lost(output):

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from inpaint_encode.job.stages.encode import LOGICAL_GPUS
+from inpaint_encode.job.stages import LOGICAL_GPUS
 
 from .finding import Finding, ok, problem, warning
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan
-from inpaint_encode.output.state import DECISION_KEY, Ledger
+from inpaint_encode.output.state import CHUNK_KEY, OutputState
 from inpaint_encode.schema import FOOTER_KEY, RECEIPT, REJECTS, TENSORS, data_schema, is_packed
 from inpaint_encode.stores import storage
 
@@ -117,7 +117,7 @@ class DataFile:
             self.rows: int = self._file.metadata.num_rows
             self.schema: pa.Schema = self._file.schema_arrow
             self.metadata = RowMetadata.from_dict(_footer_json(self.schema, FOOTER_KEY))
-            decision = _footer_json(self.schema, DECISION_KEY)
+            decision = _footer_json(self.schema, CHUNK_KEY)
             self.chunk, self.generation = int(decision["chunk"]), int(decision["generation"])
             self.rejects: pa.Table = pa.Table.from_pylist(decision["rejected"], REJECTS)
             if self.rejects["error"].null_count:
@@ -196,24 +196,24 @@ class Found:
         self.problems.append(Problem(check, file, sentence, self.chunk))
 
 
-def check(row: pa.Table, *, ledger: Ledger, metadata: RowMetadata) -> pa.Table:
+def check(row: pa.Table, *, state: OutputState, metadata: RowMetadata) -> pa.Table:
     """Check the chunk in a row of `CHUNK`; return a row of `FOUND`.
 
     Args:
         row: one Ray row.
-        ledger: whose files; nothing is written.
+        state: whose files; nothing is written.
         metadata: of the rows, by ``_job.json``.
     """
     (work,) = row.to_pylist()
     found = Found(work["chunk"])
     try:
         planned = plan.read_chunk(work["part"], work["chunk"])
-        kept = _read_if(ledger.rejects_uri(work["chunk"]), there=work["has_rejects"])
-        data = _read_if(ledger.data_uri(work["chunk"]), there=True)
+        kept = _read_if(state.rejects_uri(work["chunk"]), there=work["has_rejects"])
+        data = _read_if(state.data_uri(work["chunk"]), there=True)
     except OSError as error:
-        found.fatal = f"{ledger.data_uri(work['chunk'])} or what belongs to it cannot be read: {error}"
+        found.fatal = f"{state.data_uri(work['chunk'])} or what belongs to it cannot be read: {error}"
     else:
-        _check_files(found, work, ledger, metadata, (planned, kept, data))
+        _check_files(found, work, state, metadata, (planned, kept, data))
     return found.table()
 
 
@@ -227,12 +227,12 @@ def _read_if(uri: str, *, there: bool) -> bytes | None:
 def _check_files(
     found: Found,
     work: Mapping[str, Any],
-    ledger: Ledger,
+    state: OutputState,
     metadata: RowMetadata,
     files: tuple[pa.Table, bytes | None, bytes | None],
 ) -> None:
     planned, kept, data = files
-    uri = ledger.data_uri(found.chunk)
+    uri = state.data_uri(found.chunk)
     try:
         if data is None:
             raise Unreadable("it was listed, but is not there")
@@ -246,7 +246,7 @@ def _check_files(
         found.add("file", uri, f"cannot be read whole: {error}")
     else:
         if differs := _rejects_problem(file.rejects, kept):
-            found.add("rejects", ledger.rejects_uri(found.chunk), differs)
+            found.add("rejects", state.rejects_uri(found.chunk), differs)
 
 
 def _data_problems(

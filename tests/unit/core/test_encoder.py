@@ -15,9 +15,8 @@ from torch import nn
 from inpaint_encode import encode_for_inpaint, load_vae
 from inpaint_encode.core.batch import Batch, OutOfMemory
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.core.out_of_memory import FittingVae, cast_copy
+from inpaint_encode.core.out_of_memory import OomAdaptiveVae, cast_copy
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.schema import pack_mask
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import posterior, to_vae_range
 from inpaint_encode.vae.latent_values import check_supported, standard_normal
@@ -57,7 +56,7 @@ def batch_of(seed: int, count: int = 2, height: int = HEIGHT, width: int = WIDTH
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (count, height, width, 3), np.uint8)
     masks = rng.integers(0, 2, (count, height, width), np.uint8)
-    packed = [pack_mask(mask) for mask in masks]
+    packed = [np.packbits(mask) for mask in masks]
     batch = Batch(
         height, width, [one.reshape(-1) for one in pixels], packed, [f"key/{index}" for index in range(count)]
     )
@@ -80,7 +79,7 @@ def test_a_batch_is_the_contract(plain, vae):
     assert found.stored.all()
     assert found.seconds.keys() == {"copy", "encode", "copy_back"}
     assert (found.original_samples, found.latent_mask) == (None, None)
-    assert (any(found.tiled), list(found.again), found.oom_steps) == (False, [], 0)
+    assert (any(found.tiled), list(found.in_float32), found.oom_steps) == (False, [], 0)
 
 
 def test_what_is_launched_ahead_by_many_threads_is_the_same(plain):
@@ -105,7 +104,7 @@ class TestNotFinite:
     @staticmethod
     def one_is_grey():
         _, masks, batch = batch_of(1, count=3)
-        return batch._replace(masks=[batch.masks[0], pack_mask(np.ones_like(masks[1])), batch.masks[2]])
+        return batch._replace(masks=[batch.masks[0], np.packbits(np.ones_like(masks[1])), batch.masks[2]])
 
     def test_rows_that_overflow_are_those_of_float32(self, overflowing, vae_folder):
         batch = self.one_is_grey()
@@ -113,9 +112,9 @@ class TestNotFinite:
         exact.encoder.conv_in.weight.mul_(3e5)
         expected = encoder_of(exact, compute_dtype="float32").launch(batch).result()
         found = encoder_of(overflowing, compute_dtype="float16", also_original=True).launch(batch).result()
-        assert found.again == [0, 1, 2]  # the ungreyed latent of the grey row overflows, too
+        assert found.in_float32 == [0, 1, 2]  # the ungreyed latent of the grey row overflows, too
         found = encoder_of(overflowing, compute_dtype="float16").launch(batch).result()
-        assert found.again == [0, 2]
+        assert found.in_float32 == [0, 2]
         assert found.finite.all()
         assert np.abs(found.samples[[0, 2]] - expected.samples[[0, 2]]).max() <= 1e-5
         assert 0 < np.abs(found.samples[1] - expected.samples[1]).max() < 0.05
@@ -125,7 +124,7 @@ class TestNotFinite:
         options = {"posterior": "sample", "latent_mask": "comfyui"}
         half = encoder_of(overflowing, compute_dtype="float16", **options).launch(batch).result()
         whole = encoder_of(overflowing, compute_dtype="float32", **options).launch(batch).result()
-        assert half.again == [0, 2]
+        assert half.in_float32 == [0, 2]
         assert np.abs(half.samples[[0, 2]] - whole.samples[[0, 2]]).max() <= 1e-5
         assert np.array_equal(half.latent_mask, whole.latent_mask)
 
@@ -134,12 +133,12 @@ class TestNotFinite:
         overflowing.encoder.conv_in.weight.mul_(4e33)
         found = encoder_of(overflowing, compute_dtype=dtype).launch(self.one_is_grey()).result()
         assert found.finite.tolist() == [False, True, False]
-        assert list(found.again) == ([0, 1, 2] if dtype == "float16" else [])
+        assert list(found.in_float32) == ([0, 1, 2] if dtype == "float16" else [])
 
     def test_what_is_too_large_for_the_stored_type_is_no_overflow(self, vae):
         vae.quant_conv.weight.mul_(1e7)
         found = encoder_of(vae, samples_dtype="float16", compute_dtype="bfloat16").launch(batch_of(1)[2]).result()
-        assert (found.finite.all(), found.stored.any(), list(found.again)) == (True, False, [])
+        assert (found.finite.all(), found.stored.any(), list(found.in_float32)) == (True, False, [])
 
     @pytest.mark.parametrize("name", SMALL)
     def test_a_cast_copy_is_the_cast_model_and_leaves_the_other(self, name):
@@ -271,8 +270,8 @@ class TestOutOfMemory:
         assert not any(found.tiled)
         assert np.abs(found.samples - plain.launch(batch).result().samples).max() <= 1e-5
         assert [shape[0] for shape in given] == [8, 4, 2, 2, 2, 2]
-        assert encoder.images_at_once(HEIGHT, WIDTH) == 2
-        assert encoder.images_at_once(WIDTH, HEIGHT) == 8
+        assert encoder.batch_size(HEIGHT, WIDTH) == 2
+        assert encoder.batch_size(WIDTH, HEIGHT) == 8
         again = encoder.launch(batch).result()
         assert again.oom_steps == 0
         assert np.array_equal(again.samples, found.samples)
@@ -290,7 +289,7 @@ class TestOutOfMemory:
         del given[:]
         assert encoder.launch(batch).result().oom_steps == 0
         assert set(given) == {(1, 3, 64, 64)}
-        assert encoder.images_at_once(96, 160) == 1
+        assert encoder.batch_size(96, 160) == 1
 
     @pytest.mark.parametrize(
         "settings", [{"tile": False}, {"deterministic": True, "tile_size": 64}, {"tile_size": 128}]
@@ -299,7 +298,7 @@ class TestOutOfMemory:
         settings = {**settings, **({"tile_size": 512} if settings.get("tile") is False else {})}
         encoder, _ = crowded(32 * 64, **settings)
         try:
-            with pytest.raises(OutOfMemory, match="one image is more than memory holds"):
+            with pytest.raises(OutOfMemory, match="one image does not fit into the memory"):
                 encoder.launch(batch_of(11, height=64, width=96)[2]).result()
             assert encoder.launch(batch_of(11)[2]).result().finite.all()
         finally:
@@ -344,7 +343,7 @@ class TestOutOfMemory:
     @pytest.mark.parametrize("name", ["Wan 2.1", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21"])
     def test_a_video_vae_keeps_nothing_of_an_image_that_did_not_fit(self, name):
         vae = small_vae(name)
-        fitting = FittingVae(vae, 64)
+        fitting = OomAdaptiveVae(vae, 64)
         vae.encoder.norm_out = Crowded(vae.encoder.norm_out, 0)
         with pytest.raises(OutOfMemory):
             fitting.encode(torch.rand(1, 32, 32, 3), None)
@@ -390,7 +389,7 @@ class TestOnGpu:
             torch.cuda.set_per_process_memory_fraction(1.0)
         assert found.oom_steps > 0
         assert found.finite.all()
-        assert encoder.images_at_once(1024, 1024) < 8
+        assert encoder.batch_size(1024, 1024) < 8
         assert np.abs(found.samples[0] - expected[0]).max() <= 0.1 * np.abs(expected).max()
 
     def test_rows_that_overflow_are_those_of_float32(self, overflowing):
@@ -399,7 +398,7 @@ class TestOnGpu:
         metadata = metadata_for(overflowing, samples_dtype="float32", compute_dtype="float16")
         encoder = BatchEncoder(overflowing, metadata, torch.device("cuda"), compiled=False)
         found = encoder.launch(batch).result()
-        assert found.again == [0, 2]
+        assert found.in_float32 == [0, 2]
         assert np.abs(found.samples[[0, 2]] - expected.samples[[0, 2]]).max() <= 1e-4
         assert next(overflowing.parameters()).device.type == "cpu"
 

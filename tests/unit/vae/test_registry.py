@@ -1,25 +1,20 @@
 """Every family against diffusers itself, on real files through the stages that a job is made of, without Ray."""
 
 import copy
-import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from inpaint_encode import load_vae
+from inpaint_encode.core.chunk import EncodedPair, Pair, encode_chunk
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.core.geometry import Sizing
-from inpaint_encode.job.stages import Encoder, fetch_and_decode
-from inpaint_encode.job.stages.chunk import Chunk
-from inpaint_encode.job.transfer import ENCODED
-from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.schema import PAIRS, WORK
 from inpaint_encode.settings import VaeSource
+from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.encode import posterior, warm_up
 from inpaint_encode.vae.properties import crop_multiple, latent_channels, vae_metadata, vae_scale_factor
@@ -136,17 +131,15 @@ def test_files_become_what_diffusers_gives_for_each_image(name, tmp_path):
     """Fetched, decoded, cropped, greyed and encoded by the job's own stages, in chunks of several sizes."""
     _, _, ratio, multiple, channels = SMALL[name]
     source = VaeSource(vae=saved(name, tmp_path / "vae"))
-    encode = Encoder(lambda device: _opened(source, device), batch_size=8, gpus=0, workers=os.cpu_count())
-    row = fetch_and_decode(_chunk_of(tmp_path), decoder=PairDecoder(sizing=Sizing(multiple=multiple)), **READING)
-    results = Chunk.unfolded(encode(row), ENCODED).table.to_pylist()
+    decoder = PairDecoder(sizing=Sizing(multiple=multiple))
+    results = encode_chunk(_pairs_in(tmp_path), PairReader(), decoder, _opened(source, "cpu"), batch_size=8)
     vae = small_vae(name)
     for index, (result, size) in enumerate(zip(results, SIZES, strict=True)):
-        assert result["error"] is None, result["message"]
+        assert isinstance(result, EncodedPair), result
         height, width = (side // multiple * multiple for side in size)
-        assert result["samples_shape"] == [channels, height // ratio, width // ratio]
-        samples = torch.from_numpy(np.frombuffer(result["samples"], np.float32).copy().reshape(result["samples_shape"]))
+        assert result.samples.shape == (channels, height // ratio, width // ratio)
         expected = encoded(name, vae, _greyed(tmp_path, index, multiple))
-        assert close(samples, expected)
+        assert close(torch.from_numpy(result.samples), expected)
 
 
 def _opened(source: VaeSource, device: str) -> BatchEncoder:
@@ -154,22 +147,16 @@ def _opened(source: VaeSource, device: str) -> BatchEncoder:
     return BatchEncoder(vae, metadata_for(vae, samples_dtype="float32"), torch.device(device), compiled=False)
 
 
-def _chunk_of(folder: Path) -> pa.Table:
-    """Write the images and masks and a plan of one chunk; return its row of `schema.WORK`."""
+def _pairs_in(folder: Path) -> list[Pair]:
+    """Write images and masks; return their pairs."""
     rng = np.random.default_rng(0)
     pairs = []
     for index, (height, width) in enumerate(SIZES):
         image, mask = folder / f"{index}.png", folder / f"{index}-mask.png"
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(image)
         Image.fromarray(rng.integers(0, 2, (height, width), np.uint8) * 255).save(mask)
-        pairs.append({"chunk": 0, "key": str(index), "image_uri": str(image), "mask_uri": str(mask), "mask_index": 0})
-    table = pa.Table.from_pylist([pair | _UNSEEN for pair in pairs], schema=PAIRS)
-    (folder / "plan.parquet").write_bytes(parquet_bytes(table))
-    work = {"chunk": 0, "generation": 0, "part": str(folder / "plan.parquet"), "keep": False}
-    return pa.Table.from_pylist([work], schema=WORK)
-
-
-_UNSEEN = {"image_version": "", "mask_version": "", "encode": True}
+        pairs.append(Pair(str(index), str(image), str(mask)))
+    return pairs
 
 
 def _greyed(folder: Path, index: int, multiple: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.output.report import MARKS, Tally
+from inpaint_encode.output.report import MARKS, RunStats
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding, ReportOptions
 from inpaint_encode.tools.inspect.contents import gather
@@ -226,7 +226,7 @@ def test_every_reason_is_explained():
 
 class TestMarks:
     def test_a_run_of_any_length_keeps_so_many_moments(self):
-        tally = Tally()
+        tally = RunStats()
         for chunk in range(10_000):
             tally.encoded += 7
             tally._mark(float(chunk))
@@ -237,11 +237,11 @@ class TestMarks:
         assert np.diff(seconds).max() <= 2 * np.diff(seconds)[1:].min() and seconds[-1] > 9_800
 
     def test_where_it_ended_is_the_last(self):
-        tally = Tally(encoded=5)
+        tally = RunStats(encoded=5)
         assert tally.over_time[-1][1] == 5
         tally._mark(1.0)
         assert tally.over_time == [(1.0, 5)]
-        assert Tally().over_time == []
+        assert RunStats().over_time == []
 
 
 class TestFind:

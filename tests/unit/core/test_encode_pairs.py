@@ -11,14 +11,16 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from inpaint_encode.core.batch import Batch
+from inpaint_encode.core.chunk import DecodedPair, EncodedPair, Pair, encode_pairs
+from inpaint_encode.core.counters import Counters
+from inpaint_encode.core.decode import DecodedImage
 from inpaint_encode.core.encoder import BatchEncoder
+from inpaint_encode.core.geometry import CropBox, Geometry
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.job.stages import Encoder
-from inpaint_encode.job.transfer import DECODED, ENCODED, fold, table_of, unfold
-from inpaint_encode.schema import pack_mask
+from inpaint_encode.job.stages import EncodeStage
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.load import load_vae
-from tests.metadata import metadata_for
+from tests.metadata import metadata_for, row_metadata
 from tests.vaes import BLOCKS
 
 SIZES = [(16, 16), (16, 16), (64, 64), (16, 16)]
@@ -40,30 +42,23 @@ class Crowded(nn.Module):
 
 @pytest.fixture
 def encoded(vae_folder, monkeypatch):
-    """Encode a chunk of `SIZES` on a device that holds ``pixels``: the rows, the counters and what is fatal."""
+    """Encode pairs of `SIZES` on a device that holds ``pixels``; return the results and the counters."""
 
     def encode(pixels, **settings):
         monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
-        def opened(device):
-            vae = load_vae(VaeSource(vae=vae_folder))
-            encoder = BatchEncoder(vae, metadata_for(vae, **settings), torch.device(device), compiled=False)
-            encoder._vae.encoder = Crowded(encoder._vae.encoder, pixels)
-            return encoder
-
+        vae = load_vae(VaeSource(vae=vae_folder))
+        encoder = BatchEncoder(vae, metadata_for(vae, **settings), torch.device("cpu"), compiled=False)
+        encoder._vae.encoder = Crowded(encoder._vae.encoder, pixels)
         rng = np.random.default_rng(0)
-        decoded = [
-            {
-                **{"key": str(index), "height": size[0], "width": size[1]},
-                "pixels": rng.integers(0, 256, (*size, 3), np.uint8),
-                "mask": pack_mask(rng.integers(0, 2, size, np.uint8)),
-            }
-            for index, size in enumerate(SIZES)
-        ]
-        work = {"chunk": 0, "generation": 0, "part": "p", "keep": False}
-        row = Encoder(opened, "auto", 0, 1)(fold(table_of(decoded, DECODED), work, counters=[], fatal=None))
-        made = unfold(row, ENCODED).select(["samples_shape", "precision", "tiled", "error"]).to_pylist()
-        return made, dict(row["counters"][0].as_py()), row["fatal"][0].as_py()
+        pairs = []
+        for index, size in enumerate(SIZES):
+            levels, mask = rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 2, size, np.uint8)
+            image = DecodedImage(levels, *size, Geometry(*size, CropBox(0, 0, *size)), turned=False)
+            pairs.append(DecodedPair(Pair(str(index), "i", "m"), image, np.packbits(mask)))
+        counters = Counters()
+        made = encode_pairs(pairs, encoder, counters)
+        return made, dict(counters.items())
 
     return encode
 
@@ -82,40 +77,44 @@ def test_deterministic_rows_do_not_depend_on_the_number_of_workers(monkeypatch):
         return BatchEncoder(copy.deepcopy(vae), metadata, torch.device(device), compiled=False)
 
     try:
-        made = [Encoder(opened, 1, 0, count)._encoder.launch(batch).result().samples for count in (1, 2, 4)]
+        stages = [EncodeStage(opened, 1, row_metadata(), 0, count) for count in (1, 2, 4)]
+        made = [stage._encoder.launch(batch).result().samples for stage in stages]
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)
     assert all(np.array_equal(one, made[0]) for one in made)
 
 
-def test_an_image_that_does_not_fit_goes_alone(encoded):
-    made, counters, fatal = encoded(2 * 16 * 16, tile=False)
-    assert [row["error"] for row in made] == [None, None, "encode.out_of_memory", None]
-    assert [row["precision"] for row in made] == ["float32", "float32", None, "float32"]
-    assert (counters["oom_steps"], counters["tiled"], fatal) == (2, 0, None)
+def errors_of(made):
+    return [None if isinstance(one, EncodedPair) else one.error for one in made]
+
+
+def test_an_image_that_does_not_fit_is_rejected_alone(encoded):
+    made, counters = encoded(2 * 16 * 16, tile=False)
+    assert errors_of(made) == [None, None, "encode.out_of_memory", None]
+    assert {one.precision for one in made if isinstance(one, EncodedPair)} == {"float32"}
+    assert (counters["oom_steps"], counters["tiled"]) == (2, 0)
 
 
 def test_a_chunk_of_images_that_do_not_fit_is_rejected_and_does_not_end_the_job(encoded):
-    made, _, fatal = encoded(0, tile=False)
-    assert {row["error"] for row in made} == {"encode.out_of_memory"}
-    assert fatal is None
+    made, _ = encoded(0, tile=False)
+    assert set(errors_of(made)) == {"encode.out_of_memory"}
 
 
 def test_a_row_says_that_it_was_tiled(encoded):
-    made, counters, _ = encoded(32 * 64, tile_size=64)
-    assert [row["tiled"] for row in made] == [False, False, None, False]
-    made, counters, _ = encoded(64 * 64, tile=True, tile_size=64)
-    assert [row["tiled"] for row in made] == [False] * 4
-    assert [tuple(row["samples_shape"]) for row in made] == [(4, side // 8, side // 8) for side, _ in SIZES]
+    made, _ = encoded(32 * 64, tile_size=64)
+    assert errors_of(made) == [None, None, "encode.out_of_memory", None]
+    made, counters = encoded(64 * 64, tile=True, tile_size=64)
+    assert [one.tiled for one in made] == [False] * 4
+    assert [one.samples.shape for one in made] == [(4, side // 8, side // 8) for side, _ in SIZES]
     assert (counters["oom_steps"], counters["not_finite"], counters["encoded_again"]) == (0, 0, 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_worker_without_the_gpu_that_it_was_given_says_so(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    opened = Encoder(lambda device: device, "auto", 0.5, 1)
+    opened = EncodeStage(lambda device: device, "auto", row_metadata(), 0.5, 1)
     assert opened._encoder == "cpu", "conftest says that GPUs are numbers here"
     monkeypatch.delenv("INPAINT_ENCODE_LOGICAL_GPUS")
     with pytest.raises(JobFailed, match=rf"0\.5 GPU on node {socket.gethostname()}, but torch finds no CUDA device"):
-        Encoder(lambda device: device, "auto", 0.5, 1)
+        EncodeStage(lambda device: device, "auto", row_metadata(), 0.5, 1)

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from inpaint_encode.core.chunk import Reject, _fetch_error
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import Sizing
-from inpaint_encode.job.stages import fetch_and_decode
-from inpaint_encode.job.stages.fetch import _rejection
-from inpaint_encode.job.transfer import DECODED, unfold
+from inpaint_encode.job.stages import fetch_stage
+from inpaint_encode.job.transfer import unpack_chunk, unpack_decoded
 from inpaint_encode.output import plan
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.schema import WORK
@@ -43,9 +43,9 @@ def outcome(tmp_path, uris, *, keep=False, chunk_rows=100, chunk=0, access=Sourc
     storage.write(part, parquet_bytes(plan.cut(pa.table(table), chunk_rows, 2**30)))
     work = pa.Table.from_pylist([{"chunk": chunk, "generation": 0, "part": part, "keep": keep}], WORK)
     decoder = PairDecoder(sizing=Sizing(multiple=8))
-    row = fetch_and_decode(work, decoder=decoder, access=access, max_bytes=2**20, threads=2)
-    decoded = unfold(row, DECODED).to_pylist()
-    return [pair["error"] for pair in decoded], row["fatal"][0].as_py()
+    row = fetch_stage(work, decoder=decoder, access=access, max_bytes=2**20, threads=2)
+    _, _, fatal, (decoded,) = unpack_chunk(row, "decoded")
+    return [one.error if isinstance(one, Reject) else None for one in unpack_decoded(decoded)], fatal
 
 
 def twice(site, length):
@@ -107,8 +107,8 @@ def test_rows_without_bytes(tmp_path):
         reader.read(uris[0])
     with pytest.raises(MissingValue) as missing:
         reader.read(uris[4])
-    assert _rejection(uris[4], missing.value, is_mask=True).error == "mask.missing"
-    assert _rejection(uris[4], missing.value, is_mask=False).error == "fetch.not_found"
+    assert _fetch_error(uris[4], missing.value, mask=True).error == "mask.missing"
+    assert _fetch_error(uris[4], missing.value, mask=False).error == "fetch.not_found"
 
 
 class TestBuckets:
@@ -140,13 +140,13 @@ class TestBuckets:
         denied, _, _ = denying
         errors, fatal = outcome(tmp_path, denied, chunk_rows=1)
         assert errors == ["fetch.denied"]
-        assert "allows nothing" in fatal
+        assert "denies every request" in fatal
 
     @pytest.mark.parametrize("keep", [False, True])
     def test_expired_credentials_end_the_job(self, tmp_path, denying, keep):
         denied, fine, proxy = denying
         proxy.only, proxy.kinds = (lambda method, path: True), ("expired",)
-        assert "allows nothing" in outcome(tmp_path, denied + fine, chunk_rows=2, chunk=1, keep=keep)[1]
+        assert "denies every request" in outcome(tmp_path, denied + fine, chunk_rows=2, chunk=1, keep=keep)[1]
 
     def test_a_store_that_answers_nobody_ends_the_job(self, tmp_path, denying, quick):
         denied, fine, proxy = denying
