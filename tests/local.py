@@ -36,7 +36,7 @@ def write_pairs(folder: Path, pairs: Mapping[str, tuple[Any, Any]]) -> None:
 def encode_here(job: EncodeJob) -> str:
     """Do the job without Ray; return its output."""
     facts = vae_facts(load_vae(job.vae), job.vae).as_dict()
-    found = find_pairs(job.source, job.access)
+    found = find_pairs(job.source, job.access.to_access())
     output = job.output.output
     Path(output).mkdir(parents=True)
     with hold(storage.join(output, "_lease.json"), print) as lease:
@@ -44,7 +44,11 @@ def encode_here(job: EncodeJob) -> str:
         ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
         made_by = {**facts, **record["rows"], "versions": record["versions"]}
         limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
-        reading = {"decoder": PairDecoder.of(made_by, max_pixels=job.limits.max_pixels), "access": job.access, **limits}
+        reading = {
+            "decoder": PairDecoder.of(made_by, max_pixels=job.limits.max_pixels),
+            "access": job.access.to_access(),
+            **limits,
+        }
         opened = partial(BatchEncoder.load, job.vae, job.rows, facts, compiled=False)
         encode = Encoder(opened, job.workers.batch_size, gpus=0, workers=WORKERS)
         work = remaining(ledger, inventory, job, found).work

@@ -101,7 +101,7 @@ def _reading(job: EncodeJob, made_by: dict[str, Any]) -> dict[str, Any]:
     """What the first stage is told, beside the chunk."""
     decoder = PairDecoder.of(made_by, max_pixels=job.limits.max_pixels)
     limits = {"max_bytes": job.limits.max_bytes, "threads": job.workers.fetch_threads}
-    return {"decoder": decoder, "access": job.access, **limits}
+    return {"decoder": decoder, "access": job.access.to_access(), **limits}
 
 
 def run_job(
@@ -121,7 +121,7 @@ def run_job(
     """
     output = _normalised_output(job)
     display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
-    found = find_pairs(job.source, job.access)
+    found = find_pairs(job.source, job.access.to_access())
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     facts = backend.facts
@@ -148,7 +148,7 @@ def run_job(
 
 def _normalised_output(job: EncodeJob) -> str:
     try:
-        return storage.normalise(job.output.output)
+        return storage.normalize_uri(job.output.output)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
 

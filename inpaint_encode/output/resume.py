@@ -86,7 +86,9 @@ def refuse_sizes(decoding: Decoding, multiple: int) -> None:
 def _source_record(source: Source, carried: Sequence[pa.Field]) -> dict[str, Any]:
     given = source.model_dump() | {"masks": source.masks or source.images}
     uris = {
-        name: storage.normalise(given[name], storage.READABLE) for name in ("images", "masks", "pairs") if given[name]
+        name: storage.normalize_uri(given[name], storage.READABLE)
+        for name in ("images", "masks", "pairs")
+        if given[name]
     }
     given["random_masks"] = source.random_masks > 0  # more of them are new pairs, and no other source
     return {**given, **uris, "carried": {field.name: str(field.type) for field in carried}}

@@ -115,7 +115,7 @@ def make_done(job) -> None:
     """An output in which every planned pair is a row, written by the product's own ledger."""
     source = VaeSource(vae=job.vae.vae)
     record = job_record(job, vae_facts(load_vae(source), source).as_dict())
-    output = storage.normalise(job.output.output)
+    output = storage.normalize_uri(job.output.output)
     with hold(f"{output}/_lease.json", print) as lease:
         ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
         left = remaining(ledger, inventory, job, find_pairs(job.source))

@@ -26,7 +26,7 @@ class Counters:
 
     def __init__(self, before: Iterable[tuple[str, float]] = ()) -> None:
         self._values: defaultdict[str, float] = defaultdict(float, before)
-        self._retries = storage.retries()
+        self._retries = storage.retry_count()
 
     def add(self, name: str, value: float) -> None:
         """Add to a counter; those of seconds end in ``_s``."""
@@ -43,7 +43,7 @@ class Counters:
 
     def items(self) -> list[tuple[str, float]]:
         """All of them, and the requests that were tried again since the chunk came to this process."""
-        retries = storage.retries()
+        retries = storage.retry_count()
         self.add("retries", retries - self._retries)
         self._retries = retries
         return list(self._values.items())

@@ -18,9 +18,9 @@ from inpaint_encode.errors import PairRejected
 from inpaint_encode.job.transfer import DECODED, Room, table_of
 from inpaint_encode.output import plan
 from inpaint_encode.schema import CARRIED, PAIRS, pack_mask
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import Changed, Content, MissingValue, PairReader
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
 from .chunk import Chunk, Counters, Row, work_of
 
@@ -40,9 +40,7 @@ class _Group(NamedTuple):
     masks: list[_File]
 
 
-def fetch_and_decode(
-    row: pa.Table, *, decoder: PairDecoder, access: SourceAccess, max_bytes: int, threads: int
-) -> pa.Table:
+def fetch_and_decode(row: pa.Table, *, decoder: PairDecoder, access: Access, max_bytes: int, threads: int) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch the files, decode and crop them."""
     work = work_of(row)
     chunk = Chunk(work, DECODED.empty_table(), Counters())

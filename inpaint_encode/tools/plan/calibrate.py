@@ -99,7 +99,7 @@ def calibrate(
     encoder = _encoder(vae, options.rows, device)
     batches = _batches(sizes, _images_at_once(options, encoder), options.estimation.seed)
     trial = Trial(_words(device))
-    reader = PairReader(options.access)
+    reader = PairReader(options.access.to_access())
     with ThreadPoolExecutor(options.batches.fetch_threads) as pool:
 
         def fetch(batch: Sequence[Pair]) -> list[_Fetched]:

@@ -161,7 +161,7 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
         JobFailed: the store stops answering, or a trial fails.
     """
     say("listing the images and the masks")
-    found = find_pairs(options.source, options.access)
+    found = find_pairs(options.source, options.access.to_access())
     vae, latents = _vae(options)
     refuse_sizes(options.decoding, latents.multiple)
     made_by = {**options.decoding.recorded(), "crop_multiple": latents.multiple}
@@ -171,7 +171,7 @@ def estimate(options: PlanOptions, say: Callable[[str], None]) -> Forecast:
     drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
     sample = pairs.take(pa.array(drawn, pa.int64()))
     say(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
-    reader = PairReader(options.access, options.limits.max_bytes)
+    reader = PairReader(options.access.to_access(), options.limits.max_bytes)
     headers = read_headers(sample.to_pylist(), reader, decoder, options.batches.fetch_threads)
     trial = _trial(vae, sample, headers, options, decoder, say) if vae is not None else None
     requests = _requests(found, pairs, len(np.bincount(chunks)))

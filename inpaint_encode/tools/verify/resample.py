@@ -23,9 +23,10 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.output.state import Ledger
-from inpaint_encode.settings import RowSettings, SourceAccess
+from inpaint_encode.settings import RowSettings
 from inpaint_encode.sources import PairReader, Sources, fetch_again
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.vae.recorded import recorded_facts, recorded_source
 
 from .checks import DataFile, Problem, Row
@@ -102,7 +103,7 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = recorded_source(vae or job["vae_source"], made_by)
     encoder = BatchEncoder.load(source, settings, recorded_facts(made_by), device, compiled=False)
-    reader = PairReader(SourceAccess(**job.get("access", {})))
+    reader = PairReader(Access(**job.get("access", {})))
     result = Resampled()
     for chunk, indices in drawn.items():
         file = DataFile(storage.read(ledger.data_uri(chunk)).data)

@@ -16,8 +16,9 @@ from inpaint_encode.output.parquet import data_table, parquet_bytes
 from inpaint_encode.output.resume import remaining
 from inpaint_encode.output.state import Ledger
 from inpaint_encode.schema import CARRIED, PAIRS, data_schema
-from inpaint_encode.settings import Decoding, PlanOptions, Source, SourceAccess
+from inpaint_encode.settings import Decoding, PlanOptions, Source
 from inpaint_encode.sources import find_pairs
+from inpaint_encode.stores.access import Access
 
 
 def touch(folder, *names):
@@ -284,7 +285,7 @@ class TestManifest:
     def test_options_of_buckets_where_none_is(self, tmp_path, given):
         touch(tmp_path, "i/a.png", "m/a.png")
         with pytest.raises(UsageError, match=next(iter(given)).replace("_", "-")):
-            find_pairs(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), SourceAccess(**given))
+            find_pairs(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), Access(**given))
 
     A = {"image": "a.jpg", "mask": "a.png"}  # noqa: RUF012
 

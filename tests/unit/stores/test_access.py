@@ -89,7 +89,7 @@ class TestBuckets:
         with pytest.raises(FileNotFoundError):
             storage.read(f"{prefix}/none", access)
         with pytest.raises(ValueError, match="only s3://"):
-            storage.normalise(prefix)
+            storage.normalize_uri(prefix)
 
     @pytest.mark.parametrize("given", ["localhost:9000", "s3://x", "http://key@host", "https://host/path"])
     def test_an_endpoint_that_is_none(self, given):
@@ -201,14 +201,14 @@ class TestHttp:
     def test_of_a_whole_answer_no_more_is_read_than_was_asked(self, site, monkeypatch):
         """The rest never comes: the server waits with it until the client has gone."""
         monkeypatch.setattr(Site, "do_GET", half_of_an_answer)
-        monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+        monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
         begun = time.monotonic()
         assert storage.read_range(f"{site}/x", 0, 3).data == b"012"
         assert time.monotonic() - begun < 3
 
     def test_a_body_that_trickles_is_given_up(self, site, monkeypatch):
         monkeypatch.setattr(Site, "do_GET", half_of_an_answer)
-        monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+        monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
         monkeypatch.setattr(http, "_READ_S", 0)
         with pytest.raises(Unavailable, match="that was not all"):
             storage.read(f"{site}/x")
@@ -228,13 +228,13 @@ class TestHttp:
         ],
     )
     def test_every_error_has_its_name(self, site, path, error, monkeypatch):
-        monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+        monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
         with pytest.raises(OSError, match=r"answered \d+|incomplete|Incomplete") as raised:
             storage.read(f"{site}/{path}")
         assert type(raised.value) is error
 
     def test_nothing_listening_is_unavailable(self, monkeypatch):
-        monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+        monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
         with pytest.raises(Unavailable, match="Connection refused") as raised:
             storage.read("http://127.0.0.1:1/x?X-Amz-Signature=5ec2e7")
         assert "5ec2e7" not in str(raised.value)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from inpaint_encode.stores import storage
 from inpaint_encode.stores.redaction import redacted
 from tests.fabricated import latents, row, write_output
 
@@ -32,7 +31,7 @@ def test_uris_keep_what_names_the_object(text, said):
 @pytest.fixture
 def signed(tmp_path, monkeypatch):
     """An output whose row was made of a signed URL, where nothing answers, and whose list of pairs had one, too."""
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
     folder = write_output(tmp_path / "out", [[row("pair", latents(1)[0], image_uri=SIGNED)]])
     job = json.loads((folder / "_job.json").read_text())
     (folder / "_job.json").write_text(json.dumps({**job, "source": {"pairs": SIGNED.replace("x.png", "list.csv")}}))

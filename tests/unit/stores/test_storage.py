@@ -38,7 +38,7 @@ LONGEST_WAIT = 2.0
 
 @pytest.fixture(params=["s3", "disk"])
 def prefix(request, tmp_path) -> str:
-    """An unused prefix, as `storage.normalise` spells it."""
+    """An unused prefix, as `storage.normalize_uri` spells it."""
     return bucket_prefix(request.getfixturevalue("s3")) if request.param == "s3" else str(tmp_path / "files")
 
 
@@ -64,7 +64,7 @@ def proxy(network) -> FaultyProxy:
 @pytest.fixture
 def quick_budget(monkeypatch) -> None:
     """Storage gives up after the first try, or soon after."""
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
 
 
 def bucket_prefix(server: LocalS3) -> str:
@@ -114,7 +114,7 @@ def fill(prefix: str, names: list[str]) -> None:
     bucket, _, path = prefix.removeprefix("s3://").partition("/")
     put = stamina.retry(on=obstore.exceptions.BaseError, attempts=4)(obstore.put)  # a busy machine resets connections
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: put(clients._store(bucket), f"{path}/{name}", b"1"), names))
+        list(pool.map(lambda name: put(clients.connect(bucket), f"{path}/{name}", b"1"), names))
 
 
 def timed(call: Callable[[], object]) -> tuple[float, type]:
@@ -277,15 +277,15 @@ class TestS3:
     @pytest.mark.parametrize("changed", [{"AWS_SECRET_ACCESS_KEY": "wrong"}, {"AWS_ACCESS_KEY_ID": "nobody"}])
     def test_wrong_credentials_are_refused_by_every_verb_at_once(self, s3, monkeypatch, changed):
         point_clients_at(changed, monkeypatch)
-        before = storage.retries()
+        before = storage.retry_count()
         for call in verbs(s3.uri("x")).values():
             with pytest.raises(PermissionError, match="store answered 403"):
                 call()
         forget_clients()
-        assert storage.retries() == before
+        assert storage.retry_count() == before
 
     def test_nothing_listening_is_unavailable_after_the_budget(self, s3, monkeypatch):
-        monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.5)
+        monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.5)
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
         point_clients_at({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}, monkeypatch)
@@ -448,7 +448,7 @@ class TestFaults:
     time_outs: ClassVar = {"_ANSWER_S": 0.4, "_CALL_S": 3.0}
 
     def test_a_fifth_of_all_requests_at_fault_is_got_over(self, proxy, s3):
-        prefix, before = bucket_prefix(s3), storage.retries()
+        prefix, before = bucket_prefix(s3), storage.retry_count()
         proxy.share = 0.2
 
         def work(number: int) -> int:
@@ -461,21 +461,21 @@ class TestFaults:
         assert in_threads(work, 102) == list(range(102))
         assert proxy.counts["requests"] > 300
         assert all(proxy.counts[kind] > 3 for kind in KINDS), proxy.counts
-        assert storage.retries() - before > 30
+        assert storage.retry_count() - before > 30
 
     def test_a_listing_goes_on_where_a_fault_stopped_it(self, proxy, s3):
         prefix, names = bucket_prefix(s3), [f"{number:05d} #%+ü.png" for number in range(1100)]
         fill(prefix, names)
         pages = storage.list_objects(prefix)
         first = next(pages).paths
-        proxy.share, proxy.kinds, before = 1.0, ("cut", "slow_down"), storage.retries()
+        proxy.share, proxy.kinds, before = 1.0, ("cut", "slow_down"), storage.retry_count()
         threading.Timer(0.3, setattr, (proxy, "share", 0.0)).start()
         rest = [path for page in pages for path in page.paths]
-        assert len(first) < 1100 and storage.retries() > before
+        assert len(first) < 1100 and storage.retry_count() > before
         assert sorted(first + rest) == names
 
     def test_when_all_is_at_fault_every_verb_ends_after_its_budget(self, proxy, s3, monkeypatch):
-        monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.5)
+        monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.5)
         proxy.share, proxy.stall_s = 1.0, 30.0
         calls = list(verbs(f"{bucket_prefix(s3)}/x").values())
         outcomes = in_threads(lambda number: timed(calls[number]), len(calls))

@@ -196,7 +196,9 @@ class TestSources:
     def test_a_url_that_is_signed_for_reading_alone(self, s3, prefix):
         storage.write(f"{prefix}/a.png", b"123")
         bucket, _, key = f"{prefix}/a.png".removeprefix("s3://").partition("/")
-        url = clients._botocore(storage.DIRECT).generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
+        url = clients.botocore_client(storage.DEFAULT_ACCESS).generate_presigned_url(
+            "get_object", {"Bucket": bucket, "Key": key}
+        )
         with pytest.raises(PermissionError):
             storage.stat(url)
         assert check_source(url).found.startswith("an object; 3 bytes read in ")
@@ -302,7 +304,7 @@ class TestOutput:
     def test_requests_do_not_grow_with_what_is_there(self, prefix, network):
         """A page of a listing has 1,000 objects."""
         bucket, _, path = prefix.removeprefix("s3://").partition("/")
-        store, requests = clients._store(bucket), []
+        store, requests = clients.connect(bucket), []
         for count in (0, 1_100):
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda at: obstore.put(store, f"{path}/{at:04d}.parquet", b"1"), range(count)))

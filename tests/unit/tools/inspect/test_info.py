@@ -237,4 +237,4 @@ def many(written, copies):
     data = storage.read(written.ledger.data_uri(0)).data
     paths = [written.ledger.data_uri(number).partition(f"{bucket}/")[2] for number in range(1, copies)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda path: obstore.put(clients._store(bucket), path, data), paths))
+        list(pool.map(lambda path: obstore.put(clients.connect(bucket), path, data), paths))
