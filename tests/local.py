@@ -44,11 +44,8 @@ def encode_here(job: EncodeJob) -> str:
         ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
         made_by = {**facts, **record["rows"], "versions": record["versions"]}
         limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
-        reading = {
-            "decoder": PairDecoder.of(made_by, max_pixels=job.limits.max_pixels),
-            "access": job.access.to_access(),
-            **limits,
-        }
+        decoder = PairDecoder.of(made_by, max_pixels=job.limits.max_pixels)
+        reading = {"decoder": decoder, "access": job.access.to_access(), **limits}
         opened = partial(BatchEncoder.load, job.vae, job.rows, facts, compiled=False)
         encode = Encoder(opened, job.workers.batch_size, gpus=0, workers=WORKERS)
         work = remaining(ledger, inventory, job, found).work

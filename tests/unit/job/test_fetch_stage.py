@@ -17,11 +17,12 @@ from inpaint_encode.output import plan
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.schema import WORK
 from inpaint_encode.sources import MissingValue, PairReader
-from inpaint_encode.stores import storage
+from inpaint_encode.stores import retries, storage
 from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.s3 import forget_clients
+from tests.buckets import point_clients_at
+from tests.http_site import Site
 from tests.proxy import FaultyProxy
-from tests.unit.stores.test_access import Site
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
 
 
 @pytest.fixture

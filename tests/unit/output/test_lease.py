@@ -17,8 +17,8 @@ import pytest
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output import lease as leases
 from inpaint_encode.output.lease import check_token, hold
-from inpaint_encode.stores import s3 as clients
-from inpaint_encode.stores import storage
+from inpaint_encode.stores import retries, storage
+from inpaint_encode.stores.s3 import forget_clients
 from tests.proxy import FaultyProxy
 
 HOLDER = """
@@ -56,11 +56,6 @@ def proxy(s3, monkeypatch) -> Iterator[FaultyProxy]:
         forget_clients()
         yield running
     forget_clients()
-
-
-def forget_clients() -> None:
-    for made in (clients._store, clients._s3fs, clients._session):
-        made.cache_clear()
 
 
 def silent(line: str) -> None:

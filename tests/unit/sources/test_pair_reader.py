@@ -60,7 +60,7 @@ def site(tmp_path):
 
 
 def check(relay: Relay, uri: str, access: Access) -> None:
-    with pytest.raises(storage.TooLarge, match="has 50,331,648 bytes, of which --max-bytes allows 50,331,647"):
+    with pytest.raises(storage.TooLarge, match="has 50,331,648 bytes; --max-bytes allows 50,331,647"):
         storage.read(uri, access, LARGE - 1)
     assert relay.answered < IN_FLIGHT
     assert len(storage.read(uri, access, LARGE).data) == LARGE
@@ -87,5 +87,5 @@ def test_on_a_disk_and_of_what_is_small_enough(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(b"12345")
     assert PairReader(storage.DEFAULT_ACCESS, 5).image({"image_uri": str(path)}).data == b"12345"
-    with pytest.raises(storage.TooLarge, match="has 5 bytes, of which --max-bytes allows 4"):
+    with pytest.raises(storage.TooLarge, match="has 5 bytes; --max-bytes allows 4"):
         PairReader(storage.DEFAULT_ACCESS, 4).image({"image_uri": str(path)})

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from inpaint_encode.stores import retries
 from inpaint_encode.stores.redaction import redacted
 from tests.fabricated import latents, row, write_output
 

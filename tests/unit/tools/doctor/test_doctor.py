@@ -17,6 +17,7 @@ import torch
 
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.s3 import forget_clients
 from inpaint_encode.tools.doctor import device, stores
 from inpaint_encode.tools.doctor.device import check_cpu, check_gpus
 from inpaint_encode.tools.doctor.machine import (
@@ -30,9 +31,9 @@ from inpaint_encode.tools.doctor.machine import (
     machine,
 )
 from inpaint_encode.tools.doctor.stores import PROBE, check_clock, check_output, check_source
+from tests.buckets import point_clients_at
 from tests.outputs import files_of
 from tests.proxy import FaultyProxy
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
 
 GB = 10**9
 
@@ -196,9 +197,8 @@ class TestSources:
     def test_a_url_that_is_signed_for_reading_alone(self, s3, prefix):
         storage.write(f"{prefix}/a.png", b"123")
         bucket, _, key = f"{prefix}/a.png".removeprefix("s3://").partition("/")
-        url = clients.botocore_client(storage.DEFAULT_ACCESS).generate_presigned_url(
-            "get_object", {"Bucket": bucket, "Key": key}
-        )
+        client = clients.botocore_client(storage.DEFAULT_ACCESS)
+        url = client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
         with pytest.raises(PermissionError):
             storage.stat(url)
         assert check_source(url).found.startswith("an object; 3 bytes read in ")

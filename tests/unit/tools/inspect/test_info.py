@@ -21,11 +21,12 @@ from inpaint_encode.schema import FOOTER_KEY, PAIRS, RECEIPT, data_schema, pack_
 from inpaint_encode.sources import FoundPairs
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.s3 import forget_clients
 from inpaint_encode.tools.inspect import info
 from inpaint_encode.tools.inspect.info import about
+from tests.buckets import point_clients_at
 from tests.proxy import FaultyProxy
 from tests.unit.output.test_resume import FACTS
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
 
 SIDES, CHUNK = (64, 80), 3
 
