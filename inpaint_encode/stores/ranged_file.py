@@ -62,6 +62,6 @@ class RangedFile(io.RawIOBase):
             return b""
         data, version = storage.read_range(self._uri, self._position, wanted, self._access)
         if version != self.version:
-            raise Changed(errno.ESTALE, f"{self._uri} changed while it was read")
+            raise Changed(errno.ESTALE, f"{self._uri} has changed since it was opened")
         self._position += len(data)
         return data

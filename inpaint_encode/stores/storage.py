@@ -25,8 +25,6 @@ __all__ = [
     "READABLE",
     "RETRY_BUDGET_S",
     "TEMPORARY",
-    "WRITABLE",
-    "Access",
     "Blob",
     "Changed",
     "Conflict",

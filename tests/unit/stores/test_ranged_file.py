@@ -25,5 +25,5 @@ def test_a_replaced_object_is_an_error(prefix):
     storage.write(f"{prefix}/x", b"first")
     file = RangedFile(f"{prefix}/x", DEFAULT_ACCESS)
     storage.write(f"{prefix}/x", b"second")
-    with pytest.raises(Changed, match="changed while it was read"):
+    with pytest.raises(Changed, match="has changed since it was opened"):
         file.read(3)

@@ -72,7 +72,7 @@ class TestFaults:
             storage.read(uri)
         assert 0.4 <= time.monotonic() - start < 2.5
 
-    def test_the_host_s_stamina_hooks_stay_and_are_not_called(self, proxy, s3):
+    def test_stamina_hooks_of_the_host_are_kept_and_not_called(self, proxy, s3):
         proxy.kinds, proxy.share, proxy.only = ("internal_error",), 1.0, first_put()
         calls, before = [], storage.retry_count()
         stamina.instrumentation.set_on_retry_hooks([calls.append])
