@@ -37,7 +37,7 @@ def write_pairs(folder: Path, pairs: Mapping[str, tuple[Any, Any]]) -> None:
 def encode_here(job: EncodeJob) -> str:
     """Do the job without Ray; return its output."""
     metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(job.vae), job.vae))
-    found = find_pairs(job.source, job.access)
+    found = find_pairs(job.source, job.access.to_access())
     output = job.output.output
     Path(output).mkdir(parents=True)
     with hold(storage.join(output, "_lease.json"), print) as lease:
@@ -46,7 +46,7 @@ def encode_here(job: EncodeJob) -> str:
         limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
         reading = {
             "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
-            "access": job.access,
+            "access": job.access.to_access(),
             **limits,
         }
         opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)

@@ -21,7 +21,7 @@ class Counters:
 
     def __init__(self, before: Iterable[tuple[str, float]] = ()) -> None:
         self._values: defaultdict[str, float] = defaultdict(float, before)
-        self._retries = storage.retries()
+        self._retries = storage.retry_count()
 
     def add(self, name: str, value: float) -> None:
         """Add ``value`` to a counter."""
@@ -38,7 +38,7 @@ class Counters:
 
     def items(self) -> list[tuple[str, float]]:
         """Return all counters; ``retries`` counts those of this process since the last call."""
-        retries = storage.retries()
+        retries = storage.retry_count()
         self.add("retries", retries - self._retries)
         self._retries = retries
         return list(self._values.items())

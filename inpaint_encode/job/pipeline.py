@@ -75,7 +75,7 @@ def build_pipeline(
             fetch_stage,
             fn_kwargs={
                 "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
-                "access": job.access,
+                "access": job.access.to_access(),
                 "max_bytes": job.limits.max_bytes,
                 "threads": job.workers.fetch_threads,
             },
@@ -137,11 +137,11 @@ def run_job(
         with open_display() as opened:
             return run_job(job, opened, backend_of)
     try:
-        output = storage.normalise(job.output.output)
+        output = storage.normalize_uri(job.output.output)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
     display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
-    found = find_pairs(job.source, job.access)
+    found = find_pairs(job.source, job.access.to_access())
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     metadata = row_metadata(job.rows, job.decoding, backend.vae)

@@ -36,7 +36,7 @@ from inpaint_encode.output import plan
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK, data_schema
-from inpaint_encode.settings import SourceAccess
+from inpaint_encode.stores.access import Access
 from inpaint_encode.sources import PairReader
 
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
@@ -53,7 +53,7 @@ _LOG = logging.getLogger(__name__)
 _PIXELS = ReusableBuffer()
 
 
-def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: SourceAccess, max_bytes: int, threads: int) -> pa.Table:
+def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_bytes: int, threads: int) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch their files and decode them."""
     work = {name: row[name][0].as_py() for name in WORK.names}
     counters = Counters()

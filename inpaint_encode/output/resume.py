@@ -118,7 +118,9 @@ def validate_sizes(metadata: RowMetadata) -> None:
 def _source_record(source: Source, extra_columns: Sequence[pa.Field]) -> dict[str, Any]:
     given = source.model_dump() | {"masks": source.masks or source.images}
     uris = {
-        name: storage.normalise(given[name], storage.READABLE) for name in ("images", "masks", "pairs") if given[name]
+        name: storage.normalize_uri(given[name], storage.READABLE)
+        for name in ("images", "masks", "pairs")
+        if given[name]
     }
     given["random_masks"] = source.random_masks > 0  # more of them are new pairs, and no other source
     return {**given, **uris, "carried": {field.name: str(field.type) for field in extra_columns}}

@@ -52,7 +52,7 @@ class Output:
             PermissionError, OSError: by what the store said.
         """
         try:
-            uri = storage.normalise(output)
+            uri = storage.normalize_uri(output)
         except ValueError as error:
             raise UsageError(str(error)) from None
         files = sorted(_data_files(uri), key=lambda file: file.path)
@@ -143,7 +143,7 @@ def _footer(uri: str, file: DataFile) -> pq.FileMetaData:
 def _source(uri: str, file: DataFile) -> RangedFile | str:
     where = storage.join(uri, file.path)
     if "://" in where:
-        return RangedFile(where, storage.DIRECT, storage.Stat(file.size, file.version))
+        return RangedFile(where, storage.DEFAULT_ACCESS, storage.Stat(file.size, file.version))
     if storage.stat(where).version != file.version:
         raise Changed(errno.ESTALE, f"{where} has changed since it was listed; open the output again")
     return where

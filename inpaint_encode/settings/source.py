@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from inpaint_encode.stores.access import Access
+
 from .base import Frozen, measured_in, section
 
 __all__ = ["Source", "SourceAccess"]
@@ -118,3 +120,7 @@ class SourceAccess(Frozen):
         if value and not re.fullmatch(r"https?://[^/@]+/?", value):
             raise ValueError(f"--endpoint-url {value!r} is no http://host:port or https://host")
         return value.rstrip("/")
+
+    def to_access(self) -> Access:
+        """Return the same values for `inpaint_encode.stores`, which does not import the settings."""
+        return Access(**self.model_dump())

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
+from inpaint_encode.stores.access import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
-from inpaint_encode.stores.storage import DIRECT
 
 from .files import named_by
 from .found import FoundPairs
@@ -51,7 +52,7 @@ def _freed_at_once() -> Iterator[None]:
 
 
 @_freed_at_once()
-def find_pairs(source: Source, access: SourceAccess = DIRECT) -> FoundPairs:
+def find_pairs(source: Source, access: Access = DEFAULT_ACCESS) -> FoundPairs:
     """Read the manifest, index the tars, or list the prefixes, and return every pair that they make.
 
     Raises:
@@ -67,9 +68,9 @@ def find_pairs(source: Source, access: SourceAccess = DIRECT) -> FoundPairs:
     return (from_images if alone else from_prefixes)(source, access)
 
 
-def _refuse_idle(access: SourceAccess, *uris: str | pa.ChunkedArray) -> None:
+def _refuse_idle(access: Access, *uris: str | pa.ChunkedArray) -> None:
     """Refuse options of buckets where none is read."""
-    given = [f"--{name.replace('_', '-')}" for name, value in access.model_dump().items() if value]
+    given = [f"--{name.replace('_', '-')}" for name, value in asdict(access).items() if value]
     if given and not any(pc.any(pc.match_substring_regex(one, "^(?:s3|gs)://")).as_py() for one in map(_column, uris)):
         raise UsageError(f"{', '.join(given)}: such is said to s3:// and gs:// alone, and the source names neither")
 

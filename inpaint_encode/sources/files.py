@@ -7,7 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import SourceAccess
+from inpaint_encode.stores.access import Access
 
 from .found import listed_pages, normalised
 
@@ -30,7 +30,7 @@ class PairFiles(NamedTuple):
     """Objects that were listed to find them."""
 
 
-def named_by(pairs: str, access: SourceAccess) -> PairFiles:
+def named_by(pairs: str, access: Access) -> PairFiles:
     """Return the file, or list the prefix; names that begin with ``_`` or a dot are somebody's notes.
 
     Raises:

@@ -12,8 +12,8 @@ from PIL import features
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import EXTRA_COLUMNS
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
 __all__ = ["IMAGE_SUFFIXES", "FoundPairs", "listed_pages", "normalised", "uris"]
 
@@ -84,15 +84,15 @@ def uris(prefix: str, stems: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.C
 
 
 def normalised(option: str, uri: str) -> str:
-    """`storage.normalise` of what an option was given, its refusal in the words of the command line."""
+    """`storage.normalize_uri` of what an option was given, its refusal in the words of the command line."""
     try:
-        return storage.normalise(uri, storage.READABLE)
+        return storage.normalize_uri(uri, storage.READABLE)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
 
 
 def listed_pages(
-    option: str, prefix: str, access: SourceAccess, advice: str = "check the spelling"
+    option: str, prefix: str, access: Access, advice: str = "check the spelling"
 ) -> Iterator[storage.Listed]:
     """`storage.list_objects`, in the words of the command line.
 

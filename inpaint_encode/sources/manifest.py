@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import COLUMNS, EXTRA_COLUMNS
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import locators
@@ -39,7 +40,7 @@ _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _GOOD = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
 
 
-def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> FoundPairs:
+def from_manifest(source: Source, files: PairFiles, access: Access) -> FoundPairs:
     """Read the manifest; a line is a pair, or an image with its ``--random-masks``.
 
     Raises:
@@ -81,7 +82,7 @@ def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> Fou
     )
 
 
-def _read(source: Source, files: PairFiles, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
+def _read(source: Source, files: PairFiles, access: Access) -> tuple[pa.Table, pa.Table]:
     """The manifest's lines, with URIs where images were, and `_ABOUT` each line."""
     uri = source.pairs
     try:
@@ -118,7 +119,7 @@ def _unlisted(lines: int) -> pa.Table:
     return pa.table([pa.repeat(pa.scalar("" if f.type == pa.string() else 0, f.type), lines) for f in _ABOUT], _ABOUT)
 
 
-def _read_parquet(uri: str, source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
+def _read_parquet(uri: str, source: Source, access: Access) -> tuple[pa.Table, pa.Table]:
     """A few lines at a time, since a decoder that is given all of them holds twice as much."""
     opened = RangedFile(uri, access)
     file = pq.ParquetFile(opened)
@@ -167,7 +168,7 @@ def _bytes(about: pa.Table, alone: bool) -> tuple[int, int] | None:
     return (of_images, of_masks) if of_images and (of_masks or alone) else None
 
 
-def _read_csv(uri: str, _source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
+def _read_csv(uri: str, _source: Source, access: Access) -> tuple[pa.Table, pa.Table]:
     data = storage.read(uri, access).data
     if b'"' in data and _UNCLOSED.search(_QUOTED.sub(b"", data)):
         raise UsageError(f"--pairs {uri} ends inside a quoted value, which swallows lines; close its quotation mark")
@@ -183,7 +184,7 @@ _QUOTED = re.compile(rb'(?:(?<=[,\r\n])|\A)"(?:[^"]|"")*+"')
 _UNCLOSED = re.compile(rb'(?:[,\r\n]|\A)"')
 
 
-def _read_jsonl(uri: str, _source: Source, access: SourceAccess) -> tuple[pa.Table, pa.Table]:
+def _read_jsonl(uri: str, _source: Source, access: Access) -> tuple[pa.Table, pa.Table]:
     table = _parsed_jsonl(storage.read(uri, access).data)
     return table, _unlisted(table.num_rows)
 
@@ -241,7 +242,7 @@ def _strings(table: pa.Table, option: str, name: str) -> pa.ChunkedArray:
 
 
 def _uris(table: pa.Table, option: str, name: str, folder: str) -> pa.ChunkedArray:
-    """The column's URIs as `storage.normalise` spells them, relative ones put below ``folder``."""
+    """The column's URIs as `storage.normalize_uri` spells them, relative ones put below ``folder``."""
     given = _strings(table, option, name)
     scheme = pc.match_substring_regex(given, _ABSOLUTE)
     good = pc.or_(pc.invert(scheme), pc.match_substring_regex(given, _GOOD))

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources.random_mask import DRAWING_VERSION, Drawing
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import Changed
 
 from . import locators
@@ -35,7 +35,7 @@ class PairReader:
     Every method raises FileNotFoundError, PermissionError, `storage.Unavailable` and OSError by what the store said.
     """
 
-    def __init__(self, access: SourceAccess = storage.DIRECT, max_bytes: int = sys.maxsize) -> None:
+    def __init__(self, access: Access = storage.DEFAULT_ACCESS, max_bytes: int = sys.maxsize) -> None:
         self._access = access
         self.max_bytes = max_bytes
         self._row_groups = RowGroups(access)
@@ -64,10 +64,10 @@ class PairReader:
         part = locators.parsed(uri)
         if isinstance(part, locators.Row):
             blob = self._row_groups.read(part, version, self.max_bytes)
-            storage.refuse_more(len(blob.data), self.max_bytes)
+            storage.check_size(len(blob.data), self.max_bytes)
             return blob
         if isinstance(part, locators.Member):
-            storage.refuse_more(part.size, self.max_bytes)
+            storage.check_size(part.size, self.max_bytes)
             return self._member(part, version, part.size)
         return storage.read(uri, self._access, self.max_bytes)
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
 from inpaint_encode.sources.found import IMAGE_SUFFIXES
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
 from .found import FoundPairs, listed_pages, normalised, uris
 from .random_masks import with_random_masks
@@ -39,7 +40,7 @@ class _Others(NamedTuple):
         return _Others(self.number + more.number, self.unreadable + more.unreadable)
 
 
-def from_images(source: Source, access: SourceAccess) -> FoundPairs:
+def from_images(source: Source, access: Access) -> FoundPairs:
     """List the prefix of the images; each is a pair with itself, or with each of its ``--random-masks``.
 
     Raises:
@@ -74,7 +75,7 @@ def from_images(source: Source, access: SourceAccess) -> FoundPairs:
     )
 
 
-def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
+def from_prefixes(source: Source, access: Access) -> FoundPairs:
     """List the prefixes and put to each image its masks, by the rule of `inpaint_encode.settings.Source`.
 
     Raises:
@@ -115,7 +116,7 @@ def from_prefixes(source: Source, access: SourceAccess) -> FoundPairs:
     )
 
 
-def _listing(option: str, prefix: str, access: SourceAccess, nested: str = "") -> tuple[pa.Table, _Others]:
+def _listing(option: str, prefix: str, access: Access, nested: str = "") -> tuple[pa.Table, _Others]:
     """The images under ``prefix``, and the other objects; those under ``nested`` are neither."""
     inside = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else None
     pages, table, ignored = [], _LISTED.empty_table(), 0

@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import EXTRA_COLUMNS
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
 from inpaint_encode.sources.found import IMAGE_SUFFIXES
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import locators
@@ -82,7 +83,7 @@ class _Tar(NamedTuple):
     bytes_listed: tuple[int, int]
 
 
-def from_tars(source: Source, files: PairFiles, access: SourceAccess) -> FoundPairs:
+def from_tars(source: Source, files: PairFiles, access: Access) -> FoundPairs:
     """Index the tars, some at a time, and return the pairs in their order.
 
     Raises:
@@ -115,7 +116,7 @@ def from_tars(source: Source, files: PairFiles, access: SourceAccess) -> FoundPa
     )
 
 
-def _indexed(uri: str, prefix: str, source: Source, access: SourceAccess) -> _Tar:
+def _indexed(uri: str, prefix: str, source: Source, access: Access) -> _Tar:
     try:
         file = RangedFile(uri, access)
         samples, ignored, unreadable = _samples(uri, file, source)
@@ -161,7 +162,7 @@ def _samples(uri: str, file: RangedFile, source: Source) -> tuple[dict[str, _Sam
     ignored, unreadable = 0, []
     with tarfile.open(fileobj=io.BufferedReader(file, _BUFFER), mode="r:") as tar:
         for member in _members(tar):
-            is_text = storage.is_text(member.name)
+            is_text = storage.is_utf8(member.name)
             unreadable += [] if is_text else [f"{uri}: {member.name!a}"]
             regular = is_text and member.isreg() and not member.issparse()
             if not (regular and _is_placed(uri, samples, tar, member, source)):

@@ -117,7 +117,7 @@ def make_done(job) -> None:
     source = VaeSource(vae=job.vae.vae)
     metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(source), source))
     record = job_record(job, metadata)
-    output = storage.normalise(job.output.output)
+    output = storage.normalize_uri(job.output.output)
     with hold(f"{output}/_lease.json", print) as lease:
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
         left = remaining(state, inventory, job, find_pairs(job.source))

@@ -83,7 +83,7 @@ def job_of(options: str, folder: str) -> EncodeJob:
 
 def planned(job: EncodeJob, part: str) -> str:
     """Plan the job's pairs in one chunk."""
-    found = find_pairs(job.source, job.access)
+    found = find_pairs(job.source, job.access.to_access())
     cut = plan.cut(found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)), 1_000, 2**30)
     storage.write(part, parquet_bytes(cut))
     return part
@@ -94,7 +94,7 @@ def fetched(job: EncodeJob, part: str) -> list[DecodedPair | Reject]:
     work = pa.Table.from_pylist([{"chunk": 0, "generation": 0, "part": part, "keep": False}], WORK)
     channel, polarity = job.decoding.mask_channel, job.decoding.mask_polarity
     decoder = PairDecoder(sizing=Sizing(multiple=8), mask_channel=channel, mask_polarity=polarity)
-    row = fetch_stage(work, decoder=decoder, access=job.access, max_bytes=2**20, threads=4)
+    row = fetch_stage(work, decoder=decoder, access=job.access.to_access(), max_bytes=2**20, threads=4)
     _, _, fatal, (decoded,) = unpack_chunk(row, "decoded")
     assert fatal is None
     return unpack_decoded(decoded)

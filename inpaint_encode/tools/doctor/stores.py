@@ -89,7 +89,7 @@ def check_clock(server: str, told: datetime, now: datetime, seconds: float) -> F
 def check_source(uri: str) -> Finding:
     """List what is below a URI, and read the start of one object; of a file, and over HTTP, only the latter."""
     try:
-        place = storage.normalise(uri, storage.READABLE)
+        place = storage.normalize_uri(uri, storage.READABLE)
     except ValueError as error:
         return problem(uri, str(error), "give an s3://, gs:// or http(s):// URI, or a path")
     try:
@@ -139,7 +139,7 @@ def _refused(uri: str, error: OSError, verb: str) -> Finding:
 def check_output(uri: str) -> Iterator[Finding]:
     """Write a small object where a job would write, replace it, hold the store to its conditions, and delete it."""
     try:
-        place = storage.normalise(uri)
+        place = storage.normalize_uri(uri)
     except ValueError as error:
         yield problem(uri, str(error), "give --output an s3:// URI or a path")
         return

@@ -120,7 +120,7 @@ class Destination:
         """Remove what a dead run left half written; only where it was writing, since other jobs may be below here."""
         begun = {self._uri(path).rpartition("/")[0] for mark in marks if not mark.done for path in mark.files}
         folders = begun | {self._uri(_NOTES), self.uri}
-        for uri in filter(_UNFINISHED.search, storage.unfinished(self.uri)):
+        for uri in filter(_UNFINISHED.search, storage.temporary_files(self.uri)):
             if uri.rpartition("/")[0] in folders:
                 storage.delete(uri)
 

@@ -85,7 +85,7 @@ def export_output(source: str, options: ExportOptions, say: Callable[[str], None
 
 def _destination_uri(output: Output, given: str) -> str:
     try:
-        uri = storage.normalise(given)
+        uri = storage.normalize_uri(given)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
     if f"{uri}/".startswith(f"{output.uri}/"):

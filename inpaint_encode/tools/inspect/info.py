@@ -138,7 +138,7 @@ def _opened(output: str) -> Output:
 def _begun(output: str) -> str:
     """When a job began to write there; empty if none did, or none can."""
     try:
-        return str(Output(storage.normalise(output), ()).job.get("created", ""))
+        return str(Output(storage.normalize_uri(output), ()).job.get("created", ""))
     except ValueError:
         return ""
 

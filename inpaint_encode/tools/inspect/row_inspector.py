@@ -14,9 +14,9 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.errors import EncodeError, PairRejected
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import PairReader, fetch_again, store_of
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
 from .pictures import RowPixels
 from .statistics import latent_of
@@ -64,7 +64,7 @@ class Looker:
         cls, output: Output, options: LatentDecoding, say: Callable[[str], None], most_pixels: int = sys.maxsize
     ) -> Looker:
         """Load the VAE, if that is wanted and it is there."""
-        looker = cls(output.metadata, PairReader(SourceAccess(**output.job.get("access", {}))), most_pixels=most_pixels)
+        looker = cls(output.metadata, PairReader(Access(**output.job.get("access", {}))), most_pixels=most_pixels)
         spelled = options.vae or output.job.get("vae_source") or output.metadata.vae.vae_source
         if not options.decode:
             looker.why_not = "--no-decode was given"

@@ -64,7 +64,7 @@ def _picture_uri(spelled: str) -> str:
     if not spelled.endswith(".png"):
         raise UsageError(f"--picture {spelled} must end in .png")
     try:
-        return storage.normalise(spelled)
+        return storage.normalize_uri(spelled)
     except ValueError as error:
         raise UsageError(f"--picture {error}") from None
 

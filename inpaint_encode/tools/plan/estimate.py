@@ -135,7 +135,7 @@ def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstim
     asked, of_rows = options.estimation, options.rows
     finished = read_finished_run(asked.rate_from) if asked.rate_from else None
     on_status("listing the images and the masks")
-    found = find_pairs(options.source, options.access)
+    found = find_pairs(options.source, options.access.to_access())
     vae = _load_vae_metadata(options)
     metadata = row_metadata(of_rows, options.decoding, vae or _ASSUMED_VAE)
     shape = metadata.vae.vae_scale_factor, metadata.vae.crop_multiple, metadata.vae.latent_channels
@@ -201,7 +201,7 @@ def _sample_headers(
     drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
     on_status(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
     sample = pairs.take(pa.array(drawn, pa.int64())).to_pylist()
-    reader = PairReader(options.access, options.limits.max_bytes)
+    reader = PairReader(options.access.to_access(), options.limits.max_bytes)
     with ThreadPoolExecutor(options.estimation.fetch_threads) as pool:
         return list(pool.map(lambda pair: read_header(pair, reader, decoder), sample))
 

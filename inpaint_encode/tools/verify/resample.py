@@ -26,9 +26,9 @@ from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.resume import metadata_of_job
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import unpack_mask
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.vae.recorded import recorded_source
 
 from .checks import DataFile, Problem, Row
@@ -103,7 +103,7 @@ def encode_again(drawn: Mapping[int, list[int]], state: OutputState, job: Mappin
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = recorded_source(vae or job["vae_source"], metadata)
     encoder = BatchEncoder.load(source, replace(metadata, samples_dtype="float32"), device, compiled=False)
-    reader = PairReader(SourceAccess(**job.get("access", {})))
+    reader = PairReader(Access(**job.get("access", {})))
     decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize)
     result = Resampled()
     for chunk, indices in drawn.items():

@@ -73,7 +73,7 @@ def verify_output(options: VerifyOptions, say: Callable[[str], None]) -> Verdict
         JobFailed: something could not be read, which is no damage of the output.
     """
     try:
-        output = storage.normalise(options.output)
+        output = storage.normalize_uri(options.output)
     except ValueError as error:
         raise UsageError(str(error)) from None
     _read_job(output)  # else a lease would be written where no output is
@@ -195,7 +195,7 @@ def _left_over(state: OutputState, inventory: Inventory, plan: _Plan) -> Iterato
         yield Problem("foreign", state.uri(path), f"is another job's; this output is job {state.job}'s")
     for path in inventory.unknown_files:
         yield Problem("stranger", state.uri(path), "is none of this tool's files, but readers take it for one; move it")
-    for uri in storage.unfinished(state.output):
+    for uri in storage.temporary_files(state.output):
         yield Problem("temporary", uri, "is unfinished: by a run that has died, unless one is running now")
     if plan.problems:
         return

@@ -11,7 +11,7 @@ from inpaint_encode.cli.help import FIRST
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import _refuse_silent
 from inpaint_encode.settings import in_words
-from tests.unit.stores.test_storage import forget_clients
+from inpaint_encode.stores.s3 import forget_clients
 
 README = (Path(__file__).parents[3] / "README.md").read_text()
 COMMANDS = [name for name in app if not name.startswith("-")]

@@ -16,12 +16,13 @@ from inpaint_encode.job.transfer import unpack_chunk, unpack_decoded
 from inpaint_encode.output import plan
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.schema import WORK
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import MissingValue, PairReader
-from inpaint_encode.stores import storage
+from inpaint_encode.stores import retries, storage
+from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.s3 import forget_clients
+from tests.buckets import point_clients_at
+from tests.http_site import Site
 from tests.proxy import FaultyProxy
-from tests.unit.stores.test_access import Site
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def host(tmp_path):
         server.shutdown()
 
 
-def outcome(tmp_path, uris, *, keep=False, chunk_rows=100, chunk=0, access=SourceAccess()):  # noqa: B008
+def outcome(tmp_path, uris, *, keep=False, chunk_rows=100, chunk=0, access=Access()):  # noqa: B008
     """``error`` of each pair of a chunk, and what ends the job; each image is its own mask."""
     table = {"key": [str(n) for n in range(len(uris))], "image_uri": uris, "mask_uri": uris}
     table |= {"mask_index": pa.array([0] * len(uris), pa.int32()), "image_bytes": [0] * len(uris)}
@@ -57,7 +58,7 @@ def twice(site, length):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
 
 
 class TestObjectsOfTheirOwn:

@@ -17,8 +17,8 @@ import pytest
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output import lease as leases
 from inpaint_encode.output.lease import check_lease_token, hold
-from inpaint_encode.stores import s3 as clients
-from inpaint_encode.stores import storage
+from inpaint_encode.stores import retries, storage
+from inpaint_encode.stores.s3 import forget_clients
 from tests.proxy import FaultyProxy
 
 HOLDER = """
@@ -50,17 +50,12 @@ def uri(request, tmp_path) -> str:
 @pytest.fixture
 def proxy(s3, monkeypatch) -> Iterator[FaultyProxy]:
     """Every S3 request of this process goes through a faulty proxy, and is hardly tried again."""
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
     with FaultyProxy(s3) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.environment["AWS_ENDPOINT_URL"])
         forget_clients()
         yield running
     forget_clients()
-
-
-def forget_clients() -> None:
-    for made in (clients._store, clients._s3fs, clients._session):
-        made.cache_clear()
 
 
 def silent(line: str) -> None:
@@ -186,7 +181,7 @@ def test_of_8_who_find_a_cold_lease_one_gets_it(uri):
 
 def test_a_first_write_whose_answer_is_lost_is_known_again(proxy, on_s3, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_S", 16.0)
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 5.0)
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 5.0)
     once = iter([True])
     proxy.share, proxy.kinds, proxy.only = 1.0, ("lost",), lambda method, path: method == "PUT" and next(once, False)
     before = time.monotonic()

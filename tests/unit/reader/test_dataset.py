@@ -54,7 +54,7 @@ def requests(monkeypatch) -> list[tuple[str, int, int]]:
     """Every range that is read from here on: of what, from where, and how many bytes."""
     seen, read_range = [], storage.read_range
 
-    def counted(uri, start, length, access=storage.DIRECT):
+    def counted(uri, start, length, access=storage.DEFAULT_ACCESS):
         seen.append((uri.rpartition("-")[2], start, length))
         return read_range(uri, start, length, access)
 

@@ -47,7 +47,7 @@ def requests(monkeypatch) -> list[tuple]:
     seen = []
     read_range = storage.read_range
 
-    def counted(uri, start, length, access=storage.DIRECT):
+    def counted(uri, start, length, access=storage.DEFAULT_ACCESS):
         blob = read_range(uri, start, length, access)
         seen.append((uri, len(blob.data)))
         return blob

@@ -15,8 +15,9 @@ from inpaint_encode.output.lease import hold
 from inpaint_encode.output.resume import remaining
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import PAIRS
-from inpaint_encode.settings import Decoding, PlanOptions, Source, SourceAccess
+from inpaint_encode.settings import Decoding, PlanOptions, Source
 from inpaint_encode.sources import find_pairs
+from inpaint_encode.stores.access import Access
 from tests.metadata import row_metadata
 from tests.rows import data_file, encoded_pair
 
@@ -290,7 +291,7 @@ class TestManifest:
     def test_options_of_buckets_where_none_is(self, tmp_path, given):
         touch(tmp_path, "i/a.png", "m/a.png")
         with pytest.raises(UsageError, match=next(iter(given)).replace("_", "-")):
-            find_pairs(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), SourceAccess(**given))
+            find_pairs(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), Access(**given))
 
     A = {"image": "a.jpg", "mask": "a.png"}  # noqa: RUF012
 

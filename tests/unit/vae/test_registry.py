@@ -25,7 +25,7 @@ from tests.vaes import SMALL, encoded, saved, small_vae
 SIZES = ((71, 107), (71, 107), (64, 96), (40, 133))
 """No multiples of any ratio but one; two of one size, so that a batch of two is encoded."""
 
-READING = {"access": storage.DIRECT, "max_bytes": 2**20, "threads": 2}
+READING = {"access": storage.DEFAULT_ACCESS, "max_bytes": 2**20, "threads": 2}
 
 each_vae = pytest.mark.parametrize("name", SMALL)
 

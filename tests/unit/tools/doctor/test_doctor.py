@@ -17,6 +17,7 @@ import torch
 
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.s3 import forget_clients
 from inpaint_encode.tools.doctor import device, stores
 from inpaint_encode.tools.doctor.device import check_cpu, check_gpus
 from inpaint_encode.tools.doctor.machine import (
@@ -30,9 +31,9 @@ from inpaint_encode.tools.doctor.machine import (
     machine,
 )
 from inpaint_encode.tools.doctor.stores import PROBE, check_clock, check_output, check_source
+from tests.buckets import point_clients_at
 from tests.outputs import files_of
 from tests.proxy import FaultyProxy
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
 
 GB = 10**9
 
@@ -196,7 +197,8 @@ class TestSources:
     def test_a_url_that_is_signed_for_reading_alone(self, s3, prefix):
         storage.write(f"{prefix}/a.png", b"123")
         bucket, _, key = f"{prefix}/a.png".removeprefix("s3://").partition("/")
-        url = clients._botocore(storage.DIRECT).generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
+        client = clients.botocore_client(storage.DEFAULT_ACCESS)
+        url = client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
         with pytest.raises(PermissionError):
             storage.stat(url)
         assert check_source(url).found.startswith("an object; 3 bytes read in ")
@@ -302,7 +304,7 @@ class TestOutput:
     def test_requests_do_not_grow_with_what_is_there(self, prefix, network):
         """A page of a listing has 1,000 objects."""
         bucket, _, path = prefix.removeprefix("s3://").partition("/")
-        store, requests = clients._store(bucket), []
+        store, requests = clients.connect(bucket), []
         for count in (0, 1_100):
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda at: obstore.put(store, f"{path}/{at:04d}.parquet", b"1"), range(count)))

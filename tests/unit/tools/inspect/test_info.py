@@ -21,12 +21,13 @@ from inpaint_encode.schema import PAIRS, RECEIPT, data_schema
 from inpaint_encode.sources import FoundPairs
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.s3 import forget_clients
 from inpaint_encode.tools.inspect import info
 from inpaint_encode.tools.inspect.info import about
+from tests.buckets import point_clients_at
 from tests.metadata import VAE
 from tests.proxy import FaultyProxy
 from tests.rows import encoded_pair, groups_of
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
 
 SIDES, CHUNK = (64, 80), 3
 
@@ -235,4 +236,4 @@ def many(written, copies):
     data = storage.read(written.state.data_uri(0)).data
     paths = [written.state.data_uri(number).partition(f"{bucket}/")[2] for number in range(1, copies)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda path: obstore.put(clients._store(bucket), path, data), paths))
+        list(pool.map(lambda path: obstore.put(clients.connect(bucket), path, data), paths))
