@@ -22,7 +22,7 @@ from inpaint_encode.output.lease import Lease, hold
 from inpaint_encode.output.report import Tally, write_report
 from inpaint_encode.output.resume import Remaining, job_record, open_output, refuse_sizes, remaining
 from inpaint_encode.output.state import Committed, Ledger
-from inpaint_encode.settings import EncodeJob, selector
+from inpaint_encode.settings import EncodeJob, label_selector
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
 from inpaint_encode.vae import VaeFacts, load_vae, vae_facts, warm_up
@@ -59,7 +59,7 @@ def receipts_of(
     """Read, fetch, decode, encode, commit: a row of ``work`` is a chunk, and so is every row after it."""
     vae = encoders(job.workers, job.run.address)
     batch_size = 1 if job.rows.deterministic else job.workers.batch_size  # what else is in a batch changes last bits
-    fetch_on, encode_on = selector(job.workers.fetch_on), selector(job.workers.encode_on)
+    fetch_on, encode_on = label_selector(job.workers.fetch_on), label_selector(job.workers.encode_on)
     return (
         ray.data.from_arrow(work)
         .repartition(target_num_rows_per_block=1)

@@ -6,7 +6,7 @@ import pytest
 
 from inpaint_encode import cli
 from inpaint_encode.cli.config import without_config
-from inpaint_encode.settings import Workers, selector
+from inpaint_encode.settings import Workers, label_selector
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs/recipes").glob("*.toml"))
@@ -51,8 +51,8 @@ def test_there_are_recipes_and_jobs():
 
 
 def test_labels_are_told_apart():
-    assert selector("") is None
-    assert selector("pool=gpu") == {"pool": "gpu"}
+    assert label_selector("") is None
+    assert label_selector("pool=gpu") == {"pool": "gpu"}
     labels = Workers(encode_on="ray.io/accelerator-type=in(L4, A10G),market=!spot, a.b/c-d=!in(x,y)").encode_on
     expected = {"ray.io/accelerator-type": "in(L4, A10G)", "market": "!spot", "a.b/c-d": "!in(x,y)"}
-    assert selector(labels) == expected
+    assert label_selector(labels) == expected
