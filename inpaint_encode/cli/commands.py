@@ -56,7 +56,7 @@ def doctor(
     inpaint-encode doctor s3://bucket/images --output s3://bucket/latents
 
     To check the nodes of a cluster: ray job submit --working-dir . -- python jobs/doctor.py
-    Exit codes: 0 no problem, 1 problems found, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 no problem, 1 problems found, 2 bad usage, 130 interrupted.
 
     Args:
         uris: Prefixes or files of sources to check. Each is listed, and one object in it is read.
@@ -83,7 +83,7 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
     inpaint-encode encode --images s3://bucket/images --masks s3://bucket/masks \
         --vae stabilityai/sd-vae-ft-mse --output s3://bucket/latents
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many rejects, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 3 too many rejects, 130 interrupted.
     """
     protect_local_ray(job.run.address)
     from inpaint_encode.job.pipeline import run_job
@@ -108,7 +108,7 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
 
     Lists the source and reads the headers of a random sample of its images. Does not start Ray.
     Accepts the --config file of a job. Prints each estimate with its error.
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
     """
     from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.plan.run import estimate
@@ -129,7 +129,7 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     inpaint-encode verify s3://bucket/latents --sample 100
 
     Chunks that are not encoded yet make an output incomplete, but are not damage.
-    Exit codes: 0 complete, 1 could not check, 2 wrong usage, 4 incomplete or damaged, 130 interrupted.
+    Exit codes: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged, 130 interrupted.
     """
     protect_local_ray(options.address)
     from inpaint_encode.job.progress import open_display
@@ -149,7 +149,7 @@ def info(output: str, *, as_json: bool = False) -> None:
     inpaint-encode info s3://bucket/latents
 
     Lists the output and reads a few small objects, but no rows. A job may run at the same time.
-    Exit codes: 0 done, 1 cannot be read, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 cannot be read, 2 bad usage, 130 interrupted.
 
     Args:
         output: Folder or prefix that `encode` wrote.
@@ -172,7 +172,7 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
 
     The page is one file without external resources. For a large output it reads a random sample
     and says which. For an unfinished output it shows the files that exist.
-    Exit codes: 0 done, 1 cannot be read, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 cannot be read, 2 bad usage, 130 interrupted.
 
     Args:
         output: Folder or prefix that `encode` wrote.
@@ -187,7 +187,9 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
     elif options.html:
         print(f"no run of {output} has finished yet, so there is no report to print")
     else:
-        raise JobFailed(f"{output}/_report.json does not exist, because no run has finished yet; give --html FILE")
+        raise JobFailed(
+            f"{output}/_report.json does not exist, because no run has finished yet; give --html to see the rows"
+        )
     if options.html:
         from inpaint_encode.tools.inspect.report import write_page
 
@@ -202,7 +204,7 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
 
     inpaint-encode show s3://bucket/latents a/042 --picture a-042.png
 
-    Exit codes: 0 done, 1 cannot be read, 2 wrong usage or no such row, 130 interrupted.
+    Exit codes: 0 done, 1 cannot be read, 2 bad usage or no such row, 130 interrupted.
 
     Args:
         output: Folder or prefix that `encode` wrote.
@@ -229,7 +231,7 @@ def export(
     inpaint-encode export s3://bucket/latents --to comfyui --output ComfyUI/input
 
     Run it again after an interruption or when the output has grown: it exports what is missing.
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
     Args:
         output: Folder or prefix that `encode` wrote. It may be unfinished.

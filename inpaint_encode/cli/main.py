@@ -37,12 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
     except EncodeError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        # Ray raises errors of its workers as subclasses of their own type: packages here do not help them.
-        if type(error) is not ModuleNotFoundError or (error.name or "inpaint_encode").startswith("inpaint_encode"):
+        # Ray raises a worker's error as a subclass of its type. To install a package here does not help a worker.
+        if type(error) is not ModuleNotFoundError or not error.name or error.name.startswith("inpaint_encode"):
             raise
         command = tokens[0] if tokens and not tokens[0].startswith("-") else "inpaint-encode"
-        install = "run: pip install 'inpaint-encode[job]'"
-        _fail(f"{command} needs packages that are not installed; {install} ({error})", UsageError.exit_code)
+        install = f"run: pip install 'inpaint-encode[job]' (missing: {error.name.partition('.')[0]})"
+        _fail(f"{command} needs packages that are not installed; {install}", UsageError.exit_code)
     except (OSError, UnicodeError) as error:
         advice = "run `inpaint-encode doctor` to check disks and stores"
         _fail(f"reading or writing failed; {advice} ({type(error).__name__}: {error})", JobFailed.exit_code)

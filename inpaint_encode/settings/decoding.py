@@ -68,7 +68,7 @@ class Decoding(Frozen):
     this many pixels. For SDXL use 1048576, the pixels of 1024x1024. The sides of buckets are half to twice the side of
     the square."""
     bucket_step: Annotated[int, Field(ge=1), unit("PIXELS")] = 64
-    """Step of the sides of --buckets: each side is a multiple of it."""
+    """The sides of --buckets are multiples of this."""
     upscale: bool = False
     """Enlarge images that are too small for --resize, --resolution or --buckets. Without it they are rejected as
     size.too_small."""
@@ -125,13 +125,13 @@ def validate_masks(source: Source, decoding: Decoding) -> None:
     """Raise ValueError if there are no masks, or if options for mask files are given and masks are drawn."""
     if source.is_own_mask and decoding.mask_channel != "alpha":
         raise ValueError(
-            "no masks are given; add --masks, --mask-pattern if masks are beside their images, --mask-channel alpha if "
-            "the alpha of each image is its mask, or --random-masks 1 to draw masks"
+            "no masks are given; add --masks, --mask-pattern where masks are beside their images, --mask-channel alpha "
+            "where each image's alpha is its mask, or --random-masks 1 to draw masks"
         )
     if source.random_masks and (decoding.mask_channel, decoding.mask_polarity) != ("auto", "white"):
         raise ValueError(
             "--mask-channel, --mask-polarity and --mask-preset are for mask files, and --random-masks reads none; "
-            "omit one or the other"
+            "leave out one or the other"
         )
 
 
@@ -140,9 +140,9 @@ class Limits(Frozen):
     """Limits on the sizes of files; they do not change rows, and may differ from run to run."""
 
     max_pixels: Annotated[int, Field(ge=1), unit("PIXELS")] = 64_000_000
-    """Largest image or mask to decode. A file with more pixels in its header is rejected before it is decoded. A task
-    holds the pixels of a chunk in memory: at most --chunk-rows times this many, 3 bytes each. Lower either of the two
-    for large images."""
+    """Largest image or mask to decode. A file whose header declares more pixels is rejected before it is decoded. A
+    task holds the pixels of a chunk in memory: at most --chunk-rows times this many, 3 bytes each. Lower either of the
+    two for large images."""
     max_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 256 * 2**20
     """Largest file to fetch. A larger file is rejected. The default is enough for 64 megapixels of uncompressed
     RGB."""

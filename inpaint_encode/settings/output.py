@@ -18,11 +18,11 @@ class Chunks(Frozen):
     """Size of a chunk, the unit of work, which becomes one data file."""
 
     chunk_rows: Annotated[int, Field(ge=1, le=100_000), unit("PAIRS")] = 256
-    """Maximum number of pairs in a chunk, the unit of work, which becomes one file. Smaller chunks lose less work when
-    a worker dies, and need more requests. All masks of an image are in one chunk if they fit."""
+    """Maximum number of pairs in a file. The pairs of a file are a chunk, the unit of work. Smaller chunks lose less
+    work when a worker dies, and need more requests. All masks of an image are in one chunk if they fit."""
     chunk_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 64 * 2**20
-    """Size of the image files at which a chunk ends before --chunk-rows. A task holds the decoded pixels of a chunk in
-    memory, for photographs about ten times the size of the files. Flat images have many more pixels per byte, and a
+    """End a chunk before --chunk-rows when its image files reach this size. A task holds the decoded pixels of a chunk
+    in memory, for photographs about ten times the size of the files. Flat images have many more pixels per byte, and a
     list of pairs has no sizes. In these cases only --chunk-rows limits memory: each image takes 3 bytes per pixel, 192
     MB for 64 megapixels."""
 
@@ -35,8 +35,8 @@ class Output(Chunks):
     """Folder or prefix of the output. Accepts s3://bucket/prefix, file:///path or a plain path. Names of files that are
     not data begin with "_"."""
     overwrite: bool = False
-    """Remove the rows of earlier jobs from the output and start over. Omit it when you run an interrupted job again, so
-    that the job resumes."""
+    """Delete the output's rows and start over. Leave it out when you run an interrupted job again, so that the job
+    resumes."""
 
 
 @section("Run", 7)

@@ -36,8 +36,9 @@ class RowSettings(Frozen):
     """Settings that change the rows; all rows of an output have the same."""
 
     grow_mask_by: Annotated[int, Field(ge=0, le=64), unit("PIXELS")] = 6
-    """Grow the mask: dilate it with a square of this side, 0 to 64. 0 and 1 do not change it. A larger side hides more
-    of the seam. Only noise_mask grows; the masked image that the VAE encodes uses the mask before it is grown."""
+    """Dilate the mask with a square of this side. The side is 0 to 64; 0 and 1 do not change the mask. A larger side
+    hides more of the seam. Only noise_mask grows: the masked image that the VAE encodes uses the mask before it is
+    grown."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute dtype of the VAE. auto: bfloat16 on GPUs of compute capability 8.0 and up, otherwise float32. Give a
     dtype if workers have different hardware and all rows must have the same precision."""
@@ -66,8 +67,8 @@ class RowSettings(Frozen):
     """Format of stored masks. tensor: one byte per pixel, for any Parquet reader. packed: one bit per pixel, a sixth of
     the time to write; open_latents and iter_rows unpack it."""
     deterministic: bool = False
-    """Make the bits of a row repeatable on the same kind of hardware. The batch size is 1, and a worker on a CPU uses
-    one thread, so it is slower. Images that do not fit in memory are rejected unless --tile is given."""
+    """Give a row the same bits in every run on the same kind of hardware. The batch size is 1, and a worker on a CPU
+    uses one thread, so it is slower. Images that do not fit in memory are rejected unless --tile is given."""
 
     @model_validator(mode="after")
     def _validate_combinations(self) -> Self:
@@ -75,10 +76,10 @@ class RowSettings(Frozen):
             raise ValueError("--posterior-seed needs --posterior sample; add it")
         if self.scaled and self.posterior == "moments":
             raise ValueError(
-                "--scaled cannot be combined with --posterior moments; omit it, and scale the latents that you sample"
+                "--scaled cannot be combined with --posterior moments; leave it out, and scale after sampling"
             )
         if self.tile is False and self.tile_size != type(self).model_fields["tile_size"].default:
-            raise ValueError("--tile-size cannot be combined with --no-tile; omit one of the two")
+            raise ValueError("--tile-size cannot be combined with --no-tile; leave out one of the two")
         return self
 
     @property

@@ -30,13 +30,12 @@ class Source(Frozen):
     """File name of masks, with {stem} for the image's name and {n} for a number, such as {stem}_mask{n}.png. A file
     that matches is a mask of the image named {stem} in the same relative folder. {n} has one to nine digits and allows
     several masks per image. With {n}, each mask is a pair, whose key is the mask's path without the suffix. Without
-    {n}, the key is the image's path without the suffix. Upper and lower case of the suffix are equal. If images and
-    masks share a prefix, a file is a mask if it matches and an image named {stem} exists; all other files are
-    images."""
+    {n}, the key is the image's path without the suffix. The case of the suffix does not matter. If images and masks
+    share a prefix, a file is a mask if it matches and an image named {stem} exists; all other files are images."""
     pairs: Annotated[str, unit("URI")] = ""
     """List of pairs, Parquet files or tars, instead of --images and --masks. Give one .parquet, .csv, .jsonl or .tar
-    file, or a prefix of Parquet files or of tars. A list contains URIs, absolute or relative to its own folder. The
-    objects of a list are not listed, so --refresh does not detect an object that changes in place. Parquet files may
+    file, or a prefix of Parquet files or of tars. A list contains URIs, absolute or relative to its own folder. For
+    a list the store is not listed, so --refresh does not detect an object that changes in place. Parquet files may
     contain the images and masks themselves, as bytes or struct<bytes, path>. Other columns are copied to the output;
     those of CSV become strings. A tar is a WebDataset: a/042.jpg with a/042.mask.png, or with a/042.mask0.png and
     a/042.mask1.png. Its a/042.json and a/042.txt are copied as strings."""
@@ -65,7 +64,9 @@ class Source(Frozen):
         listed = self.images or self.masks or self.mask_pattern
         columns = (self.image_column, self.mask_column, self.key_column) != ("image", "mask", "")
         if self.pairs and listed:
-            raise ValueError("--pairs already contains images and masks; omit --images, --masks and --mask-pattern")
+            raise ValueError(
+                "--pairs already contains images and masks; leave out --images, --masks and --mask-pattern"
+            )
         if not self.pairs and not listed:
             raise ValueError("no source is given; add --images and --masks, or --pairs")
         if not self.pairs and not self.images:
@@ -78,7 +79,8 @@ class Source(Frozen):
     def _validate_random_masks(self) -> Self:
         if self.random_masks and (self.masks or self.mask_pattern or self.mask_column != "mask"):
             raise ValueError(
-                "--random-masks cannot be combined with --masks, --mask-pattern or --mask-column; omit one or the other"
+                "--random-masks cannot be combined with --masks, --mask-pattern or --mask-column; "
+                "leave out one or the other"
             )
         if not self.random_masks and (self.mask_style, self.mask_seed) != ("mixed", 0):
             raise ValueError("--mask-style and --mask-seed need --random-masks; add --random-masks 1")

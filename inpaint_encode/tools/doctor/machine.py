@@ -55,7 +55,9 @@ def check_python(required: str) -> Finding:
     here = platform.python_version()
     if _satisfies(here, required):
         return ok("Python", f"{here}, within {required}")
-    return problem("Python", f"{here} is not within {required}", "install such a version, then make venv PYTHON=…")
+    return problem(
+        "Python", f"{here} is not within {required}", "use such a version, for example: make venv PYTHON=python3.12"
+    )
 
 
 def check_packages(requirements: Iterable[str]) -> Finding:
