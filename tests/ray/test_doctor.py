@@ -17,6 +17,8 @@ from inpaint_encode.tools.doctor.nodes import check_nodes
 from tests.conftest import command
 from tests.outputs import files_of
 
+RAY = Path(sys.executable).parent / "ray"
+
 
 @pytest.fixture
 def cluster(ray_cluster, monkeypatch):
@@ -99,12 +101,19 @@ def test_node_without_gpu_and_node_without_package_are_problems(detached_ray, tm
 def node(address, **environment):
     """A node that joins the cluster, with a CPU and a logical GPU."""
     arguments = ["start", f"--address={address}", "--block", "--num-cpus=1", "--num-gpus=1", "--disable-usage-stats"]
-    program = [Path(sys.executable).parent / "ray", *arguments]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(program, env={**os.environ, **environment}, **quiet)
+    before = count_nodes(address)
+    process = subprocess.Popen([RAY, *arguments], env={**os.environ, **environment}, **quiet)
     try:
-        time.sleep(10)
+        deadline = time.monotonic() + 60
+        while count_nodes(address) == before and time.monotonic() < deadline:
+            time.sleep(1)
         yield
     finally:
         process.kill()
         process.wait(30)
+
+
+def count_nodes(address):
+    status = subprocess.run([RAY, "status", f"--address={address}"], capture_output=True, text=True, check=True)
+    return status.stdout.partition("Pending:")[0].count(" node_")
