@@ -49,8 +49,8 @@ class RunOptions(Frozen):
     retry_rejected: bool = False
     """Try rejected pairs again. Without it, later runs skip them."""
     refresh: bool = False
-    """Encode pairs again if their image or mask has changed, by its version in the listing, or if their line in the
-    list of pairs has changed. All other rows stay."""
+    """Encode pairs again if their image or mask has a new version in the listing, or their line in the list of pairs
+    has changed. All other rows stay."""
     drop_vanished: bool = False
     """With --refresh, remove rows whose image or mask is no longer in the source."""
     address: Annotated[str, unit("HOST:PORT")] = ""
