@@ -23,7 +23,7 @@ from inpaint_encode.output.lease import Lease, hold
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import Remaining, job_record, open_output, remaining, row_metadata, validate_sizes
 from inpaint_encode.output.state import ChunkResult, OutputState
-from inpaint_encode.settings import EncodeJob, selector
+from inpaint_encode.settings import EncodeJob, label_selector
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.encode import warm_up
@@ -66,7 +66,7 @@ def build_pipeline(
     vae = encoders(job.workers, job.run.address)
     # Rows of one batch influence each other's last bits.
     batch_size = 1 if metadata.deterministic else job.workers.batch_size
-    fetch_on, encode_on = selector(job.workers.fetch_on), selector(job.workers.encode_on)
+    fetch_on, encode_on = label_selector(job.workers.fetch_on), label_selector(job.workers.encode_on)
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     return (
         ray.data.from_arrow(work)

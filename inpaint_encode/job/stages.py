@@ -36,8 +36,8 @@ from inpaint_encode.output import plan
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK, data_schema
-from inpaint_encode.stores.access import Access
 from inpaint_encode.sources import PairReader
+from inpaint_encode.stores.access import Access
 
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from inpaint_encode.cli import app
+from inpaint_encode.cli.commands import app
 from inpaint_encode.core.chunk import DecodedPair, Reject
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import Sizing

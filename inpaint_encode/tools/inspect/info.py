@@ -23,7 +23,7 @@ from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import damage_named
 from inpaint_encode.reader import Output
 from inpaint_encode.schema import RECEIPT, TENSORS, is_packed
-from inpaint_encode.settings import Decoding, RowSettings, in_words
+from inpaint_encode.settings import Decoding, RowSettings, format_value
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.redaction import redacted
 
@@ -259,7 +259,7 @@ def _column_table(found: Info) -> Table:
 
 def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     facts = {name: str(value)[:12] if name.endswith("sha256") else value for name, value in found.vae.items()}
-    yield "VAE", [(name, escape(in_words(value))) for name, value in facts.items()]
+    yield "VAE", [(name, escape(format_value(value))) for name, value in facts.items()]
     settings = [(name, _setting(name, value)) for name, value in found.settings.items()]
     yield f"settings, of contract {found.contract}", settings
     if found.source:
@@ -268,7 +268,7 @@ def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def _setting(name: str, value: Any) -> str:
-    words = escape(str(value).lower() if isinstance(value, bool) else in_words(value))
+    words = escape(str(value).lower() if isinstance(value, bool) else format_value(value))
     return words if value != _SETTINGS[name] else f"{words} [dim]default[/]"
 
 

@@ -34,7 +34,7 @@ def test_a_report_is_readable(output, shell):
 def test_an_output_without_a_report_is_said_to_have_none(tmp_path, shell):
     done = shell("report", tmp_path, "--html", "")
     assert done.returncode == 1
-    assert f"there is no {tmp_path}/_report.json: a job writes it when it ends" in done.stderr
+    assert f"{tmp_path}/_report.json does not exist, because no run has finished yet" in done.stderr
     (tmp_path / "_report.json").write_text("{")
     done = shell("report", tmp_path)
     assert (done.returncode, "_report.json is damaged" in done.stderr) == (1, True)
