@@ -72,7 +72,7 @@ class TestFaults:
             storage.read(uri)
         assert 0.4 <= time.monotonic() - start < 2.5
 
-    def test_stamina_hooks_of_the_host_are_kept_and_not_called(self, proxy, s3):
+    def test_stamina_hooks_of_the_host_are_kept_and_called(self, proxy, s3):
         proxy.kinds, proxy.share, proxy.only = ("internal_error",), 1.0, first_put()
         calls, before = [], storage.retry_count()
         stamina.instrumentation.set_on_retry_hooks([calls.append])
@@ -81,4 +81,4 @@ class TestFaults:
             assert stamina.instrumentation.get_on_retry_hooks() == (calls.append,)
         finally:
             stamina.instrumentation.set_on_retry_hooks(None)
-        assert (storage.retry_count() - before, calls) == (1, [])
+        assert (storage.retry_count() - before, len(calls)) == (1, 1)
