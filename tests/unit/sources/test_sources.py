@@ -374,7 +374,7 @@ class TestPlanOfAManifest:
         assert (before.work["chunk"].to_pylist(), before.pairs) == ([0, 1], 6)
         after, more = encode([*self.LINES, {**self.LINES[0], "mask": "second.png"}])
         assert (after.work["chunk"].to_pylist(), after.pairs) == ([0, 1, 2], 7)
-        assert more.slice(0, 6).drop("carried").equals(table.drop("carried"))
+        assert more.slice(0, 6).drop("extra_columns").equals(table.drop("extra_columns"))
         assert more["key"][6].as_py() == "a/1"
 
     def test_a_refresh_states_anew_what_has_changed(self, encode):
