@@ -15,6 +15,7 @@ from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
 from inpaint_encode.output.lease import hold
 from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
+from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
@@ -49,12 +50,13 @@ def encode_here(job: EncodeJob) -> str:
             "access": job.access.to_access(),
             **limits,
         }
+        schema = data_schema(metadata, found.pairs.schema)
         opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)
-        encode = EncodeStage(opened, job.workers.batch_size, metadata, gpus=0, workers=WORKERS)
+        encode = EncodeStage(opened, job.workers.batch_size, schema, gpus=0, workers=WORKERS)
         work = remaining(state, inventory, job, found).work
         for index in range(work.num_rows):
             row = encode(fetch_stage(work.slice(index, 1), **reading))
-            (receipt,) = commit_stage(row, state=state, metadata=metadata).to_pylist()
+            (receipt,) = commit_stage(row, state=state, schema=schema).to_pylist()
             assert (receipt["fatal"], receipt["errors"]) == (None, []), receipt
     return output
 

@@ -18,7 +18,6 @@ __all__ = [
     "LatentEncoder",
     "OutOfMemory",
     "is_out_of_memory",
-    "largest_batch",
 ]
 
 MAX_BATCH_SIZE = 8
@@ -30,11 +29,6 @@ CPU_BATCH_PIXELS = 2**19
 A VAE of Stable Diffusion's size takes 0.7 GB for them in float32. Larger batches are hardly faster: on one core, eight
 images of 64 x 64 take 1.1 times less CPU time than each alone, and two of 256 x 256 the same.
 """
-
-
-def largest_batch(height: int, width: int, pixels: float) -> int:
-    """Return how many images of a size to encode at once if ``pixels`` fit into memory: 1 to `MAX_BATCH_SIZE`."""
-    return max(1, int(min(MAX_BATCH_SIZE, pixels / (height * width))))
 
 
 class OutOfMemory(RuntimeError):

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -259,25 +259,14 @@ def _decoded(
         return PairRejected(f"{stage}.corrupt", repr(error))
 
 
+@dataclass
 class IdleClock:
-    """Measures how long a device has nothing to do, whichever thread launches its batches."""
+    """How long a device has had nothing to do, whichever thread launches its batches."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running = 0
-        self._idle_since = time.perf_counter()
-
-    def begin(self) -> float:
-        """Record that a batch is launched; return the idle seconds before it, 0 if another batch is running."""
-        with self._lock:
-            self._running += 1
-            return time.perf_counter() - self._idle_since if self._running == 1 else 0.0
-
-    def end(self) -> None:
-        """Record that a batch has ended."""
-        with self._lock:
-            self._running -= 1
-            self._idle_since = time.perf_counter()
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    running: int = 0
+    """Batches that are launched and not collected."""
+    idle_since: float = field(default_factory=time.perf_counter)
 
 
 def encode_pairs(
@@ -309,26 +298,23 @@ def encode_pairs(
     for index, pair in enumerate(pairs):
         if isinstance(pair, DecodedPair):
             sizes[pair.image.pixels.shape[0], pair.image.pixels.shape[1]].append(index)
-    launched: deque[tuple[list[int], Batch, EncodeFuture | RuntimeError]] = deque()
-
-    def collect() -> None:
-        indices, batch, future = launched.popleft()
-        encoded = worker.collect([results[index] for index in indices], batch, future)
-        for index, result in zip(indices, encoded, strict=True):
-            results[index] = result
-
+    batches: list[list[int]] = []
     for size, indices in sizes.items():
         at_once = encoder.batch_size(*size) if batch_size == "auto" else batch_size
-        for start in range(0, len(indices), at_once):
-            part = indices[start : start + at_once]
-            some = [results[index] for index in part]
+        batches += [indices[start : start + at_once] for start in range(0, len(indices), at_once)]
+    launched: deque[tuple[list[int], Batch, EncodeFuture | RuntimeError]] = deque()
+    for number in range(len(batches) + PREFETCH_BATCHES):
+        if number < len(batches):
+            some = [results[index] for index in batches[number]]
             pixels = [one.image.pixels.reshape(-1) for one in some]
-            batch = Batch(*size, pixels, [one.mask for one in some], [one.pair.key for one in some])
-            launched.append((part, batch, worker.launch(batch)))
-            if len(launched) > PREFETCH_BATCHES:
-                collect()
-    while launched:
-        collect()
+            height, width = some[0].image.pixels.shape[:2]
+            batch = Batch(height, width, pixels, [one.mask for one in some], [one.pair.key for one in some])
+            launched.append((batches[number], batch, worker.launch(batch)))
+        if number >= PREFETCH_BATCHES:
+            indices, batch, future = launched.popleft()
+            encoded = worker.collect([results[index] for index in indices], batch, future)
+            for index, result in zip(indices, encoded, strict=True):
+                results[index] = result
     if results and all(isinstance(result, Reject) and result.error == "encode.failed" for result in results):
         raise JobFailed(f"the VAE fails on all {len(results)} images of a chunk, the last: {results[-1].message}")
     return results
@@ -345,7 +331,10 @@ class _BatchWorker:
 
     def launch(self, batch: Batch) -> EncodeFuture | RuntimeError:
         """Launch a batch; an error is returned, so that it is handled like one of its result."""
-        self.counters.add("wait_s", self.clock.begin())
+        with self.clock.lock:
+            if not self.clock.running:
+                self.counters.add("wait_s", time.perf_counter() - self.clock.idle_since)
+            self.clock.running += 1
         try:
             return self.encoder.launch(batch, tile=self.tile)
         except RuntimeError as error:  # torch's, out of memory included
@@ -363,7 +352,9 @@ class _BatchWorker:
         except RuntimeError as error:
             return self._after_failure(pairs, batch, error)
         finally:
-            self.clock.end()
+            with self.clock.lock:
+                self.clock.running -= 1
+                self.clock.idle_since = time.perf_counter()
         for stage, seconds in encoded.seconds.items():
             counters.add(f"{stage}_s", seconds)
         counters.add("batches", 1)

@@ -21,7 +21,7 @@ from inpaint_encode.vae.properties import crop_multiple, latent_form
 from inpaint_encode.vae.recorded import load_expected
 from inpaint_encode.vae.registry import family_of
 
-from .batch import Batch, CompletedFuture, EncodedBatch, EncodeFuture, OutOfMemory
+from .batch import Batch, EncodedBatch, EncodeFuture, OutOfMemory
 from .compiled import optimise
 from .out_of_memory import EncodeResult, Float32FallbackVae, OomAdaptiveVae, cast_copy
 from .transform import grow_mask, mask_of_latent, neutralise
@@ -50,7 +50,7 @@ class BatchEncoder:
         _configure_torch(device, deterministic=metadata.deterministic)
         dtype = compute_dtype(metadata.compute_dtype, device)
         self.precision = str(dtype).removeprefix("torch.")
-        self._metadata = metadata
+        self._metadata, self._tiling = metadata, metadata.tiling
         self._device = device
         self._values = LatentValues(metadata, replace(metadata.vae, latent_form=latent_form(vae)))
         on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
@@ -98,14 +98,14 @@ class BatchEncoder:
 
     def batch_size(self, height: int, width: int) -> int:
         """See `inpaint_encode.core.batch.LatentEncoder.batch_size`."""
-        return self._fast.batch_size(height, width, self._metadata.tiling)
+        return self._fast.batch_size(height, width, self._tiling)
 
     def launch(self, batch: Batch, *, tile: bool | None = None) -> EncodeFuture:
         """See `inpaint_encode.core.batch.LatentEncoder.launch`."""
-        tile = self._metadata.tiling if tile is None else tile
+        tile = self._tiling if tile is None else tile
         return _PendingBatch(self, batch, tile, self._submit(batch, tile, self._fast))
 
-    def _submit(self, batch: Batch, tile: bool | None, vae: _Vae) -> Future[EncodeFuture]:
+    def _submit(self, batch: Batch, tile: bool | None, vae: _Vae) -> Future[EncodedBatch | _GpuFuture]:
         """Stage the batch in host memory that a GPU can copy from while it works, and queue it for the device."""
         start = time.perf_counter()
         shape = len(batch.pixels), batch.height, batch.width
@@ -121,11 +121,11 @@ class BatchEncoder:
 
     def _encode_on_cpu(
         self, batch: Batch, tile: bool | None, vae: _Vae, pixels: Tensor, masks: Tensor, copied: float
-    ) -> EncodeFuture:
+    ) -> EncodedBatch:
         begun = time.perf_counter()
         outputs = self._encode(batch, tile, vae, pixels, masks)
         seconds = {"copy": copied, "encode": time.perf_counter() - begun, "copy_back": 0.0}
-        return CompletedFuture(self._to_arrays(batch, outputs, outputs.tensors, seconds))
+        return self._to_arrays(batch, outputs, outputs.tensors, seconds)
 
     def _encode(self, batch: Batch, tile: bool | None, vae: _Vae, pixels: Tensor, masks: Tensor) -> _Outputs:
         """Encode uint8 ``[B, H, W, 3]`` and ``[B, H, W]`` on the device.
@@ -172,7 +172,7 @@ class BatchEncoder:
 
     def _launch_on_gpu(
         self, batch: Batch, tile: bool | None, vae: _Vae, pixels: Tensor, masks: Tensor, copies: torch.cuda.Stream
-    ) -> EncodeFuture:
+    ) -> _GpuFuture:
         """Queue the copies on their own stream and the work behind them on the current one; does not wait."""
         compute = torch.cuda.current_stream(self._device)
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(5)]  # type: ignore[no-untyped-call]
@@ -203,7 +203,8 @@ class BatchEncoder:
         assert self._exact is not None
         bad = np.flatnonzero(~encoded.finite).tolist()
         try:
-            found = self._submit(batch.part(bad), tile, self._exact).result().result()
+            launched = self._submit(batch.part(bad), tile, self._exact).result()
+            found = launched.result() if isinstance(launched, _GpuFuture) else launched
         except OutOfMemory as error:
             error.steps, error.not_finite = error.steps + encoded.oom_steps, len(bad)
             raise
@@ -245,10 +246,11 @@ class _PendingBatch(NamedTuple):
     encoder: BatchEncoder
     batch: Batch
     tile: bool | None
-    launched: Future[EncodeFuture]
+    launched: Future[EncodedBatch | _GpuFuture]
 
     def result(self) -> EncodedBatch:
-        encoded = self.launched.result().result()
+        launched = self.launched.result()
+        encoded = launched.result() if isinstance(launched, _GpuFuture) else launched
         if encoded.finite.all() or self.encoder._exact is None:
             return encoded
         return self.encoder._encode_in_float32(self.batch, self.tile, encoded)

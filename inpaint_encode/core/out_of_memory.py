@@ -12,7 +12,7 @@ from inpaint_encode.vae.encode import Posterior, posterior
 from inpaint_encode.vae.properties import crop_multiple
 from inpaint_encode.vae.tiles import needs_tiles, tiled_posterior
 
-from .batch import CPU_BATCH_PIXELS, OutOfMemory, is_out_of_memory, largest_batch
+from .batch import CPU_BATCH_PIXELS, MAX_BATCH_SIZE, OutOfMemory, is_out_of_memory
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -99,7 +99,7 @@ class OomAdaptiveVae:
         if strategy := self._strategies.get((height, width, tile)):
             return strategy.images
         sides = [min(side, self._tile_size) if tile else side for side in (height, width)]
-        return largest_batch(sides[0], sides[1], self._pixels)
+        return max(1, int(min(MAX_BATCH_SIZE, self._pixels / (sides[0] * sides[1]))))
 
     def measure(self) -> None:
         """Measure on an idle GPU how many pixels fit; on a CPU `CPU_BATCH_PIXELS` stays."""

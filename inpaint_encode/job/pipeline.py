@@ -23,6 +23,7 @@ from inpaint_encode.output.lease import Lease, hold
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import Remaining, job_record, open_output, remaining, row_metadata, validate_sizes
 from inpaint_encode.output.state import ChunkResult, OutputState
+from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob, label_selector
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
@@ -57,7 +58,7 @@ class Backend(NamedTuple):
 
 
 def build_pipeline(
-    work: pa.Table, job: EncodeJob, backend: Backend, state: OutputState, metadata: RowMetadata
+    work: pa.Table, job: EncodeJob, backend: Backend, state: OutputState, metadata: RowMetadata, schema: pa.Schema
 ) -> ray.data.Dataset:
     """Return the pipeline that fetches, decodes, encodes and commits.
 
@@ -85,7 +86,7 @@ def build_pipeline(
         )
         .map_batches(
             EncodeStage,
-            fn_constructor_args=(partial(backend.open, metadata), batch_size, metadata, vae.gpus, vae.most),
+            fn_constructor_args=(partial(backend.open, metadata), batch_size, schema, vae.gpus, vae.most),
             compute=ray.data.ActorPoolStrategy(
                 min_size=vae.least,
                 max_size=vae.most,
@@ -99,7 +100,7 @@ def build_pipeline(
         )
         .map_batches(
             commit_stage,
-            fn_kwargs={"state": state, "metadata": metadata},
+            fn_kwargs={"state": state, "schema": schema},
             num_cpus=job.workers.write_cpus,
             label_selector=fetch_on,
             **one_chunk,
@@ -150,13 +151,14 @@ def run_job(
         record = job_record(job, metadata, found.extra_columns)
         state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(state, inventory, job, found).limited(job.run.limit)
+        schema = data_schema(metadata, found.pairs.schema)
         found = found.without_pairs()
         pa.default_memory_pool().release_unused()
         run = _Run(job, state, left, lease, display)
         if left.work.num_rows:
             display.say("waiting for Ray")
             with joined(job.run.address):
-                run.consume(build_pipeline(left.work, job, backend, state, metadata))
+                run.consume(build_pipeline(left.work, job, backend, state, metadata, schema))
         state.finish(run.chunks)
         about = {"job": state.job, **record}
         state.check_lease()

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
@@ -31,11 +31,10 @@ from inpaint_encode.core.circuit_breaker import CircuitBreaker
 from inpaint_encode.core.counters import Counters
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.errors import EncodeError, JobFailed
-from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK, data_schema
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores.access import Access
 
@@ -81,7 +80,7 @@ class EncodeStage:
     Args:
         open_encoder: returns the encoder on ``"cuda"`` or ``"cpu"``.
         batch_size: images in a batch; "auto" leaves it to the encoder.
-        metadata: of the rows.
+        schema: of the output's data files.
         gpus: GPUs that Ray gave the actor.
         workers: actors that share a node's CPUs, at most.
 
@@ -93,7 +92,7 @@ class EncodeStage:
         self,
         open_encoder: Callable[[str], LatentEncoder],
         batch_size: int | Literal["auto"],
-        metadata: RowMetadata,
+        schema: pa.Schema,
         gpus: float,
         workers: int,
     ) -> None:
@@ -106,7 +105,7 @@ class EncodeStage:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
         self._encoder = open_encoder("cuda" if on_gpu else "cpu")
         self._batch_size = batch_size
-        self._metadata = metadata
+        self._schema = schema
         self._clock = IdleClock()
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -122,9 +121,8 @@ class EncodeStage:
             fatal = str(error)
         at = [index for index, result in enumerate(results) if isinstance(result, EncodedPair)]
         extra = decoded[EXTRA_COLUMNS].combine_chunks() if EXTRA_COLUMNS in decoded.column_names else None
-        schema = data_schema(replace(self._metadata, mask_encoding="packed"), decoded.schema)
         encoded = [result for result in results if isinstance(result, EncodedPair)]
-        rows = rows_table(encoded, schema, None if extra is None else extra.take(pa.array(at, pa.int64())))
+        rows = rows_table(encoded, self._schema, None if extra is None else extra.take(pa.array(at, pa.int64())))
         rejects = rejects_table([result for result in results if isinstance(result, Reject)])
         return pack_chunk(work, counters.items(), fatal, rows=rows, rejects=rejects)
 
@@ -140,7 +138,7 @@ def _no_cuda(gpus: float, built_for: str | None) -> str:
     )
 
 
-def commit_stage(row: pa.Table, *, state: OutputState, metadata: RowMetadata) -> pa.Table:
+def commit_stage(row: pa.Table, *, state: OutputState, schema: pa.Schema) -> pa.Table:
     """Write a chunk's rows and rejects into the output; return its receipt (`inpaint_encode.schema.RECEIPT`)."""
     work, before, fatal, (rows, rejects) = unpack_chunk(row, "rows", "rejects")
     counters = Counters(before.items())
@@ -149,9 +147,6 @@ def commit_stage(row: pa.Table, *, state: OutputState, metadata: RowMetadata) ->
     if fatal is None:
         try:
             with counters.timed("write"):
-                own = data_schema(metadata)
-                extra = [field for field in rows.schema if field.name not in own.names]
-                schema = pa.schema([*own, *extra], own.metadata)
                 committed = state.commit(work, row_groups(rows, schema), schema, rejects.cast(REJECTS))
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
             for name, count in mask_coverage.counted(rows["mask_coverage"].to_numpy()):

@@ -63,7 +63,7 @@ def unpack_chunk(row: pa.Table, *tables: str) -> tuple[dict[str, Any], dict[str,
 class ReusableBuffer:
     """Memory for the pixels of one chunk after another: fresh pages would cost a third of what decoding costs.
 
-    `lend` hands the memory to Arrow. While a part of that Arrow buffer is alive, `start` allocates new memory; a weak
+    `lend` hands the memory to Arrow. While a part of that Arrow buffer is alive, the next chunk gets new memory; a weak
     reference to the lent array tells.
 
     Args:
@@ -75,13 +75,10 @@ class ReusableBuffer:
         self._lent: Any = None
         self._kept = kept
 
-    def start(self) -> None:
-        """Begin a chunk; memory that Arrow still uses is left to it."""
-        if self._lent is not None and self._lent() is not None:
-            self._memory = np.empty(0, np.uint8)
-
     def reserve(self, size: int, used: int) -> NDArray[np.uint8]:
-        """Return memory of at least ``size`` bytes that begins with the chunk's first ``used`` bytes."""
+        """Return memory of at least ``size`` bytes that begins with the chunk's ``used`` bytes; 0 begins a chunk."""
+        if used == 0 and self._lent is not None and self._lent() is not None:
+            self._memory = np.empty(0, np.uint8)
         if self._memory.size < size:
             larger = np.empty(size + size // 2, np.uint8)
             larger[:used] = self._memory[:used]
@@ -106,7 +103,7 @@ def pack_decoded(results: Iterable[DecodedPair | Reject], buffer: ReusableBuffer
     """
     columns: dict[str, list[Any]] = {name: [] for name in DECODED.names if name != "pixels"}
     ends, valid, image = [0], [], None
-    buffer.start()
+    buffer.reserve(0, 0)
     for result in results:
         values: dict[str, Any] = result.pair._asdict()
         if isinstance(result, Reject):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.core.chunk import EncodedPair, Reject
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.schema import GEOMETRY, REJECTS, is_packed, packed_field, tensor_type, unpack_mask
+from inpaint_encode.schema import REJECTS, is_packed
 
 __all__ = ["ROW_GROUP_PIXELS", "rejects_table", "row_groups", "rows_table", "tensor_array"]
 
@@ -30,8 +30,9 @@ def rows_table(rows: Sequence[EncodedPair], schema: pa.Schema, extra: pa.Array |
         extra: the source's own columns of these rows, as structs.
     """
     columns: dict[str, Any] = {name: [getattr(row.pair, name) for row in rows] for name in _PAIR_COLUMNS}
-    geometry = [geometry_columns(row) for row in rows]
-    columns |= {field.name: [one[field.name] for one in geometry] for field in GEOMETRY}
+    columns |= {name: [getattr(row.image, name) for row in rows] for name in ("source_height", "source_width")}
+    columns |= {f"resized_{side}": [getattr(row.image.geometry, f"resized_{side}") for row in rows] for side in _SIDES}
+    columns |= {f"crop_{start}": [getattr(row.image.geometry.crop, start) for row in rows] for start in ("top", "left")}
     columns |= {name: [getattr(row, name) for row in rows] for name in ("mask_coverage", "precision", "tiled")}
     arrays = {name: pa.array(columns[name], schema.field(name).type) for name in columns if name in schema.names}
     arrays["noise_mask"] = pa.StructArray.from_arrays(
@@ -39,7 +40,7 @@ def rows_table(rows: Sequence[EncodedPair], schema: pa.Schema, extra: pa.Array |
             pa.array([row.noise_mask.tobytes() for row in rows], pa.large_binary()),
             pa.array([[1, *row.image.pixels.shape[:2]] for row in rows], pa.list_(pa.int64())),
         ],
-        fields=list(packed_field("noise_mask").type),
+        names=["bits", "shape"],
     )
     for name in ("samples", "original_samples", "latent_mask"):
         if name in schema.names:
@@ -50,19 +51,7 @@ def rows_table(rows: Sequence[EncodedPair], schema: pa.Schema, extra: pa.Array |
 
 
 _PAIR_COLUMNS = ("key", "image_uri", "mask_uri", "mask_index", "image_version", "mask_version")
-
-
-def geometry_columns(row: EncodedPair) -> dict[str, int]:
-    """Return the columns of `inpaint_encode.schema.GEOMETRY`."""
-    image = row.image
-    return {
-        "source_height": image.source_height,
-        "source_width": image.source_width,
-        "resized_height": image.geometry.resized_height,
-        "resized_width": image.geometry.resized_width,
-        "crop_top": image.geometry.crop.top,
-        "crop_left": image.geometry.crop.left,
-    }
+_SIDES = ("height", "width")
 
 
 def tensor_array(values: Sequence[NDArray[Any]], empty: pa.DataType) -> pa.StructArray:
@@ -73,7 +62,7 @@ def tensor_array(values: Sequence[NDArray[Any]], empty: pa.DataType) -> pa.Struc
     offsets = np.cumsum([0, *(value.size for value in values)], dtype=np.int64)
     data = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
     shapes = pa.array([value.shape for value in values], pa.list_(pa.int64()))
-    return pa.StructArray.from_arrays([data, shapes], fields=list(tensor_type(flat.type)))
+    return pa.StructArray.from_arrays([data, shapes], names=["data", "shape"])
 
 
 def row_groups(rows: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -82,11 +71,11 @@ def row_groups(rows: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
     Raises:
         JobFailed: a column is not of the output's type.
     """
+    unpack = is_packed(rows.schema.field("noise_mask").type) and not is_packed(schema.field("noise_mask").type)
     for field in schema:
         found = rows.schema.field(field.name).type
-        if found != field.type and not (field.name == "noise_mask" and is_packed(found)):
+        if found != field.type and not (field.name == "noise_mask" and unpack):
             raise JobFailed(f"a worker's column {field.name} is {found}, but the output's is {field.type}")
-    unpack = is_packed(rows.schema.field("noise_mask").type) and not is_packed(schema.field("noise_mask").type)
     shapes = rows["noise_mask"].combine_chunks().field("shape").to_pylist()
     size = max(1, ROW_GROUP_PIXELS // max([height * width for _, height, width in shapes], default=1))
     for start in range(0, max(1, rows.num_rows), size):
@@ -94,7 +83,10 @@ def row_groups(rows: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
         if unpack:
             masks = group["noise_mask"].combine_chunks()
             bits = zip(masks.field("bits"), shapes[start : start + size], strict=True)
-            unpacked = [unpack_mask(one.as_buffer(), *shape[1:]).reshape(shape) for one, shape in bits]
+            unpacked = [
+                np.unpackbits(np.frombuffer(one.as_buffer(), np.uint8), count=shape[1] * shape[2]).reshape(shape)
+                for one, shape in bits
+            ]
             column = tensor_array(unpacked, schema.field("noise_mask").type)
             group = group.set_column(schema.get_field_index("noise_mask"), "noise_mask", column)
         yield pa.table(group.columns, schema=schema)

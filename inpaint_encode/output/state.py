@@ -108,7 +108,7 @@ class OutputState:
         Raises:
             JobFailed: another run has taken it.
         """
-        check_lease_token(self.uri("_lease.json"), self.token)
+        check_lease_token(f"{self.output}/_lease.json", self.token)
 
     def commit(
         self,

@@ -36,26 +36,26 @@ _obstore_process = 0
 @translate_errors()
 def read(uri: str, access: Access, max_bytes: int) -> Blob:
     """See `storage.read`."""
-    bucket, key = _split(uri)
-    if _is_forked(uri):
+    client, bucket, key = _connect(uri, access)
+    if client is None:
         answer = s3.request("get_object", access, Bucket=bucket, Key=key)
         check_size(answer["ContentLength"], max_bytes)
         return Blob(answer["Body"].read(), answer.get("ETag", ""))
-    result = obstore.get(_connect(uri, access), key)
+    result = obstore.get(client, key)
     check_size(result.meta["size"], max_bytes)
     return Blob(bytes(result.bytes()), result.meta["e_tag"] or "")
 
 
 def read_range(uri: str, start: int, length: int, access: Access) -> Blob:
     """See `storage.read_range`."""
-    bucket, key = _split(uri)
     try:
         with translate_errors():
-            if _is_forked(uri):
+            client, bucket, key = _connect(uri, access)
+            if client is None:
                 wanted = f"bytes={start}-{start + length - 1}"
                 answer = s3.request("get_object", access, Bucket=bucket, Key=key, Range=wanted)
                 return Blob(answer["Body"].read(), answer.get("ETag", ""))
-            result = obstore.get(_connect(uri, access), key, options={"range": (start, start + length)})
+            result = obstore.get(client, key, options={"range": (start, start + length)})
             return Blob(bytes(result.bytes()), result.meta["e_tag"] or "")
     except RangeNotSatisfiable:
         return Blob(b"", "")
@@ -64,11 +64,11 @@ def read_range(uri: str, start: int, length: int, access: Access) -> Blob:
 @translate_errors()
 def stat(uri: str, access: Access) -> Stat:
     """See `storage.stat`."""
-    bucket, key = _split(uri)
-    if _is_forked(uri):
+    client, bucket, key = _connect(uri, access)
+    if client is None:
         answer = s3.request("head_object", access, Bucket=bucket, Key=key)
         return Stat(answer["ContentLength"], answer.get("ETag", ""))
-    meta = obstore.head(_connect(uri, access), key)
+    meta = obstore.head(client, key)
     return Stat(meta["size"], meta["e_tag"] or "")
 
 
@@ -79,19 +79,16 @@ def pages(prefix: str, access: Access) -> Callable[[], Listed | None]:
 
 def write(uri: str, data: bytes, expect: str | None) -> str:
     """See `storage.write`."""
-    _check_writable(uri)
-    return s3.write(*_split(uri), data, expect)
+    if not uri.startswith("s3://"):
+        raise OSError(errno.ENOTSUP, "gs:// can only be read")
+    return s3.write(uri, data, expect)
 
 
 def delete(uri: str) -> None:
     """See `storage.delete`."""
-    _check_writable(uri)
-    s3.delete(*_split(uri))
-
-
-def _check_writable(uri: str) -> None:
     if not uri.startswith("s3://"):
         raise OSError(errno.ENOTSUP, "gs:// can only be read")
+    s3.delete(uri)
 
 
 class _Listing:
@@ -104,7 +101,7 @@ class _Listing:
 
     def __init__(self, prefix: str, access: Access) -> None:
         self._uri, self._access = prefix, access
-        self._bucket, path = _split(prefix)
+        self._bucket, _, path = prefix.partition("://")[2].partition("/")
         self._prefix = f"{path}/" if path else ""
         self._after: str | None = None
         self._stream: Any = None
@@ -115,7 +112,8 @@ class _Listing:
         """Return the next objects, or None at the end."""
         try:
             with translate_errors():
-                return self._page_by_botocore() if _is_forked(self._uri) else self._next()
+                client, _, _ = _connect(self._uri, self._access)
+                return self._page_by_botocore() if client is None else self._next()
         except BaseException as error:
             self._stream, self._pending = None, []
             if isinstance(error.__cause__, InvalidPathError) and self._uri.startswith("s3://"):
@@ -125,8 +123,8 @@ class _Listing:
 
     def _page_by_obstore(self) -> Listed | None:
         if self._stream is None:
-            store = _connect(self._uri, self._access)
-            self._stream = obstore.list(store, self._prefix or None, offset=self._after, chunk_size=_PAGE_SIZE)
+            client, _, _ = _connect(self._uri, self._access)
+            self._stream = obstore.list(client, self._prefix or None, offset=self._after, chunk_size=_PAGE_SIZE)
         entries = self._pending
         for chunk in self._stream:
             entries = [*entries, *chunk]
@@ -162,23 +160,17 @@ class _Listing:
         return self._listed(list(compress(entries, valid)))._replace(unreadable=tuple(unreadable))
 
 
-def _split(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key."""
-    bucket, _, key = uri.partition("://")[2].partition("/")
-    return bucket, key
+def _connect(uri: str, access: Access) -> tuple[Any, str, str]:
+    """Return obstore's client, the bucket and the key. The client is None in a forked process, where botocore reads.
 
-
-def _connect(uri: str, access: Access) -> Any:
-    """Return obstore's client of a URI's bucket."""
+    Raises:
+        ValueError: the process was forked from one that had used obstore, and the bucket is not on S3.
+    """
     global _obstore_process
-    _obstore_process = _obstore_process or os.getpid()
-    connect = gcs.connect if uri.startswith("gs://") else s3.connect
-    return connect(_split(uri)[0], access)
-
-
-def _is_forked(uri: str) -> bool:
-    """Whether obstore cannot be used, as this process was forked from one that had used it."""
-    forked = _obstore_process not in (0, os.getpid())
-    if forked and not uri.startswith("s3://"):
-        raise ValueError(f"{uri} cannot be read in a forked process; start it with spawn or forkserver")
-    return forked
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    if _obstore_process not in (0, os.getpid()):
+        if not uri.startswith("s3://"):
+            raise ValueError(f"{uri} cannot be read in a forked process; start it with spawn or forkserver")
+        return None, bucket, key
+    _obstore_process = os.getpid()
+    return (gcs.connect if uri.startswith("gs://") else s3.connect)(bucket, access), bucket, key

@@ -74,24 +74,26 @@ def request(operation: str, access: Access, **parameters: Any) -> dict[str, Any]
     return answer
 
 
-def write(bucket: str, key: str, data: bytes, expect: str | None) -> str:
+def write(uri: str, data: bytes, expect: str | None) -> str:
     """See `storage.write`. The object is one PUT of any size, up to the store's limit of 5 GB."""
     condition = {} if expect is None else {"IfNoneMatch": "*"} if expect == ABSENT else {"IfMatch": expect}
     seconds = _CALL_S + len(data) / _MIN_UPLOAD_RATE
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
         with translate_errors():
             answer = _s3fs().call_s3("put_object", Bucket=bucket, Key=key, Body=data, timeout=seconds, **condition)
     except FileNotFoundError as error:
         if expect:  # AWS answers 404 to If-Match where others answer 412
-            raise Conflict(f"s3://{bucket}/{key} no longer exists") from error
+            raise Conflict(f"{uri} no longer exists") from error
         raise
     if not answer.get("ETag"):
         raise OSError(errno.EINVAL, "the store returned no ETag, without which two writers can overwrite each other")
     return str(answer["ETag"])
 
 
-def delete(bucket: str, key: str) -> None:
+def delete(uri: str) -> None:
     """See `storage.delete`."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
     with contextlib.suppress(FileNotFoundError), translate_errors():
         _s3fs().call_s3("delete_object", Bucket=bucket, Key=key, timeout=_CALL_S)
 
