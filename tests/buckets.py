@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import obstore
 import pytest
-import stamina
+import tenacity
 
 from inpaint_encode.demo.s3server import LocalS3
 from inpaint_encode.stores import s3 as s3_store
@@ -62,7 +62,9 @@ def fill(prefix: str, names: list[str]) -> None:
             Path(prefix, name).write_bytes(b"1")
         return
     bucket, _, path = prefix.removeprefix("s3://").partition("/")
-    put = stamina.retry(on=obstore.exceptions.BaseError, attempts=4)(obstore.put)  # a busy machine resets connections
+    put = tenacity.retry(stop=tenacity.stop_after_attempt(4), wait=tenacity.wait_exponential_jitter(0.1))(
+        obstore.put
+    )  # a busy machine resets connections
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: put(s3_store.connect(bucket), f"{path}/{name}", b"1"), names))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import stamina
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from .base import Unavailable
 
@@ -21,16 +21,20 @@ _retries = 0
 
 
 def retry(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Return what ``call`` returns; call it again after `Unavailable`, until `RETRY_BUDGET_S` has passed.
+    """Return what ``call`` returns; call it again after `Unavailable`, until `RETRY_BUDGET_S` has passed."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(Unavailable),
+        stop=stop_after_delay(RETRY_BUDGET_S),
+        wait=wait_exponential_jitter(initial=0.1, max=5.0, jitter=1.0),
+        before_sleep=_count,
+        reraise=True,
+    )
+    return retrying(call, *args, **kwargs)
 
-    The host's instrumentation of stamina sees the retries; by default they are logged.
-    """
+
+def _count(_state: RetryCallState) -> None:
     global _retries
-    for attempt in stamina.retry_context(Unavailable, attempts=None, timeout=RETRY_BUDGET_S, wait_max=5.0):
-        with attempt:
-            _retries += attempt.num > 1
-            return call(*args, **kwargs)
-    raise AssertionError("a retry context ends with a result or an error")
+    _retries += 1
 
 
 def retry_count() -> int:

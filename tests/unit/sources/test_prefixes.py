@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import obstore
 import pytest
-import stamina
+import tenacity
 
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
@@ -68,7 +68,7 @@ def bytes_an_object(small: str, large: str, expected: int) -> float:
 def fill(prefix: str, objects: int) -> None:
     """Half of them images and half of them their masks, in folders of a thousand."""
     bucket, _, below = prefix.removeprefix("s3://").partition("/")
-    put = stamina.retry(on=obstore.exceptions.BaseError, attempts=6)(obstore.put)
+    put = tenacity.retry(stop=tenacity.stop_after_attempt(6), wait=tenacity.wait_exponential_jitter(0.1))(obstore.put)
 
     def write(number: int) -> None:
         name = f"{number // 1000:03d}/photograph-{number:06d}"

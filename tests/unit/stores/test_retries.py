@@ -5,7 +5,6 @@ import threading
 import time
 
 import pytest
-import stamina
 
 from inpaint_encode.stores import retries, storage
 from inpaint_encode.stores import s3 as s3_store
@@ -71,14 +70,3 @@ class TestFaults:
         with pytest.raises(Unavailable):
             storage.read(uri)
         assert 0.4 <= time.monotonic() - start < 2.5
-
-    def test_stamina_hooks_of_the_host_are_kept_and_called(self, proxy, s3):
-        proxy.kinds, proxy.share, proxy.only = ("internal_error",), 1.0, first_put()
-        calls, before = [], storage.retry_count()
-        stamina.instrumentation.set_on_retry_hooks([calls.append])
-        try:
-            storage.write(f"{bucket_prefix(s3)}/x", b"1")
-            assert stamina.instrumentation.get_on_retry_hooks() == (calls.append,)
-        finally:
-            stamina.instrumentation.set_on_retry_hooks(None)
-        assert (storage.retry_count() - before, len(calls)) == (1, 1)
