@@ -32,7 +32,7 @@ from inpaint_encode.vae.latent_values import check_supported
 from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.properties import vae_metadata
 
-from .cluster import encoders, failures_named, joined, waited_for
+from .cluster import failures_named, joined, needed_resources, vae_workers
 from .metrics import JobMetrics
 from .progress import Display, Reminder, open_display
 from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
@@ -64,7 +64,7 @@ def build_pipeline(
 
     A row of ``work`` is a chunk, and a row of the result is its receipt, see `inpaint_encode.schema.RECEIPT`.
     """
-    vae = encoders(job.workers, job.run.address)
+    vae = vae_workers(job.workers, job.run.address)
     # Rows of one batch influence each other's last bits.
     batch_size = 1 if metadata.deterministic else job.workers.batch_size
     fetch_on, encode_on = label_selector(job.workers.fetch_on), label_selector(job.workers.encode_on)
@@ -197,7 +197,7 @@ class _Run:
     def consume(self, receipts: ray.data.Dataset) -> None:
         """Process every receipt; those of committed chunks are written even if this raises."""
         metrics = JobMetrics(self._state.job, self._pairs - self.whole.decided)
-        needs = waited_for(self._workers, encoders(self._workers, self._options.address))
+        needs = needed_resources(self._workers, vae_workers(self._workers, self._options.address))
         try:
             with failures_named(), Reminder(self._display.say, needs, REMIND_S) as reminder:
                 for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
