@@ -34,8 +34,7 @@ class Display(Protocol):
         """Show the progress from now on; ``done`` of ``total`` pairs are decided already."""
 
     def update(self, done: int, rejected: int, rate: float) -> None:
-        """Show that ``done`` pairs are decided, ``rejected`` of them rejected, at ``rate`` pairs a second; 0:
-        unknown."""
+        """Show ``done`` decided pairs, ``rejected`` ones of them, and the pairs per second (0: unknown)."""
 
 
 class Reminder:
