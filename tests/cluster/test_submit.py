@@ -164,7 +164,7 @@ def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
     job = whole_output(s3.uri("submitted-out"))["job"]["job"]
     lines = [line for line in cluster.worker_logs().splitlines() if '"pair rejected"' in line]
     (record,) = [json.loads(line) for line in lines]
-    assert (record["job"], record["error"]) == (job, "decode.not_an_image")
+    assert (record["job"], record["error"]) == (job, "image.not_an_image")
     assert record["key"] == "000/000000"
     assert "node_id" in record
 

@@ -26,10 +26,10 @@ PHOTO = photographs.astronaut()[:200, :300]
 RULES = {"mask_preset": "mat", "buckets": 96 * 96, "bucket_step": 32}
 LIMITS = {"max_pixels": 100_000, "max_bytes": 100_000}
 REJECTED = {
-    "bomb": "decode.too_large",
+    "bomb": "image.too_large",
     "bytes": "fetch.too_large",
-    "cut": "decode.truncated",
-    "html": "decode.not_an_image",
+    "cut": "image.truncated",
+    "html": "image.not_an_image",
     "across": "orientation.mismatch",
     "small": "size.too_small",
 }

@@ -18,7 +18,7 @@ START = 2**16
 """Bytes that are read of an image; the rest follows only where its header is not whole in them."""
 
 
-_MAYBE_CUT = {"decode.not_an_image", "decode.truncated", "decode.corrupt"}
+_MAYBE_CUT = {"image.not_an_image", "image.truncated", "image.corrupt"}
 """What a header may be called of which a part is missing."""
 
 

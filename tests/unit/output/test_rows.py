@@ -91,7 +91,7 @@ def test_a_file_is_the_same_a_row_group_at_a_time():
     mask = pack_mask(np.ones(3_000_000, np.uint8))
     row = {"samples": np.zeros(4, np.float16), "samples_shape": [4, 1, 1], "noise_mask": mask}
     row |= {"height": 1_000, "width": 3_000}
-    failed = dict.fromkeys(row) | {"error": "decode.corrupt"}
+    failed = dict.fromkeys(row) | {"error": "image.corrupt"}
     encoded = table_of([failed, *[{**row, "key": key} for key in "abcde"]], ENCODED)
     for encoding in ("tensor", "packed"):
         schema = data_schema(row_metadata(mask_encoding=encoding, tile=False))

@@ -32,7 +32,7 @@ from tests.proxy import FaultyProxy
 PAIRS, CHUNK_ROWS, BATCH_SIZE = 120, 16, 4
 RATIO, CHANNELS = 8, 4
 DECODER = PairDecoder(sizing=Sizing(multiple=RATIO))
-BAD = {"decode.not_an_image": 2, "decode.corrupt": 1, "decode.unsupported": 1, "size.too_small": 1}
+BAD = {"image.not_an_image": 2, "image.corrupt": 1, "image.unsupported": 1, "size.too_small": 1}
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -408,7 +408,7 @@ class TestCalibration:
         options = options_for(folder, vae=vae_folder, calibrate=0.1)
         sizes = {Pair(path.stem, str(path), str(mask)): header_of(path).size}
         trial = calibrate(vae, {**sizes, **self.sizes_of(folder, 2)}, options, DECODER)
-        assert trial.rejected.keys() <= {"decode.truncated"}
+        assert trial.rejected.keys() <= {"image.truncated"}
         with pytest.raises(JobFailed, match=r"none of the sampled pairs can be encoded: [\d,]+ decode\.truncated"):
             calibrate(vae, sizes, options, DECODER)
 
