@@ -136,7 +136,8 @@ def write_report(
             **run.as_dict(),
             "seconds": round(run.seconds, 3),
             "pairs_per_second": round(run.rate, 3),
-            "masks": mask_coverage.masks_found(run.counters) | {"warning": mask_coverage.suspicion(run.counters)},
+            "masks": mask_coverage.coverage_summary(run.counters)
+            | {"warning": mask_coverage.coverage_warning(run.counters)},
             "counters": {
                 name: round(value, 3)
                 for name, value in sorted(run.counters.items())

@@ -137,7 +137,11 @@ def test_pixels_are_lanczos_of_the_source_and_the_mask_follows_the_contract(opti
     ("options", "ratio", "sentence"),
     [
         ({"resolution": "1000x700"}, 16, "1000x700 is not a multiple of the VAE's 16 pixels; the nearest is 992x704"),
-        ({"buckets": BUDGET, "bucket_step": 48}, 32, "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give 64"),
+        (
+            {"buckets": BUDGET, "bucket_step": 48},
+            32,
+            "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give 64",
+        ),
         ({"buckets": 4000}, 8, "--buckets 4000: not one square of --bucket-step 64 fits; give --buckets 4096 or more"),
         ({"resize": 8}, 16, "--resize 8 is less than one latent pixel, which is 16 pixels; give at least that"),
     ],
