@@ -20,7 +20,7 @@ from inpaint_encode.tools.verify.run import verify_output
 from tests import mutations
 from tests.files import COLOUR, COLOUR_ALPHA, GREY, matrix_profile, png, saved, tiff
 from tests.outputs import rejects_of, whole_report
-from tests.unit.core.decode.test_pair import ADOBE_RGB, turned_by
+from tests.unit.core.decode.samples import ADOBE_RGB, turned_by
 
 PHOTO = photographs.astronaut()[:200, :300]
 RULES = {"mask_preset": "mat", "buckets": 96 * 96, "bucket_step": 32}
