@@ -199,7 +199,7 @@ def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s
     assert "--grow-mask-by" in client.get_job_logs("bad-use")
     said = " ".join(client.get_job_logs("no-cuda").split())
     assert f"a VAE worker was given 1 GPU on node {socket.gethostname()}, but torch finds no CUDA device" in said
-    assert re.search(r"decode\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
+    assert re.search(r"image\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
     plan = client.get_job_logs("plan")
     assert json.loads(plan[plan.index("{\n") :])["pairs"] == PAIRS
 

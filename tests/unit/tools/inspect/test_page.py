@@ -257,7 +257,7 @@ class TestFind:
             find_row(Output.open(str(output)), "zzzzzz")
 
     def test_of_a_rejected_one_the_reason_is_told(self, output):
-        with pytest.raises(UsageError, match=r"'bad-1' is no row, it was rejected: decode\.truncated: cut"):
+        with pytest.raises(UsageError, match=r"'bad-1' is no row, it was rejected: image\.truncated: cut"):
             find_row(Output.open(str(output)), "bad-1")
 
     def test_chunks_of_rejects_alone_are_passed_over(self, output):
