@@ -36,7 +36,7 @@ class NotWhole(EncodeError):
 class PairRejected(Exception):
     """One pair cannot become a row; the others go on.
 
-    ``error`` is a stable name, ``stage.what`` (``decode.truncated``); ``message`` says it with numbers.
+    ``error`` is a stable name, ``stage.what`` (``image.truncated``); ``message`` says it with numbers.
     """
 
     def __init__(self, error: str, message: str) -> None:
@@ -46,5 +46,5 @@ class PairRejected(Exception):
 
     @property
     def stage(self) -> str:
-        """The part of the name before the dot: ``fetch``, ``decode``, ``mask``, ``size`` or ``encode``."""
+        """Part of the name before the dot: ``fetch``, ``image``, ``mask``, ``orientation``, ``size`` or ``encode``."""
         return self.error.partition(".")[0]

@@ -57,7 +57,7 @@ def write_rejects(folder: Path, chunk: int, rejects: list[dict[str, Any]]) -> No
     """Write a chunk's file of rejected pairs; what a reject lacks is made of its key."""
     (folder / "_rejected").mkdir(exist_ok=True)
     whole = [
-        {"image_uri": f"/images/{one['key']}.png", "mask_uri": f"/masks/{one['key']}.png", "stage": "decode", **one}
+        {"image_uri": f"/images/{one['key']}.png", "mask_uri": f"/masks/{one['key']}.png", "stage": "image", **one}
         for one in rejects
     ]
     table = pa.Table.from_pylist(whole, REJECTS)

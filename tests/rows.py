@@ -31,7 +31,7 @@ def encoded_pair(key: str, samples: np.ndarray, mask: np.ndarray, *, border: int
     pixels = np.broadcast_to(np.uint8(0), (height, width, 3))
     fields = {
         "pair": Pair(key, f"s3://in/{key}.jpg", f"s3://in/{key}.png")._replace(**of_pair),
-        "image": DecodedImage(pixels, height + border, width, geometry, turned=False),
+        "image": DecodedImage(pixels, height + border, width, geometry, transposed=False),
         "samples": samples,
         "original_samples": None,
         "noise_mask": np.packbits(mask),

@@ -24,7 +24,7 @@ from inpaint_encode.vae.registry import family_of
 from .batch import Batch, EncodedBatch, EncodeFuture, OutOfMemory
 from .compiled import optimise
 from .out_of_memory import EncodeResult, Float32FallbackVae, OomAdaptiveVae, cast_copy
-from .transform import grow_mask, mask_of_latent, neutralise
+from .transform import grow_mask, neutralise, resize_to_latent
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -166,7 +166,7 @@ class BatchEncoder:
             if rule == "diffusers":
                 bits = [np.unpackbits(one, count=batch.height * batch.width) for one in batch.masks]
                 masks = torch.from_numpy(np.stack(bits).reshape(masks.shape))
-            arrays["latent_mask"] = mask_of_latent(masks, samples.shape[-2], samples.shape[-1], rule)
+            arrays["latent_mask"] = resize_to_latent(masks, samples.shape[-2], samples.shape[-1], rule)
             arrays["latent_mask"] = arrays["latent_mask"].to(samples.dtype).numpy()
         return EncodedBatch(**arrays, seconds=seconds, tiled=outputs.tiled, oom_steps=outputs.steps)
 

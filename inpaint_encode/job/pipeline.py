@@ -239,7 +239,7 @@ class _Run:
 
     def _check_masks(self) -> None:
         """Warn once if the masks look inverted, empty or full."""
-        if not self._masks_checked and (warning := mask_coverage.suspicion(self.stats.counters)):
+        if not self._masks_checked and (warning := mask_coverage.coverage_warning(self.stats.counters)):
             self._display.say(f"warning: {warning}")
             self._masks_checked = True
 

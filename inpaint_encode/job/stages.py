@@ -149,7 +149,7 @@ def commit_stage(row: pa.Table, *, state: OutputState, schema: pa.Schema) -> pa.
             with counters.timed("write"):
                 committed = state.commit(work, row_groups(rows, schema), schema, rejects.cast(REJECTS))
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
-            for name, count in mask_coverage.counted(rows["mask_coverage"].to_numpy()):
+            for name, count in mask_coverage.coverage_counters(rows["mask_coverage"].to_numpy()):
                 counters.add(name, count)
             for reject in rejects.select(["key", "error", "message"]).to_pylist():
                 fields = {"key": reject["key"], "error": reject["error"], "reason": reject["message"]}

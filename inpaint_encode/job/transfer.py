@@ -142,7 +142,7 @@ def unpack_decoded(table: pa.Table) -> list[DecodedPair | Reject]:
             crop = CropBox(row["crop_top"], row["crop_left"], row["height"], row["width"])
             levels = np.frombuffer(pixels[index].as_buffer(), np.uint8).reshape(crop.height, crop.width, 3)
             geometry = Geometry(row["resized_height"], row["resized_width"], crop)
-            image = DecodedImage(levels, row["source_height"], row["source_width"], geometry, turned=False)
+            image = DecodedImage(levels, row["source_height"], row["source_width"], geometry, transposed=False)
         assert image is not None
         found.append(DecodedPair(pair, image, np.frombuffer(masks[index].as_buffer(), np.uint8)))
     return found

@@ -146,7 +146,7 @@ def write_report(
         for name, value in sorted(run.counters.items())
         if not name.startswith(mask_coverage.PREFIX)
     }
-    warning = mask_coverage.suspicion(run.counters)
+    warning = mask_coverage.coverage_warning(run.counters)
     report = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "pairs": planned,
@@ -157,7 +157,7 @@ def write_report(
             **run.as_dict(),
             "seconds": round(seconds, 3),
             "pairs_per_second": round(run.decided / seconds if seconds else 0.0, 3),
-            "masks": mask_coverage.masks_found(run.counters) | {"warning": warning},
+            "masks": mask_coverage.coverage_summary(run.counters) | {"warning": warning},
             "counters": counters,
             "decided_over_time": run.over_time,
         },

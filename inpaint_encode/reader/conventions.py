@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
-from inpaint_encode.core.transform import mask_of_latent
+from inpaint_encode.core.transform import resize_to_latent
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.vae.registry import known_family
@@ -149,7 +149,7 @@ def of_posterior(stored: Tensor, metadata: RowMetadata, generator: torch.Generat
 
 
 def latent_mask(row: Mapping[str, Any], metadata: RowMetadata, convention: Literal["comfyui", "diffusers"]) -> Tensor:
-    """A mask at the latent's size, float32 ``[1, h, w]``, by a rule of `inpaint_encode.core.transform.mask_of_latent`.
+    """A mask at the latent's size, float32 ``[1, h, w]``, by a rule of `core.transform.resize_to_latent`.
 
     It is the stored one, if the output has it by this rule, and else it is made of ``noise_mask``. So by diffusers'
     rule it is of the mask before it grew where ``--latent-mask diffusers`` stored it, and else of the grown one.
@@ -158,7 +158,7 @@ def latent_mask(row: Mapping[str, Any], metadata: RowMetadata, convention: Liter
         stored: Tensor = row["latent_mask"]
         return stored.to(torch.float32, copy=True)
     height, width = row["samples"].shape[-2:]
-    return mask_of_latent(row["noise_mask"], height, width, convention)
+    return resize_to_latent(row["noise_mask"], height, width, convention)
 
 
 def packed(values: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def encoded_rows(count: int) -> list[EncodedPair]:
     rng = np.random.default_rng(0)
     masks = [np.array(draw_mask(rng, (_SIDE, _SIDE), "strokes")) // 255 for _ in range(min(count, _ROWS))]
     pixels = np.broadcast_to(np.uint8(0), (_SIDE, _SIDE, 3))
-    image = DecodedImage(pixels, _SIDE, _SIDE, Geometry(_SIDE, _SIDE, CropBox(0, 0, _SIDE, _SIDE)), turned=False)
+    image = DecodedImage(pixels, _SIDE, _SIDE, Geometry(_SIDE, _SIDE, CropBox(0, 0, _SIDE, _SIDE)), transposed=False)
     return [
         EncodedPair(
             pair=Pair(f"{number // 1000:04}/{number:07}", "image.jpg", "mask.png"),

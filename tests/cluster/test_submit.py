@@ -164,7 +164,7 @@ def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
     job = whole_output(s3.uri("submitted-out"))["job"]["job"]
     lines = [line for line in cluster.worker_logs().splitlines() if '"pair rejected"' in line]
     (record,) = [json.loads(line) for line in lines]
-    assert (record["job"], record["error"]) == (job, "decode.not_an_image")
+    assert (record["job"], record["error"]) == (job, "image.not_an_image")
     assert record["key"] == "000/000000"
     assert "node_id" in record
 
@@ -199,7 +199,7 @@ def test_the_other_jobs_and_every_exit_code(cluster, client, resumed, options, s
     assert "--grow-mask-by" in client.get_job_logs("bad-use")
     said = " ".join(client.get_job_logs("no-cuda").split())
     assert f"a VAE worker was given 1 GPU on node {socket.gethostname()}, but torch finds no CUDA device" in said
-    assert re.search(r"decode\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
+    assert re.search(r"image\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
     plan = client.get_job_logs("plan")
     assert json.loads(plan[plan.index("{\n") :])["pairs"] == PAIRS
 

@@ -20,16 +20,16 @@ from inpaint_encode.tools.verify.run import verify_output
 from tests import mutations
 from tests.files import COLOUR, COLOUR_ALPHA, GREY, matrix_profile, png, saved, tiff
 from tests.outputs import rejects_of, whole_report
-from tests.unit.core.decode.test_pair import ADOBE_RGB, turned_by
+from tests.unit.core.decode.samples import ADOBE_RGB, turned_by
 
 PHOTO = photographs.astronaut()[:200, :300]
 RULES = {"mask_preset": "mat", "buckets": 96 * 96, "bucket_step": 32}
 LIMITS = {"max_pixels": 100_000, "max_bytes": 100_000}
 REJECTED = {
-    "bomb": "decode.too_large",
+    "bomb": "image.too_large",
     "bytes": "fetch.too_large",
-    "cut": "decode.truncated",
-    "html": "decode.not_an_image",
+    "cut": "image.truncated",
+    "html": "image.not_an_image",
     "across": "orientation.mismatch",
     "small": "size.too_small",
 }

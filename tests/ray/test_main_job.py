@@ -87,7 +87,7 @@ def test_demo_rows_are_the_contract(demo, demo_rows, vae_folder):
 def test_demo_counts_add_up(demo):
     report, pairs = read_report(demo["output"]), demo["pairs"]
     assert report["pairs"] == len(pairs.pairs) == report["encoded"] + report["rejected"]
-    assert report["rejected_by_error"] == {"decode.truncated": 1}
+    assert report["rejected_by_error"] == {"image.truncated": 1}
     assert report["unpaired_images"] == len(pairs.unpaired_images)
     assert report["unpaired_masks"] == len(pairs.unpaired_masks)
     assert report["ignored_files"] == len(pairs.ignored_files)
@@ -99,8 +99,8 @@ def test_demo_reject_says_what_happened(demo):
     rejects = pq.read_table(io.BytesIO(only_file(demo["output"], "_rejected/")))
     (row,) = rejects.to_pylist()
     assert row["key"] == demo["pairs"].broken
-    assert row["stage"] == "decode"
-    assert row["error"] == "decode.truncated"
+    assert row["stage"] == "image"
+    assert row["error"] == "image.truncated"
     assert row["image_uri"] in row["message"]
     assert "bytes" in row["message"]
 
@@ -250,7 +250,7 @@ class TestExitCodes:
         environment = {name: f"canary-{name}" for name in secret} | {"RAY_ADDRESS": ray_cluster}
         done = command("encode", *pairs, "--vae", vae_folder, "--max-rejected", "0", **environment)
         assert done.returncode == 3, done.stderr
-        assert "1 decode.not_an_image" in done.stderr
+        assert "1 image.not_an_image" in done.stderr
         written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
         assert len(written) > 3
         assert not [text for text in (*written, done.stdout.encode(), done.stderr.encode()) if b"canary" in text]

@@ -10,7 +10,7 @@ from torch import nn
 
 from inpaint_encode import iter_rows
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.core.transform import grow_mask, mask_of_latent, neutralise
+from inpaint_encode.core.transform import grow_mask, neutralise, resize_to_latent
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job, vae_backend
 from inpaint_encode.metadata import RowMetadata
@@ -117,7 +117,7 @@ def test_every_row_is_what_was_asked_for(tmp_path, ray_cluster, make_job, displa
         levels, hole = torch.from_numpy(image).float() / 255, torch.from_numpy(mask)
         assert np.array_equal(row["noise_mask"][0], grow_mask(hole, 6).numpy())
         size = row["samples"].shape[1:]
-        assert np.array_equal(row["latent_mask"], mask_of_latent(hole[None], *size, "diffusers").numpy())
+        assert np.array_equal(row["latent_mask"], resize_to_latent(hole[None], *size, "diffusers").numpy())
         if key != "large":
             tolerance = 1e-5 if noise else 0.02
             assert np.abs(row["samples"] - drawn(vae, neutralise(levels, hole.float()), key)).max() <= tolerance

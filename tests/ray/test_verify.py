@@ -57,7 +57,7 @@ def encode(source, ray_cluster, make_job):
 def whole(tmp_path_factory, encode):
     output = tmp_path_factory.mktemp("whole") / "out"
     report = encode(output)
-    assert (report["files"], report["rejected_by_error"]) == (CHUNKS, {"decode.truncated": 1})
+    assert (report["files"], report["rejected_by_error"]) == (CHUNKS, {"image.truncated": 1})
     return output
 
 
@@ -255,7 +255,7 @@ def problems_of(verdict, check: str) -> list:
 def test_a_whole_output_is_whole(whole):
     verdict = verify(whole)
     assert verdict.problems == []
-    assert (verdict.pairs, verdict.encoded, verdict.rejects) == (24, 23, {"decode.truncated": 1})
+    assert (verdict.pairs, verdict.encoded, verdict.rejects) == (24, 23, {"image.truncated": 1})
     verdict.refuse_unless_whole()
 
 
@@ -460,7 +460,7 @@ class TestSample:
 def test_what_a_shell_sees(output, shell):
     done = shell("verify", output)
     assert done.returncode == 0, done.stderr
-    assert "24 pairs planned in 8 chunks: 23 encoded, 1 rejected (1 decode.truncated)" in done.stdout
+    assert "24 pairs planned in 8 chunks: 23 encoded, 1 rejected (1 image.truncated)" in done.stdout
     drop_a_row(output)
     done = shell("verify", output)
     assert done.returncode == 4

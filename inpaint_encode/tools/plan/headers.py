@@ -15,7 +15,7 @@ __all__ = ["START", "Header", "read_header"]
 START = 2**16
 """Bytes to read of an image; the whole file is read only if its header is longer."""
 
-_MAYBE_INCOMPLETE = {"decode.not_an_image", "decode.truncated", "decode.corrupt"}
+_MAYBE_INCOMPLETE = {"image.not_an_image", "image.truncated", "image.corrupt"}
 """Errors that an incomplete header may cause."""
 
 

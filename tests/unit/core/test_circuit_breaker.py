@@ -82,7 +82,7 @@ class TestObjectsOfTheirOwn:
     def test_a_dead_host_does_not_condemn_another(self, tmp_path, host, quick):
         (tmp_path / "a.png").write_bytes(b"no image")
         uris = [*(f"http://127.0.0.1:1/{n}.png" for n in range(5)), f"{host[0]}/a.png"]
-        assert outcome(tmp_path, uris) == ([*["fetch.unavailable"] * 5, "decode.not_an_image"], None)
+        assert outcome(tmp_path, uris) == ([*["fetch.unavailable"] * 5, "image.not_an_image"], None)
 
     def test_a_loop_of_redirections_is_not_waited_for(self, tmp_path, host, monkeypatch):
         monkeypatch.setattr(

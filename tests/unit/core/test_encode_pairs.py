@@ -55,7 +55,7 @@ def encoded(vae_folder, monkeypatch):
         pairs = []
         for index, size in enumerate(SIZES):
             levels, mask = rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 2, size, np.uint8)
-            image = DecodedImage(levels, *size, Geometry(*size, CropBox(0, 0, *size)), turned=False)
+            image = DecodedImage(levels, *size, Geometry(*size, CropBox(0, 0, *size)), transposed=False)
             pairs.append(DecodedPair(Pair(str(index), "i", "m"), image, np.packbits(mask)))
         counters = Counters()
         made = encode_pairs(pairs, encoder, counters)

@@ -63,7 +63,7 @@ def test_nothing_is_enlarged_unasked(options, size, sentence):
 
 def test_enlarging_has_an_end():
     decoder = PairDecoder(sizing=Sizing(multiple=8, resize=512, upscale=True), max_pixels=1_000_000)
-    with pytest.raises(PairRejected, match="512 x 2048 pixels it has more than --max-pixels 1,000,000") as caught:
+    with pytest.raises(PairRejected, match="enlarged to 512 x 2048 pixels, more than --max-pixels 1,000,000") as caught:
         decoder.image(png(np.zeros((4, 16, 3), np.uint8), COLOUR))
     assert caught.value.error == "size.too_large"
 
@@ -136,8 +136,12 @@ def test_pixels_are_lanczos_of_the_source_and_the_mask_follows_the_contract(opti
 @pytest.mark.parametrize(
     ("options", "ratio", "sentence"),
     [
-        ({"resolution": "1000x700"}, 16, "1000x700 is no multiple of the VAE's 16; the nearest is 992x704"),
-        ({"buckets": BUDGET, "bucket_step": 48}, 32, "--bucket-step 48 is no multiple of the VAE's 32; 64 is"),
+        ({"resolution": "1000x700"}, 16, "1000x700 is not a multiple of the VAE's 16 pixels; the nearest is 992x704"),
+        (
+            {"buckets": BUDGET, "bucket_step": 48},
+            32,
+            "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give 64",
+        ),
         ({"buckets": 4000}, 8, "--buckets 4000: not one square of --bucket-step 64 fits; give --buckets 4096 or more"),
         ({"resize": 8}, 16, "--resize 8 is less than one latent pixel, which is 16 pixels; give at least that"),
     ],

@@ -21,7 +21,7 @@ WORK = {"chunk": 3, "generation": 0, "part": "p", "keep": False}
 def decoded(key: str, level: int, height: int = 8, width: int = 16) -> DecodedPair:
     pixels = np.full((height + 1, width, 3), level, np.uint8)[1:]
     geometry = Geometry(height + 1, width, CropBox(1, 0, height, width))
-    image = DecodedImage(pixels, height + 1, width, geometry, turned=False)
+    image = DecodedImage(pixels, height + 1, width, geometry, transposed=False)
     return DecodedPair(Pair(key, f"{key}.jpg", f"{key}.png"), image, np.packbits(np.eye(height, width, dtype=np.uint8)))
 
 

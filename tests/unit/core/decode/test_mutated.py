@@ -29,13 +29,13 @@ def written() -> set[str]:
         text = path.read_text()
         found |= set(re.findall(r'PairRejected\(\s*"([a-z]+\.[a-z_]+)"', text))
         found |= set(re.findall(r'Reject\([a-z0-9.\[\]]+, "([a-z]+\.[a-z_]+)"', text))
-        for what in re.findall(r'PairRejected\(f"\{stage\}\.([a-z_]+)"', text):
-            found |= {f"decode.{what}", f"mask.{what}"}
+        for what in re.findall(r'PairRejected\(f"\{(?:stage|role)\}\.([a-z_]+)"', text):
+            found |= {f"image.{what}", f"mask.{what}"}
     return found
 
 
 def test_every_error_has_a_name_that_the_readme_explains():
-    dynamic = {f"{stage}.{what}" for stage in ("decode", "mask") for what in ("truncated", "corrupt")}
+    dynamic = {f"{stage}.{what}" for stage in ("image", "mask") for what in ("truncated", "corrupt")}
     assert written() | dynamic == documented()
     assert len(documented()) > 20
 

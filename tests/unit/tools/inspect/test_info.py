@@ -53,7 +53,7 @@ class Written:
         """Commit a chunk of `CHUNK` pairs, of which some are rejects."""
         work = {"chunk": number, "generation": 0, "part": self.part, "keep": False}
         pairs = [self.row(f"k{number * CHUNK + index:03}") for index in range(CHUNK)]
-        rejects = rejects_table([Reject(row.pair, "decode.truncated", "cut") for row in pairs[:rejected]])
+        rejects = rejects_table([Reject(row.pair, "image.truncated", "cut") for row in pairs[:rejected]])
         groups = groups_of(pairs[rejected:], self.metadata)
         self.committed.append((work, self.state.commit(work, *groups, rejects, check=lambda: None)))
 
@@ -105,7 +105,7 @@ def test_an_output_in_all_its_states(written):
     found = about(written.output)
     assert found.counts.state.startswith("finished 20")
     assert (found.counts.planned, found.counts.encoded, found.counts.rejected) == (6, 4, 2)
-    assert found.rejected_by_error == {"decode.truncated": 2}
+    assert found.rejected_by_error == {"image.truncated": 2}
     assert found.counts.bytes == sum(one.data_bytes for _, one in written.committed)
     written.chunk(2)
     counts = about(written.output).counts
@@ -172,7 +172,7 @@ def test_what_is_printed(written, shell):
     done = shell("info", written.output)
     lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
     assert done.returncode == 0, done.stderr
-    assert {"pairs planned 3", "rows 2", "rejected 1 (1 decode.truncated)", "files 1, 2 rows in the first"} <= lines
+    assert {"pairs planned 3", "rows 2", "rejected 1 (1 image.truncated)", "files 1, 2 rows in the first"} <= lines
     assert {"vae_class AutoencoderKL", "weights_sha256 000000000000", "scaling_factor 0.18215"} <= lines
     assert {"also_original true", "latent_mask comfyui", "grow_mask_by 6 default", "tile none default"} <= lines
     assert {"settings, of contract 1", "images " + written.record["source"]["images"]} <= lines

@@ -29,7 +29,7 @@ REPORT = {
     "pairs": 24,
     "encoded": 22,
     "rejected": 2,
-    "rejected_by_error": {"decode.truncated": 2},
+    "rejected_by_error": {"image.truncated": 2},
     "files": 2,
     "unpaired_images": 3,
     "unpaired_masks": 0,
@@ -58,7 +58,7 @@ def output(tmp_path):
     """Two files of eleven rows, whose sources are not there, and a report that tells of them."""
     folder = write_output(tmp_path / "out", tables())
     write_report(folder)
-    write_rejects(folder, 0, [{"key": f"bad-{at}", "error": "decode.truncated", "message": "cut"} for at in range(2)])
+    write_rejects(folder, 0, [{"key": f"bad-{at}", "error": "image.truncated", "message": "cut"} for at in range(2)])
     return folder
 
 
@@ -89,8 +89,8 @@ class TestPage:
         assert "All figures here are of all 22 rows." in text
         assert "24 x 16 22 100.0%" in text
         assert "diffusers' models take them scaled: value x 0.18215." in text
-        assert "decode.truncated 2 image: it ends before its pixels do" in text
-        assert "decode.truncated bad-0 cut /images/bad-0.png /masks/bad-0.png" in text
+        assert "image.truncated 2 image: it ends before its pixels do" in text
+        assert "image.truncated bad-0 cut /images/bad-0.png /masks/bad-0.png" in text
         assert "images without a mask: 3, masks without an image: 0, other files: 1" in text and "lonely.png" in text
         assert "Masks look inverted: half of 24 repaint 90%" in text
         assert "Nothing is decoded: --no-decode was given." in text
@@ -257,7 +257,7 @@ class TestFind:
             find_row(Output.open(str(output)), "zzzzzz")
 
     def test_of_a_rejected_one_the_reason_is_told(self, output):
-        with pytest.raises(UsageError, match=r"'bad-1' is no row, it was rejected: decode\.truncated: cut"):
+        with pytest.raises(UsageError, match=r"'bad-1' is no row, it was rejected: image\.truncated: cut"):
             find_row(Output.open(str(output)), "bad-1")
 
     def test_chunks_of_rejects_alone_are_passed_over(self, output):

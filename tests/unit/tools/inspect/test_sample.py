@@ -147,12 +147,12 @@ class TestStatistics:
 class TestRejects:
     def test_all_are_counted_and_some_are_named(self, tmp_path):
         for chunk in range(3):
-            write_rejects(tmp_path, chunk, [{"key": f"{chunk}-{at}", "error": "decode.truncated"} for at in range(4)])
+            write_rejects(tmp_path, chunk, [{"key": f"{chunk}-{at}", "error": "image.truncated"} for at in range(4)])
         write_rejects(tmp_path, 3, [{"key": "odd", "error": "mask.missing", "message": "no mask"}])
         found = read_rejects(str(tmp_path), random.Random(0))
         assert (found.files, found.of_files) == (4, 4)
-        assert found.counts == {"decode.truncated": 12, "mask.missing": 1}
-        assert len(found.examples["decode.truncated"]) == EXAMPLES
+        assert found.counts == {"image.truncated": 12, "mask.missing": 1}
+        assert len(found.examples["image.truncated"]) == EXAMPLES
         assert found.examples["mask.missing"][0]["message"] == "no mask"
 
     def test_without_any_there_are_none(self, tmp_path):

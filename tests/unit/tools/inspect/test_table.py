@@ -11,7 +11,7 @@ from inpaint_encode.sources import FoundPairs
 @pytest.fixture
 def output(tmp_path):
     """A folder with the report of a run that encoded 1,200 pairs and rejected 34."""
-    errors = {"decode.truncated": 30, "mask.size": 4}
+    errors = {"image.truncated": 30, "mask.size": 4}
     chunk = ChunkResult(1_200, 34, errors, data_bytes=5_000_000, version="1", rejects_version="1")
     run = RunStats()
     run.add(chunk, [("encode_s", 75.25), ("fetch_s", 120.0), ("objects_fetched", 2_400), ("coverage_0", 1_200)])
@@ -25,7 +25,7 @@ def test_a_report_is_readable(output, shell):
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
     assert {"pairs 1,234", "encoded 1,200", "rejected 34", "data_bytes 5,000,000", "unpaired_images 1"} <= set(lines)
-    assert lines.index("decode.truncated 30") < lines.index("mask.size 4")
+    assert lines.index("image.truncated 30") < lines.index("mask.size 4")
     assert lines.index("fetch 120.0") < lines.index("encode 75.2")
     assert "objects_fetched 2,400" in lines
     assert any(line.startswith("warning: masks look empty: 1,200 of 1,200") for line in lines)

@@ -19,7 +19,7 @@ from inpaint_encode.tools.plan.estimate import JobEstimate, estimate
 
 PAIRS, CHUNK_ROWS = 120, 16
 SCALE_FACTOR, CHANNELS = 8, 4
-BAD = {"decode.not_an_image": 2, "decode.corrupt": 1, "decode.unsupported": 1, "size.too_small": 1}
+BAD = {"image.not_an_image": 2, "image.corrupt": 1, "image.unsupported": 1, "size.too_small": 1}
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -109,7 +109,7 @@ def write_run(output, marks, *, pairs, rows=None) -> float:
     for seconds, decided in marks:
         run.started = time.monotonic() - seconds
         rejected = (decided - before) // 10
-        errors = {"decode.truncated": rejected}
+        errors = {"image.truncated": rejected}
         run.add(ChunkResult(decided - before - rejected, rejected, errors, 1_000, version="1", rejects_version="1"))
         before = decided
     others = pairs - run.decided
