@@ -150,13 +150,13 @@ def info(output: str, *, as_json: bool = False) -> None:
         output: Folder or prefix that an encode command wrote.
         as_json: Print JSON instead of tables.
     """
-    from inpaint_encode.tools.inspect.info import about, show
+    from inpaint_encode.tools.inspect.info import print_info, read_info
 
-    found = about(output)
+    found = read_info(output)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
-        show(found, Console(width=None if sys.stdout.isatty() else 140))
+        print_info(found, Console(width=None if sys.stdout.isatty() else 140))
 
 
 @app.command(sort_key=5)
@@ -174,18 +174,17 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
         options: What is looked at, and where the page goes.
     """
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.inspect.table import read_report, show
+    from inpaint_encode.tools.inspect.report import print_report, write_page
+    from inpaint_encode.tools.inspect.summary import read_report
 
     found = read_report(output)
     if found:
-        show(found, Console(width=None if sys.stdout.isatty() else 140))
+        print_report(found, Console(width=None if sys.stdout.isatty() else 140))
     elif options.html:
         print(f"no run has finished at {output} yet")
     else:
         raise JobFailed(f"there is no {output}/_report.json: a job writes it when it ends; a page needs none")
     if options.html:
-        from inpaint_encode.tools.inspect.report import write_page
-
         with open_display() as display:
             page = write_page(output, options, display.say)
         print(f"a page of {page.size:,} bytes: {page.uri}")
@@ -232,7 +231,7 @@ def export(
     """
     protect_local_ray(options.address)
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.export.run import export_output
+    from inpaint_encode.tools.export.pipeline import export_output
 
     with open_display() as display:
         made = export_output(output, options, display.say)

@@ -9,10 +9,10 @@ from .base import in_words, measured_in
 from .commands import EncodeJob, PlanOptions, VerifyOptions
 from .export import ExportOptions
 from .files import Decoding, Limits
+from .inspect import LatentDecoding, ReportOptions, ShowOptions
 from .row import RowSettings, VaeSource
 from .run import Batches, Chunks, Labels, Output, RunOptions, Workers, selector
 from .source import Source, SourceAccess
-from .view import LatentDecoding, ReportOptions, ShowOptions
 
 __all__ = [
     "Batches",

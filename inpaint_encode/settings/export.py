@@ -1,4 +1,4 @@
-"""As what an output is exported, and where to."""
+"""Options of ``export``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["ExportOptions"]
 
 @section("The export", 1)
 class ExportOptions(Frozen):
-    """Everything that ``inpaint-encode export`` can be told but which output."""
+    """Options of ``inpaint-encode export``."""
 
     to: Literal["comfyui", "webdataset", "safetensors"]
-    """What a row becomes: latent and mask, a sample in a tar, or one file. comfyui: a/042.latent, float32 and not
-    scaled, as LoadLatent reads it, and a/042_mask.png, the grown mask, white = repaint; the latents of --also-original
-    are below _original. webdataset: of each data file a tar with a/042.json, a/042.samples.npy, a/042.noise_mask.png
-    and what else there is. safetensors: a/042.safetensors with all tensors as they are stored, masks at a byte a pixel,
-    most of the file, and all other columns as strings."""
+    """Format: latent and mask for ComfyUI, samples in tar files, or one file per row. comfyui: a/042.latent, float32,
+    unscaled, for LoadLatent, and a/042_mask.png, the grown mask, white = repaint; latents of --also-original go to
+    _original. webdataset: one tar per data file, with a/042.json, a/042.samples.npy, a/042.noise_mask.png and the
+    optional tensors. safetensors: a/042.safetensors with all tensors as stored and all other columns as strings; the
+    mask takes one byte per pixel, most of the file."""
     output: Annotated[str, measured_in("URI")]
-    """Folder or prefix to export to, on s3:// or a disk. Rows' keys are their files' names. What a store or disk would
-    refuse there, and in tars a dot, is written as % and two hexadecimal digits; an empty part of a key is %, and a name
-    of over 200 bytes ends in a hash of it."""
+    """Folder or prefix to export to, on s3:// or a disk. Files are named by the rows' keys. Characters that stores or
+    disks refuse, and dots in tar files, become % and two hexadecimal digits; an empty part of a key becomes %; names
+    longer than 200 bytes end in a hash."""
     overwrite: bool = False
-    """Start anew: remove the files of an earlier export there, whatever of."""
+    """Remove the files of an earlier export at the destination, also of a different one, and start again."""
     address: Annotated[str, measured_in("HOST:PORT")] = ""
-    """Ray cluster to join; by default the one this process runs in, else one is started on this machine."""
+    """Ray cluster to join. Default: the cluster of this process, else a local one is started."""

@@ -1,4 +1,4 @@
-"""The VAE that an output was made by, for pictures of its latents."""
+"""Decodes an output's latents with the VAE that made them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
@@ -20,7 +19,13 @@ __all__ = ["LatentDecoder"]
 
 
 class LatentDecoder:
-    """Decodes latents as an output has them, in float32, on a GPU where there is one."""
+    """Decodes stored latents in float32, on the GPU if there is one.
+
+    Args:
+        vae: the loaded VAE.
+        facts: metadata of this VAE.
+        metadata: of the rows.
+    """
 
     def __init__(self, vae: ModelMixin, facts: VaeMetadata, metadata: RowMetadata) -> None:
         self._vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,22 +33,20 @@ class LatentDecoder:
 
     @classmethod
     def load(cls, spelled: str, metadata: RowMetadata) -> Self:
-        """Load the VAE from ``spelled``, a path, URI or hub id as `VaeMetadata.vae_source` has it.
+        """Load the VAE from a path, URI or hub id, spelled as in `VaeMetadata.vae_source`.
 
         Raises:
-            UsageError: there is none.
-            JobFailed: it is another than the one that made the rows.
-            RuntimeError: torch's, of a device without memory enough among them.
+            UsageError: there is no VAE.
+            JobFailed: it is not the VAE that made the rows.
+            RuntimeError: from torch, for example out of memory.
         """
-        set_verbosity_error()  # a cast that is meant needs no warning
-        vae, facts = load_expected(recorded_source(spelled, metadata), metadata.vae)
-        return cls(vae, facts, metadata)
+        return cls(*load_expected(recorded_source(spelled, metadata), metadata.vae), metadata)
 
     def decode(self, latent: NDArray[Any]) -> NDArray[np.uint8]:
-        """Make levels ``[H, W, 3]`` of a latent ``[C, h, w]``.
+        """Return levels ``[H, W, 3]`` of a latent ``[C, h, w]``.
 
         Raises:
-            RuntimeError: torch's, of a device without memory enough among them.
+            RuntimeError: from torch, for example out of memory.
         """
         samples = torch.from_numpy(latent.astype(np.float32))[None]
         pixels = decoded(self._vae, samples, self._facts, self._form)[0]
