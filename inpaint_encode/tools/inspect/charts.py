@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .latent_statistics import ChannelStatistics
 
-__all__ = ["Chart", "channels_chart", "histogram", "rate_chart"]
+__all__ = ["Bar", "Chart", "Tick", "channels_chart", "histogram", "rate_chart"]
 
 Values = Sequence[float] | NDArray[Any]
 
@@ -20,8 +20,11 @@ _WIDTH, _HEIGHT = 420, 230
 _RIGHT, _TOP, _BOTTOM = _WIDTH - 18, 30, _HEIGHT - 46
 """Edges of the plot, in the units of the SVG's view box; its left edge depends on the labels of the y axis."""
 
-_CHARACTER = 7.5
+_DIGIT = 7.5
 """Width of a digit in a tick's label."""
+
+_GAP = 0.08
+"""Share of a bar's width that is left free."""
 
 _TIME_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
@@ -47,8 +50,6 @@ class Chart:
     """A chart, in the units of the SVG's view box."""
 
     title: str
-    description: str
-    """The chart in a sentence, for screen readers."""
     note: str
     """Caption below the chart."""
     x_label: str
@@ -75,10 +76,12 @@ def histogram(title: str, note: str, counts: Values, edges: Values, x_label: str
         x_label: quantity on the x axis.
         percent: label the x axis, 0 to 1, in percent.
     """
-    plot = _Plot((edges[0], edges[-1]), (0, max(counts)), integer=True)
-    bars = [plot.bar(low, high, 0, count) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)]
-    labels = plot.x_ticks(percent=percent)
-    return plot.chart(title, f"Histogram. {note}", note, (x_label, "rows"), labels, bars)
+    bars = [(low, high, 0, count) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)]
+    x_ticks = _ticks(edges[0], edges[-1], inside=True)
+    if percent:
+        x_ticks = [(value, f"{value:.0%}") for value, _ in x_ticks]
+    y_ticks = _ticks(0, max(counts), integer=True)
+    return _layout(title, note, (x_label, "rows"), (edges[0], edges[-1]), x_ticks, y_ticks, bars)
 
 
 def rate_chart(title: str, note: str, seconds: NDArray[Any], pairs: NDArray[Any]) -> Chart:
@@ -92,85 +95,90 @@ def rate_chart(title: str, note: str, seconds: NDArray[Any], pairs: NDArray[Any]
     """
     unit, name = next((unit, name) for unit, name in _TIME_UNITS if seconds[-1] >= 2 * unit or unit == 1)
     rates, moments = np.diff(pairs) / np.diff(seconds), seconds / unit
-    plot = _Plot((0, moments[-1]), (0, max(rates)))
-    bars = [plot.bar(low, high, 0, rate) for low, high, rate in zip(moments[:-1], moments[1:], rates, strict=True)]
-    return plot.chart(title, note, note, (f"{name} since the start of the run", "pairs/s"), plot.x_ticks(), bars)
+    bars = [(low, high, 0, rate) for low, high, rate in zip(moments[:-1], moments[1:], rates, strict=True)]
+    labels = (f"{name} since the start of the run", "pairs/s")
+    x_ticks = _ticks(0, moments[-1], inside=True)
+    return _layout(title, note, labels, (0, moments[-1]), x_ticks, _ticks(0, max(rates)), bars)
 
 
-def channels_chart(title: str, note: str, description: str, channels: ChannelStatistics) -> Chart:
+def channels_chart(title: str, note: str, channels: ChannelStatistics) -> Chart:
     """Draw each channel's mean as a point and its 1% to 99% range as a bar."""
     count = len(channels.mean)
-    plot = _Plot((-0.6, count - 0.4), (min(channels.low.min(), 0), max(channels.high.max(), 0)))
-    half = min(6, 160 / count) / plot.x_scale / 2
+    half = min(6, 160 / count) * count / (2 * (_RIGHT - 40))  # bars are at most 6 wide
     ranges = zip(range(count), channels.low, channels.high, strict=True)
-    bars = [plot.bar(number - half, number + half, low, high, gap=0) for number, low, high in ranges]
-    points = [plot.position(number, mean) for number, mean in enumerate(channels.mean)]
-    ticks = plot.x_ticks(integer=True)
-    return plot.chart(title, description, note, ("channel", "value"), ticks, bars, points)
+    bars = [(number - half, number + half, low, high) for number, low, high in ranges]
+    x_ticks = _ticks(0, count - 1, inside=True, integer=True)
+    y_ticks = _ticks(min(channels.low.min(), 0), max(channels.high.max(), 0))
+    labels, points = ("channel", "value"), enumerate(channels.mean)
+    return _layout(title, note, labels, (-0.6, count - 0.4), x_ticks, y_ticks, bars, points)
 
 
-class _Plot:
-    """Converts values to positions; the y axis ends at the ticks around its values.
+def _ticks(low: float, high: float, *, inside: bool = False, integer: bool = False) -> list[tuple[float, str]]:
+    """Return round values with labels, about six.
 
     Args:
-        x: smallest and largest value on the x axis.
-        y: the same of the y axis.
-        integer: label whole numbers only on the y axis.
+        low: smallest value on the axis.
+        high: largest value on the axis.
+        inside: only values between these; otherwise the first and last tick enclose them.
+        integer: whole numbers only.
     """
-
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], *, integer: bool = False) -> None:
-        low, high = float(y[0]), float(y[1]) if y[1] > y[0] else float(y[0]) + 1
-        self._step = _nice_step((high - low) / 6, integer=integer)
-        ticks = range(math.floor(low / self._step + 1e-9), math.ceil(high / self._step - 1e-9) + 1)
-        self._y_values = [number * self._step for number in ticks]
-        labels = _labels(self._y_values, self._step)
-        self._left = 12 + _CHARACTER * max(map(len, labels))
-        self._x_low, self._x_high = map(float, x)
-        self.x_scale = (_RIGHT - self._left) / ((self._x_high - self._x_low) or 1.0)
-        self._y_scale = (_BOTTOM - _TOP) / (self._y_values[-1] - self._y_values[0])
-        self._y_ticks = [
-            Tick(self.position(0, value)[1], label) for value, label in zip(self._y_values, labels, strict=True)
-        ]
-
-    def position(self, x: float, y: float) -> tuple[float, float]:
-        """Return where a value is drawn."""
-        across = self._left + (x - self._x_low) * self.x_scale
-        return round(across, 1), round(_BOTTOM - (y - self._y_values[0]) * self._y_scale, 1)
-
-    def bar(self, x_low: float, x_high: float, y_low: float, y_high: float, gap: float = 0.08) -> Bar:
-        """Return a bar; ``gap`` is the share of its width that is left free."""
-        (left, bottom), (right, top) = self.position(x_low, y_low), self.position(x_high, y_high)
-        return Bar(left, top, round((right - left) * (1 - gap), 1), round(bottom - top, 1))
-
-    def x_ticks(self, *, percent: bool = False, integer: bool = False) -> list[Tick]:
-        """Return ticks at round values."""
-        step = _nice_step((self._x_high - self._x_low) / 6, integer=integer)
-        numbers = range(math.ceil(self._x_low / step - 1e-9), math.floor(self._x_high / step + 1e-9) + 1)
-        values = [number * step for number in numbers]
-        labels = [f"{value:.0%}" for value in values] if percent else _labels(values, step)
-        return [Tick(self.position(value, 0)[0], label) for value, label in zip(values, labels, strict=True)]
-
-    def chart(
-        self,
-        title: str,
-        description: str,
-        note: str,
-        labels: tuple[str, str],
-        x_ticks: list[Tick],
-        bars: list[Bar],
-        points: Iterable[tuple[float, float]] = (),
-    ) -> Chart:
-        """Return the chart; ``labels`` are those of the x and the y axis."""
-        return Chart(title, description, note, *labels, self._left, x_ticks, self._y_ticks, bars, list(points))
-
-
-def _nice_step(least: float, *, integer: bool) -> float:
-    """Return the smallest of 1, 2 and 5 times a power of ten that is not below ``least``."""
-    least = max(least, 1.0 if integer else 1e-9)
+    least = max((high - low) / 6, 1.0 if integer else 1e-9)
     power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
-
-
-def _labels(values: Sequence[float], step: float) -> list[str]:
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
+    first, last = low / step, high / step
+    if inside:
+        first, last = math.ceil(first - 1e-9), math.floor(last + 1e-9)
+    else:
+        first, last = math.floor(first + 1e-9), math.ceil(last - 1e-9)
+        last = max(last, first + 1)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [f"{value:,.{decimals}f}" for value in values]
+    return [(number * step, f"{number * step:,.{decimals}f}") for number in range(first, last + 1)]
+
+
+def _layout(
+    title: str,
+    note: str,
+    labels: tuple[str, str],
+    x_range: tuple[float, float],
+    x_ticks: list[tuple[float, str]],
+    y_ticks: list[tuple[float, str]],
+    bars: Iterable[tuple[float, float, float, float]],
+    points: Iterable[tuple[float, float]] = (),
+) -> Chart:
+    """Convert values to positions.
+
+    Args:
+        title: heading of the chart.
+        note: caption of the chart.
+        labels: of the x and the y axis.
+        x_range: smallest and largest value on the x axis; the y axis reaches from its first to its last tick.
+        x_ticks: values and labels.
+        y_ticks: values and labels.
+        bars: left, right, lower and upper value.
+        points: x and y.
+    """
+    left = 12 + _DIGIT * max(len(label) for _, label in y_ticks)
+    x_scale = (_RIGHT - left) / ((x_range[1] - x_range[0]) or 1.0)
+    y_scale = (_BOTTOM - _TOP) / (y_ticks[-1][0] - y_ticks[0][0])
+
+    def across(x: float) -> float:
+        return round(float(left + (x - x_range[0]) * x_scale), 1)
+
+    def up(y: float) -> float:
+        return round(float(_BOTTOM - (y - y_ticks[0][0]) * y_scale), 1)
+
+    def bar(start: float, end: float, bottom: float, top: float) -> Bar:
+        gap = (end - start) * _GAP
+        width, height = round(float((end - start - gap) * x_scale), 1), round(up(bottom) - up(top), 1)
+        return Bar(across(start + gap / 2), up(top), width, height)
+
+    return Chart(
+        title,
+        note,
+        *labels,
+        left,
+        x_ticks=[Tick(across(x), label) for x, label in x_ticks],
+        y_ticks=[Tick(up(y), label) for y, label in y_ticks],
+        bars=[bar(*values) for values in bars],
+        points=[(across(x), up(y)) for x, y in points],
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,17 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.errors import EncodeError, PairRejected
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
-from inpaint_encode.settings import SourceAccess
+from inpaint_encode.settings import LatentDecoding, SourceAccess
 from inpaint_encode.sources import PairReader, fetch_again, store_of
 from inpaint_encode.stores import storage
 
 from .latent_statistics import latent_of
 from .pictures import RowPixels
 
-if TYPE_CHECKING:
-    from inpaint_encode.settings import LatentDecoding
+__all__ = ["InspectedRow", "RowInspector", "load_decoder"]
 
-    from .latent_decoder import LatentDecoder
-
-__all__ = ["InspectedRow", "RowInspector"]
+Decoder = Callable[[NDArray[Any]], NDArray[np.uint8]]
+"""Returns levels ``[H, W, 3]`` of a latent ``[C, h, w]``."""
 
 
 class InspectedRow(NamedTuple):
@@ -53,7 +51,7 @@ class RowInspector:
 
     metadata: RowMetadata
     reader: PairReader
-    decoder: LatentDecoder | None = None
+    decoder: Decoder | None = None
     not_decoded: str = ""
     max_pixels: int = sys.maxsize
     _unavailable: dict[str, str] = field(default_factory=dict)
@@ -71,10 +69,8 @@ class RowInspector:
             return inspector
         source = options.vae or output.job.get("vae_source") or output.metadata.vae.vae_source
         on_status(f"loading the VAE {source}")
-        from .latent_decoder import LatentDecoder  # imports torch, which takes seconds
-
         try:
-            inspector.decoder = LatentDecoder.load(source, output.metadata)
+            inspector.decoder = load_decoder(source, output.metadata)
         except EncodeError as error:
             inspector.not_decoded = str(error)
         except RuntimeError as error:  # from torch: a job may have filled the GPU
@@ -124,7 +120,7 @@ class RowInspector:
             missing.append(f"not decoded: it has more than {self.max_pixels:,} pixels; use `show` to decode it")
             return None
         try:
-            decoded = self.decoder.decode(latent)
+            decoded = self.decoder(latent)
         except RuntimeError as error:  # from torch, for example out of memory
             missing.append(f"its latent cannot be decoded here: {str(error).splitlines()[0]}")
             return None
@@ -133,3 +129,32 @@ class RowInspector:
             missing.append(f"the VAE decodes its latent to {height} x {width} pixels, not to {size[0]} x {size[1]}")
             return None
         return decoded
+
+
+def load_decoder(source: str, metadata: RowMetadata) -> Decoder:
+    """Load the VAE that made the rows, in float32, on the GPU if there is one; return its decoder.
+
+    Args:
+        source: path, URI or hub id, spelled as in `VaeMetadata.vae_source`.
+        metadata: of the rows.
+
+    Raises:
+        UsageError: there is no VAE.
+        JobFailed: it is not the VAE that made the rows.
+        RuntimeError: from torch, for example out of memory; the decoder raises it too.
+    """
+    import torch  # takes seconds to import, and --no-decode does not need it
+
+    from inpaint_encode.vae.decode import decoded
+    from inpaint_encode.vae.recorded import load_expected, recorded_source
+
+    vae, found = load_expected(recorded_source(source, metadata), metadata.vae)
+    vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def decode(latent: NDArray[Any]) -> NDArray[np.uint8]:
+        samples = torch.from_numpy(latent.astype(np.float32))[None]
+        pixels = decoded(vae, samples, found, metadata.vae.latent_form)[0]
+        levels: NDArray[np.uint8] = (pixels * 255).round().to(torch.uint8).numpy()
+        return levels
+
+    return decode

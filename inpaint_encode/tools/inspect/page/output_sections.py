@@ -85,7 +85,7 @@ def _channels_chart(channels: ChannelStatistics) -> Chart:
     means = f"Channel means are between {channels.mean.min():.2f} and {channels.mean.max():.2f}."
     reach = f"Histograms in the table span {channels.edges[0]:.2f} to {channels.edges[-1]:.2f}."
     note = f"Points are means, bars span the 1% to 99% quantiles. {means} {reach}"
-    return channels_chart("Values by channel", note, f"Mean and range of each channel. {means}", channels)
+    return channels_chart("Values by channel", note, channels)
 
 
 def _scaling(metadata: RowMetadata) -> str:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from rich.filesize import decimal
 
 from inpaint_encode.stores.redaction import redacted
@@ -79,7 +78,8 @@ def render(data: PageData) -> str:
 
 
 def _redact(value: Any) -> Any:
-    return redacted(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    is_markup = hasattr(value, "__html__")  # the output of a macro, whose values were redacted before
+    return redacted(value) if isinstance(value, str) and not is_markup else value
 
 
 def _date(when: datetime | str) -> str:

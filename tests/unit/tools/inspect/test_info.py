@@ -12,7 +12,7 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.resume import row_metadata
 from inpaint_encode.schema import data_schema
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.inspect.info import read_info
+from inpaint_encode.tools.inspect.info import read_info, type_and_shape
 from tests.fabricated import JobOutput
 from tests.metadata import VAE
 

@@ -14,7 +14,7 @@ import torch
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.report import MARKS, Tally
 from inpaint_encode.settings import LatentDecoding, ReportOptions
-from inpaint_encode.tools.inspect.latent_decoder import LatentDecoder
+from inpaint_encode.tools.inspect import row_inspector
 from inpaint_encode.tools.inspect.page import render
 from inpaint_encode.tools.inspect.page_data import collect_page_data
 from tests.fabricated import JOB, data_file, latents, metadata, row, tables, write_output, write_rejects
@@ -129,7 +129,7 @@ class TestPage:
         def full(*_):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-        monkeypatch.setattr(LatentDecoder, "load", full)
+        monkeypatch.setattr(row_inspector, "load_decoder", full)
         text = page_of(output, decoder=LatentDecoding())
         assert "No latent is decoded: the VAE cannot be moved to the device (CUDA out of memory. Tried" in text
 
