@@ -17,7 +17,7 @@ __all__ = ["Bar", "Chart", "Tick", "channels_chart", "histogram", "rate_chart"]
 Values = Sequence[float] | NDArray[Any]
 
 _WIDTH, _HEIGHT = 420, 230
-_RIGHT, _TOP, _BOTTOM = _WIDTH - 18, 30, _HEIGHT - 46
+_RIGHT, _TOP, _BOTTOM = _WIDTH - 22, 30, _HEIGHT - 46
 """Edges of the plot, in the units of the SVG's view box; its left edge depends on the labels of the y axis."""
 
 _DIGIT = 7.5

@@ -33,7 +33,7 @@ def masks_section(data: PageData) -> Section:
     types = Counter(columns.precision).most_common()
     computed = " and ".join(f"{count:,} in {name}" if len(types) > 1 else f"all in {name}" for name, count in types)
     tiled = f"{columns.tiled:,} in tiles" if columns.tiled else "none in tiles"
-    sentences = [_basis(data, len(columns), "rows", ""), f"The VAE encoded {computed}, {tiled}."]
+    sentences = [_basis(data, len(columns), "rows", ""), f"Rows were encoded {computed}, {tiled}."]
     low, median, high = np.quantile(columns.coverage, [0.05, 0.5, 0.95])
     note = f"Median coverage is {median:.0%}; 90% of masks cover {low:.0%} to {high:.0%}."
     bins = np.histogram(columns.coverage, 25, (0, 1))
@@ -130,8 +130,10 @@ def rejects_section(data: PageData) -> Section:
         counts = sorted(data.rejected.items(), key=lambda item: -item[1])
         lines = [[Cell(error), count_cell(count), Cell(REASONS.get(error, ""))] for error, count in counts]
         section.tables += [Table("Reasons", ["reason", "pairs", "meaning"], lines), _examples_table(data)]
-        basis = "" if found.files == found.of_files else f", {found.files:,} of {found.of_files:,} drawn at random"
-        section.sentences.append(f"The files below _rejected list all rejected pairs. Examples are from these{basis}.")
+        sentence = "The files below _rejected list all rejected pairs."
+        if found.files < found.of_files:
+            sentence += f" Examples are from {found.files:,} of these {found.of_files:,} files, drawn at random."
+        section.sentences.append(sentence)
     if report:
         unpaired = [f"{report[name]:,}" for name in ("unpaired_images", "unpaired_masks", "ignored_files")]
         section.sentences.append(
