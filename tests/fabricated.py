@@ -130,9 +130,9 @@ class JobOutput:
         """Write the receipts of the chunks since the last call, as a run does every 30 s."""
         receipts = []
         for work, one in self.committed[self.kept :]:
-            told = {"errors": list(one.errors.items()), "counters": [], "fatal": None}
+            rest = {"errors": list(one.errors.items()), "counters": [], "fatal": None}
             counts = {name: getattr(one, name) for name in ("encoded", "rejected", "data_bytes", "version")}
-            receipts.append({**work, **counts, "rejects_version": one.rejects_version, **told})
+            receipts.append({**work, **counts, "rejects_version": one.rejects_version, **rest})
         self.ledger.write_receipts("1", self.kept, [{k: r[k] for k in RECEIPT.names} for r in receipts])
         self.kept = len(self.committed)
 

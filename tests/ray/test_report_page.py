@@ -94,8 +94,8 @@ CONTRASTS = """() => {
     .reduce((sum, one, at) => sum + one * [0.2126, 0.7152, 0.0722][at], 0);
   const behind = (node) => {
     for (let at = node; at; at = at.parentElement) {
-      const colour = levels(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] > 0.9) return colour;
+      const color = levels(getComputedStyle(at).backgroundColor);
+      if (color.length === 3 || color[3] > 0.9) return color;
     }
     return [255, 255, 255];
   };

@@ -82,7 +82,7 @@ class LatentColors:
         bright, warm, green = np.clip(np.tensordot(self.axes, centered, 1) / _RANGE, -1, 1)
         red_green_blue = np.stack([bright + 0.5 * warm, bright + 0.5 * green, bright - 0.5 * warm - 0.5 * green], -1)
         levels = np.clip(0.5 + red_green_blue / 2.6, 0, 1) * 255
-        return Image.fromarray(np.rint(levels).astype(np.uint8))
+        return Image.fromarray(np.rint(np.nan_to_num(levels)).astype(np.uint8))
 
 
 def draw_pictures(row: RowPixels, colors: LatentColors) -> dict[str, Image.Image]:

@@ -14,7 +14,7 @@ from inpaint_encode.tools.inspect.page_data import PageData
 from inpaint_encode.tools.inspect.rejects import REASONS
 from inpaint_encode.tools.inspect.row_sample import PlainColumns
 
-from .parts import Cell, Section, Table, count_cell, count_files, number_cell
+from .parts import Cell, Section, Table, count_files, number_cell
 
 __all__ = ["latents_section", "masks_section", "rejects_section"]
 
@@ -52,7 +52,7 @@ def _sizes_table(columns: PlainColumns, sizes: Counter[tuple[int, int]]) -> Tabl
         lines.append((f"{len(sizes) - _MAX_SIZES:,} other sizes", 0, rest))
     most = max(rows for *_, rows in lines)
     rows = [
-        [Cell(name, pixels), count_cell(count), Cell(f"{count / len(columns):.1%}", count, count / most)]
+        [Cell(name, pixels), number_cell(count), Cell(f"{count / len(columns):.1%}", count, count / most)]
         for name, pixels, count in lines
     ]
     return Table("Width x height after the crop", ["pixels", "rows", "share"], rows)
@@ -128,7 +128,7 @@ def rejects_section(data: PageData) -> Section:
         section.sentences.append("No pair was rejected.")
     else:
         counts = sorted(data.rejected.items(), key=lambda item: -item[1])
-        lines = [[Cell(error), count_cell(count), Cell(REASONS.get(error, ""))] for error, count in counts]
+        lines = [[Cell(error), number_cell(count), Cell(REASONS.get(error, ""))] for error, count in counts]
         section.tables += [Table("Reasons", ["reason", "pairs", "meaning"], lines), _examples_table(data)]
         sentence = "The files below _rejected list all rejected pairs."
         if found.files < found.of_files:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from inpaint_encode.tools.inspect.charts import Chart
 
-__all__ = ["Cell", "Section", "Table", "count_cell", "count_files", "duration", "number_cell", "values_table"]
+__all__ = ["Cell", "Section", "Table", "count_files", "duration", "number_cell", "values_table"]
 
 
 class Cell(NamedTuple):
@@ -57,12 +57,7 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def count_cell(value: float) -> Cell:
-    """Return a cell with a whole number."""
-    return Cell(f"{value:,.0f}", value)
-
-
-def number_cell(value: float, digits: int) -> Cell:
+def number_cell(value: float, digits: int = 0) -> Cell:
     """Return a cell with so many decimals."""
     return Cell(f"{value:,.{digits}f}", value)
 

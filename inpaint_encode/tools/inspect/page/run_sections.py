@@ -12,7 +12,7 @@ from inpaint_encode.tools.inspect.charts import Chart, rate_chart
 from inpaint_encode.tools.inspect.page_data import PageData
 from inpaint_encode.tools.inspect.summary import SETTING_DEFAULTS, VAE_FIELDS
 
-from .parts import Cell, Section, Table, count_cell, duration, values_table
+from .parts import Cell, Section, Table, duration, number_cell, values_table
 
 __all__ = ["settings_section", "speed_section"]
 
@@ -53,7 +53,9 @@ def speed_section(data: PageData) -> Section:
         )
     section.sentences.append("Workers per stage: seconds of all workers divided by the run's seconds.")
     lines = [
-        [Cell(name.replace("_", " ")), count_cell(count)] for name, count in counters.items() if not name.endswith("_s")
+        [Cell(name.replace("_", " ")), number_cell(count)]
+        for name, count in counters.items()
+        if not name.endswith("_s")
     ]
     section.collapsed.append(Table("Other counters", ["counter", "count"], lines))
     return section

@@ -72,9 +72,9 @@ def test_what_is_printed(written, shell):
     assert {"also_original true", "latent_mask comfyui", "grow_mask_by 6 default", "tile none default"} <= lines
     assert {"settings, contract 1", "images " + written.record["source"]["images"]} <= lines
     assert any(line.startswith("samples tensor of float16 [4, h, w]") for line in lines)
-    told = json.loads(shell("info", written.output, "--as-json").stdout)
-    assert told == read_info(written.output).as_dict() | {"columns": told["columns"]}
-    assert told["columns"][1]["name"] == "samples"
+    printed = json.loads(shell("info", written.output, "--as-json").stdout)
+    assert printed == read_info(written.output).as_dict() | {"columns": printed["columns"]}
+    assert printed["columns"][1]["name"] == "samples"
 
 
 def test_brackets_in_names_are_no_markup(written, shell):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from inpaint_encode.reader import Output
+from inpaint_encode.reader import DataFile, Output
 from inpaint_encode.tools.inspect.latent_statistics import channel_statistics, find_outliers, row_statistics
 from inpaint_encode.tools.inspect.pictures import LatentColors
-from inpaint_encode.tools.inspect.row_sample import RowSample
+from inpaint_encode.tools.inspect.row_sample import RowLocation, RowSample
 from tests.fabricated import latents, metadata, row, write_output
 
 
@@ -82,3 +82,16 @@ def test_latents_with_nan_have_no_statistics(tmp_path):
     odd[0, 0, 0] = np.nan
     read = statistics_with(tmp_path, odd)
     assert [one is None for one in read] == [False] * 39 + [True]
+
+
+def test_large_and_small_latents_are_weighted_by_their_cells():
+    """Of a large latent 64 cells are kept; mean, deviation and range are those of all cells."""
+    of_rows = [np.random.default_rng(seed).normal(seed, 1 + seed, (2, side, side)) for seed, side in enumerate((4, 32))]
+    location = RowLocation(DataFile("x", 1, "1"), 0, 0)
+    rows = [row_statistics(location, {"key": "k", "samples": one}, metadata()) for one in of_rows]
+    assert [one.sample.shape for one in rows] == [(2, 16), (2, 64)]
+    assert np.isin(rows[1].sample[0], of_rows[1][0].astype(np.float32)).all()
+    values = np.concatenate([one.reshape(2, -1) for one in of_rows], axis=1)
+    channels = channel_statistics(rows)
+    assert np.allclose(channels.mean, values.mean(axis=1)) and np.allclose(channels.std, values.std(axis=1))
+    assert (channels.maximum == values.max(axis=1)).all()

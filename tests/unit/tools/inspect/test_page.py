@@ -133,6 +133,13 @@ class TestPage:
         text = page_of(output, decoder=LatentDecoding())
         assert "No latent is decoded: the VAE cannot be moved to the device (CUDA out of memory. Tried" in text
 
+    def test_latents_with_nan_are_counted(self, tmp_path):
+        one, *others = latents(3)
+        one[0, 0, 0] = np.nan
+        text = page_of(write_output(tmp_path, [[row(str(at), each) for at, each in enumerate([one, *others])]]))
+        assert "1 of the latents that were read have NaN or infinite values." in text
+        assert "Figures cover all 3 latents." in text and "nan" not in text.partition("Channels")[2]
+
     def test_data_files_alone_are_enough(self, output):
         for path in output.glob("_*.json"):
             path.unlink()

@@ -12,7 +12,7 @@ from tests.fabricated import JOB, latents, row, write_output
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Five files of 12 rows, whose keys say where they are and whose masks all differ."""
+    """Five files of 12 rows, with the file and row number in the key and different masks."""
     files = [
         [row(f"{file}-{at:02d}", latent, covered=10 * file + at) for at, latent in enumerate(latents(12, seed=file))]
         for file in range(5)
