@@ -1,4 +1,4 @@
-"""Outputs of any keys and settings, written without a VAE, and what an export must be of them."""
+"""Writes outputs with any keys and settings, without a VAE; exports them, and reads exported files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from PIL import Image
 
 from inpaint_encode.core.chunk import EncodedPair
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.reader import iter_rows
+from inpaint_encode.output.lease import hold
+from inpaint_encode.reader import Output, iter_rows
 from inpaint_encode.stores import storage
+from inpaint_encode.tools.export.data_file import EXPORT_WORK, export_data_file
+from inpaint_encode.tools.export.destination import Destination
 from tests.metadata import changed, row_metadata
 from tests.outputs import files_of
 from tests.rows import data_file, encoded_pair
@@ -23,7 +26,7 @@ JOB = "0a1b2c3d"
 METADATA = row_metadata(vae_source="a-vae", config_sha256="0" * 64, tile=False)
 FULL = {"also_original": True, "latent_mask": "comfyui"}
 OWN_COLUMNS = pa.struct([("caption", pa.string()), ("scaling_factor", pa.int64()), ("tags", pa.list_(pa.string()))])
-"""Columns of a list of pairs, one of which has the name of a fact."""
+"""Columns of a manifest; one has the name of a metadata field."""
 
 
 def write_chunk(output: str, chunk: int, keys: list[str], *, job: str = JOB, seed: int = 0, **changes: Any) -> str:
@@ -46,23 +49,33 @@ def _row(rng: np.random.Generator, key: str, metadata: RowMetadata) -> EncodedPa
     return encoded_pair(key, values[0], mask, border=3, image_version='"e"', mask_version='"f"', **tensors)
 
 
+def export(output: Any, to: str, destination: Any, *, has_frames: bool = False) -> None:
+    """Export every data file of an output as a worker does, in this process."""
+    with hold(f"{destination}/_lease.json", print) as lease:
+        there = Destination(str(destination), lease.token)
+        for file in Output.open(str(output)).files:
+            work = pa.Table.from_pylist([{"path": file.path, "version": file.version}], EXPORT_WORK)
+            result = export_data_file(work, source=str(output), destination=there, to=to, has_frames=has_frames)
+            assert result["fatal"].to_pylist() == [None]
+
+
 def exported(output: str) -> dict[str, bytes]:
-    """Every file of an export, its notes too, by its path."""
+    """Return the contents of all files of an export by path, records included."""
     return {path: storage.read(f"{output}/{path}").data for path in files_of(output)}
 
 
 def of_rows(output: str) -> dict[str, bytes]:
-    """Every file of an export but its notes."""
+    """Return the contents of the files of rows by path."""
     return {path: data for path, data in exported(output).items() if not path.startswith("_export")}
 
 
 def by_key(output: str) -> dict[str, dict[str, Any]]:
-    """The rows of an output of encode."""
+    """Return the rows of an encode output by key."""
     return {row["key"]: row for row in iter_rows(output)}
 
 
 def load_latent(data: bytes) -> np.ndarray:
-    """What ComfyUI's LoadLatent makes of a file: a latent of the first version is not divided by SD 1's factor."""
+    """Read a file as ComfyUI's LoadLatent does: only a latent without a version is divided by SD 1's factor."""
     import torch
     from safetensors.torch import load
 
@@ -73,14 +86,14 @@ def load_latent(data: bytes) -> np.ndarray:
 
 
 def load_mask(data: bytes) -> np.ndarray:
-    """What a loader of masks makes of a PNG: 0 to 1, float32, from its levels of grey."""
+    """Read a PNG as ComfyUI's mask loader does: float32, 0 to 1."""
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.mode) == ("PNG", "L")
         return np.asarray(image).astype(np.float32) / 255
 
 
 def metadata_of(data: bytes) -> dict[str, str]:
-    """The strings in a safetensors file's header."""
+    """Return the strings in the header of a safetensors file."""
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
 
 

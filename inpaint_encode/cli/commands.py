@@ -155,13 +155,13 @@ def info(output: str, *, as_json: bool = False) -> None:
         output: Folder or prefix that `encode` wrote.
         as_json: Print JSON instead of tables.
     """
-    from inpaint_encode.tools.inspect.info import about, show
+    from inpaint_encode.tools.inspect.info import print_info, read_info
 
-    found = about(output)
+    found = read_info(output)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
-        show(found, _console())
+        print_info(found, _console())
 
 
 @app.command(sort_key=5)
@@ -179,11 +179,12 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
         options: Contents and place of the page.
     """
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.inspect.table import read_report, show
+    from inpaint_encode.tools.inspect.report import print_report, write_page
+    from inpaint_encode.tools.inspect.summary import read_report
 
     found = read_report(output)
     if found:
-        show(found, _console())
+        print_report(found, _console())
     elif options.html:
         print(f"no run of {output} has finished yet, so there is no report to print")
     else:
@@ -191,8 +192,6 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
             f"{output}/_report.json does not exist, because no run has finished yet; give --html to see the rows"
         )
     if options.html:
-        from inpaint_encode.tools.inspect.report import write_page
-
         with open_display() as display:
             page = write_page(output, options, display.say)
         print(f"{page.uri}: {page.size:,} bytes")
@@ -239,7 +238,7 @@ def export(
     """
     protect_local_ray(options.address)
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.export.run import export_output
+    from inpaint_encode.tools.export.pipeline import export_output
 
     with open_display() as display:
         made = export_output(output, options, display.say)

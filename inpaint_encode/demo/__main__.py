@@ -21,8 +21,8 @@ from inpaint_encode.cli import main as inpaint_encode
 from inpaint_encode.job.cluster import joined, protect_local_ray
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding
-from inpaint_encode.tools.inspect.row_inspector import Looker
-from inpaint_encode.tools.inspect.sheet import contact_sheet
+from inpaint_encode.tools.inspect.contact_sheet import contact_sheet
+from inpaint_encode.tools.inspect.row_inspector import RowInspector
 
 from . import VAE
 from .pairs import DemoSet, upload, write_demo_pairs
@@ -60,8 +60,8 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
         rows = list(_rows_by_ray(s3.uri("latents")))
     _print_rows(rows, _rejects_by_pyarrow(s3.uri("latents")))
     sheet, page, copy = folder / "contact-sheet.png", folder / "report.html", folder / "latents"
-    looker = Looker.of(Output.open(s3.uri("latents")), LatentDecoding(), lambda _: None)
-    contact_sheet([looker.look(row).pixels for row in _spread(rows)]).save(sheet)
+    inspector = RowInspector.open(Output.open(s3.uri("latents")), LatentDecoding(), lambda _: None)
+    contact_sheet([inspector.inspect(row).pixels for row in _spread(rows)]).save(sheet)
     arguments = [s3.uri("latents"), "--html", str(page)]
     console.print(f"\n[bold]$ inpaint-encode report {' '.join(arguments)}", soft_wrap=True, highlight=False)
     inpaint_encode(["report", *arguments])

@@ -1,4 +1,4 @@
-"""Exports by a real Ray to disks and to a real S3 server: whole, resumed, killed, and of outputs that change."""
+"""Exports with Ray to disks and a real S3 server: complete, resumed, killed, and of changing outputs."""
 
 import json
 import multiprocessing
@@ -16,9 +16,9 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
+from inpaint_encode.tools.export.file_names import key_to_path
 from inpaint_encode.tools.export.formats import SUFFIXES
-from inpaint_encode.tools.export.names import path_of
-from inpaint_encode.tools.export.run import export_output
+from inpaint_encode.tools.export.pipeline import export_output
 from tests.exports import by_key, exported, load_latent, load_mask, of_rows, write_chunk
 from tests.outputs import files_of
 from tests.warm import WarmWorkers
@@ -42,7 +42,7 @@ def output(tmp_path, ray_cluster):
 
 
 def test_an_encoded_output_on_s3_becomes_what_comfyui_loads(tmp_path, s3, ray_cluster, make_job, shell):
-    """The latents of encode's rows, not one bit else."""
+    """The files hold the latents of the rows, bit for bit."""
     write_random_pairs(tmp_path, 10, seed=5, smallest=24, largest=72)
     upload(tmp_path, s3.uri("export-in"))
     encoded, to = s3.uri("export-encoded"), s3.uri("export-comfyui", "input")
@@ -54,10 +54,10 @@ def test_an_encoded_output_on_s3_becomes_what_comfyui_loads(tmp_path, s3, ray_cl
     )
     files, rows = of_rows(to), by_key(encoded)
     assert len(rows) == 10
-    assert set(files) == {f"{path_of(key)}{suffix}" for key in rows for suffix in SUFFIXES["comfyui"]}
+    assert set(files) == {f"{key_to_path(key)}{suffix}" for key in rows for suffix in SUFFIXES["comfyui"]}
     for key, row in rows.items():
-        assert np.array_equal(load_latent(files[f"{path_of(key)}.latent"])[0], row["samples"])
-        assert np.array_equal(load_mask(files[f"{path_of(key)}_mask.png"]), row["noise_mask"][0])
+        assert np.array_equal(load_latent(files[f"{key_to_path(key)}.latent"])[0], row["samples"])
+        assert np.array_equal(load_mask(files[f"{key_to_path(key)}_mask.png"]), row["noise_mask"][0])
     size = sum(map(len, files.values()))
     assert done.stdout.splitlines()[1] == f"{to}: 20 files, {size:,} bytes"
     again = shell("export", encoded, "--to", "comfyui", "--output", to)
@@ -87,8 +87,8 @@ def versions_of(destination) -> dict[str, str]:
     }
 
 
-def test_what_is_done_is_not_done_again(output, tmp_path):
-    """Of four data files one is not noted at all, and one was begun."""
+def test_exported_data_files_are_skipped(output, tmp_path):
+    """Of four data files one has no record, and one is unfinished."""
     to = tmp_path / "to"
     export(output, "comfyui", to)
     before, bytes_before = versions_of(to), exported(str(to))
@@ -114,8 +114,8 @@ def test_what_is_done_is_not_done_again(output, tmp_path):
 
 
 @pytest.mark.parametrize("to", SUFFIXES)
-def test_an_output_that_changed_is_exported_as_it_is_now(to, output, tmp_path):
-    """A row has gone, another has moved to a later data file, one came, and a data file was removed."""
+def test_a_changed_output_is_exported_again(to, output, tmp_path):
+    """One row was deleted, one moved to a later data file, one is new, and a data file was removed."""
     export(output, to, tmp_path / "to")
     write_chunk(output, 0, ["a/042", "new"], seed=1)
     write_chunk(output, 4, ["a/042/1"])
@@ -127,13 +127,13 @@ def test_an_output_that_changed_is_exported_as_it_is_now(to, output, tmp_path):
     assert (made.rows_now, made.whole.rows) == (3, 5)
 
 
-def test_another_export_is_refused_by_name_and_overwritten_if_that_is_asked(output, tmp_path, shell):
+def test_a_different_export_is_refused_or_overwritten(output, tmp_path, shell):
     to = str(tmp_path / "to")
     export(output, "comfyui", to)
     before = exported(to)
     done = shell("export", output, "--to", "webdataset", "--output", to)
     assert done.returncode == 2
-    assert "has another export (to: comfyui there, webdataset here)" in " ".join(done.stderr.split())
+    assert "has a different export (to: comfyui there, webdataset here)" in " ".join(done.stderr.split())
     other = str(tmp_path / "other")
     write_chunk(other, 0, ["z"], job="99999999")
     with pytest.raises(UsageError, match=f"source: {output} there, {other} here; job: 0a1b2c3d there, 99999999 here"):
@@ -145,15 +145,15 @@ def test_another_export_is_refused_by_name_and_overwritten_if_that_is_asked(outp
     assert exported(to) == {**exported(str(tmp_path / "fresh")), "mine.png": b"mine"}
 
 
-def test_damage_ends_the_command_and_leaves_what_is_done(output, tmp_path, shell):
+def test_damage_ends_the_command_and_keeps_finished_files(output, tmp_path, shell):
     path = Path(output, "0a1b2c3d-00000003.parquet")
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     done = shell("export", output, "--to", "safetensors", "--output", tmp_path / "to")
     assert done.returncode == 1
-    assert f"no encode has ended in {output} yet" in done.stderr
+    assert f"no job has finished in {output} yet" in done.stderr
     assert f"{path} cannot be exported: " in done.stderr
-    assert "what is done stays, and the same command goes on from it" in " ".join(done.stderr.split())
+    assert "exported data files stay, and the same command resumes from them" in " ".join(done.stderr.split())
     path.write_bytes(whole)
     export(output, "safetensors", tmp_path / "to")
     export(output, "safetensors", tmp_path / "fresh")
@@ -166,7 +166,7 @@ KILLED_CHUNKS = 24
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, ray_cluster):
-    """So many data files that a run can be killed in the middle."""
+    """An output with enough data files to kill an export in the middle."""
     folder = str(tmp_path_factory.mktemp("large") / "out")
     for chunk in range(KILLED_CHUNKS):
         write_chunk(folder, chunk, [f"{chunk:03d}/{row:02d}" for row in range(12)])
@@ -174,7 +174,7 @@ def large(tmp_path_factory, ray_cluster):
 
 
 def run_forked(output, to, destination, address):
-    """An export in a process of its own, with a Ray client of its own."""
+    """Export in a separate process with its own Ray client."""
     import ray
 
     ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env={"py_executable": WarmWorkers.executable})
@@ -187,7 +187,7 @@ def done_in(destination: str) -> int:
 
 
 def killed_when(process, destination: str, done: int) -> bool:
-    """SIGKILL it as soon as so many data files are done; whether it was still alive."""
+    """Send SIGKILL when ``done`` data files are done; return whether the process was still running."""
     deadline = time.monotonic() + 120
     while process.is_alive() and done_in(destination) < done and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -198,7 +198,7 @@ def killed_when(process, destination: str, done: int) -> bool:
 
 @pytest.fixture
 def killed_and_finished(large, detached_ray):
-    """Kill an export after so many data files, each time it is run; then let it end."""
+    """Return a function that kills an export after each given number of data files, then lets it finish."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["inpaint_encode.job.pipeline", "inpaint_encode.core.encoder", "diffusers.models"])
 
@@ -216,7 +216,7 @@ def killed_and_finished(large, detached_ray):
     return run
 
 
-def test_killed_in_the_middle_it_ends_as_if_undisturbed(large, killed_and_finished, tmp_path):
+def test_a_killed_export_resumes_to_the_same_files(large, killed_and_finished, tmp_path):
     killed_and_finished("comfyui", str(tmp_path / "to"), 6)
     export(large, "comfyui", tmp_path / "undisturbed")
     assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "undisturbed"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import PlanOptions
-from inpaint_encode.tools.inspect.table import read_report
+from inpaint_encode.tools.inspect.summary import read_report
 
 if TYPE_CHECKING:
     from inpaint_encode.metadata import VaeMetadata

@@ -1,4 +1,4 @@
-"""The table of the command ``report``: what a real report looks like as text, and what is said where there is none."""
+"""The table of the command ``report``, and its errors without a report."""
 
 import pyarrow as pa
 import pytest
@@ -31,7 +31,7 @@ def test_a_report_is_readable(output, shell):
     assert any(line.startswith("warning: masks look empty: 1,200 of 1,200") for line in lines)
 
 
-def test_an_output_without_a_report_is_said_to_have_none(tmp_path, shell):
+def test_an_output_without_a_report(tmp_path, shell):
     done = shell("report", tmp_path, "--html", "")
     assert done.returncode == 1
     assert f"{tmp_path}/_report.json does not exist, because no run has finished yet" in done.stderr
