@@ -17,9 +17,9 @@ from torch import Tensor
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import compute_dtype, posterior, warm_up
-from inpaint_encode.vae.latent_values import LatentValues
+from inpaint_encode.vae.latent_values import latent_values
+from inpaint_encode.vae.load import load_verified_vae
 from inpaint_encode.vae.properties import crop_multiple, latent_form
-from inpaint_encode.vae.recorded import load_expected
 from inpaint_encode.vae.registry import family_of
 
 from .batch import Batch, Done, EncodedBatch, Launched, OutOfMemory
@@ -58,9 +58,9 @@ class BatchEncoder:
         self.precision = str(dtype).removeprefix("torch.")
         self._metadata = metadata
         self._device = device
-        self._values = LatentValues(metadata, replace(metadata.vae, latent_form=latent_form(vae)))
+        self._vae_metadata = replace(metadata.vae, latent_form=latent_form(vae))
         on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
-        if family_of(vae).graphs:
+        if family_of(vae).compilable:
             on_device = tuned(on_device, deterministic=metadata.deterministic, compiled=compiled)
         self._fast = FittingVae(on_device, metadata.tile_size)
         self._exact = None if dtype == torch.float32 else VisitingVae(vae, device, metadata.tile_size)
@@ -86,7 +86,7 @@ class BatchEncoder:
         Raises:
             JobFailed: this node has another VAE under the same name, by its weights or its configuration.
         """
-        vae, _ = load_expected(source, metadata.vae)
+        vae, _ = load_verified_vae(source, metadata.vae)
         return cls(vae, metadata, torch.device(device), compiled=compiled)
 
     def check(self) -> None:
@@ -159,11 +159,10 @@ class BatchEncoder:
         levels = pixels.float() / self._full_scale
         images = [neutralise(levels, masks.float()), *([levels] if self._metadata.also_original else [])]
         found, *whole = _fitted_alike(vae, images, work.tile)
-        noise = self._values.noise(work.batch.keys, found.posterior.mean)
-        samples, finite, stored = self._values.of(found.posterior, noise)
-        tensors = {"samples": samples, "finite": finite, "stored": stored}
-        for one in whole:
-            original, finite, stored = self._values.of(one.posterior, noise)
+        posteriors = [one.posterior for one in (found, *whole)]
+        kept, *kept_whole = latent_values(posteriors, work.batch.keys, self._metadata, self._vae_metadata)
+        tensors = {"samples": kept.values, "finite": kept.finite, "stored": kept.stored}
+        for original, finite, stored in kept_whole:
             tensors["original_samples"] = original
             tensors["finite"], tensors["stored"] = tensors["finite"] & finite, tensors["stored"] & stored
         tensors["noise_mask"] = grow_mask(masks, self._metadata.grow_mask_by)

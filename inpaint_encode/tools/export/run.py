@@ -101,10 +101,10 @@ def _has_frames(metadata: RowMetadata) -> bool:
     Raises:
         UsageError: it has no such latents at all.
     """
-    from inpaint_encode.vae.registry import known_family  # brings torch, which takes seconds to import
+    from inpaint_encode.vae.registry import family_of
 
-    family = known_family(metadata.vae.vae_class, "the VAE of the output")
-    if family.scaled:
+    family = family_of(metadata.vae.vae_class, "the VAE of the output")
+    if family.latents_are_scaled:
         raise UsageError(
             f"--to comfyui: latents of {metadata.vae.vae_class} are scaled as those of the model that it is a small "
             "copy of, and nothing says which that is, so that ComfyUI would scale them once more; encode with the "

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
-from inpaint_encode.vae.decode import decoded
-from inpaint_encode.vae.recorded import load_expected, recorded_source
+from inpaint_encode.vae.decode import decode_latents
+from inpaint_encode.vae.load import load_verified_vae, parse_vae_source
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -35,8 +34,7 @@ class LatentDecoder:
             JobFailed: it is another than the one that made the rows.
             RuntimeError: torch's, of a device without memory enough among them.
         """
-        set_verbosity_error()  # a cast that is meant needs no warning
-        vae, facts = load_expected(recorded_source(spelled, metadata), metadata.vae)
+        vae, facts = load_verified_vae(parse_vae_source(spelled, metadata), metadata.vae)
         return cls(vae, facts, metadata)
 
     def decode(self, latent: NDArray[Any]) -> NDArray[np.uint8]:
@@ -46,6 +44,6 @@ class LatentDecoder:
             RuntimeError: torch's, of a device without memory enough among them.
         """
         samples = torch.from_numpy(latent.astype(np.float32))[None]
-        pixels = decoded(self._vae, samples, self._facts, self._form)[0]
+        pixels = decode_latents(self._vae, samples, self._facts, self._form)[0]
         levels: NDArray[np.uint8] = (pixels * 255).round().to(torch.uint8).numpy()
         return levels

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
 from inpaint_encode.core.batch import Batch, EncodedBatch
@@ -122,7 +121,6 @@ def calibrate(
 
 
 def _encoder(vae: AutoencoderKL, options: PlanOptions, device: torch.device) -> BatchEncoder:
-    set_verbosity_error()  # a cast that is meant needs no warning
     return BatchEncoder(vae, _metadata(vae, options), device, compiled=False)
 
 

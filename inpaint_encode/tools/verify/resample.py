@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
 from inpaint_encode.core.batch import Batch, EncodedBatch
@@ -28,7 +27,7 @@ from inpaint_encode.output.state import Ledger
 from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import PairReader, Sources, fetch_again
 from inpaint_encode.stores import storage
-from inpaint_encode.vae.recorded import recorded_source
+from inpaint_encode.vae.load import parse_vae_source
 
 from .checks import DataFile, Problem, Row
 
@@ -97,10 +96,9 @@ def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[st
     Raises:
         UsageError, JobFailed: the VAE cannot be loaded, or is another; a source cannot be fetched.
     """
-    set_verbosity_error()  # a cast that is meant needs no warning
     metadata = metadata_of_job(job)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = recorded_source(vae or job["vae_source"], metadata)
+    source = parse_vae_source(vae or job["vae_source"], metadata)
     encoder = BatchEncoder.load(source, replace(metadata, samples_dtype="float32"), device, compiled=False)
     reader = PairReader(SourceAccess(**job.get("access", {})))
     result = Resampled()
