@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .diffusers_private import convert_dc, convert_latent_diffusion, convert_wan
+from .diffusers_private import rename_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LAYOUTS", "UNSUPPORTED", "Layout", "Shapes"]
+__all__ = ["LAYOUTS", "Layout", "Shapes"]
 
 Shapes = Mapping[str, Sequence[int]]
 """Shapes of the tensors, by name."""
@@ -55,7 +54,8 @@ def _replace_all(name: str, parts: Mapping[str, str]) -> str:
 def _kl_layout(shapes: Shapes) -> Layout | None:
     """AutoencoderKL and Flux.2's, which have the same encoder, in the layout of latent diffusion or of diffusers.
 
-    Shapes do not tell the number of groups of its norms: 32, as in every published model.
+    Shapes do not tell the number of groups of its norms: 32, as in every published model. Two unsupported models have
+    nearly the same names: HunyuanImage's original, with 64 channels, and Qwen-Image 2.1, with other norms.
     """
     original = "encoder.down.0.block.0.conv1.weight" in shapes
     block = "encoder.down.{}.block.{}.conv1.weight" if original else "encoder.down_blocks.{}.resnets.{}.conv1.weight"
@@ -64,6 +64,8 @@ def _kl_layout(shapes: Shapes) -> Layout | None:
     if not levels or "decoder.conv_out.weight" not in shapes or len(shapes["encoder.conv_in.weight"]) != 4:
         return None
     channels = shapes["encoder.conv_out.weight"][0] // 2
+    if (original and channels == 64) or "encoder.mid_block.resnets.0.norm1.gamma" in shapes:
+        return None
     config = {
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
@@ -88,7 +90,7 @@ def _convert_kl(tensors: Tensors, config: dict[str, Any]) -> Tensors:
     inside = {"encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv"}
     tensors = {_replace_all(name, inside): tensor for name, tensor in tensors.items()}
     statistics = {name: tensor for name, tensor in tensors.items() if name.startswith("bn.")}
-    return convert_latent_diffusion(tensors, config) | statistics
+    return rename_tensors("convert_ldm_vae_checkpoint", tensors, config) | statistics
 
 
 # fmt: off
@@ -156,7 +158,7 @@ def _convert_wan(tensors: Tensors, config: dict[str, Any]) -> Tensors:
     """Wan 2.2 nests its blocks, which the function of diffusers does not know; all else is as in Wan 2.1."""
     if config.get("is_residual"):
         tensors = {_wan_22_block(name): tensor for name, tensor in tensors.items()}
-    return convert_wan(tensors)
+    return rename_tensors("convert_wan_vae_to_diffusers", tensors)
 
 
 def _wan_22_block(name: str) -> str:
@@ -190,8 +192,11 @@ def _dc_layout(shapes: Shapes) -> Layout | None:
         "encoder_block_out_channels": _norm_widths(shapes, down),
         "decoder_block_out_channels": _norm_widths(shapes, up),
     }
-    convert = (lambda tensors, _config: convert_dc(tensors)) if original else _unchanged
-    return Layout("AutoencoderDC", config, convert)
+    return Layout("AutoencoderDC", config, _convert_dc if original else _unchanged)
+
+
+def _convert_dc(tensors: Tensors, _config: dict[str, Any]) -> Tensors:
+    return rename_tensors("convert_autoencoder_dc_checkpoint_to_diffusers", dict(tensors))
 
 
 def _norm_widths(shapes: Shapes, prefix: str) -> tuple[int, ...]:
@@ -214,22 +219,3 @@ def _tiny_layout(shapes: Shapes) -> Layout | None:
 
 LAYOUTS = (_kl_layout, _wan_layout, _dc_layout, _tiny_layout)
 """Each takes the shapes of a file; returns its layout, or None for a file of another model."""
-
-UNSUPPORTED: Mapping[str, Callable[[Shapes], bool]] = MappingProxyType(
-    {
-        # Latent diffusion has the same names as HunyuanImage's original, but not its 64 channels.
-        "HunyuanImage": lambda shapes: (
-            "encoder.down_blocks.0.norm1.weight" in shapes
-            or ("encoder.mid.block_1.norm1.weight" in shapes and shapes["encoder.conv_out.weight"][0] == 128)
-        ),
-        "Qwen-Image 2.1": lambda shapes: (
-            "encoder.mid_block.resnets.0.norm1.gamma" in shapes and len(shapes["encoder.conv_in.weight"]) == 4
-        ),
-        "an older DC-AE": lambda shapes: (
-            "encoder.stages.1.op_list.0.main.conv1.conv.weight" in shapes
-            and "encoder.project_in.conv.bias" not in shapes
-        ),
-        "half a TAESD": lambda shapes: "1.conv.0.weight" in shapes,
-    }
-)
-"""Models that are recognised only to name them in the error: their layouts cannot be loaded."""

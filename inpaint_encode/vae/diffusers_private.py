@@ -13,36 +13,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PrivateFunctionMissing", "convert_dc", "convert_latent_diffusion", "convert_wan"]
-
-Tensors = dict[str, "Tensor"]
+__all__ = ["PrivateFunctionMissing", "rename_tensors"]
 
 
 class PrivateFunctionMissing(Exception):
     """The installed diffusers has no such function; the message names it."""
 
 
-def convert_latent_diffusion(tensors: Tensors, config: dict[str, Any]) -> Tensors:
-    """Rename the tensors of an original AutoencoderKL; those that the function does not know are left out."""
-    return _call("convert_ldm_vae_checkpoint", tensors, config)
+def rename_tensors(function: str, *arguments: Any) -> dict[str, Tensor]:
+    """Call a function of ``diffusers.loaders.single_file_utils`` that returns tensors under diffusers' names.
 
-
-def convert_wan(tensors: Tensors) -> Tensors:
-    """Rename the tensors of an original Wan 2.1."""
-    return _call("convert_wan_vae_to_diffusers", tensors)
-
-
-def convert_dc(tensors: Tensors) -> Tensors:
-    """Rename the tensors of an original DC-AE."""
-    return _call("convert_autoencoder_dc_checkpoint_to_diffusers", dict(tensors))
-
-
-def _call(name: str, *arguments: Any) -> Tensors:
+    Raises:
+        PrivateFunctionMissing: there is no such function.
+    """
     import diffusers
 
     try:
-        function = getattr(import_module("diffusers.loaders.single_file_utils"), name)
+        rename = getattr(import_module("diffusers.loaders.single_file_utils"), function)
     except (ImportError, AttributeError) as error:
-        raise PrivateFunctionMissing(f"diffusers {diffusers.__version__} has no {name}") from error
-    converted: Tensors = function(*arguments)
-    return converted
+        raise PrivateFunctionMissing(f"diffusers {diffusers.__version__} has no {function}") from error
+    renamed: dict[str, Tensor] = rename(*arguments)
+    return renamed

@@ -99,7 +99,7 @@ def apply_vae_family(metadata: VaeMetadata, vae_family: str) -> VaeMetadata:
     shape = metadata.vae_class, metadata.latent_channels, metadata.vae_scale_factor
     if model is None or ("AutoencoderKL", model.channels, 2 ** (model.levels - 1)) != shape:
         raise UsageError(
-            f"vae_family {vae_family!r}, but {metadata.vae_source} is an {metadata.vae_class} with "
+            f"vae_family {vae_family!r}, but {metadata.vae_source} is an {metadata.vae_class} of "
             f"{metadata.latent_channels} channels at 1/{metadata.vae_scale_factor}; known are {', '.join(SCALINGS)}"
         )
     if metadata.scaling_factor not in (None, model.scaling_factor):

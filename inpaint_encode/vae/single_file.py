@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from inpaint_encode.errors import UsageError
 
-from .checkpoint_layouts import LAYOUTS, UNSUPPORTED, Layout, Shapes
+from .checkpoint_layouts import LAYOUTS, Layout, Shapes
 from .diffusers_private import PrivateFunctionMissing
 from .scaling import SCALINGS
 
@@ -70,7 +70,12 @@ def load_single_file(name: str, path: Path, vae_family: str = "") -> ModelMixin:
             all_shapes = {one: file.get_slice(one).get_shape() for one in all_names}
             prefix = next((one for one in _PREFIXES if any(key.startswith(one) for key in all_names)), "")
             shapes = {key.removeprefix(prefix): shape for key, shape in all_shapes.items() if key.startswith(prefix)}
-            layout = _find_layout(name, shapes)
+            layout = next(filter(None, (layout_of(shapes) for layout_of in LAYOUTS)), None)
+            if layout is None:
+                raise UsageError(
+                    f"--vae {name} has no VAE in a supported layout (AutoencoderKL, Flux.2, Wan, Sana's DC-AE, TAESD); "
+                    f"its tensors begin with {', '.join(sorted(shapes)[:3])}; give the model's diffusers folder"
+                )
             layout.config.update(_scaling(name, layout, all_shapes, vae_family))
             wanted = [key for key in all_names if key.startswith(tuple(prefix + part for part in _PARTS))]
             tensors = {key.removeprefix(prefix): file.get_tensor(key).float() for key in wanted}
@@ -84,19 +89,6 @@ def load_single_file(name: str, path: Path, vae_family: str = "") -> ModelMixin:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"--vae {name} is not a complete VAE, or has unexpected shapes ({reason})") from error
     return vae
-
-
-def _find_layout(name: str, shapes: Shapes) -> Layout:
-    for model, matches in UNSUPPORTED.items():
-        if matches(shapes):
-            raise UsageError(f"--vae {name} looks like {model} in an unsupported layout; give its diffusers folder")
-    found = next(filter(None, (layout_of(shapes) for layout_of in LAYOUTS)), None)
-    if found is None:
-        raise UsageError(
-            f"--vae {name} has no VAE in a supported layout: AutoencoderKL, Flux.2, Wan, Sana's DC-AE, TAESD; "
-            f"its tensors begin with {', '.join(sorted(shapes)[:3])}; give a diffusers folder"
-        )
-    return found
 
 
 def _scaling(name: str, layout: Layout, all_shapes: Shapes, vae_family: str) -> dict[str, Any]:

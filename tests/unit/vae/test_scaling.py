@@ -37,7 +37,7 @@ def test_a_family_completes_the_metadata_of_a_single_file():
 @pytest.mark.parametrize(
     ("family", "sentence"),
     [
-        ("sd3", "is an AutoencoderKL with 4 channels at 1/8; known are sd1, "),
+        ("sd3", "is an AutoencoderKL of 4 channels at 1/8; known are sd1, "),
         ("sd5", "known are sd1, "),
         ("sdxl", "the scaling_factor of a/vae is 0.18215"),
     ],
