@@ -35,8 +35,8 @@ its latents.
 | flat images from black to white | at most {tint:.1f} levels between the means of two colour channels |
 
 Decibels are the peak signal-to-noise ratio of the whole photograph: cropped to multiples of 8, encoded to the
-posterior's mean in float32, decoded, and rounded to 8 bits. The two photographs were not used in training, but to choose
-its settings. `scaling_factor` is one over the standard deviation of the training photographs' latents.
+posterior's mean in float32, decoded, and rounded to 8 bits. The two photographs were not trained on, but settings were
+chosen by them. `scaling_factor` is one over the standard deviation of the training photographs' latents.
 
 Trained by `python -m tests.demo_vae --output DIR --steps {steps} --seed {seed}` with torch {torch}, on
 one thread. The same command, with the versions in `constraints.txt` on the same kind of processor, gives the same

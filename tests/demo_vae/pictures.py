@@ -45,7 +45,7 @@ class Pictures:
         self._shares = np.array(shares) / sum(shares)
 
     def batch(self, count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return pixels ``[count, 3, side, side]`` in -1..1 and a map ``[count, 1, side, side]``, 1 where they are flat.
+        """Return pixels ``[count, 3, side, side]`` in -1..1 and a map ``[count, 1, side, side]``, 1 where flat.
 
         Masked areas without their rims are flat, and some whole pieces.
         """
