@@ -9,8 +9,10 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import save_file
 
 from inpaint_encode import encode_for_inpaint, load_vae
+from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import UsageError
 from inpaint_encode.vae.properties import weights_sha256
+from tests.metadata import metadata_for
 from tests.original_layouts import latent_diffusion
 
 PRIVATE = (
@@ -44,9 +46,11 @@ def original_vae():
     return AutoencoderKL(**levels, up_block_types=("UpDecoderBlock2D",) * 2).eval()
 
 
-def test_a_folder_loads_and_encodes_without_a_log_line(vae_folder, without_private_functions, log_records):
-    latents = encode_for_inpaint(torch.rand(1, 32, 32, 3), torch.zeros(1, 32, 32), load_vae(vae_folder))
+def test_a_folder_loads_casts_and_encodes_without_a_log_line(vae_folder, without_private_functions, log_records):
+    vae = load_vae(vae_folder)
+    latents = encode_for_inpaint(torch.rand(1, 32, 32, 3), torch.zeros(1, 32, 32), vae)
     assert bool(latents.samples.isfinite().all())
+    BatchEncoder(vae, metadata_for(vae, compute_dtype="bfloat16"), torch.device("cpu"), compiled=False).check()
     assert log_records == []
 
 
