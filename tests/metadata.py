@@ -1,4 +1,4 @@
-"""How rows of tests are made."""
+"""Metadata of the rows that tests make."""
 
 from dataclasses import fields, replace
 from typing import Any

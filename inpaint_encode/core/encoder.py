@@ -16,9 +16,9 @@ from torch import Tensor
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import compute_dtype, posterior, warm_up
-from inpaint_encode.vae.latent_values import LatentValues
+from inpaint_encode.vae.latent_values import latent_values
+from inpaint_encode.vae.load import load_verified_vae
 from inpaint_encode.vae.properties import crop_multiple, latent_form
-from inpaint_encode.vae.recorded import load_expected
 from inpaint_encode.vae.registry import family_of
 
 from .batch import Batch, EncodedBatch, EncodeFuture, OutOfMemory
@@ -52,9 +52,9 @@ class BatchEncoder:
         self.precision = str(dtype).removeprefix("torch.")
         self._metadata, self._tiling = metadata, metadata.tiling
         self._device = device
-        self._values = LatentValues(metadata, replace(metadata.vae, latent_form=latent_form(vae)))
+        self._vae_metadata = replace(metadata.vae, latent_form=latent_form(vae))
         on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
-        if family_of(vae).graphs:
+        if family_of(vae).compilable:
             on_device = optimise(on_device, deterministic=metadata.deterministic, compiled=compiled)
         self._fast = OomAdaptiveVae(on_device, metadata.tile_size)
         self._exact = None if dtype == torch.float32 else Float32FallbackVae(vae, device, metadata.tile_size)
@@ -82,7 +82,7 @@ class BatchEncoder:
         Raises:
             JobFailed: this node has other weights or another configuration under the same name.
         """
-        vae, _ = load_expected(source, metadata.vae)
+        vae, _ = load_verified_vae(source, metadata.vae)
         return cls(vae, metadata, torch.device(device), compiled=compiled)
 
     def check(self) -> None:
@@ -147,11 +147,11 @@ class BatchEncoder:
         except OutOfMemory as error:
             error.steps += steps
             raise
-        noise = self._values.noise(batch.keys, found[0].posterior.mean)
-        samples, finite, stored = self._values.of(found[0].posterior, noise)
-        tensors = {"samples": samples, "finite": finite, "stored": stored}
-        for one in found[1:]:
-            tensors["original_samples"], finite, stored = self._values.of(one.posterior, noise)
+        posteriors = [one.posterior for one in found]
+        latents, *originals = latent_values(posteriors, batch.keys, self._metadata, self._vae_metadata)
+        tensors = {"samples": latents.values, "finite": latents.finite, "stored": latents.stored}
+        for original, finite, stored in originals:
+            tensors["original_samples"] = original
             tensors["finite"], tensors["stored"] = tensors["finite"] & finite, tensors["stored"] & stored
         tensors["noise_mask"] = grow_mask(masks, self._metadata.grow_mask_by)
         return _Outputs(tensors, found[0].tiled, steps)

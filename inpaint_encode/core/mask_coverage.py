@@ -68,6 +68,3 @@ def _median(rows: Mapping[int, int]) -> int:
         if before >= middle:
             return percent
     raise AssertionError("a nonempty count has a median")
-
-
-counted, suspicion = coverage_counters, coverage_warning  # the names that inpaint_encode.job still uses

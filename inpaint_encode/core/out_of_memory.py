@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inpaint_encode.vae.encode import Posterior, posterior
 from inpaint_encode.vae.properties import crop_multiple
-from inpaint_encode.vae.tiles import needs_tiles, tiled_posterior
+from inpaint_encode.vae.tiles import tiled_posterior
 
 from .batch import CPU_BATCH_PIXELS, MAX_BATCH_SIZE, OutOfMemory, is_out_of_memory
 
@@ -72,7 +72,7 @@ class OomAdaptiveVae:
             RuntimeError: any other error of the device or the model.
         """
         count, height, width = pixels.shape[:3]
-        larger = needs_tiles(height, width, self._tile_size)
+        larger = max(height, width) > self._tile_size
         key = height, width, tile
         parts: list[Posterior] = []
         tiled: list[bool] = []

@@ -17,8 +17,8 @@ from torch.nn.functional import pixel_unshuffle
 from inpaint_encode.core.transform import resize_to_latent
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.vae.registry import known_family
-from inpaint_encode.vae.scaling import check_scalable, to_scaled, to_unscaled, with_family
+from inpaint_encode.vae.registry import family_of
+from inpaint_encode.vae.scaling import apply_vae_family, check_scalable, to_scaled, to_unscaled
 
 __all__ = [
     "Layout",
@@ -64,7 +64,7 @@ def for_diffusers(
         UsageError: what `check_for_diffusers` refuses; or a latent with odd sides is to be packed.
     """
     check_for_diffusers(metadata, layout=layout, with_latents=with_latents, generator=generator, vae_family=vae_family)
-    facts = with_family(metadata.vae, vae_family)
+    facts = apply_vae_family(metadata.vae, vae_family)
     columns = {"latents": "original_samples"} if with_latents else {}
     columns["masked_image_latents"] = "samples"
     stored = {name: of_posterior(row[column], metadata, generator) for name, column in columns.items()}
@@ -101,7 +101,7 @@ def check_for_diffusers(
             f"for_diffusers: a generator draws from moments, and these rows store a {metadata.posterior}; encode "
             "with --posterior moments, or leave the generator out"
         )
-    facts = with_family(metadata.vae, vae_family)
+    facts = apply_vae_family(metadata.vae, vae_family)
     check_scalable(facts, "for_diffusers", "name the model by vae_family, as in vae_family='sdxl'")
     if layout == "flux_fill" and facts.latent_form == "packed":
         raise UsageError(f"for_diffusers: latents of {facts.vae_class} are packed already, and none of Flux.1 Fill's")
@@ -131,7 +131,7 @@ def unscaled(stored: Tensor, metadata: RowMetadata) -> Tensor:
     """One latent, float32 ``[C, h, w]``, as the VAE gave it: only what ``--scaled`` has scaled is computed."""
     samples = of_posterior(stored, metadata)
     facts = metadata.vae
-    if facts.latent_form != "scaled" or known_family(facts.vae_class, "the VAE").scaled:
+    if facts.latent_form != "scaled" or family_of(facts.vae_class).latents_are_scaled:
         return samples
     return to_unscaled(samples[None].double(), replace(facts, latent_form="unscaled"))[0].float()
 

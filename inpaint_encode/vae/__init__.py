@@ -1,1 +1,1 @@
-"""VAEs of diffusers: `registry` lists the classes, `load` loads one, `encode` and `decode` run it."""
+"""VAEs of diffusers: `registry` lists the supported classes, `load` loads one, `encode` and `decode` run it."""

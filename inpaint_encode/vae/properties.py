@@ -1,4 +1,4 @@
-"""What a loaded VAE is: scale factor, channels, form of its latents, hashes of its weights and configuration."""
+"""Properties of a loaded VAE: scale factor, channels, form of its latents, hashes of its weights and configuration."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from inpaint_encode.metadata import LatentForm, VaeMetadata
-from inpaint_encode.settings import VaeSource
 
 from .registry import family_of
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
+
+    from inpaint_encode.settings import VaeSource
 
 __all__ = [
     "config_sha256",
@@ -30,39 +31,32 @@ __all__ = [
 
 
 def vae_scale_factor(vae: ModelMixin) -> int:
-    """How many pixels of a side become one value of the stored latent."""
-    family = family_of(vae)
-    ratio = family.ratio(vae.config)
-    return ratio * family.patch(vae.config) if latent_form(vae) == "packed" else ratio
+    """Pixels of a side per value of the stored latent."""
+    return family_of(vae).encoder_scale_factor(vae.config) if latent_form(vae) != "packed" else crop_multiple(vae)
 
 
 def crop_multiple(vae: ModelMixin) -> int:
-    """What an image's sides must be multiples of: the ratio, and of Flux.2 that of its packed latents in any form."""
+    """Multiple of pixels that image sides are cropped to. Plain Flux.2 latents are cropped like packed ones."""
     family = family_of(vae)
-    return family.ratio(vae.config) * family.patch(vae.config)
+    return family.encoder_scale_factor(vae.config) * family.latent_patch_size(vae.config)
 
 
 def latent_channels(vae: ModelMixin) -> int:
     """Channels of the stored latent."""
     family = family_of(vae)
-    channels = int(vae.config[family.channels])
-    return channels * family.patch(vae.config) ** 2 if latent_form(vae) == "packed" else channels
+    patch = family.latent_patch_size(vae.config) if latent_form(vae) == "packed" else 1
+    return int(vae.config[family.channels_key]) * patch**2
 
 
 def latent_form(vae: ModelMixin) -> LatentForm:
-    """What `inpaint_encode.vae.posterior` gives of this model; of a Flux.2 as `load_vae` was told, else packed."""
-    family = family_of(vae)
-    if family.scaled:
-        return "scaled"
-    if family.patch(vae.config) > 1:
-        return "unscaled" if vae.config.get("flux2_latents") == "plain" else "packed"
-    return "unscaled"
+    """Form of the latents that the model's encoder gives; Flux.2's are packed unless loaded as plain."""
+    return family_of(vae).latent_form(vae.config)
 
 
 def patch_statistics(vae: ModelMixin) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of packed Flux.2 latents, in float32 as the weights have them.
+    """Mean and standard deviation of each channel of packed Flux.2 latents, in float32.
 
-    `load_vae` keeps them in the configuration, since a model that is cast to half precision rounds them.
+    `load_vae` copies them into the configuration, because a cast of the model to half precision rounds them.
     """
     if "latents_std" in vae.config:
         return vae.config.latents_mean, vae.config.latents_std
@@ -71,9 +65,8 @@ def patch_statistics(vae: ModelMixin) -> tuple[list[float], list[float]]:
 
 
 def vae_metadata(vae: ModelMixin, source: VaeSource) -> VaeMetadata:
-    """Read the metadata from a loaded VAE's configuration and weights."""
-    config = vae.config
-    packs = family_of(vae).patch(config) > 1
+    """Read the metadata from a loaded VAE's configuration and weights; ``source`` is where it was loaded from."""
+    config, packs = vae.config, family_of(vae).packs_patches
     mean, std = patch_statistics(vae) if packs else (config.get("latents_mean"), config.get("latents_std"))
     return VaeMetadata(
         vae_class=type(vae).__name__,
@@ -93,27 +86,27 @@ def vae_metadata(vae: ModelMixin, source: VaeSource) -> VaeMetadata:
     )
 
 
-_APART = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"}
-"""Of a configuration: what is a fact of its own, and what no encoding here depends on."""
+_NOT_HASHED = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"}
+"""Configuration keys that have their own metadata field, or that do not change how this package encodes."""
 
 
 def config_sha256(vae: ModelMixin) -> str:
-    """SHA-256 over the configuration as JSON: what differs from its class's defaults, in the order of the names.
+    """SHA-256 over the configuration's values that differ from the class's defaults, as JSON sorted by name.
 
-    So neither versions and paths, whose names begin with ``_``, nor options that a newer diffusers adds change it.
+    Keys that begin with ``_`` (versions and paths) and options that a newer diffusers adds do not change it.
     """
     parameters = inspect.signature(type(vae).__init__).parameters
     values = {
         name: value
         for name, value in vae.config.items()
-        if not name.startswith("_") and name not in _APART
+        if not name.startswith("_") and name not in _NOT_HASHED
         if name not in parameters or json.dumps(parameters[name].default, default=str) != json.dumps(value)
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def weights_sha256(vae: ModelMixin) -> str:
-    """SHA-256 over the state dict in the order of its names: each name, its shape, and its values as float32."""
+    """SHA-256 over the state dict, sorted by name: each tensor's name, its shape, and its values as float32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(vae.state_dict().items()):
         values = tensor.detach().to("cpu", torch.float32).contiguous()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inpaint_encode.demo.pairs import MaskKind, Size, draw_mask, encoded, random_picture
+from inpaint_encode.demo.pairs import MaskKind, Size, draw_mask, encode_image, random_picture
 
 __all__ = [
     "LARGE",
@@ -107,5 +107,5 @@ def pairs_below(prefix: str, count: int) -> list[Pair]:
 def _write(pair: Pair, index: int, size: Size) -> None:
     rng = np.random.default_rng([index, *size])
     picture = random_picture(rng, size).convert("RGB")  # one photograph is grey, and would decode in a third
-    Path(pair.image).write_bytes(encoded(picture, pair.image, _QUALITY))
-    Path(pair.mask).write_bytes(encoded(draw_mask(rng, size, _KINDS[index % len(_KINDS)]), pair.mask))
+    Path(pair.image).write_bytes(encode_image(picture, pair.image, _QUALITY))
+    Path(pair.mask).write_bytes(encode_image(draw_mask(rng, size, _KINDS[index % len(_KINDS)]), pair.mask))

@@ -192,7 +192,7 @@ def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_jo
     monkeypatch.setattr(pipeline, "REMIND_S", 0.2)
     write_random_pairs(tmp_path, 3, seed=1)
     job = make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out")
-    with pytest.raises(JobFailed, match=r"weights_sha256 [0-9a-f]{64} on this node, 0{64} there"):
+    with pytest.raises(JobFailed, match=r"weights_sha256 [0-9a-f]{64} on this node, 0{64} in the output"):
         run_job(job, display, with_other_weights)
     reminders = [line for line in display.lines if "no chunk is done yet" in line]
     assert "a VAE worker of 2 CPU and tasks of 1 CPU" in reminders[0]

@@ -132,11 +132,11 @@ def comfyui_has_frames(metadata: RowMetadata) -> bool:
     Raises:
         UsageError: ComfyUI cannot use these latents.
     """
-    from inpaint_encode.vae.registry import known_family  # imports torch, which takes seconds
+    from inpaint_encode.vae.registry import family_of  # imports torch, which takes seconds
 
     vae = metadata.vae
-    family = known_family(vae.vae_class, "the VAE of the output")
-    if family.scaled:
+    family = family_of(vae.vae_class, "the VAE of the output")
+    if family.latents_are_scaled:
         raise UsageError(
             f"--to comfyui: latents of {vae.vae_class} are already scaled, for an unknown model, and ComfyUI would "
             "scale them again; encode with the model's full VAE, or choose another --to"

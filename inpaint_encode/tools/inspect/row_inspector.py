@@ -146,15 +146,15 @@ def load_decoder(source: str, metadata: RowMetadata) -> Decoder:
     """
     import torch  # takes seconds to import, and --no-decode does not need it
 
-    from inpaint_encode.vae.decode import decoded
-    from inpaint_encode.vae.recorded import load_expected, recorded_source
+    from inpaint_encode.vae.decode import decode_latents
+    from inpaint_encode.vae.load import load_verified_vae, parse_vae_source
 
-    vae, found = load_expected(recorded_source(source, metadata), metadata.vae)
+    vae, found = load_verified_vae(parse_vae_source(source, metadata), metadata.vae)
     vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def decode(latent: NDArray[Any]) -> NDArray[np.uint8]:
         samples = torch.from_numpy(latent.astype(np.float32))[None]
-        pixels = decoded(vae, samples, found, metadata.vae.latent_form)[0]
+        pixels = decode_latents(vae, samples, found, metadata.vae.latent_form)[0]
         levels: NDArray[np.uint8] = (pixels * 255).round().to(torch.uint8).numpy()
         return levels
 

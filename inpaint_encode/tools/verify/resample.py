@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
 from inpaint_encode.core.chunk import EncodedPair, Pair, Reject, encode_chunk
@@ -29,7 +28,7 @@ from inpaint_encode.schema import unpack_mask
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.access import Access
-from inpaint_encode.vae.recorded import recorded_source
+from inpaint_encode.vae.load import parse_vae_source
 
 from .checks import DataFile, Problem, Row
 
@@ -98,10 +97,9 @@ def encode_again(drawn: Mapping[int, list[int]], state: OutputState, job: Mappin
     Raises:
         UsageError, JobFailed: the VAE cannot be loaded or is another one, or a source cannot be fetched.
     """
-    set_verbosity_error()
     metadata = metadata_of_job(job)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = recorded_source(vae or job["vae_source"], metadata)
+    source = parse_vae_source(vae or job["vae_source"], metadata)
     encoder = BatchEncoder.load(source, replace(metadata, samples_dtype="float32"), device, compiled=False)
     reader = PairReader(Access(**job.get("access", {})))
     decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize)

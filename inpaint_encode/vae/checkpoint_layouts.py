@@ -1,7 +1,7 @@
-"""Layouts of single files: which model a file's tensor names and shapes are of, and what diffusers calls its tensors.
+"""Layouts of single files: recognise a model by its tensor names and shapes, and rename its tensors for diffusers.
 
-A configuration is made of a small literal and of what the shapes tell. Each layout returns None for a file that is not
-its own.
+`LAYOUTS` has one function per model. It returns None for a file of another model. Configurations are small literals,
+completed with numbers from the shapes.
 """
 
 from __future__ import annotations
@@ -9,96 +9,88 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .diffusers_private import rename_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LAYOUTS", "UNMAPPED", "Layout", "Shapes"]
+__all__ = ["LAYOUTS", "Layout", "Shapes"]
 
 Shapes = Mapping[str, Sequence[int]]
-"""The shape of each tensor of the VAE, by its name."""
+"""Shapes of the tensors, by name."""
 
 Tensors = dict[str, "Tensor"]
 
 
 class Layout(NamedTuple):
-    """How a file is read."""
+    """How to load a file: the class in diffusers, its configuration, and how to rename the tensors."""
 
     class_name: str
     config: dict[str, Any]
     convert: Callable[[Tensors, dict[str, Any]], Tensors]
-    """Names the tensors as diffusers does."""
+    """Takes the tensors and the configuration; returns the tensors under diffusers' names."""
 
 
-def _as_they_are(tensors: Tensors, _config: dict[str, Any]) -> Tensors:
+def _unchanged(tensors: Tensors, _config: dict[str, Any]) -> Tensors:
     return tensors
 
 
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""What diffusers called the projections of attention until 2023."""
+"""Names of the projections of attention in diffusers until 2023."""
 
 
-def _of_diffusers(tensors: Tensors, _config: dict[str, Any]) -> Tensors:
-    return {_replaced(name, _OLD_ATTENTION): tensor for name, tensor in tensors.items()}
+def _rename_old_attention(tensors: Tensors, _config: dict[str, Any]) -> Tensors:
+    return {_replace_all(name, _OLD_ATTENTION): tensor for name, tensor in tensors.items()}
 
 
-def _replaced(name: str, parts: Mapping[str, str]) -> str:
+def _replace_all(name: str, parts: Mapping[str, str]) -> str:
     for old, new in parts.items():
         name = name.replace(old, new)
     return name
 
 
-def _kl(shapes: Shapes) -> Layout | None:
-    """AutoencoderKL and Flux.2's, whose encoders are one, in the layout of latent diffusion or of diffusers.
+def _kl_layout(shapes: Shapes) -> Layout | None:
+    """AutoencoderKL and Flux.2's, which have the same encoder, in the layout of latent diffusion or of diffusers.
 
-    Shapes do not tell the groups of its norms: 32, as in every model that was published.
+    Shapes do not tell the number of groups of its norms: 32, as in every published model. Two unsupported models have
+    nearly the same names: HunyuanImage's original, with 64 channels, and Qwen-Image 2.1, with other norms.
     """
     original = "encoder.down.0.block.0.conv1.weight" in shapes
     block = "encoder.down.{}.block.{}.conv1.weight" if original else "encoder.down_blocks.{}.resnets.{}.conv1.weight"
     attention = "encoder.mid.attn_1.norm.weight" if original else "encoder.mid_block.attentions.0.group_norm.weight"
-    widths = [shapes[block.format(level, 0)][0] for level in _while_there(shapes, block, "{}", 0)]
-    if not widths or "decoder.conv_out.weight" not in shapes or len(shapes["encoder.conv_in.weight"]) != 4:
+    levels = next(level for level in count() if block.format(level, 0) not in shapes)
+    if not levels or "decoder.conv_out.weight" not in shapes or len(shapes["encoder.conv_in.weight"]) != 4:
         return None
     channels = shapes["encoder.conv_out.weight"][0] // 2
+    if (original and channels == 64) or "encoder.mid_block.resnets.0.norm1.gamma" in shapes:
+        return None
     config = {
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
-        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
-        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
-        "block_out_channels": tuple(widths),
-        "layers_per_block": len(_while_there(shapes, block, 0, "{}")),
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": tuple(shapes[block.format(level, 0)][0] for level in range(levels)),
+        "layers_per_block": next(layer for layer in count() if block.format(0, layer) not in shapes),
         "latent_channels": channels,
         "sample_size": 512 if channels == 4 else 1024,
         "use_quant_conv": "quant_conv.weight" in shapes or "encoder.quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes or "decoder.post_quant_conv.weight" in shapes,
         "mid_block_add_attention": attention in shapes,
     }
-    convert = _latent_diffusion if original else _of_diffusers
+    convert = _convert_kl if original else _rename_old_attention
     if "bn.running_mean" in shapes:
         return Layout("AutoencoderKLFlux2", config, convert)
     return Layout("AutoencoderKL", config | {"scaling_factor": None, "shift_factor": None}, convert)
 
 
-def _while_there(shapes: Shapes, name: str, *numbers: str | int) -> list[int]:
-    """The numbers from 0 on for which ``name`` is there, with ``"{}"`` of ``numbers`` replaced by them."""
-    found: list[int] = []
-    for number in count():
-        if name.format(*(number if each == "{}" else each for each in numbers)) not in shapes:
-            return found
-        found.append(number)
-    return found
-
-
-def _latent_diffusion(tensors: Tensors, config: dict[str, Any]) -> Tensors:
-    """Flux.2's original has the quantising convolutions inside encoder and decoder, and counts no batches."""
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
+def _convert_kl(tensors: Tensors, config: dict[str, Any]) -> Tensors:
+    """Flux.2's original has the quantising convolutions inside encoder and decoder, and running statistics."""
     inside = {"encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv"}
-    tensors = {_replaced(name, inside): tensor for name, tensor in tensors.items()}
-    converted: Tensors = convert_ldm_vae_checkpoint(tensors, config)
-    return converted | {name: tensor for name, tensor in tensors.items() if name.startswith("bn.")}
+    tensors = {_replace_all(name, inside): tensor for name, tensor in tensors.items()}
+    statistics = {name: tensor for name, tensor in tensors.items() if name.startswith("bn.")}
+    return rename_tensors("convert_ldm_vae_checkpoint", tensors, config) | statistics
 
 
 # fmt: off
@@ -125,10 +117,10 @@ _WAN_22: dict[str, Any] = _WAN_21 | {
 }
 
 
-def _wan(shapes: Shapes) -> Layout | None:
+def _wan_layout(shapes: Shapes) -> Layout | None:
     """Wan 2.1 and 2.2, in the original layout or that of diffusers.
 
-    A file of Qwen-Image has the names, the shapes and the statistics of Wan 2.1, and the two classes encode alike.
+    A file of Qwen-Image has the names, shapes and statistics of Wan 2.1, and is loaded as that; both encode alike.
     """
     original = "encoder.middle.0.residual.0.gamma" in shapes
     if not original and "encoder.mid_block.resnets.0.norm1.gamma" not in shapes:
@@ -144,7 +136,7 @@ def _wan(shapes: Shapes) -> Layout | None:
         "in_channels": inputs,
         "out_channels": inputs,
     }
-    return Layout("AutoencoderKLWan", config, _wan_names if original else _as_they_are)
+    return Layout("AutoencoderKLWan", config, _convert_wan if original else _unchanged)
 
 
 _WAN_22_BLOCKS = [
@@ -162,20 +154,17 @@ _WAN_RESIDUAL = {
 }
 
 
-def _wan_names(tensors: Tensors, config: dict[str, Any]) -> Tensors:
-    """Diffusers maps Wan 2.1, and of Wan 2.2 all but the blocks, which are nested there."""
-    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-
+def _convert_wan(tensors: Tensors, config: dict[str, Any]) -> Tensors:
+    """Wan 2.2 nests its blocks, which the function of diffusers does not know; all else is as in Wan 2.1."""
     if config.get("is_residual"):
-        tensors = {_wan_22_name(name): tensor for name, tensor in tensors.items()}
-    converted: Tensors = convert_wan_vae_to_diffusers(tensors)
-    return converted
+        tensors = {_wan_22_block(name): tensor for name, tensor in tensors.items()}
+    return rename_tensors("convert_wan_vae_to_diffusers", tensors)
 
 
-def _wan_22_name(name: str) -> str:
+def _wan_22_block(name: str) -> str:
     for old, new in _WAN_22_BLOCKS:
         if re.match(old, name):
-            return _replaced(re.sub(old, new, name), _WAN_RESIDUAL)
+            return _replace_all(re.sub(old, new, name), _WAN_RESIDUAL)
     return name
 
 
@@ -192,67 +181,41 @@ _DC_SANA: dict[str, Any] = {
 }
 
 
-def _dc(shapes: Shapes) -> Layout | None:
+def _dc_layout(shapes: Shapes) -> Layout | None:
     """Sana's DC-AE, in the original layout or that of diffusers."""
     original = "encoder.project_in.conv.bias" in shapes
     if not original and "encoder.down_blocks.5.0.attn.to_q.weight" not in shapes:
         return None
-    down, up = ("encoder.stages", "decoder.stages") if original else ("encoder.down_blocks", "decoder.up_blocks")
+    down, up = ("encoder.stages.", "decoder.stages.") if original else ("encoder.down_blocks.", "decoder.up_blocks.")
     config = _DC_SANA | {
         "latent_channels": shapes["encoder.project_out.0.conv.bias" if original else "encoder.conv_out.bias"][0],
-        "encoder_block_out_channels": _widths_of_norms(shapes, down),
-        "decoder_block_out_channels": _widths_of_norms(shapes, up),
+        "encoder_block_out_channels": _norm_widths(shapes, down),
+        "decoder_block_out_channels": _norm_widths(shapes, up),
     }
-    return Layout("AutoencoderDC", config, _dc_names if original else _as_they_are)
+    return Layout("AutoencoderDC", config, _convert_dc if original else _unchanged)
 
 
-def _widths_of_norms(shapes: Shapes, stages: str) -> tuple[int, ...]:
-    """Each stage's channels, of which every norm in it has a weight."""
-    ends = ("norm.weight", "norm_out.weight")
-    found = {int(name.split(".")[2]): shape[0] for name, shape in shapes.items() if _is_in(name, stages, ends)}
-    return tuple(found[stage] for stage in sorted(found))
+def _convert_dc(tensors: Tensors, _config: dict[str, Any]) -> Tensors:
+    return rename_tensors("convert_autoencoder_dc_checkpoint_to_diffusers", dict(tensors))
 
 
-def _is_in(name: str, stages: str, ends: tuple[str, ...]) -> bool:
-    return name.startswith(f"{stages}.") and name.endswith(ends)
+def _norm_widths(shapes: Shapes, prefix: str) -> tuple[int, ...]:
+    """Return each stage's channels: the length of the weights of its norms."""
+    norms = {name: shape for name, shape in shapes.items() if name.endswith(("norm.weight", "norm_out.weight"))}
+    widths = {int(name.split(".")[2]): shape[0] for name, shape in norms.items() if name.startswith(prefix)}
+    return tuple(widths[stage] for stage in sorted(widths))
 
 
-def _dc_names(tensors: Tensors, _config: dict[str, Any]) -> Tensors:
-    from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers
-
-    converted: Tensors = convert_autoencoder_dc_checkpoint_to_diffusers(dict(tensors))
-    return converted
-
-
-def _tiny(shapes: Shapes) -> Layout | None:
-    """TAESD as diffusers has it; the original is two files."""
+def _tiny_layout(shapes: Shapes) -> Layout | None:
+    """TAESD in the layout of diffusers; the original is two files."""
     convolutions = [int(name.split(".")[2]) for name in shapes if re.fullmatch(r"encoder\.layers\.\d+\.weight", name)]
     if not convolutions or "decoder.layers.0.weight" not in shapes:
         return None
     widths = (shapes["encoder.layers.0.weight"][0],) * 4
     latent = shapes[f"encoder.layers.{max(convolutions)}.weight"][0]
     names = ("encoder_block_out_channels", "decoder_block_out_channels")
-    return Layout("AutoencoderTiny", {"latent_channels": latent} | dict.fromkeys(names, widths), _as_they_are)
+    return Layout("AutoencoderTiny", {"latent_channels": latent} | dict.fromkeys(names, widths), _unchanged)
 
 
-LAYOUTS = (_kl, _wan, _dc, _tiny)
-"""Each gives the layout of a file that is its own."""
-
-UNMAPPED: Mapping[str, Callable[[Shapes], bool]] = MappingProxyType(
-    {
-        "HunyuanImage": lambda shapes: (
-            "encoder.down_blocks.0.norm1.weight" in shapes
-            or ("encoder.mid.block_1.norm1.weight" in shapes and shapes["encoder.conv_out.weight"][0] == 128)
-        ),
-        "Qwen-Image 2.1": lambda shapes: (
-            "encoder.mid_block.resnets.0.norm1.gamma" in shapes and len(shapes["encoder.conv_in.weight"]) == 4
-        ),
-        "an older DC-AE": lambda shapes: (
-            "encoder.stages.1.op_list.0.main.conv1.conv.weight" in shapes
-            and "encoder.project_in.conv.bias" not in shapes
-        ),
-        "half a TAESD": lambda shapes: "1.conv.0.weight" in shapes,
-    }
-)
-"""What can be told by its name, and is refused: it has no layout here. HunyuanImage's original is told from latent
-diffusion by its 64 channels."""
+LAYOUTS = (_kl_layout, _wan_layout, _dc_layout, _tiny_layout)
+"""Each takes the shapes of a file; returns its layout, or None for a file of another model."""
