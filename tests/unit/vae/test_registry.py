@@ -1,5 +1,7 @@
 """Every family against diffusers itself, on real files through the stages that a job is made of, without Ray."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
