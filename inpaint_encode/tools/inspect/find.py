@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
-from inpaint_encode.reader.groups import Groups
+from inpaint_encode.reader.groups import RowGroupReader
 from inpaint_encode.stores import storage
 
 from .rejects import read_file
@@ -28,7 +28,7 @@ def find_row(output: Output, key: str) -> Place:
         JobFailed: a file is damaged.
         PermissionError, OSError: by what the store said.
     """
-    groups = Groups(output)
+    groups = RowGroupReader(output)
     if found := groups.find(key):
         group, row = found
         return Place(output.files[groups.index.files[group]], int(groups.index.groups[group]), row)
@@ -39,15 +39,15 @@ def find_row(output: Output, key: str) -> Place:
     raise UsageError(f"{output.uri} has no row {key!r}{_near(groups, neighbours, key)}")
 
 
-def _neighbours(groups: Groups, key: str) -> list[int]:
+def _neighbours(groups: RowGroupReader, key: str) -> list[int]:
     """Row groups that the key could be in, and those whose keys are next before and after it."""
-    least, greatest = groups.index.least, groups.index.greatest
+    least, greatest = groups.index.min_keys, groups.index.max_keys
     before = pc.index(greatest, pc.max(greatest.filter(pc.less(greatest, key)))).as_py()
     after = pc.index(least, pc.min(least.filter(pc.greater(least, key)))).as_py()
     return [*groups.index.candidates(key)[:_NEAR], *(one for one in (before, after) if one >= 0)]
 
 
-def _near(groups: Groups, neighbours: list[int], key: str) -> str:
+def _near(groups: RowGroupReader, neighbours: list[int], key: str) -> str:
     keys = sorted({one for group in neighbours for one in groups.keys(group).to_pylist()})
     near = difflib.get_close_matches(key, keys, n=_NEAR, cutoff=0.5)
     names = near or [*[one for one in keys if one < key][-1:], *[one for one in keys if one > key][:1]]

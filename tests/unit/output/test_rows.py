@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.job.transfer import ENCODED, Room, fold, table_of, unfold
 from inpaint_encode.output.parquet import data_groups, data_table, parquet_bytes, parquet_file, read_data
-from inpaint_encode.reader.columns import Tensors
+from inpaint_encode.reader.columns import TensorColumn
 from inpaint_encode.schema import data_schema, pack_mask
 from tests.metadata import row_metadata
 
@@ -79,11 +79,11 @@ def test_tensors_come_back_from_either_layout():
         schema = data_schema(row_metadata(mask_encoding=encoding, tile=False))
         data = parquet_bytes(data_table(table_of(encoded, ENCODED), schema))
         read = read_data(data, schema)
-        assert np.array_equal([*Tensors(read["noise_mask"].chunk(0))], mask[:, None])
-        assert np.array_equal([*Tensors(read["samples"].chunk(0))], samples)
+        assert np.array_equal([*TensorColumn(read["noise_mask"].chunk(0))], mask[:, None])
+        assert np.array_equal([*TensorColumn(read["samples"].chunk(0))], samples)
         for name, values in (("noise_mask", mask[:, None]), ("samples", samples)):
-            assert np.array_equal([*Tensors(read[name].chunk(0)[1:])], values[1:])
-            assert [*Tensors(read[name].chunk(0)[:0])] == []
+            assert np.array_equal([*TensorColumn(read[name].chunk(0)[1:])], values[1:])
+            assert [*TensorColumn(read[name].chunk(0)[:0])] == []
 
 
 def test_a_file_is_the_same_a_row_group_at_a_time():

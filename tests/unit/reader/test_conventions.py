@@ -21,7 +21,7 @@ from inpaint_encode.reader.conventions import (
     for_diffusers,
     inpaint_input,
     latent_mask,
-    packed,
+    pack_latent,
 )
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import to_vae_range
@@ -253,7 +253,7 @@ class TestInpaintInput:
         row = row_of(16)
         one = for_diffusers(row, metadata, layout="flux_fill", with_latents=False)
         noise = torch.randn(16, 4, 6)
-        whole = inpaint_input(packed(noise), one, layout="flux_fill")
+        whole = inpaint_input(pack_latent(noise), one, layout="flux_fill")
         assert whole.shape == (2 * 3, 384)
         top, left = 2, 4  # of the patch in the second row and the third column
         patch = whole[1 * 3 + 2]
@@ -264,7 +264,7 @@ class TestInpaintInput:
         for y, x, down, right in ((0, 0, 0, 0), (5, 2, 1, 0), (7, 7, 1, 1)):
             at = 4 * (8 * y + x) + 2 * down + right
             assert patch[128 + at] == row["noise_mask"][0, 8 * (top + down) + y, 8 * (left + right) + x]
-        batch = inpaint_input(torch.stack([packed(noise)] * 2), default_collate([one, one]), layout="flux_fill")
+        batch = inpaint_input(torch.stack([pack_latent(noise)] * 2), default_collate([one, one]), layout="flux_fill")
         assert torch.equal(batch[1], whole)
 
     def test_flux_fill_has_the_image_s_latents_in_patches_too(self, made):
@@ -273,7 +273,7 @@ class TestInpaintInput:
         expected = for_diffusers(rows["even"], metadata)
         assert list(found) == ["latents", "masked_image_latents", "mask"]
         for name in ("latents", "masked_image_latents"):
-            assert torch.equal(found[name], packed(expected[name]))
+            assert torch.equal(found[name], pack_latent(expected[name]))
         assert found["mask"].sum() == rows["even"]["noise_mask"].sum()
 
     def test_an_odd_side_has_no_whole_patches(self):

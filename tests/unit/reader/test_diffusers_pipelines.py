@@ -11,7 +11,7 @@ from PIL import Image
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
-from inpaint_encode.reader.conventions import for_comfyui, for_diffusers, inpaint_input, latent_mask, packed
+from inpaint_encode.reader.conventions import for_comfyui, for_diffusers, inpaint_input, latent_mask, pack_latent
 from tests.local import encode_here, tensor_rows, write_pairs
 from tests.vaes import KL, small_vae
 
@@ -335,7 +335,7 @@ class TestFlux:
         """
         row, metadata = made("flux1")
         pipeline = flux("FluxFillPipeline", vaes["flux1"], 384)
-        noise = packed(normal(1, 16, SIDE // 8, SIDE // 8))
+        noise = pack_latent(normal(1, 16, SIDE // 8, SIDE // 8))
         with Denoiser(pipeline.transformer) as own:
             expected = image_of(pipeline, **files, **TEXTS, latents=noise, generator=seeded())
         asked = {"layout": "flux_fill", "with_latents": False, "generator": seeded()}
@@ -365,7 +365,7 @@ class TestFlux:
         image = Image.new("RGB", (72, 88))
         assert pipeline.image_processor.preprocess(image).shape[2:] == (80, 64)
         with pytest.raises(UsageError, match="11 x 9"):
-            packed(torch.zeros(16, 88 // 8, 72 // 8))
+            pack_latent(torch.zeros(16, 88 // 8, 72 // 8))
 
 
 def test_a_trainer_s_noise_meets_the_same_input(made, vaes, files):
