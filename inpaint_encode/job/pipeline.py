@@ -33,7 +33,7 @@ from inpaint_encode.vae.properties import vae_metadata
 
 from .cluster import encoders, failures_named, joined, waited_for
 from .metrics import JobMetrics
-from .progress import Display, Reminder
+from .progress import Display, Reminder, open_display
 from .stages import CALLS_AT_ONCE, Encoder, commit, fetch_and_decode
 
 __all__ = ["Backend", "receipts_of", "run_job", "vae_backend"]
@@ -108,20 +108,23 @@ def _reading(job: EncodeJob, metadata: RowMetadata) -> dict[str, Any]:
 
 
 def run_job(
-    job: EncodeJob, display: Display, backend_of: Callable[[EncodeJob], Backend] | None = None
+    job: EncodeJob, display: Display | None = None, backend_of: Callable[[EncodeJob], Backend] | None = None
 ) -> dict[str, Any]:
-    """Run the whole job and return its report; whatever was done there before is not done again.
+    """Run a job and return its report. A job that was interrupted resumes where it stopped.
 
     Args:
-        job: what to do.
-        display: is told how far it is.
-        backend_of: makes the latents; by default `vae_backend`.
+        job: the job's options.
+        display: shows progress; by default `open_display`, on standard error.
+        backend_of: returns what makes the latents; by default `vae_backend`.
 
     Raises:
         UsageError: before Ray is started, and before anything is written among rows of other settings.
         TooManyRejected: more pairs were rejected than ``--max-rejected`` allows.
         JobFailed: the job could not go on, or its counts do not add up.
     """
+    if display is None:
+        with open_display() as opened:
+            return run_job(job, opened, backend_of)
     output = _normalised_output(job)
     display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
     found = find_pairs(job.source, job.access)
