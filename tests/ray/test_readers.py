@@ -1,4 +1,4 @@
-"""The demo's output, read by our readers, by other libraries, by Ray, and by a training loop."""
+"""The demo's output read by this package, by other libraries, by Ray and by a trainer."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def check_arrays(arrays, expected) -> None:
 
 @pytest.fixture(scope="module")
 def read_without_ray(copied_demo, tmp_path_factory):
-    """The arrays that each recipe reads, in a process that does not import Ray."""
+    """Arrays that each recipe reads in a process without Ray."""
     arrays = tmp_path_factory.mktemp("recipes") / "arrays.npz"
     command = [sys.executable, "-m", "tests.recipes", copied_demo, arrays]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
@@ -53,7 +53,7 @@ def read_without_ray(copied_demo, tmp_path_factory):
 class TestOtherReaders:
     """Other libraries; pyarrow with and without Ray's registered types."""
 
-    def test_the_demo_has_twenty_rows_of_many_shapes(self, expected):
+    def test_the_output_has_twenty_rows_of_many_shapes(self, expected):
         assert len(expected) == 20
         assert len({row["samples"].shape for row in expected.values()}) > 5
 
@@ -93,8 +93,8 @@ class TestOurs:
             assert plain == {name: expected[row["key"]][name] for name in plain}
             assert dataset[row["key"]]["image_uri"] == row["image_uri"]
 
-    def test_rows_by_a_convention(self, demo):
-        """Values are tested with the conventions; other columns stay."""
+    def test_rows_by_the_conventions_of_tools(self, demo):
+        """Tensors follow the convention; other columns stay."""
         dataset = open_latents(demo["output"])
         metadata = Output.open(demo["output"]).metadata
         for made, rule in ((dataset.for_diffusers(), for_diffusers), (dataset.for_comfyui(), for_comfyui)):
@@ -136,7 +136,7 @@ def one_thread():
 
 
 def test_a_training_loop_learns(demo, one_thread):
-    """200 steps of an inpainting model that predicts noise from noisy latents, mask and latents of the masked image."""
+    """A small inpainting model learns to predict the noise in 200 steps."""
     torch.manual_seed(0)
     dataset = open_latents(demo["output"]).for_diffusers()
     channels = dataset[0]["latents"].shape[0]
@@ -190,7 +190,7 @@ def test_two_ranks_with_two_workers_see_every_row_once_an_epoch(demo, expected, 
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     commands = [[sys.executable, "-c", RANK, str(rank), tmp_path / "store", demo["output"]] for rank in range(2)]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) for command in commands]
-    outputs = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    outputs = [json.loads(rank.communicate(timeout=600)[0]) for rank in ranks]
     orders = []
     for epoch in range(2):
         seen = [[key for batch in output[epoch] for key in batch] for output in outputs]
