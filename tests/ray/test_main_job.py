@@ -113,16 +113,16 @@ def only_file(output: str, folder: str) -> bytes:
 def test_footer_says_how_the_rows_were_made(demo, vae_folder):
     path = next(p for listed in storage.list_objects(demo["output"]) for p in listed.paths if not p.startswith("_"))
     blob = storage.read(f"{demo['output']}/{path}").data
-    made_by = json.loads(pq.read_schema(pa.BufferReader(blob)).metadata[FOOTER_KEY])
-    assert made_by["contract"] == 1
-    assert made_by["grow_mask_by"] == 6
-    assert made_by["posterior"] == "mean"
-    assert made_by["vae_class"] == "AutoencoderKL"
-    assert made_by["vae_source"] == vae_folder
-    assert (made_by["vae_scale_factor"], made_by["latent_channels"]) == (8, 4)
-    assert made_by["scaling_factor"] == 0.18215
-    assert len(made_by["weights_sha256"]) == 64
-    assert {"inpaint-encode", "torch", "diffusers"} <= made_by["versions"].keys()
+    metadata = json.loads(pq.read_schema(pa.BufferReader(blob)).metadata[FOOTER_KEY])
+    assert metadata["contract"] == 1
+    assert metadata["grow_mask_by"] == 6
+    assert metadata["posterior"] == "mean"
+    assert metadata["vae_class"] == "AutoencoderKL"
+    assert metadata["vae_source"] == vae_folder
+    assert (metadata["vae_scale_factor"], metadata["latent_channels"]) == (8, 4)
+    assert metadata["scaling_factor"] == 0.18215
+    assert len(metadata["weights_sha256"]) == 64
+    assert {"inpaint-encode", "torch", "diffusers"} <= metadata["versions"].keys()
 
 
 def test_encodings_of_the_columns(demo):

@@ -156,8 +156,8 @@ def exchange_two_files(output):
 def settings_of_another_job(output):
     path = data_file(output, 2)
     table = pq.read_table(path)
-    made_by = {**json.loads(table.schema.metadata[FOOTER_KEY]), "grow_mask_by": 9}
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, FOOTER_KEY: json.dumps(made_by)}), path)
+    metadata = {**json.loads(table.schema.metadata[FOOTER_KEY]), "grow_mask_by": 9}
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, FOOTER_KEY: json.dumps(metadata)}), path)
 
 
 def foreign_file(output):

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
-from inpaint_encode.reader.groups import Groups
+from inpaint_encode.reader.groups import RowGroupReader
 from inpaint_encode.settings import ShowOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.redaction import redacted
@@ -79,13 +79,13 @@ def find_row(output: Output, key: str) -> RowLocation:
         JobFailed: a file is damaged.
         PermissionError, OSError: from the store.
     """
-    groups = Groups(output)
+    groups = RowGroupReader(output)
     index = groups.index
     if found := groups.find(key):
         group, row = found
         return RowLocation(output.files[index.files[group]], int(index.groups[group]), row)
-    before = pc.index(index.greatest, pc.max(index.greatest.filter(pc.less(index.greatest, key)))).as_py()
-    after = pc.index(index.least, pc.min(index.least.filter(pc.greater(index.least, key)))).as_py()
+    before = pc.index(index.max_keys, pc.max(index.max_keys.filter(pc.less(index.max_keys, key)))).as_py()
+    after = pc.index(index.min_keys, pc.min(index.min_keys.filter(pc.greater(index.min_keys, key)))).as_py()
     neighbors = [*index.candidates(key)[:_SUGGESTIONS], *(group for group in (before, after) if group >= 0)]
     files_without_rows = set(range(len(output.files))).difference(index.files.tolist())
     for number in sorted({int(index.files[group]) for group in neighbors} | files_without_rows):

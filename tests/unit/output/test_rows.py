@@ -12,7 +12,7 @@ from inpaint_encode.core.chunk import Reject
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.parquet import parquet_file, read_data
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
-from inpaint_encode.reader.columns import Tensors
+from inpaint_encode.reader.columns import TensorColumn
 from inpaint_encode.schema import REJECTS, data_schema
 from tests.metadata import row_metadata
 from tests.rows import data_file, encoded_pair
@@ -29,9 +29,9 @@ def test_tensors_come_back_from_either_layout(encoding):
     read = read_data(data_file(rows, metadata), data_schema(metadata))
     for name, values in (("noise_mask", mask[:, None]), ("samples", samples)):
         column = read[name].chunk(0)
-        assert np.array_equal([*Tensors(column)], values)
-        assert np.array_equal([*Tensors(column[1:])], values[1:])
-        assert [*Tensors(column[:0])] == []
+        assert np.array_equal([*TensorColumn(column)], values)
+        assert np.array_equal([*TensorColumn(column[1:])], values[1:])
+        assert [*TensorColumn(column[:0])] == []
 
 
 @pytest.mark.parametrize("encoding", ["tensor", "packed"])

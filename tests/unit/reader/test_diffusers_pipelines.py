@@ -1,7 +1,7 @@
-"""diffusers' inpainting pipelines, small and of random weights, run from our rows and from image and mask.
+"""diffusers' inpainting pipelines, small and with random weights, run on our rows and on image and mask.
 
-A row of moments is drawn from with the generator that the pipeline is given: then both have the same latents, to the
-last bits that the order of a convolution's sums leaves open.
+Latents are drawn from a row's moments with the pipeline's generator. Both latents are then equal, up to the rounding
+that depends on the order of a convolution's sums.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ from PIL import Image
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
-from inpaint_encode.reader.conventions import for_comfyui, for_diffusers, inpaint_input, latent_mask, packed
+from inpaint_encode.reader.conventions import for_comfyui, for_diffusers, inpaint_input, latent_mask, pack_latent
 from tests.local import encode_here, tensor_rows, write_pairs
 from tests.vaes import KL, small_vae
 
-pytest.importorskip("transformers", reason="diffusers' pipelines are there only beside transformers")
+pytest.importorskip("transformers", reason="diffusers' pipelines need transformers")
 
 SIDE = 64
 STEPS = 3
@@ -72,7 +72,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def files(pair):
-    """What the pipelines are given: the same image and mask, as Pillow has them."""
+    """The same image and mask as Pillow images, for the pipelines."""
     return {"image": Image.fromarray(pair[0]), "mask_image": Image.fromarray(pair[1])}
 
 
@@ -89,7 +89,7 @@ def vaes():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, make_job, pair, vaes):
-    """The pair's row and what it was made by, of a job with this VAE and these options; each job runs once."""
+    """Run a job on the pair with this VAE and these options, once; return the row and its metadata."""
     folder = tmp_path_factory.mktemp("into")
     write_pairs(folder / "in", {"a": pair})
     done = {}
@@ -173,11 +173,11 @@ def flux(kind, vae, channels):
 
 TEXT = {"prompt_embeds": normal(1, 5, 32, seed=2)}
 TEXTS = TEXT | {"pooled_prompt_embeds": normal(1, 32, seed=3)}
-"""What prompts would be, the same in every run."""
+"""Embeddings in place of prompts, the same in every run."""
 
 
 def image_of(pipeline, **given):
-    """One run: ``[1, 3, H, W]`` in 0..1."""
+    """Run a pipeline once: ``[1, 3, H, W]`` in 0..1."""
     asked = {"num_inference_steps": STEPS, "strength": 1.0, "guidance_scale": 1.0, "output_type": "pt", **SIZE}
     with torch.no_grad():
         return pipeline(**asked, **given).images
@@ -192,7 +192,7 @@ def batch(row):
 )
 class TestStableDiffusion:
     def test_nine_channels(self, family, build, texts, made, vaes, files):
-        """The denoiser's input is `inpaint_input`, step by step, and the image is the pipeline's own."""
+        """`inpaint_input` equals the denoiser's input in each step, and the image is the same."""
         row, metadata = made(family)
         pipeline, noise = build(vaes[family], 9), normal(1, 4, SIDE // 8, SIDE // 8)
         with Denoiser(pipeline.unet) as own:
@@ -209,18 +209,18 @@ class TestStableDiffusion:
         assert not close(others, expected)
 
     def test_four_channels(self, family, build, texts, made, vaes, files):
-        """A denoiser that knows no masks: the image's own latent is put back around the mask after every step."""
+        """A denoiser without mask input: the pipeline restores the image's latent around the mask after every step."""
         row, metadata = made(family)
         pipeline, noise = build(vaes[family], 4), normal(1, 4, SIDE // 8, SIDE // 8)
         expected = image_of(pipeline, **files, **texts, latents=noise, generator=seeded())
         ours = batch(for_diffusers(row, metadata, generator=seeded()))
         given = {"mask_image": row["noise_mask"][None].float(), "latents": noise, **texts}
-        given["masked_image_latents"] = ours["masked_image_latents"]  # or it would mask the latent by the mask's pixels
+        given["masked_image_latents"] = ours["masked_image_latents"]  # without it, the pipeline would mask the latent
         assert close(image_of(pipeline, **given, image=ours["latents"]), expected)
         assert not close(image_of(pipeline, **given, image=ours["masked_image_latents"]), expected)
 
-    def test_a_mean_is_no_draw(self, family, build, texts, made, vaes, files):
-        """The pipeline draws; a row of means has what every draw is around."""
+    def test_a_mean_is_the_center_of_the_draws(self, family, build, texts, made, vaes, files):
+        """The pipeline draws a sample; a row with means has the mean of its draws."""
         row, metadata = made(family, posterior="mean")
         pipeline = build(vaes[family], 9)
         found = for_diffusers(row, metadata, with_latents=False)["masked_image_latents"][None]
@@ -232,14 +232,14 @@ class TestStableDiffusion:
 
 
 def prepared(pipeline, files):
-    """Mask and greyed image, ``[1, 1 or 3, H, W]``, as the pipelines have them before the VAE."""
+    """Mask and masked image, ``[1, 1 or 3, H, W]``, as the pipelines pass them to the VAE."""
     image = pipeline.image_processor.preprocess(files["image"], **SIZE)
     mask = pipeline.mask_processor.preprocess(files["mask_image"], **SIZE)
     return mask, image * (mask < 0.5)
 
 
 def mask_latents(pipeline, mask, image, seed=SEED, *others):
-    """What `prepare_mask_latents` of the pipelines with a UNet gives for one image: mask, masked_image_latents."""
+    """Return mask and masked_image_latents of `prepare_mask_latents`, for the pipelines with a UNet."""
     with torch.no_grad():
         return pipeline.prepare_mask_latents(
             mask, image, 1, *others, SIDE, SIDE, torch.float32, "cpu", seeded(seed), False
@@ -247,18 +247,18 @@ def mask_latents(pipeline, mask, image, seed=SEED, *others):
 
 
 def drawn(pipeline, files, count):
-    """The posterior of the greyed image, and the masked_image_latents of so many runs."""
-    mask, greyed = prepared(pipeline, files)
+    """Return the posterior of the masked image, and the masked_image_latents of ``count`` runs."""
+    mask, masked = prepared(pipeline, files)
     with torch.no_grad():
-        distribution = pipeline.vae.encode(greyed).latent_dist
-    return distribution, torch.cat([mask_latents(pipeline, mask, greyed, seed)[1] for seed in range(count)])
+        distribution = pipeline.vae.encode(masked).latent_dist
+    return distribution, torch.cat([mask_latents(pipeline, mask, masked, seed)[1] for seed in range(count)])
 
 
 class TestDifferences:
-    """Each that the README names: where it is not, these rows are what the pipelines make."""
+    """Differences that the README lists. Without them, the rows have the pipelines' values."""
 
     def test_growth(self, made, vaes, files):
-        """The mask of the denoiser grows, and the grey does not: `--latent-mask diffusers` keeps both as they are."""
+        """The denoiser's mask grows, the masked area does not. `--latent-mask diffusers` stores the ungrown mask."""
         pipeline = stable_diffusion(vaes["sd1"], 9)
         mask, latents = mask_latents(pipeline, *prepared(pipeline, files))
         found = {}
@@ -269,8 +269,8 @@ class TestDifferences:
         assert torch.equal(found["diffusers"]["mask"], mask)
         assert (found["none"]["mask"] - mask).unique().tolist() == [0, 1]
 
-    def test_sdxl_of_statistics_is_encoded_there_without_them(self, made, vaes, files):
-        """diffusers 0.42.1 decodes with them, and encodes with them in its pipeline of image to image alone."""
+    def test_sdxl_with_statistics_is_encoded_without_them_there(self, made, vaes, files):
+        """diffusers 0.42.1 decodes with them, but encodes with them only in its image-to-image pipeline."""
         row, metadata = made("playground")
         pipeline = stable_diffusion_xl(vaes["playground"], 9)
         _, there = mask_latents(pipeline, *prepared(pipeline, files))
@@ -279,15 +279,15 @@ class TestDifferences:
         assert not close(here, there)
         assert close(here, (there - 0.5 * mean) / std)
 
-    def test_sd3_scales_the_latents_that_it_is_given(self, made, vaes, files):
-        """So ``masked_image_latents=`` wants those of ComfyUI there, and the denoiser is given ours."""
+    def test_sd3_scales_its_masked_image_latents(self, made, vaes, files):
+        """Its ``masked_image_latents=`` are ComfyUI's, not scaled; its denoiser gets ours, scaled."""
         from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3InpaintPipeline
 
         row, metadata = made("flux1", posterior="mean")
         names = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
         parts = {"vae": vaes["flux1"], "scheduler": FlowMatchEulerDiscreteScheduler(), "transformer": None}
         pipeline = StableDiffusion3InpaintPipeline(**parts, **dict.fromkeys(names))
-        mask, greyed = prepared(pipeline, files)
+        mask, masked = prepared(pipeline, files)
         ours = batch(for_diffusers(row, metadata, with_latents=False))
         there, latents = mask_latents(pipeline, mask, for_comfyui(row, metadata)["samples"], SEED, 1)
         assert torch.equal(there, ours["mask"])
@@ -295,12 +295,12 @@ class TestDifferences:
         _, twice = mask_latents(pipeline, mask, ours["masked_image_latents"], SEED, 1)
         assert not close(twice, ours["masked_image_latents"])
         row, metadata = made("flux1")
-        _, own = mask_latents(pipeline, mask, greyed, SEED, 1)
+        _, own = mask_latents(pipeline, mask, masked, SEED, 1)
         drawn_here = for_diffusers(row, metadata, with_latents=False, generator=seeded())["masked_image_latents"]
         assert close(drawn_here[None], own)
 
-    def test_flux2_brings_the_mask_to_its_latent_by_bilinear(self, made, vaes, files):
-        """Its pipeline takes no draw, so that packed latents agree as they are; its mask has ComfyUI's rule."""
+    def test_flux2_resizes_the_mask_by_bilinear(self, made, vaes, files):
+        """Its pipeline uses the mean, so packed latents are equal; its mask follows ComfyUI's convention."""
         from diffusers import Flux2KleinInpaintPipeline
 
         names = ("scheduler", "text_encoder", "tokenizer", "transformer")
@@ -329,13 +329,13 @@ class TestFlux:
         assert not close(image_of(pipeline, **given, image=ours["masked_image_latents"]), expected)
 
     def test_fill(self, made, vaes, files):
-        """Its ``masked_image_latents=`` cannot be used in 0.42.1, where an image is asked for and forbidden.
+        """In 0.42.1, ``masked_image_latents=`` cannot be used: an image is required and forbidden.
 
-        So the denoiser of a run on another image is given ours, and the run becomes that on this image.
+        Instead, our latents replace the denoiser's input in a run on another image. The result is that of our image.
         """
         row, metadata = made("flux1")
         pipeline = flux("FluxFillPipeline", vaes["flux1"], 384)
-        noise = packed(normal(1, 16, SIDE // 8, SIDE // 8))
+        noise = pack_latent(normal(1, 16, SIDE // 8, SIDE // 8))
         with Denoiser(pipeline.transformer) as own:
             expected = image_of(pipeline, **files, **TEXTS, latents=noise, generator=seeded())
         asked = {"layout": "flux_fill", "with_latents": False, "generator": seeded()}
@@ -347,39 +347,39 @@ class TestFlux:
         grey = {"image": Image.new("RGB", (SIDE, SIDE), (128,) * 3), "mask_image": Image.new("L", (SIDE, SIDE), 0)}
         assert not close(image_of(pipeline, **grey, **TEXTS, latents=noise, generator=seeded()), expected)
 
-        def told(given):
+        def replaced(given):
             return inpaint_input(given[..., :64], ours, layout="flux_fill")
 
-        with Denoiser(pipeline.transformer, told):
+        with Denoiser(pipeline.transformer, replaced):
             found = image_of(pipeline, **grey, **TEXTS, latents=noise, generator=seeded())
         assert close(found, expected)
-        texts = {**TEXTS, "latents": noise, "masked_image_latents": told(noise)[..., 64:]}
+        texts = {**TEXTS, "latents": noise, "masked_image_latents": replaced(noise)[..., 64:]}
         with pytest.raises(ValueError, match="Input is in incorrect format"):
             image_of(pipeline, **texts, mask_image=files["mask_image"])
         with pytest.raises(ValueError, match="either  `image` or `masked_image_latents`"):
             image_of(pipeline, **texts, **files)
 
-    def test_fill_takes_multiples_of_16(self, vaes):
-        """Where the job crops to 8: what is left over is resized away there, and cannot be packed here."""
+    def test_fill_needs_multiples_of_16(self, vaes):
+        """The job crops to multiples of 8. The pipeline resizes to 16; here, an odd latent cannot be packed."""
         pipeline = flux("FluxFillPipeline", vaes["flux1"], 384)
         image = Image.new("RGB", (72, 88))
         assert pipeline.image_processor.preprocess(image).shape[2:] == (80, 64)
         with pytest.raises(UsageError, match="11 x 9"):
-            packed(torch.zeros(16, 88 // 8, 72 // 8))
+            pack_latent(torch.zeros(16, 88 // 8, 72 // 8))
 
 
-def test_a_trainer_s_noise_meets_the_same_input(made, vaes, files):
-    """The usual training step: noise on the image's latent, and beside it what `inpaint_input` puts there."""
+def test_a_training_step_has_the_same_input(made, vaes, files):
+    """The usual training step: noise on the image's latent, combined by `inpaint_input`."""
     row, metadata = made("sd1")
     pipeline = stable_diffusion(vaes["sd1"], 9)
     noise, step = normal(1, 4, SIDE // 8, SIDE // 8), torch.tensor([400])
     ours = batch(for_diffusers(row, metadata, generator=seeded()))
     noisy = pipeline.scheduler.add_noise(ours["latents"], noise, step)
-    mask, greyed = prepared(pipeline, files)
+    mask, masked = prepared(pipeline, files)
     with torch.no_grad():
         generator, image = seeded(), pipeline.image_processor.preprocess(files["image"], **SIZE)
         latents = pipeline._encode_vae_image(image, generator)
-        masked = pipeline._encode_vae_image(greyed, generator)
+        masked = pipeline._encode_vae_image(masked, generator)
         expected = torch.cat([pipeline.scheduler.add_noise(latents, noise, step), mask[..., ::8, ::8], masked], dim=1)
         found = inpaint_input(noisy, ours)
         assert close(found, expected)
