@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 __all__ = [
-    "CARRIED",
+    "EXTRA_COLUMNS",
     "FOOTER_KEY",
     "GEOMETRY",
     "PAIRS",
@@ -23,13 +23,13 @@ __all__ = [
     "SOURCE",
     "TENSORS",
     "WORK",
-    "carrying",
     "data_schema",
     "is_packed",
     "pack_mask",
     "packed_field",
     "tensor_field",
     "unpack_mask",
+    "with_extra_columns",
 ]
 
 FOOTER_KEY = b"inpaint_encode"
@@ -38,9 +38,9 @@ FOOTER_KEY = b"inpaint_encode"
 TENSORS = ("samples", "original_samples", "noise_mask", "latent_mask")
 """Columns of the data files that hold an array of any shape; the second and the last only where they were asked for."""
 
-CARRIED = "carried"
-"""Column that a plan and the tables between stages have besides if the source has columns of its own: a struct of them,
-in which any names are allowed that the data files do not have already."""
+EXTRA_COLUMNS = "extra_columns"
+"""Struct column with the source's own columns, in a plan and in the tables between stages. Missing if the source has no
+other columns. Its fields must not be named like a column of the data files."""
 
 PAIRS = pa.schema(
     [
@@ -129,9 +129,9 @@ def packed_field(name: str) -> pa.Field:
     return pa.field(name, storage, metadata={"inpaint_encode.mask": "bits, most significant first, 1 = repaint"})
 
 
-def carrying(schema: pa.Schema, like: pa.Schema) -> pa.Schema:
-    """Return ``schema`` with the `CARRIED` column that ``like`` has, if it has one."""
-    at = like.get_field_index(CARRIED)
+def with_extra_columns(schema: pa.Schema, like: pa.Schema) -> pa.Schema:
+    """Return ``schema`` with the `EXTRA_COLUMNS` column of ``like``, if ``like`` has one."""
+    at = like.get_field_index(EXTRA_COLUMNS)
     return schema if at < 0 else schema.append(like.field(at))
 
 
@@ -145,7 +145,7 @@ def data_schema(made_by: Mapping[str, Any], like: pa.Schema = PAIRS) -> pa.Schem
         made_by: what the rows were made by, kept in the schema's metadata: the fields of
             `inpaint_encode.settings.RowSettings`, of which ``samples_dtype`` and ``mask_encoding`` must be there and
             others say which columns are, and whatever else a reader must know.
-        like: schema of the plan, or of a table that is made from it; the fields of its `CARRIED` come last.
+        like: schema of the plan, or of a table that is made from it; the fields of its `EXTRA_COLUMNS` come last.
     """
     value_type = {"float16": pa.float16(), "float32": pa.float32()}[made_by["samples_dtype"]]
     packed = made_by["mask_encoding"] == "packed"
@@ -160,7 +160,7 @@ def data_schema(made_by: Mapping[str, Any], like: pa.Schema = PAIRS) -> pa.Schem
         pa.field("mask_coverage", pa.float32()),
         pa.field("precision", pa.string()),
         *([pa.field("tiled", pa.bool_())] if made_by.get("tile", False) is not False else []),
-        *(list(like.field(CARRIED).type) if CARRIED in like.names else []),
+        *(list(like.field(EXTRA_COLUMNS).type) if EXTRA_COLUMNS in like.names else []),
     ]
     return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(made_by, sort_keys=True)})
 

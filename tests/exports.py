@@ -14,7 +14,7 @@ from PIL import Image
 from inpaint_encode.job.transfer import ENCODED, table_of
 from inpaint_encode.output.parquet import data_table, parquet_bytes
 from inpaint_encode.reader import iter_rows
-from inpaint_encode.schema import CARRIED, data_schema, pack_mask
+from inpaint_encode.schema import EXTRA_COLUMNS, data_schema, pack_mask
 from inpaint_encode.stores import storage
 from tests.outputs import files_of
 
@@ -52,7 +52,7 @@ def write_chunk(output: str, chunk: int, keys: list[str], *, job: str = JOB, see
     rng = np.random.default_rng([seed, chunk])
     encoded = table_of([_encoded(rng, key, made_by) for key in keys], ENCODED)
     own = [{"caption": f'«{key}», "{chunk}"\n', "scaling_factor": chunk, "tags": [key, "ü"]} for key in keys]
-    encoded = encoded.append_column(CARRIED, pa.array(own, OWN_COLUMNS))
+    encoded = encoded.append_column(EXTRA_COLUMNS, pa.array(own, OWN_COLUMNS))
     data = data_table(encoded, data_schema(made_by, encoded.schema))
     storage.write(f"{output}/{job}-{chunk:08d}.parquet", parquet_bytes(data))
     return f"{job}-{chunk:08d}.parquet"

@@ -40,7 +40,7 @@ def encode_here(job: EncodeJob) -> str:
     output = job.output.output
     Path(output).mkdir(parents=True)
     with hold(storage.join(output, "_lease.json"), print) as lease:
-        record = job_record(job, facts, found.carried)
+        record = job_record(job, facts, found.extra_columns)
         ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
         made_by = {**facts, **record["rows"], "versions": record["versions"]}
         limits = {"max_bytes": job.limits.max_bytes, "threads": 1}

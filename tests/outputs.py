@@ -11,7 +11,7 @@ import pytest
 from inpaint_encode.job.transfer import ENCODED, table_of
 from inpaint_encode.output import parquet
 from inpaint_encode.output.parquet import data_table, parquet_bytes, read_data
-from inpaint_encode.schema import CARRIED, carrying, data_schema, pack_mask
+from inpaint_encode.schema import EXTRA_COLUMNS, data_schema, pack_mask, with_extra_columns
 from inpaint_encode.stores import storage
 
 PLAIN = {"samples_dtype": "float32", "mask_encoding": "tensor", "tile": None}
@@ -76,10 +76,10 @@ def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: in
         made_by: other than `PLAIN`; ``scaling_factor`` and the like go to the footers.
     """
     made_by, rng, written = {**PLAIN, **made_by}, np.random.default_rng(0), []
-    like = pa.schema([(CARRIED, pa.struct([("caption", pa.string()), ("score", pa.float64())]))])
+    like = pa.schema([(EXTRA_COLUMNS, pa.struct([("caption", pa.string()), ("score", pa.float64())]))])
     for number, sizes in enumerate(files):
         made = [_random_row(f"{number:02}/{index:03}", size, made_by, rng) for index, size in enumerate(sizes)]
-        encoded = table_of(made, carrying(ENCODED, like))
+        encoded = table_of(made, with_extra_columns(ENCODED, like))
         table = data_table(encoded, data_schema(made_by, like))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
@@ -103,10 +103,10 @@ def _random_row(key: str, size: tuple[int, int], made_by: dict, rng: np.random.G
         "mask": mask,
         "mask_coverage": float(mask.mean(dtype=np.float32)),
         "precision": "float32",
-        CARRIED: {"caption": None if key.endswith("1") else f"a {key}", "score": rng.random()},
+        EXTRA_COLUMNS: {"caption": None if key.endswith("1") else f"a {key}", "score": rng.random()},
     }
 
 
 def _as_read(row: dict) -> dict:
     own = ("key", "image_uri", "mask_index", "samples", "precision")
-    return {name: row[name] for name in own} | {"noise_mask": row["mask"]} | row[CARRIED]
+    return {name: row[name] for name in own} | {"noise_mask": row["mask"]} | row[EXTRA_COLUMNS]

@@ -127,7 +127,7 @@ def run_job(
     facts = backend.facts
     refuse_sizes(job.decoding, facts.crop_multiple)
     with hold(storage.join(output, "_lease.json"), display.say) as lease:
-        record = job_record(job, facts.as_dict(), found.carried)
+        record = job_record(job, facts.as_dict(), found.extra_columns)
         ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(ledger, inventory, job, found)
         found = found.without_pairs()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.schema import CARRIED, REJECTS, TENSORS, is_packed, unpack_mask
+from inpaint_encode.schema import EXTRA_COLUMNS, REJECTS, TENSORS, is_packed, unpack_mask
 from inpaint_encode.stores.ranged_file import Changed
 
 __all__ = [
@@ -38,8 +38,8 @@ def data_table(encoded: pa.Table, schema: pa.Schema) -> pa.Table:
     for name, its_shapes in (("samples", shapes), ("original_samples", shapes), ("latent_mask", plane)):
         if name in schema.names:
             tensors[name] = _values_array(rows[name], its_shapes, schema.field(name))
-    carried = rows.select([CARRIED]).flatten() if CARRIED in rows.column_names else rows.select([])
-    own = dict(zip([name.removeprefix(f"{CARRIED}.") for name in carried.column_names], carried.columns, strict=True))
+    extra = rows.select([EXTRA_COLUMNS]).flatten() if EXTRA_COLUMNS in rows.column_names else rows.select([])
+    own = dict(zip([name.removeprefix(f"{EXTRA_COLUMNS}.") for name in extra.column_names], extra.columns, strict=True))
     columns = {name: rows[name] for name in rows.column_names} | tensors | own
     return pa.table([columns[name] for name in schema.names], schema=schema)
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from inpaint_encode.schema import CARRIED, PAIRS, carrying
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, with_extra_columns
 from inpaint_encode.stores import storage
 
 __all__ = ["added", "changed", "cut", "newest", "other_images", "parts", "read_chunk", "revise", "with_keys"]
@@ -65,7 +65,7 @@ def _around(images: NDArray[np.int64], start: int, full: int) -> tuple[int, int]
 
 
 def _planned(table: pa.Table, like: pa.Table) -> pa.Table:
-    schema = carrying(PAIRS, like.schema)
+    schema = with_extra_columns(PAIRS, like.schema)
     return table.select(schema.names).cast(schema)
 
 
@@ -105,9 +105,9 @@ def changed(planned: pa.Table, found: pa.Table) -> pa.Table:
     before = planned.take(where.drop_null())
     names = ["image_version", "mask_version", *({"image_uri", "mask_uri"} & set(found.column_names))]
     differs = [pc.not_equal(both[name], before[name]) for name in names]
-    if CARRIED in found.column_names:
-        columns = zip(both.select([CARRIED]).flatten().columns, before.select([CARRIED]).flatten().columns, strict=True)
-        differs += [_differ(now, then) for now, then in columns]
+    if EXTRA_COLUMNS in found.column_names:
+        now, then = (table.select([EXTRA_COLUMNS]).flatten().columns for table in (both, before))
+        differs += [_differ(*columns) for columns in zip(now, then, strict=True)]
     return both.filter(reduce(pc.or_, differs))
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import PAIRS, WORK, carrying
+from inpaint_encode.schema import PAIRS, WORK, with_extra_columns
 from inpaint_encode.settings import CONTRACT_VERSION, Decoding, EncodeJob, RunOptions, Source
 from inpaint_encode.sources import FoundPairs
 from inpaint_encode.stores import storage
@@ -50,13 +50,13 @@ class Remaining(NamedTuple):
     """All planned pairs, done ones included."""
 
 
-def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Field] = ()) -> dict[str, Any]:
+def job_record(job: EncodeJob, vae: Mapping[str, Any], extra_columns: Sequence[pa.Field] = ()) -> dict[str, Any]:
     """What ``_job.json`` keeps; ``rows`` and ``source`` must be the same for as long as the output grows.
 
     Args:
         job: the settings.
         vae: `inpaint_encode.vae.VaeFacts` as a dictionary.
-        carried: fields of the source's own columns, whose names and types all data files share.
+        extra_columns: fields of the source's own columns, whose names and types all data files share.
     """
     made_by = {name: value for name, value in vae.items() if name != "vae_source"}
     if job.rows.scaled and made_by["latent_form"] == "unscaled":
@@ -64,7 +64,7 @@ def job_record(job: EncodeJob, vae: Mapping[str, Any], carried: Sequence[pa.Fiel
     shaped_by = {**job.rows.model_dump(), **job.decoding.recorded()}
     return {
         "rows": {"contract": CONTRACT_VERSION, **shaped_by, **made_by},
-        "source": _source_record(job.source, carried),
+        "source": _source_record(job.source, extra_columns),
         "access": job.access.model_dump(),
         "vae_source": vae["vae_source"],
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
@@ -83,13 +83,13 @@ def refuse_sizes(decoding: Decoding, multiple: int) -> None:
         raise UsageError(str(error)) from None
 
 
-def _source_record(source: Source, carried: Sequence[pa.Field]) -> dict[str, Any]:
+def _source_record(source: Source, extra_columns: Sequence[pa.Field]) -> dict[str, Any]:
     given = source.model_dump() | {"masks": source.masks or source.images}
     uris = {
         name: storage.normalise(given[name], storage.READABLE) for name in ("images", "masks", "pairs") if given[name]
     }
     given["random_masks"] = source.random_masks > 0  # more of them are new pairs, and no other source
-    return {**given, **uris, "carried": {field.name: str(field.type) for field in carried}}
+    return {**given, **uris, "carried": {field.name: str(field.type) for field in extra_columns}}
 
 
 def open_output(output: str, record: Mapping[str, Any], *, overwrite: bool, token: str) -> tuple[Ledger, Inventory]:
@@ -150,7 +150,7 @@ def _extended(ledger: Ledger, parts: list[str], job: EncodeJob, found: FoundPair
 
 def _revised(ledger: Ledger, parts: list[str], inventory: Inventory, run: RunOptions, found: FoundPairs) -> list[str]:
     """Add a generation that states anew the chunks whose pairs changed, vanished or are to be tried again."""
-    columns = carrying(PAIRS, found.pairs.schema).names
+    columns = with_extra_columns(PAIRS, found.pairs.schema).names
     planned = plan.newest(ledger.read_plan(parts, columns))
     again = plan.changed(planned, found.pairs) if run.refresh else found.pairs.slice(0, 0)
     again = found.with_uris(again).select([name for name in columns if name not in ("chunk", "encode")])

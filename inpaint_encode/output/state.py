@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.parquet import damage_named, parquet_bytes, parquet_file, read_data
-from inpaint_encode.schema import CARRIED, PAIRS, RECEIPT, REJECTS, carrying
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, with_extra_columns
 from inpaint_encode.stores import storage
 
 from . import plan
@@ -234,9 +234,9 @@ class Ledger:
     def read_plan(self, parts: list[str], columns: list[str]) -> pa.Table:
         """Return ``columns`` of the planned pairs, all generations of them, with a ``generation`` column.
 
-        Columns are those of `schema.PAIRS` and, if the plan has it, `schema.CARRIED`.
+        Columns are those of `schema.PAIRS` and, if the plan has it, `schema.EXTRA_COLUMNS`.
         """
-        known = self._plan_schema(parts[0]) if CARRIED in columns else PAIRS
+        known = self._plan_schema(parts[0]) if EXTRA_COLUMNS in columns else PAIRS
         schema = pa.schema([known.field(name) for name in columns])
         tables = [_with_generation(self._read(part, schema), part) for part in parts]
         return pa.concat_tables([_with_generation(schema.empty_table(), "-0"), *tables])
@@ -244,7 +244,7 @@ class Ledger:
     def _plan_schema(self, part: str) -> pa.Schema:
         data = storage.read(self.uri(part)).data
         with damage_named(self.uri(part)):
-            return carrying(PAIRS, pq.read_schema(pa.BufferReader(data)))
+            return with_extra_columns(PAIRS, pq.read_schema(pa.BufferReader(data)))
 
     def planned_chunks(self, parts: list[str]) -> pa.Table:
         """Return `schema.WORK` without ``keep``: each chunk at its newest generation, and the part that states it."""

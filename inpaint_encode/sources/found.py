@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from PIL import features
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import CARRIED
+from inpaint_encode.schema import EXTRA_COLUMNS
 from inpaint_encode.settings import SourceAccess
 from inpaint_encode.stores import storage
 
@@ -33,7 +33,7 @@ class FoundPairs(NamedTuple):
     * of prefixes ``image_suffix, mask_suffix``, a hundred bytes a pair: URIs are made of the keys where they are
       needed, by `with_uris`. A file whose path without the suffix is not the key has that path in ``image`` or
       ``mask``;
-    * of a manifest or of tars ``image_uri, mask_uri``, and its other columns in the struct `schema.CARRIED`. Where the
+    * of a manifest or of tars ``image_uri, mask_uri``, and its other columns in the struct `schema.EXTRA_COLUMNS`. Where the
       files are only named, versions are empty and ``image_bytes`` 0, since nothing was listed. Images are in the order
       in which they are first named, each with all its masks.
 
@@ -57,9 +57,9 @@ class FoundPairs(NamedTuple):
     """Of the images that have a mask, each once, and of their masks; None where nothing was listed."""
 
     @property
-    def carried(self) -> list[pa.Field]:
+    def extra_columns(self) -> list[pa.Field]:
         """The fields of the manifest's own columns."""
-        at = self.pairs.schema.get_field_index(CARRIED)
+        at = self.pairs.schema.get_field_index(EXTRA_COLUMNS)
         return [] if at < 0 else list(self.pairs.schema.field(at).type)
 
     def without_pairs(self) -> FoundPairs:

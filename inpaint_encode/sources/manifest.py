@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import CARRIED, data_schema
+from inpaint_encode.schema import EXTRA_COLUMNS, data_schema
 from inpaint_encode.settings import RowSettings, Source, SourceAccess
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import RangedFile
@@ -66,7 +66,7 @@ def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> Fou
     }
     used = {source.image_column, source.key_column} | (set() if source.random_masks else {source.mask_column})
     others = _carried(source.pairs, table, used)
-    columns |= {CARRIED: others.to_struct_array()} if others.num_columns else {}
+    columns |= {EXTRA_COLUMNS: others.to_struct_array()} if others.num_columns else {}
     nothing = pa.array([], pa.string())
     pairs = order.applied(pa.table(columns))
     pairs = with_random_masks(pairs, source) if source.random_masks else pairs

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import CARRIED
+from inpaint_encode.schema import EXTRA_COLUMNS
 from inpaint_encode.settings import Source, SourceAccess
 from inpaint_encode.sources.found import IMAGE_SUFFIXES
 from inpaint_encode.stores import storage
@@ -100,7 +100,7 @@ def from_tars(source: Source, files: PairFiles, access: SourceAccess) -> FoundPa
         raise UsageError(_no_pairs(source, tars))
     texts = table.select([name for name in _TEXTS if table[name].null_count < table.num_rows])
     pairs = table.drop_columns(list(_TEXTS))
-    pairs = pairs.append_column(CARRIED, texts.to_struct_array()) if texts.num_columns else pairs
+    pairs = pairs.append_column(EXTRA_COLUMNS, texts.to_struct_array()) if texts.num_columns else pairs
     pairs = with_random_masks(pairs, source) if source.random_masks else pairs
     _refuse_shared_keys(source, pairs)
     of_images, of_masks = zip(*(tar.bytes_listed for tar in tars), strict=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from inpaint_encode.job.transfer import fold, unfold
-from inpaint_encode.schema import CARRIED, WORK
+from inpaint_encode.schema import EXTRA_COLUMNS, WORK
 from inpaint_encode.stores import storage
 
 __all__ = ["Chunk", "Counters", "Row", "work_of"]
@@ -58,14 +58,14 @@ class Chunk:
     table: pa.Table
     counters: Counters
     fatal: str | None = None
-    carried: pa.Array | None = None
-    """`schema.CARRIED` beside ``table``, row for row, if the source has columns of its own; no stage looks into it."""
+    extra_columns: pa.Array | None = None
+    """`schema.EXTRA_COLUMNS` of the rows of ``table``, if the source has other columns. No stage reads it."""
 
     @classmethod
     def unfolded(cls, row: pa.Table, schema: pa.Schema) -> Chunk:
         """Take a chunk of ``schema`` out of one Ray row."""
         counters = Counters(row["counters"][0].as_py())
-        own = row[CARRIED].combine_chunks().flatten() if CARRIED in row.column_names else None
+        own = row[EXTRA_COLUMNS].combine_chunks().flatten() if EXTRA_COLUMNS in row.column_names else None
         return cls(work_of(row), unfold(row, schema), counters, row["fatal"][0].as_py(), own)
 
     def folded(self, table: pa.Table, fatal: str | None = None) -> pa.Table:
@@ -73,8 +73,8 @@ class Chunk:
         return fold(self.whole(table), self.work, counters=self.counters.items(), fatal=fatal or self.fatal)
 
     def whole(self, table: pa.Table) -> pa.Table:
-        """``table``, of as many rows as the chunk's own, and what is carried beside it."""
-        return table if self.carried is None else table.append_column(CARRIED, self.carried)
+        """``table``, of as many rows as the chunk's own, and the `extra_columns`."""
+        return table if self.extra_columns is None else table.append_column(EXTRA_COLUMNS, self.extra_columns)
 
 
 def work_of(row: pa.Table) -> Row:

@@ -17,7 +17,7 @@ from inpaint_encode.core.decode import DecodedImage, PairDecoder
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.job.transfer import DECODED, Room, table_of
 from inpaint_encode.output import plan
-from inpaint_encode.schema import CARRIED, PAIRS, pack_mask
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, pack_mask
 from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import Changed, Content, MissingValue, PairReader
 from inpaint_encode.stores import storage
@@ -52,8 +52,8 @@ def fetch_and_decode(
     except OSError as error:
         return chunk.folded(chunk.table, f"the plan cannot be read: {error}")
     pairs = pairs.filter(pairs["encode"]) if work["keep"] else pairs
-    if CARRIED in pairs.column_names:
-        chunk = replace(chunk, carried=pairs[CARRIED].combine_chunks())
+    if EXTRA_COLUMNS in pairs.column_names:
+        chunk = replace(chunk, extra_columns=pairs[EXTRA_COLUMNS].combine_chunks())
     wanted = pairs.select(PAIRS.names).to_pylist()
     reader = PairReader(access, max_bytes)
     stores = Stores(reader, partial(plan.other_images, work["part"], work["chunk"]), known=work["keep"])

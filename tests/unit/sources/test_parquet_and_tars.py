@@ -80,7 +80,7 @@ class TestParquetWithImages:
         driver_bytes = sum(size for _, size in requests)
         assert driver_bytes <= 2 * 2**16  # of each file what a reader takes for its footer
         assert [pair["key"] for pair in pairs] == [*(f"a/train-0/{n}" for n in range(10)), "b/0", "b/1"]
-        assert [pair["carried"] for pair in pairs] == [{"caption": str(n)} for n in [*range(10), 0, 1]]
+        assert [pair["extra_columns"] for pair in pairs] == [{"caption": str(n)} for n in [*range(10), 0, 1]]
         assert {pair["image_version"] for pair in pairs[:10]} == {version}
         assert pairs[7]["image_uri"] == f"{prefix}/a/train-0.parquet#row=7&column=image"
         assert {pair["image_bytes"] // 600 for pair in pairs} == {10}
@@ -190,7 +190,7 @@ class TestTars:
             name = pair["key"].removeprefix("d/t-1/").removeprefix("t-0/")
             assert reader.image(pair).data == noise(name, 200_000)
             assert reader.mask(pair).data == noise(f"{name}mask")
-            assert pair["carried"] == {"json": json.dumps({"of": name})}
+            assert pair["extra_columns"] == {"json": json.dumps({"of": name})}
             assert pair["image_bytes"] == 200_000
         assert {pair["image_version"] for pair in pairs if pair["key"].startswith("t-0")} == {version}
         assert reader.start(pairs[0], 100) == noise("a/042", 200_000)[:100]
@@ -218,7 +218,7 @@ class TestTars:
         pairs = found.pairs.to_pylist()
         assert [(pair["key"], pair["mask_index"]) for pair in pairs] == [("x/a", 0), ("x/a/3", 3), ("x/a/10", 10)]
         assert {pair["image_uri"] for pair in pairs} == {pairs[0]["image_uri"]}
-        assert pairs[0]["carried"] == {"json": '{"of": "a"}', "txt": "Text ü"}
+        assert pairs[0]["extra_columns"] == {"json": '{"of": "a"}', "txt": "Text ü"}
         assert ["#member=b.PNG&" in uri for uri in found.unpaired_images.to_pylist()] == [True]
         assert ["#member=c.mask.png&" in uri for uri in found.unpaired_masks.to_pylist()] == [True]
         assert found.ignored_files == 3
@@ -298,7 +298,7 @@ class TestTars:
         found = find_pairs(Source(pairs=str(tmp_path / "x.tar")))
         assert found.ignored_files == 2
         first, second = found.pairs.to_pylist()
-        assert (second["key"], second["carried"]) == ("x/b", first["carried"])
+        assert (second["key"], second["extra_columns"]) == ("x/b", first["extra_columns"])
         reader = PairReader()
         assert reader.image(second).data == reader.image(first).data == noise("a", 200_000)
 

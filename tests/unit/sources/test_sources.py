@@ -15,7 +15,7 @@ from inpaint_encode.output.lease import hold
 from inpaint_encode.output.parquet import data_table, parquet_bytes
 from inpaint_encode.output.resume import remaining
 from inpaint_encode.output.state import Ledger
-from inpaint_encode.schema import CARRIED, PAIRS, data_schema
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, data_schema
 from inpaint_encode.settings import Decoding, PlanOptions, Source, SourceAccess
 from inpaint_encode.sources import find_pairs
 
@@ -241,31 +241,36 @@ class TestManifest:
         pq.write_table(pa.table(columns), tmp_path / "m.parquet")
         found = find_pairs(Source(pairs=str(tmp_path / "m.parquet")))
         types = [pa.int16(), pa.list_(pa.string()), pa.struct([("left", pa.float64())]), pa.string()]
-        assert [field.name for field in found.carried] == ["height", "tags", "box", "split"]
-        assert [field.type for field in found.carried] == types
-        assert found.pairs["carried"].to_pylist()[0] == {"height": 1, "tags": ["x"], "box": {"left": 1.5}, "split": "x"}
+        assert [field.name for field in found.extra_columns] == ["height", "tags", "box", "split"]
+        assert [field.type for field in found.extra_columns] == types
+        assert found.pairs["extra_columns"].to_pylist()[0] == {
+            "height": 1,
+            "tags": ["x"],
+            "box": {"left": 1.5},
+            "split": "x",
+        }
 
     def test_text_stays_text(self, tmp_path):
         (tmp_path / "m.csv").write_text('image,mask,id\na.jpg,a.png,007\nb.jpg,b.png,"two\nlines"\n')
-        assert find_pairs(Source(pairs=str(tmp_path / "m.csv"))).pairs["carried"].to_pylist() == [
+        assert find_pairs(Source(pairs=str(tmp_path / "m.csv"))).pairs["extra_columns"].to_pylist() == [
             {"id": "007"},
             {"id": "two\nlines"},
         ]
         line = {"image": "a.jpg", "mask": "a.png", "day": "2020-01-01", "n": 3}
         path = write_manifest(tmp_path / "m.jsonl", [line])
-        assert find_pairs(Source(pairs=str(path))).pairs["carried"].to_pylist() == [{"day": "2020-01-01", "n": 3}]
+        assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"day": "2020-01-01", "n": 3}]
 
     def test_a_value_of_megabytes_and_quotes_within_a_value(self, tmp_path):
         text = 'image,mask,t\na.jpg,a.png,5" x\n.png,b.png,"' + 'x""' * 1_000_000 + '"\n'
         (tmp_path / "m.csv").write_text(text)
         pairs = find_pairs(Source(pairs=str(tmp_path / "m.csv"))).pairs
         assert pairs["key"].to_pylist() == ["a", ".png"]
-        assert [row["t"] for row in pairs["carried"].to_pylist()] == ['5" x', 'x"' * 1_000_000]
+        assert [row["t"] for row in pairs["extra_columns"].to_pylist()] == ['5" x', 'x"' * 1_000_000]
 
     def test_times_within_values_stay_text(self, tmp_path):
         line = {"image": "a.jpg", "mask": "a.png", "of": {"day": "2020-01-01", "days": ["2020-01-01"], "n": 1e20}}
         path = write_manifest(tmp_path / "m.jsonl", [line])
-        assert find_pairs(Source(pairs=str(path))).pairs["carried"].to_pylist() == [{"of": line["of"]}]
+        assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"of": line["of"]}]
 
     def test_two_lines_of_one_image_with_drawn_masks(self, tmp_path):
         lines = [{"image": "a.jpg", "id": "x"}, {"image": "a.jpg", "id": "y"}]
@@ -278,7 +283,7 @@ class TestManifest:
     def test_bytes_are_not_carried_however_deep(self, tmp_path):
         deep = {"views": [{"bytes": b"1", "path": "p"}], "thumb": b"1", "n": 3}
         path = write_manifest(tmp_path / "m.parquet", [{"image": "a.jpg", "mask": "a.png", **deep}])
-        assert find_pairs(Source(pairs=str(path))).pairs["carried"].to_pylist() == [{"n": 3}]
+        assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"n": 3}]
 
     @pytest.mark.parametrize("given", [{"anonymous": True}, {"requester_pays": True}, {"endpoint_url": "http://x:1"}])
     def test_options_of_buckets_where_none_is(self, tmp_path, given):
@@ -367,7 +372,7 @@ class TestPlanOfAManifest:
         assert (before.work["chunk"].to_pylist(), before.pairs) == ([0, 1], 6)
         after, more = encode([*self.LINES, {**self.LINES[0], "mask": "second.png"}])
         assert (after.work["chunk"].to_pylist(), after.pairs) == ([0, 1, 2], 7)
-        assert more.slice(0, 6).drop("carried").equals(table.drop("carried"))
+        assert more.slice(0, 6).drop("extra_columns").equals(table.drop("extra_columns"))
         assert more["key"][6].as_py() == "a/1"
 
     def test_a_refresh_states_anew_what_has_changed(self, encode):
@@ -378,7 +383,9 @@ class TestPlanOfAManifest:
         assert left.work["generation"].to_pylist() == [1, 0]
         assert table["key"].to_pylist() == before["key"].to_pylist()
         carried = [{name: line[name] for name in ("caption", "tags")} for line in lines]
-        assert [{**row, "score": 0} for row in table["carried"].to_pylist()] == [{**row, "score": 0} for row in carried]
+        assert [{**row, "score": 0} for row in table["extra_columns"].to_pylist()] == [
+            {**row, "score": 0} for row in carried
+        ]
         again, _ = encode(lines, refresh=True)
         assert again.work["generation"].to_pylist() == [1, 0]
 
@@ -397,7 +404,7 @@ def test_carried_columns_have_their_own_names_in_the_data_file():
     table = pa.Table.from_pylist([{"samples": b"\0" * 4, **{k: v for k, v in tensors.items() if k != "samples"}}])
     own = pa.array([{"height": "tall", "a.b": 1}])
     table = pa.table([table[n] if n in tensors else [None] for n in ENCODED.names], schema=ENCODED)
-    encoded = table.append_column(CARRIED, own)
+    encoded = table.append_column(EXTRA_COLUMNS, own)
     schema = data_schema({"samples_dtype": "float32", "mask_encoding": "tensor"}, encoded.schema)
     data = data_table(encoded, schema)
     assert data.select(["height", "a.b"]).to_pylist() == [{"height": "tall", "a.b": 1}]
