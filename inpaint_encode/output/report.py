@@ -108,7 +108,7 @@ def unpaired_examples(found: FoundPairs) -> dict[str, Any]:
         "unpaired_images": len(found.unpaired_images),
         "unpaired_masks": len(found.unpaired_masks),
         "ignored_files": found.ignored_files,
-        "unreadable_names": found.unreadable[:LISTED],
+        "unreadable_names": found.unreadable_names[:LISTED],
         "unpaired_image_uris": found.unpaired_images[:LISTED].to_pylist(),
         "unpaired_mask_uris": found.unpaired_masks[:LISTED].to_pylist(),
     }

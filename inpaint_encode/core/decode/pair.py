@@ -12,7 +12,7 @@ from PIL import Image
 
 from inpaint_encode.core.geometry import CropBox, Geometry, Sizing
 from inpaint_encode.errors import PairRejected
-from inpaint_encode.sources.random_mask import Drawing
+from inpaint_encode.sources.random_masks import RandomMask
 
 from .image_file import MAX_PIXELS, decode_image, decode_mask
 
@@ -87,7 +87,7 @@ class PairDecoder:
             raise PairRejected("size.too_large", f"enlarged to {of} it has more than --max-pixels {self.max_pixels:,}")
         return geometry
 
-    def mask(self, data: bytes | Drawing, image: DecodedImage) -> NDArray[np.uint8]:
+    def mask(self, data: bytes | RandomMask, image: DecodedImage) -> NDArray[np.uint8]:
         """Decode a mask file, or draw the mask, bring it to the image's size, crop it alike and make it binary.
 
         Returns ``[H, W]``, 1 where the image is repainted; not grown.
@@ -97,7 +97,7 @@ class PairDecoder:
                 one of them has an EXIF orientation.
         """
         resized = image.geometry.resized_height, image.geometry.resized_width
-        levels = data.levels(*resized) if isinstance(data, Drawing) else self._mask_levels(data, image)
+        levels = data.draw(*resized) if isinstance(data, RandomMask) else self._mask_levels(data, image)
         return _binary_mask(levels, *resized)[image.crop.slices]
 
     def _mask_levels(self, data: bytes, image: DecodedImage) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from inpaint_encode.job.transfer import DECODED, Room, table_of
 from inpaint_encode.output import plan
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, pack_mask
 from inpaint_encode.settings import SourceAccess
-from inpaint_encode.sources import Changed, Content, MissingValue, PairReader
+from inpaint_encode.sources import Changed, NullValue, PairReader, SourceFile
 from inpaint_encode.stores import storage
 
 from .chunk import Chunk, Counters, Row, work_of
@@ -29,7 +29,7 @@ __all__ = ["fetch_and_decode"]
 _T = TypeVar("_T")
 _PIXELS = Room()
 """This process's chunks are decoded into it, one after the other."""
-_File = Content | PairRejected
+_File = SourceFile | PairRejected
 
 
 class _Group(NamedTuple):
@@ -103,7 +103,7 @@ class _Fetcher:
         ]
         return _Group(pairs, image, masks)
 
-    def _file(self, read: Callable[[Row], Content], pair: Row, uri: str) -> _File:
+    def _file(self, read: Callable[[Row], SourceFile], pair: Row, uri: str) -> _File:
         if reason := self._stores.give_up(uri):
             return PairRejected("fetch.unavailable", reason)
         try:
@@ -126,7 +126,7 @@ def _rejection(uri: str, error: Exception, *, is_mask: bool) -> PairRejected:
     """By what the store said; an error that nobody foresaw is the object's own."""
     said = f"{uri}: {getattr(error, 'strerror', None) or error}"
     match error:
-        case MissingValue() if is_mask:
+        case NullValue() if is_mask:
             return PairRejected("mask.missing", said)
         case FileNotFoundError():
             return PairRejected("fetch.not_found", f"{uri} is not there any more: {error.strerror or error}")
@@ -173,7 +173,7 @@ def _attempt(decode: Callable[..., _T], file: _File, *about: DecodedImage | Pair
     for rejected in (*about, file):
         if isinstance(rejected, PairRejected):
             return rejected
-    assert isinstance(file, Content)
+    assert isinstance(file, SourceFile)
     try:
         return decode(file.data, *about)
     except PairRejected as rejection:
@@ -184,7 +184,7 @@ def _attempt(decode: Callable[..., _T], file: _File, *about: DecodedImage | Pair
 
 
 def _versions(image: _File, mask: _File) -> Row:
-    assert isinstance(image, Content) and isinstance(mask, Content)
+    assert isinstance(image, SourceFile) and isinstance(mask, SourceFile)
     return {"image_version": image.version, "mask_version": mask.version}
 
 

@@ -14,7 +14,7 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.errors import EncodeError, PairRejected
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import SourceAccess
-from inpaint_encode.sources import PairReader, fetch_again, store_of
+from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.stores import storage
 
 from .pictures import RowPixels
@@ -99,7 +99,7 @@ class Looker:
             missing.append(f"its source is not fetched, since {store} did not answer: {self._silent[store]}")
             return None, None
         try:
-            sources = fetch_again(self.reader, row)
+            sources = self.reader.refetch(row)
             if sources is None:
                 missing.append("its image or mask has gone, or has changed since it was encoded")
                 return None, None

@@ -31,7 +31,7 @@ from inpaint_encode.output.parquet import data_table, parquet_bytes
 from inpaint_encode.schema import data_schema, pack_mask
 from inpaint_encode.settings import PlanOptions, RowSettings
 from inpaint_encode.sources import PairReader
-from inpaint_encode.sources.random_mask import Drawing
+from inpaint_encode.sources.random_masks import RandomMask
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
     mask_version: str = ""
 
 
-_Fetched = tuple[bytes, bytes | Drawing] | None
+_Fetched = tuple[bytes, bytes | RandomMask] | None
 """An image and its mask; None if one is not there."""
 
 _Decoded = tuple[DecodedImage, NDArray[np.uint8]]

@@ -19,7 +19,8 @@ from inpaint_encode.output import plan
 from inpaint_encode.output.resume import refuse_sizes
 from inpaint_encode.schema import PAIRS
 from inpaint_encode.settings import PlanOptions, RowSettings
-from inpaint_encode.sources import FoundPairs, PairReader, find_pairs, locators
+from inpaint_encode.sources import FoundPairs, PairReader, find_pairs
+from inpaint_encode.sources.part_uris import ParquetRow, parse_part
 
 from .headers import Header, draw, read_headers
 from .numbers import Figure, Passes, mean, passes, product, ratio, share, total
@@ -234,8 +235,8 @@ def _forecast(
         unpaired_masks=len(found.unpaired_masks),
         ignored_files=found.ignored_files,
         chunks=len(lengths),
-        source_image_bytes=found.bytes_listed and found.bytes_listed[0],
-        source_mask_bytes=found.bytes_listed and found.bytes_listed[1],
+        source_image_bytes=found.image_and_mask_bytes and found.image_and_mask_bytes[0],
+        source_mask_bytes=found.image_and_mask_bytes and found.image_and_mask_bytes[1],
         requests=requests,
         latents=latents,
         batch_size=max(batch_sizes, default=1),
@@ -269,7 +270,7 @@ def _values(settings: RowSettings, latents: Latents) -> int:
 def _requests(found: FoundPairs, pairs: pa.Table, chunks: int) -> Requests:
     parts = math.ceil(chunks / plan.CHUNKS_PER_PART)
     return Requests(
-        list=math.ceil(found.listed / _LISTED),
+        list=math.ceil(found.objects_listed / _LISTED),
         get=_objects(found, pairs, chunks) + 2 * chunks,
         put=chunks + parts + 3,
     )
@@ -279,12 +280,12 @@ def _objects(found: FoundPairs, pairs: pa.Table, chunks: int) -> int:
     """Requests for images and masks: one an object or member, one for a row group's column in each chunk."""
     drawn = pc.starts_with(pairs["mask_uri"], "random:")
     others = pairs["mask_uri"].filter(pc.and_not(pc.not_equal(pairs["mask_uri"], pairs["image_uri"]), drawn))
-    of_rows = found.row_groups + chunks  # a group that two chunks share is read by both
+    of_rows = found.image_row_groups + chunks  # a group that two chunks share is read by both
     count = 0
     for uris in (pairs["image_uri"].unique(), others):
-        in_rows = found.row_groups and len(uris) and isinstance(locators.parsed(uris[0].as_py()), locators.Row)
+        in_rows = found.image_row_groups and len(uris) and isinstance(parse_part(uris[0].as_py()), ParquetRow)
         count += of_rows if in_rows else len(uris)
-    return count + 2 * chunks * (found.row_groups > 0)
+    return count + 2 * chunks * (found.image_row_groups > 0)
 
 
 def _rejects(headers: Sequence[Header], population: int) -> list[Rejects]:

@@ -24,7 +24,7 @@ from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.output.state import Ledger
 from inpaint_encode.settings import RowSettings, SourceAccess
-from inpaint_encode.sources import PairReader, Sources, fetch_again
+from inpaint_encode.sources import PairReader, SourcePair
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.recorded import recorded_facts, recorded_source
 
@@ -174,9 +174,9 @@ def _encoded(encoder: BatchEncoder, batch: Batch, *, tile: bool) -> EncodedBatch
         ) from error
 
 
-def _fetch(reader: PairReader, row: Row) -> Sources | None:
+def _fetch(reader: PairReader, row: Row) -> SourcePair | None:
     try:
-        return fetch_again(reader, row)
+        return reader.refetch(row)
     except OSError as error:
         raise JobFailed(
             f"--sample cannot fetch {row['image_uri']} or its mask: {error}; "

@@ -17,7 +17,7 @@ from inpaint_encode.output import plan
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.schema import WORK
 from inpaint_encode.settings import SourceAccess
-from inpaint_encode.sources import MissingValue, PairReader
+from inpaint_encode.sources import NullValue, PairReader
 from inpaint_encode.stores import storage
 from tests.proxy import FaultyProxy
 from tests.unit.stores.test_access import Site
@@ -105,7 +105,7 @@ def test_rows_without_bytes(tmp_path):
     reader.max_bytes = 3
     with pytest.raises(storage.TooLarge):
         reader.read(uris[0])
-    with pytest.raises(MissingValue) as missing:
+    with pytest.raises(NullValue) as missing:
         reader.read(uris[4])
     assert _rejection(uris[4], missing.value, is_mask=True).error == "mask.missing"
     assert _rejection(uris[4], missing.value, is_mask=False).error == "fetch.not_found"

@@ -20,7 +20,7 @@ from inpaint_encode.output import plan
 from inpaint_encode.schema import PAIRS
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import Changed, PairReader, find_pairs
-from inpaint_encode.sources.random_mask import Drawing
+from inpaint_encode.sources.random_masks import RandomMask
 from inpaint_encode.stores import storage
 
 ABOUT = ("key", "mask_index", "image_version", "mask_version", "image_bytes")
@@ -100,13 +100,13 @@ class TestParquetWithImages:
         assert sum(size for _, size in requests) < 1.2 * 64 * 2 * 6_000
 
     def test_of_large_row_groups_the_last_two_are_held(self, tmp_path, requests, monkeypatch):
-        monkeypatch.setattr("inpaint_encode.sources.parquet._KEPT_BYTES", 1)
+        monkeypatch.setattr("inpaint_encode.sources.parquet._CACHED_BYTES", 1)
         columns = {"image": [embedded(n) for n in range(64)], "mask": [embedded(-n) for n in range(64)]}
         write_parquet(f"{tmp_path}/x.parquet", columns)
         reader = PairReader()
         for pair in found_pairs(Source(pairs=f"{tmp_path}/x.parquet")):
             assert (reader.image(pair).data, reader.mask(pair).data) != (None, None)
-            assert sum(group.nbytes for group in reader._row_groups._groups.values()) < 5 * 4 * 6_200
+            assert sum(group.nbytes for group in reader._parquet_rows._chunks.values()) < 5 * 4 * 6_200
         assert sum(size for _, size in requests) < 1.2 * 64 * 2 * 6_000 + 2**16
 
     def test_a_path_without_bytes_is_a_file_beside(self, prefix):
@@ -154,7 +154,7 @@ class TestParquetWithImages:
         assert [pair["key"] for pair in named] == ["x", "y"]
 
     def test_a_row_group_that_no_worker_could_hold_is_refused(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("inpaint_encode.sources.manifest.LARGEST_GROUP", 40_000)
+        monkeypatch.setattr("inpaint_encode.sources.manifest_files.MAX_ROW_GROUP_BYTES", 40_000)
         write_parquet(f"{tmp_path}/x.parquet", {"image": [noise(n) for n in range(8)], "mask": [b"1"] * 8}, group=8)
         with pytest.raises(UsageError, match=r"column image has 48,\d+ bytes in one row group"):
             find_pairs(Source(pairs=str(tmp_path / "x.parquet")))
@@ -193,7 +193,7 @@ class TestTars:
             assert pair["extra_columns"] == {"json": json.dumps({"of": name})}
             assert pair["image_bytes"] == 200_000
         assert {pair["image_version"] for pair in pairs if pair["key"].startswith("t-0")} == {version}
-        assert reader.start(pairs[0], 100) == noise("a/042", 200_000)[:100]
+        assert reader.read_start(pairs[0], 100) == noise("a/042", 200_000)[:100]
 
     @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
     def test_every_kind_of_tar(self, tmp_path, form):
@@ -335,7 +335,7 @@ def drawn_hash(style: str, height: int, width: int) -> str:
     """Of eight masks, two of each of two seeds and keys."""
     whole = hashlib.sha256()
     for seed, key, index in [(s, k, i) for s in (0, 1) for k in ("a/042", "ü") for i in (0, 1)]:
-        whole.update(np.packbits(Drawing(style, seed, key, index).levels(height, width)).tobytes())
+        whole.update(np.packbits(RandomMask(style, seed, key, index).draw(height, width)).tobytes())
     return whole.hexdigest()[:16]
 
 
@@ -349,7 +349,7 @@ class TestImagesThatAreTheirOwnMasks:
         assert [(p["mask_uri"], p["mask_version"]) for p in pairs] == [
             (p["image_uri"], p["image_version"]) for p in pairs
         ]
-        assert (found.ignored_files, found.bytes_listed) == (1, (13, 0))
+        assert (found.ignored_files, found.image_and_mask_bytes) == (1, (13, 0))
 
     def test_in_lists_rows_and_tars(self, tmp_path):
         write_parquet(f"{tmp_path}/uris.parquet", {"image": ["a.png", "b.png"], "caption": ["x", "y"]})
@@ -368,13 +368,13 @@ class TestDrawnMasks:
         assert drawn_hash(style, height, width) == GOLDEN[style, height, width]
 
     def test_seed_key_and_index_each_make_another_mask(self):
-        drawings = [Drawing("brush", seed, key, index) for seed in (0, 1) for key in ("a", "b") for index in (0, 1)]
-        assert len({drawing.levels(64, 64).tobytes() for drawing in drawings}) == 8
+        drawings = [RandomMask("brush", seed, key, index) for seed in (0, 1) for key in ("a", "b") for index in (0, 1)]
+        assert len({drawing.draw(64, 64).tobytes() for drawing in drawings}) == 8
 
     @pytest.mark.parametrize("style", ["brush", "box", "mixed"])
     @pytest.mark.parametrize("size", [(256, 256), (200, 640)])
     def test_a_mask_is_never_empty_nor_full_and_not_always_alike(self, style, size):
-        masks = [Drawing(style, 0, str(key), 0).levels(*size) for key in range(200)]
+        masks = [RandomMask(style, 0, str(key), 0).draw(*size) for key in range(200)]
         shares = [np.count_nonzero(mask) / mask.size for mask in masks]
         assert {level for mask in masks for level in np.unique(mask)} == {0, 255}
         assert 0.001 < min(shares) < 0.06
@@ -383,7 +383,7 @@ class TestDrawnMasks:
 
     def test_boxes_keep_to_their_sizes(self):
         for key in range(100):
-            mask = Drawing("box", 0, str(key), 0).levels(80, 160) > 0
+            mask = RandomMask("box", 0, str(key), 0).draw(80, 160) > 0
             rows_of, columns_of = mask.any(axis=1), mask.any(axis=0)
             assert rows_of.sum() >= 10 and columns_of.sum() >= 20
             assert mask.sum() <= 4 * 40 * 80
@@ -391,7 +391,7 @@ class TestDrawnMasks:
     @pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 5_000), (5_000, 1)])
     def test_any_size_can_be_drawn_on(self, size):
         for key in range(20):
-            assert Drawing("mixed", 0, str(key), 0).levels(*size).shape == size
+            assert RandomMask("mixed", 0, str(key), 0).draw(*size).shape == size
 
     def test_images_of_a_prefix(self, tmp_path):
         for name in ("a.png", "b/c.jpg", "notes.txt"):
@@ -432,8 +432,8 @@ class TestDrawnMasks:
         Image.new("RGB", (90, 60)).save(image, "PNG")
         decoder = PairDecoder(sizing=Sizing(ratio=8, resize=32))
         decoded = decoder.image(image.getvalue())
-        drawing = Drawing("box", 0, "k", 0)
-        assert np.array_equal(decoder.mask(drawing, decoded), drawing.levels(32, 48) > 0)
+        drawing = RandomMask("box", 0, "k", 0)
+        assert np.array_equal(decoder.mask(drawing, decoded), drawing.draw(32, 48) > 0)
 
     def test_a_pair_is_drawn_alike_whoever_reads_it_and_when(self):
         image = io.BytesIO()
@@ -450,5 +450,5 @@ class TestDrawnMasks:
         expected = [draw(pair) for pair in pairs]
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(draw, reversed(pairs))) == expected[::-1]
-        whole = Drawing("brush", 3, "k/2", 2).levels(50, 70)[1:49, 3:67] > 0
+        whole = RandomMask("brush", 3, "k/2", 2).draw(50, 70)[1:49, 3:67] > 0
         assert expected[2] == whole.astype(np.uint8).tobytes()

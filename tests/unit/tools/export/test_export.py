@@ -25,7 +25,7 @@ from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.conventions import unscaled
 from inpaint_encode.settings import ExportOptions
-from inpaint_encode.sources.tars import _NAME
+from inpaint_encode.sources.tars import _MEMBER_NAME
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.export.chunk import FILE, export_file
 from inpaint_encode.tools.export.destination import Destination
@@ -127,7 +127,7 @@ def test_no_key_leads_out_of_the_folder_or_to_another_s_files(keys, to):
         assert max(len(part.encode()) for part in parts) < 256
         assert not re.search(r"[\x00-\x1f\\:]|(^|/)_tmp-", name)
         if form.is_tar:
-            assert _NAME.match(name)["sample"] in {path_of(key, dots=False) for key in keys}
+            assert _MEMBER_NAME.match(name)["sample"] in {path_of(key, dots=False) for key in keys}
 
 
 def test_a_latent_is_the_row_s_as_load_latent_reads_it_and_the_mask_is_beside_it(output, tmp_path):
