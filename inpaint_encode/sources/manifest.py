@@ -20,7 +20,7 @@ from inpaint_encode.settings import RowSettings, Source, SourceAccess
 
 from .listing import PairFiles
 from .manifest_files import ManifestLines, read_manifest_file
-from .pairs import FoundPairs, check_unique_keys
+from .pairs import SYSTEM_POOL, FoundPairs, check_unique_keys
 from .part_uris import without_suffix
 from .random_masks import with_random_masks
 
@@ -134,7 +134,7 @@ def _uri_column(table: pa.Table, option: str, name: str, folder: str) -> pa.Chun
 
 def _number_values(strings: pa.ChunkedArray) -> NDArray[np.int64]:
     """Number the different strings in order of appearance; return the number of each string."""
-    chunks = strings.dictionary_encode().chunks  # all have the same dictionary
+    chunks = pc.dictionary_encode(strings, memory_pool=SYSTEM_POOL).chunks  # all have the same dictionary
     return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).astype(np.int64)
 
 

@@ -22,6 +22,7 @@ from inpaint_encode.settings import Source, SourceAccess
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import RangedFile
 
+from .pairs import SYSTEM_POOL
 from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
 from .part_uris import row_uris
 
@@ -84,7 +85,7 @@ def _read_parquet(uri: str, source: Source, access: SourceAccess) -> ManifestLin
     if not any(sides):  # then all of the file is read, in one request
         file = pq.ParquetFile(pa.BufferReader(storage.read(uri, access).data))
     batches = file.iter_batches(columns=[field.name for field in kept])  # read_table would need twice the memory
-    table = pa.Table.from_batches(batches, pa.schema(kept))
+    table = pa.Table.from_batches(batches, pa.schema(kept)).combine_chunks(memory_pool=SYSTEM_POOL)
     if not any(sides):
         return _without_embedded_images(table)
     rows = pa.array(np.arange(file.metadata.num_rows))

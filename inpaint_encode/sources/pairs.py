@@ -12,7 +12,7 @@ from PIL import features
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import EXTRA_COLUMNS
 
-__all__ = ["IMAGE_SUFFIXES", "FoundPairs", "check_unique_keys", "join_uris", "repeated_keys"]
+__all__ = ["IMAGE_SUFFIXES", "SYSTEM_POOL", "FoundPairs", "check_unique_keys", "join_uris", "repeated_keys"]
 
 _AVIF = {"avif"} if features.check("avif") else set()
 
@@ -20,7 +20,11 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "
 """File name suffixes, in lower case, of images and masks. Files with another suffix are ignored. ``avif`` is included
 if Pillow can decode it."""
 
-_NO_URIS = pa.array([], pa.string())
+SYSTEM_POOL = pa.system_memory_pool()
+"""Memory pool for large results of millions of rows: memory that is freed goes back to the system at once. Arrow's
+default pool keeps it, 150 MB after a hash table of a million URIs."""
+
+_NO_URIS = pa.nulls(0, pa.string())  # pa.array would import pandas
 
 
 class FoundPairs(NamedTuple):
@@ -82,7 +86,7 @@ def join_uris(prefix: str, stems: pa.ChunkedArray, suffixes: pa.ChunkedArray) ->
 def repeated_keys(keys: pa.ChunkedArray) -> pa.Array:
     """Return the keys that occur more than once. Keys in ascending order, as in most listings, need no hash table."""
     ascending = pc.all(pc.less(keys.slice(0, max(0, len(keys) - 1)), keys.slice(1))).as_py()
-    if ascending or pc.count_distinct(keys).as_py() == len(keys):
+    if ascending or pc.count_distinct(keys, memory_pool=SYSTEM_POOL).as_py() == len(keys):
         return _NO_URIS
     counts = keys.value_counts()
     return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")

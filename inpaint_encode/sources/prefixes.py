@@ -16,7 +16,7 @@ from inpaint_encode.settings import Source, SourceAccess
 from inpaint_encode.stores import storage
 
 from .listing import list_pages, normalise_uri
-from .pairs import IMAGE_SUFFIXES, FoundPairs, check_unique_keys, join_uris
+from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris
 from .random_masks import with_random_masks
 
 __all__ = ["from_images", "from_images_and_masks"]
@@ -129,11 +129,8 @@ def _list_images(
 
 
 def _append(table: pa.Table, pages: list[pa.RecordBatch]) -> pa.Table:
-    """Append the pages as one chunk in the system's memory pool.
-
-    Kept in small pieces in Arrow's own pool, pages fragment it: 100,000 objects then need twice the memory.
-    """
-    merged = pa.Table.from_batches(pages, _FILES).combine_chunks(memory_pool=pa.system_memory_pool())
+    """Append the pages as one chunk. Small chunks in Arrow's default pool would need twice the memory."""
+    merged = pa.Table.from_batches(pages, _FILES).combine_chunks(memory_pool=SYSTEM_POOL)
     return pa.concat_tables([table, merged])
 
 
