@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .reader import iter_rows
     from .reader.dataset import open_latents
     from .settings import EncodeJob
-    from .vae import load_vae
+    from .vae.load import load_vae
 
 _HOMES = {
     "EncodeJob": "settings",
@@ -24,7 +24,7 @@ _HOMES = {
     "encode_for_inpaint": "core.inpaint",
     "grow_mask": "core.transform",
     "iter_rows": "reader",
-    "load_vae": "vae",
+    "load_vae": "vae.load",
     "open_latents": "reader.dataset",
 }
 

@@ -106,9 +106,12 @@ class RowMetadata:
         return cls(vae=VaeMetadata.from_dict(given), **_fields_of(cls, given))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, the fields of ``vae`` beside the others."""
+        """Return plain values for JSON, sorted by name; the fields of ``vae`` stand beside the others."""
         values = asdict(self)
-        return {**values.pop("vae"), **values}
+        values |= values.pop("vae")
+        for name in ("latents_mean", "latents_std"):
+            values[name] = None if values[name] is None else list(values[name])
+        return dict(sorted(values.items()))
 
     @property
     def tiling(self) -> bool | None:

@@ -172,12 +172,13 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
 def shell(capsys):
     """Run ``inpaint-encode`` as `command` does, in this process, which has imported everything and joined Ray."""
     from inpaint_encode import cli
+    from inpaint_encode.cli.commands import app
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    config = cli.app.config
+    config = app.config
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
-        cli.app.config = config
+        app.config = config
         try:
             cli.main([str(argument) for argument in arguments])
             code = 0
@@ -186,6 +187,6 @@ def shell(capsys):
         return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     yield run
-    cli.app.config = config
+    app.config = config
     for number, handler in handlers.items():
         signal.signal(number, handler)

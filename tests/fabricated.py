@@ -7,29 +7,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.output.resume import job_record
 from inpaint_encode.schema import REJECTS, data_schema
-from inpaint_encode.settings import EncodeJob, Output, RowSettings, Source, VaeSource
-from inpaint_encode.vae import VaeFacts
+from tests.metadata import changed, row_metadata
 
 JOB = "0123abcd"
 NO_VAE = "/no/such/vae"
 
 
-def made_by(**changes: Any) -> dict[str, Any]:
-    """What a job of these row settings, or facts of its VAE, says of its rows."""
-    facts = VaeFacts("AutoencoderKL", NO_VAE, "0" * 64, "1" * 64, 8, 8, 4, "unscaled", 0.18215, None, None, None)
-    chosen = {name: value for name, value in changes.items() if name in RowSettings.model_fields}
-    job = EncodeJob(
-        source=Source(images="/images", masks="/masks"),
-        vae=VaeSource(vae=NO_VAE),
-        output=Output(output="/output"),
-        rows=RowSettings(**chosen),
-    )
-    record = job_record(job, facts.as_dict())
-    about = {**facts.as_dict(), **record["rows"], "versions": record["versions"]}
-    return about | {name: value for name, value in changes.items() if name not in chosen}
+METADATA = row_metadata(vae_source=NO_VAE, versions={"python": "3.11.0"})
+
+
+def metadata(**changes: Any) -> RowMetadata:
+    """Return `METADATA` with other values."""
+    return changed(METADATA, **changes)
 
 
 def row(key: str, latent: np.ndarray, covered: int = 0, **changes: Any) -> dict[str, Any]:
@@ -45,19 +37,18 @@ def row(key: str, latent: np.ndarray, covered: int = 0, **changes: Any) -> dict[
     return plain | {"samples": samples, "noise_mask": {"data": mask, "shape": [1, height, width]}} | changes
 
 
-def data_file(table: list[dict[str, Any]], about: dict[str, Any]) -> bytes:
+def data_file(table: list[dict[str, Any]], about: RowMetadata) -> bytes:
     """Some rows as a file, in the layout that the job writes."""
     schema = data_schema(about)
     return parquet_bytes(pa.Table.from_pylist(table, schema))
 
 
-def write_output(folder: Path, files: list[list[dict[str, Any]]], about: dict[str, Any] | None = None) -> Path:
+def write_output(folder: Path, files: list[list[dict[str, Any]]], about: RowMetadata = METADATA) -> Path:
     """Write files of rows and ``_job.json``; a report is there when the job has ended, and is not written."""
-    about = about or made_by()
     folder.mkdir(parents=True, exist_ok=True)
     for chunk, table in enumerate(files):
         (folder / f"{JOB}-{chunk:08d}.parquet").write_bytes(data_file(table, about))
-    job = {"job": JOB, "created": "2026-01-02T03:04:05+00:00", "rows": about, "vae_source": NO_VAE}
+    job = {"job": JOB, "created": "2026-01-02T03:04:05+00:00", "rows": about.to_dict(), "vae_source": NO_VAE}
     (folder / "_job.json").write_text(json.dumps(job))
     return folder
 

@@ -189,7 +189,7 @@ def peak_kb() -> int:
 
 
 def main(count: int) -> None:
-    decoder = PairDecoder(sizing=Sizing(ratio=8))
+    decoder = PairDecoder(sizing=Sizing(multiple=8))
     outcomes: dict[str, Counter[str]] = {"image": Counter(), "mask": Counter()}
     for data in sources().values():
         outcome(decoder, data, as_mask=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
+
+from inpaint_encode.metadata import RowMetadata
 
 __all__ = ["CropBox", "Geometry", "Sizing", "bucket_sizes", "crop_box", "parse_resolution"]
 
@@ -63,8 +64,8 @@ def parse_resolution(spelled: str) -> tuple[int, int]:
 class Sizing:
     """How images are brought to size; the fields are those of `inpaint_encode.settings.Decoding`."""
 
-    ratio: int
-    """What the sides of every crop are multiples of, in pixels: the VAE's ``crop_multiple``."""
+    multiple: int
+    """Multiple that the sides of every crop have, in pixels: the VAE's ``crop_multiple``."""
     resize: int = 0
     resolution: str = ""
     buckets: int = 0
@@ -72,10 +73,10 @@ class Sizing:
     upscale: bool = False
 
     @classmethod
-    def of(cls, made_by: Mapping[str, Any]) -> Self:
-        """The sizing of an output's rows, by what ``_job.json`` and every file's metadata say of them."""
-        given = {**made_by, "ratio": made_by["crop_multiple"]}
-        return cls(**{field.name: given[field.name] for field in fields(cls)})
+    def of(cls, metadata: RowMetadata) -> Self:
+        """Return the sizing of an output's rows."""
+        options = {one.name: getattr(metadata, one.name) for one in fields(cls) if one.name != "multiple"}
+        return cls(multiple=metadata.vae.crop_multiple, **options)
 
     def check(self) -> None:
         """Hold the wanted sizes against the VAE's ratio.
@@ -83,21 +84,21 @@ class Sizing:
         Raises:
             ValueError: they cannot be had; the message says which can.
         """
-        if self.resize and self.resize < self.ratio:
-            least = f"which is {self.ratio} pixels; give at least that"
+        if self.resize and self.resize < self.multiple:
+            least = f"which is {self.multiple} pixels; give at least that"
             raise ValueError(f"--resize {self.resize} is less than one latent pixel, {least}")
-        if self.buckets and self.bucket_step % self.ratio:
-            step = -(-self.bucket_step // self.ratio) * self.ratio
-            raise ValueError(f"--bucket-step {self.bucket_step} is no multiple of the VAE's {self.ratio}; {step} is")
+        if self.buckets and self.bucket_step % self.multiple:
+            step = -(-self.bucket_step // self.multiple) * self.multiple
+            raise ValueError(f"--bucket-step {self.bucket_step} is no multiple of the VAE's {self.multiple}; {step} is")
         if self.buckets and not bucket_sizes(self.buckets, self.bucket_step):
             least = f"; give --buckets {self.bucket_step**2} or more, or a smaller --bucket-step"
             raise ValueError(
                 f"--buckets {self.buckets}: not one square of --bucket-step {self.bucket_step} fits{least}"
             )
         sides = parse_resolution(self.resolution) if self.resolution else (0, 0)
-        if any(side % self.ratio for side in sides):
-            height, width = (max(1, round(side / self.ratio)) * self.ratio for side in sides)
-            multiple = f"no multiple of the VAE's {self.ratio}; the nearest is {width}x{height}"
+        if any(side % self.multiple for side in sides):
+            height, width = (max(1, round(side / self.multiple)) * self.multiple for side in sides)
+            multiple = f"no multiple of the VAE's {self.multiple}; the nearest is {width}x{height}"
             raise ValueError(f"--resolution {self.resolution} is {multiple}")
 
     def fit(self, height: int, width: int) -> Geometry:
@@ -108,11 +109,11 @@ class Sizing:
         """
         if self.resize:
             resized = self._shrunk(height, width, *_short_side(height, width, self.resize))
-            return Geometry(*resized, crop_box(*resized, self.ratio))
+            return Geometry(*resized, crop_box(*resized, self.multiple))
         if target := self._target(height, width):
             resized = self._shrunk(height, width, *_covering(height, width, *target))
             return Geometry(*resized, _centred(*resized, *target))
-        return Geometry(height, width, crop_box(height, width, self.ratio))
+        return Geometry(height, width, crop_box(height, width, self.multiple))
 
     def _target(self, height: int, width: int) -> tuple[int, int] | None:
         """Height and width that the crop must have, if they are given."""

@@ -214,12 +214,12 @@ def _quieten() -> None:
     """Leave the display to us, and let a job wait for GPU nodes as long as they take."""
     import ray.data
 
-    from .private import forget_block_stats
+    from .private import drop_block_statistics
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1
-    forget_block_stats()
+    drop_block_statistics()
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -21,7 +21,7 @@ from pathlib import Path
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.stores import storage
 
-__all__ = ["LEASE_S", "RENEW_S", "Lease", "check_token", "hold"]
+__all__ = ["LEASE_S", "RENEW_S", "Lease", "check_lease_token", "hold"]
 
 LEASE_S = 16.0
 """A lease that nobody has renewed for so long may be taken."""
@@ -112,7 +112,7 @@ def hold(uri: str, say: Callable[[str], None]) -> Lease:
             return Lease(uri, me, version)
 
 
-def check_token(uri: str, token: str) -> None:
+def check_lease_token(uri: str, token: str) -> None:
     """Make sure that the run with ``token`` still holds the lease.
 
     Raises:

@@ -1,9 +1,8 @@
-"""The sorted pair list cut into chunks: the units of work, each of which becomes one file.
+"""The plan of a job: its pairs, cut into chunks. A chunk is a unit of work and becomes one data file.
 
-A plan is kept in the output in small parts of a few chunks each, so that no worker needs more of it than a part.
-It grows by *generations*: the first holds all pairs; pairs that the source gains later become a generation of new
-chunks; pairs that changed, vanished or are tried again become a generation that states their chunks anew. The
-newest generation that names a chunk is the chunk's.
+The output has the plan in parts of a few chunks, so that a worker reads only one part. The plan grows by generations.
+The first has all pairs; later ones have new pairs in new chunks, or chunks with pairs that changed, vanished or are
+retried. If several generations contain a chunk, the newest wins.
 """
 
 from __future__ import annotations
@@ -106,8 +105,12 @@ def changed(planned: pa.Table, found: pa.Table) -> pa.Table:
     names = ["image_version", "mask_version", *({"image_uri", "mask_uri"} & set(found.column_names))]
     differs = [pc.not_equal(both[name], before[name]) for name in names]
     if EXTRA_COLUMNS in found.column_names:
-        now, then = (table.select([EXTRA_COLUMNS]).flatten().columns for table in (both, before))
-        differs += [_differ(*columns) for columns in zip(now, then, strict=True)]
+        columns = zip(
+            both.select([EXTRA_COLUMNS]).flatten().columns,
+            before.select([EXTRA_COLUMNS]).flatten().columns,
+            strict=True,
+        )
+        differs += [_differ(now, then) for now, then in columns]
     return both.filter(reduce(pc.or_, differs))
 
 
@@ -128,32 +131,32 @@ def _differ(now: pa.ChunkedArray, then: pa.ChunkedArray) -> pa.ChunkedArray:
 _SLICE = 10_000
 
 
-def with_keys(again: pa.Table, current: pa.Table, keys: pa.Array) -> pa.Table:
-    """Add planned pairs of ``keys`` to the ``again`` of `revise`, as the plan knows them."""
+def with_keys(revised: pa.Table, current: pa.Table, keys: pa.Array) -> pa.Table:
+    """Add the planned pairs of ``keys`` to the ``revised`` of `revise`."""
     more = current.filter(
-        pc.and_(pc.is_in(current["key"], keys), pc.invert(pc.is_in(current["key"], again["key"].combine_chunks())))
+        pc.and_(pc.is_in(current["key"], keys), pc.invert(pc.is_in(current["key"], revised["key"].combine_chunks())))
     )
-    return pa.concat_tables([again, more.select(again.column_names)])
+    return pa.concat_tables([revised, more.select(revised.column_names)])
 
 
-def revise(current: pa.Table, again: pa.Table, dropped: pa.Array, undecided: pa.Array) -> pa.Table:
-    """State anew the chunks that are touched: ``again`` is encoded, ``dropped`` leaves, every other row is kept.
+def revise(current: pa.Table, revised: pa.Table, dropped: pa.Array, undecided: pa.Array) -> pa.Table:
+    """Return a new generation of the chunks that contain revised or dropped pairs; other pairs keep their rows.
 
     Args:
         current: `newest` of the plan.
-        again: ``key`` and, as far as they have changed, URIs, versions and what is carried.
-        dropped: keys.
-        undecided: chunks that an interrupted run left at an older generation; what they were to encode, they still are.
+        revised: pairs to encode; ``key`` and the columns that changed: URIs, versions, extra columns.
+        dropped: keys to leave out.
+        undecided: chunks that are not done at their newest generation; the pairs to encode there stay so.
     """
-    touched = pa.concat_arrays([again["key"].combine_chunks(), dropped.cast(pa.string())])
+    touched = pa.concat_arrays([revised["key"].combine_chunks(), dropped.cast(pa.string())])
     chunks = pc.unique(current.filter(pc.is_in(current["key"], touched))["chunk"])
     stated = current.filter(pc.is_in(current["chunk"], chunks))
     unfinished = pc.and_(stated["encode"], pc.is_in(stated["chunk"], undecided))
-    named = pc.is_in(stated["key"], value_set=again["key"].combine_chunks())
+    named = pc.is_in(stated["key"], value_set=revised["key"].combine_chunks())
     stated = _with(stated, "encode", pc.or_(named, unfinished))
     stated = _with(stated, "key", pc.if_else(pc.is_in(stated["key"], dropped), None, stated["key"]))
-    for name in set(again.column_names) - {"key"}:
-        stated = _with(stated, name, _replaced(stated, again, name))
+    for name in set(revised.column_names) - {"key"}:
+        stated = _with(stated, name, _replaced(stated, revised, name))
     return _by_chunk(_planned(_one_null_at_most(stated), current))
 
 
@@ -188,11 +191,11 @@ def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
     return table.append_column(name, column)
 
 
-def _replaced(stated: pa.Table, again: pa.Table, name: str) -> pa.ChunkedArray:
-    where = pc.index_in(stated["key"], again["key"].combine_chunks()).combine_chunks()
+def _replaced(stated: pa.Table, revised: pa.Table, name: str) -> pa.ChunkedArray:
+    where = pc.index_in(stated["key"], revised["key"].combine_chunks()).combine_chunks()
     old = pa.array(np.arange(stated.num_rows), pa.int64())
     taken = pc.coalesce(pc.add(where.cast(pa.int64()), stated.num_rows), old)
-    return pa.chunked_array(stated[name].chunks + again[name].chunks, stated[name].type).take(taken)
+    return pa.chunked_array(stated[name].chunks + revised[name].chunks, stated[name].type).take(taken)
 
 
 def _one_null_at_most(stated: pa.Table) -> pa.Table:

@@ -16,18 +16,19 @@ from torch.nn.functional import pixel_unshuffle
 
 from inpaint_encode.core.transform import mask_of_latent
 from inpaint_encode.errors import UsageError
-from inpaint_encode.vae import VaeFacts, refuse_unscalable, settled, to_scaled, to_unscaled
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.vae.registry import known_family
+from inpaint_encode.vae.scaling import check_scalable, to_scaled, to_unscaled, with_family
 
 __all__ = [
     "Layout",
+    "check_for_diffusers",
     "for_comfyui",
     "for_diffusers",
     "inpaint_input",
     "latent_mask",
     "of_posterior",
     "packed",
-    "refuse_for_diffusers",
     "unscaled",
 ]
 
@@ -38,7 +39,7 @@ as a sequence of 2x2 patches, as Flux.1 Fill does."""
 
 def for_diffusers(
     row: Mapping[str, Any],
-    made_by: Mapping[str, Any],
+    metadata: RowMetadata,
     *,
     layout: Layout = "channels",
     with_latents: bool = True,
@@ -53,29 +54,29 @@ def for_diffusers(
 
     Args:
         row: its ``samples``, ``noise_mask`` and, where it has them, ``original_samples`` and ``latent_mask``.
-        made_by: how the output's rows were made, as its files' metadata say.
+        metadata: of the output, see `Output.metadata`.
         layout: of the denoiser.
         with_latents: False leaves ``latents`` out, which only ``original_samples`` can give.
         generator: of moments, draws ``latents`` and then ``masked_image_latents``; by default they are the means.
         vae_family: sd1, sdxl, sd3 or flux1, where the scaling of a single file's VAE is not known.
 
     Raises:
-        UsageError: what `refuse_for_diffusers` refuses; or a latent with odd sides is to be packed.
+        UsageError: what `check_for_diffusers` refuses; or a latent with odd sides is to be packed.
     """
-    refuse_for_diffusers(made_by, layout=layout, with_latents=with_latents, generator=generator, vae_family=vae_family)
-    facts = settled(VaeFacts.of(made_by), vae_family)
+    check_for_diffusers(metadata, layout=layout, with_latents=with_latents, generator=generator, vae_family=vae_family)
+    facts = with_family(metadata.vae, vae_family)
     columns = {"latents": "original_samples"} if with_latents else {}
     columns["masked_image_latents"] = "samples"
-    stored = {name: of_posterior(row[column], made_by, generator) for name, column in columns.items()}
+    stored = {name: of_posterior(row[column], metadata, generator) for name, column in columns.items()}
     tensors = {name: to_scaled(values[None], facts)[0] for name, values in stored.items()}
     if layout == "channels":
-        return {**tensors, "mask": latent_mask(row, made_by, "diffusers")}
-    cells = pixel_unshuffle(row["noise_mask"].float(), facts.ratio)
+        return {**tensors, "mask": latent_mask(row, metadata, "diffusers")}
+    cells = pixel_unshuffle(row["noise_mask"].float(), facts.vae_scale_factor)
     return {name: packed(values) for name, values in {**tensors, "mask": cells}.items()}
 
 
-def refuse_for_diffusers(
-    made_by: Mapping[str, Any],
+def check_for_diffusers(
+    metadata: RowMetadata,
     *,
     layout: Layout = "channels",
     with_latents: bool = True,
@@ -90,23 +91,23 @@ def refuse_for_diffusers(
     """
     if layout not in get_args(Layout):
         raise UsageError(f"for_diffusers: layout is one of {', '.join(get_args(Layout))}, and not {layout}")
-    if with_latents and not made_by.get("also_original"):
+    if with_latents and not metadata.also_original:
         raise UsageError(
             "for_diffusers: these rows have no original_samples, of which latents are made; encode with "
             "--also-original, or ask for the mask and masked_image_latents alone by with_latents=False"
         )
-    if generator is not None and made_by["posterior"] != "moments":
+    if generator is not None and metadata.posterior != "moments":
         raise UsageError(
-            f"for_diffusers: a generator draws from moments, and these rows store a {made_by['posterior']}; encode "
+            f"for_diffusers: a generator draws from moments, and these rows store a {metadata.posterior}; encode "
             "with --posterior moments, or leave the generator out"
         )
-    facts = settled(VaeFacts.of(made_by), vae_family)
-    refuse_unscalable(facts, "for_diffusers", "name the model by vae_family, as in vae_family='sdxl'")
+    facts = with_family(metadata.vae, vae_family)
+    check_scalable(facts, "for_diffusers", "name the model by vae_family, as in vae_family='sdxl'")
     if layout == "flux_fill" and facts.latent_form == "packed":
         raise UsageError(f"for_diffusers: latents of {facts.vae_class} are packed already, and none of Flux.1 Fill's")
 
 
-def for_comfyui(row: Mapping[str, Any], made_by: Mapping[str, Any], *, original: bool = False) -> dict[str, Tensor]:
+def for_comfyui(row: Mapping[str, Any], metadata: RowMetadata, *, original: bool = False) -> dict[str, Tensor]:
     """A LATENT of ComfyUI, of one row: ``samples`` ``[1, C, h, w]`` and ``noise_mask`` ``[1, 1, H, W]``.
 
     ``samples`` are not scaled: those of rows that were made by ``--scaled`` are scaled back. Of moments they are the
@@ -114,31 +115,31 @@ def for_comfyui(row: Mapping[str, Any], made_by: Mapping[str, Any], *, original:
 
     Args:
         row: its ``samples`` or ``original_samples``, and ``noise_mask``.
-        made_by: how the output's rows were made, as its files' metadata say.
+        metadata: of the output, see `Output.metadata`.
         original: give ``original_samples`` as ``samples``: what is sampled from at a denoise below 1.
 
     Raises:
         UsageError: there are no ``original_samples``.
     """
-    if original and not made_by.get("also_original"):
+    if original and not metadata.also_original:
         raise UsageError("for_comfyui: these rows have no original_samples; encode with --also-original")
-    samples = unscaled(row["original_samples" if original else "samples"], made_by)
+    samples = unscaled(row["original_samples" if original else "samples"], metadata)
     return {"samples": samples[None], "noise_mask": row["noise_mask"].float()[None]}
 
 
-def unscaled(stored: Tensor, made_by: Mapping[str, Any]) -> Tensor:
+def unscaled(stored: Tensor, metadata: RowMetadata) -> Tensor:
     """One latent, float32 ``[C, h, w]``, as the VAE gave it: only what ``--scaled`` has scaled is computed."""
-    samples = of_posterior(stored, made_by)
-    facts = VaeFacts.of(made_by)
+    samples = of_posterior(stored, metadata)
+    facts = metadata.vae
     if facts.latent_form != "scaled" or known_family(facts.vae_class, "the VAE").scaled:
         return samples
     return to_unscaled(samples[None].double(), replace(facts, latent_form="unscaled"))[0].float()
 
 
-def of_posterior(stored: Tensor, made_by: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
+def of_posterior(stored: Tensor, metadata: RowMetadata, generator: torch.Generator | None = None) -> Tensor:
     """One latent, float32 ``[C, h, w]``, of what a row stores; of moments the mean, or a draw with ``generator``."""
     values = stored.to(torch.float32, copy=True)
-    if made_by["posterior"] != "moments":
+    if metadata.posterior != "moments":
         return values
     mean, logvar = values.chunk(2)
     if generator is None:
@@ -147,15 +148,13 @@ def of_posterior(stored: Tensor, made_by: Mapping[str, Any], generator: torch.Ge
     return mean + torch.exp(0.5 * logvar) * noise
 
 
-def latent_mask(
-    row: Mapping[str, Any], made_by: Mapping[str, Any], convention: Literal["comfyui", "diffusers"]
-) -> Tensor:
+def latent_mask(row: Mapping[str, Any], metadata: RowMetadata, convention: Literal["comfyui", "diffusers"]) -> Tensor:
     """A mask at the latent's size, float32 ``[1, h, w]``, by a rule of `inpaint_encode.core.transform.mask_of_latent`.
 
     It is the stored one, if the output has it by this rule, and else it is made of ``noise_mask``. So by diffusers'
     rule it is of the mask before it grew where ``--latent-mask diffusers`` stored it, and else of the grown one.
     """
-    if made_by.get("latent_mask") == convention:
+    if metadata.latent_mask == convention:
         stored: Tensor = row["latent_mask"]
         return stored.to(torch.float32, copy=True)
     height, width = row["samples"].shape[-2:]

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.metadata import RowMetadata
 
 from . import order
 from .batches import Function, applied
@@ -77,9 +78,9 @@ class LatentDataset(Dataset[Row]):
     functions: tuple[Function, ...] = ()
 
     @property
-    def made_by(self) -> dict[str, Any]:
-        """How the rows were made: the VAE's facts, the settings of rows, versions."""
-        return self.groups.output.made_by
+    def metadata(self) -> RowMetadata:
+        """How the rows were made: the VAE, the settings of rows, versions."""
+        return self.groups.output.metadata
 
     def __len__(self) -> int:
         return len(self.groups.index)
@@ -133,12 +134,12 @@ class LatentDataset(Dataset[Row]):
             options: those of `conventions.for_diffusers`, which says what the tensors are.
 
         Raises:
-            UsageError: see `conventions.refuse_for_diffusers`.
+            UsageError: see `conventions.check_for_diffusers`.
         """
-        from .conventions import for_diffusers, refuse_for_diffusers
+        from .conventions import check_for_diffusers, for_diffusers
 
-        refuse_for_diffusers(self.made_by, **options)
-        return self.map(partial(_converted, by=partial(for_diffusers, made_by=self.made_by, **options)))
+        check_for_diffusers(self.metadata, **options)
+        return self.map(partial(_converted, by=partial(for_diffusers, metadata=self.metadata, **options)))
 
     def for_comfyui(self, **options: Any) -> LatentDataset:
         """Return a dataset whose tensors are a LATENT of ComfyUI; other columns stay.
@@ -148,7 +149,7 @@ class LatentDataset(Dataset[Row]):
         """
         from .conventions import for_comfyui
 
-        return self.map(partial(_converted, by=partial(for_comfyui, made_by=self.made_by, **options)))
+        return self.map(partial(_converted, by=partial(for_comfyui, metadata=self.metadata, **options)))
 
     def stream(
         self,

@@ -34,7 +34,7 @@ def dataset_of(dataset: LatentDataset) -> ray.data.Dataset:
     found = ray.data.read_parquet([storage.join(output.uri, file.path) for file in output.files])
     if columns is not None:
         found = found.select_columns(list(columns))
-    if dataset.made_by["mask_encoding"] == "packed" and (columns is None or "noise_mask" in columns):
+    if dataset.metadata.mask_encoding == "packed" and (columns is None or "noise_mask" in columns):
         found = found.map_batches(_unpacked, batch_format="pyarrow")
     return found.map(partial(_made, functions=dataset.functions)) if dataset.functions else found
 

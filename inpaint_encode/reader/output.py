@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import damage_named
 from inpaint_encode.schema import FOOTER_KEY
 from inpaint_encode.stores import storage
@@ -20,7 +21,7 @@ from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
 from .columns import Row, Rows
 
-__all__ = ["DataFile", "Output", "as_rows", "made_by"]
+__all__ = ["DataFile", "Output", "as_rows", "footer_metadata"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Output:
             PermissionError, OSError: by what the store said.
         """
         try:
-            uri = storage.normalise(output)
+            uri = storage.normalize_uri(output)
         except ValueError as error:
             raise UsageError(str(error)) from None
         files = sorted(_data_files(uri), key=lambda file: file.path)
@@ -60,8 +61,8 @@ class Output:
         return cls(uri, tuple(files))
 
     @cached_property
-    def made_by(self) -> dict[str, Any]:
-        """How the rows were made: the VAE's facts, `inpaint_encode.settings.RowSettings`, versions; one set for all.
+    def metadata(self) -> RowMetadata:
+        """How the rows were made, read from the first data file.
 
         Raises:
             UsageError: the first data file is none of encode's.
@@ -70,7 +71,7 @@ class Output:
         first = self.files[0]
         with self.parquet(first) as file:
             try:
-                return made_by(file)
+                return footer_metadata(file)
             except KeyError:
                 where = storage.join(self.uri, first.path)
                 raise UsageError(
@@ -118,9 +119,13 @@ class Output:
             return {}
 
 
-def made_by(file: pq.ParquetFile) -> dict[str, Any]:
-    """How the rows of one data file were made, as its footer says; a `KeyError` if it says nothing."""
-    return dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
+def footer_metadata(file: pq.ParquetFile) -> RowMetadata:
+    """Return the metadata in a data file's footer.
+
+    Raises:
+        KeyError: the footer has none.
+    """
+    return RowMetadata.from_dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
 
 
 def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
@@ -138,7 +143,7 @@ def _footer(uri: str, file: DataFile) -> pq.FileMetaData:
 def _source(uri: str, file: DataFile) -> RangedFile | str:
     where = storage.join(uri, file.path)
     if "://" in where:
-        return RangedFile(where, storage.DIRECT, storage.Stat(file.size, file.version))
+        return RangedFile(where, storage.DEFAULT_ACCESS, storage.Stat(file.size, file.version))
     if storage.stat(where).version != file.version:
         raise Changed(errno.ESTALE, f"{where} has changed since it was listed; open the output again")
     return where

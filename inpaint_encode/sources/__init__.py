@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
+from inpaint_encode.stores.access import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
-from inpaint_encode.stores.storage import DIRECT
 
 from .listing import PairFiles, find_pair_files
 from .manifest import from_manifest
@@ -34,7 +35,7 @@ __all__ = [
     "store_of",
 ]
 
-_FORMATS: dict[str, Callable[[Source, PairFiles, SourceAccess], FoundPairs]] = {
+_FORMATS: dict[str, Callable[[Source, PairFiles, Access], FoundPairs]] = {
     "parquet": from_manifest,
     "csv": from_manifest,
     "jsonl": from_manifest,
@@ -47,7 +48,7 @@ URIs to `part_uris` and read them in `pair_reader`.
 """
 
 
-def find_pairs(source: Source, access: SourceAccess = DIRECT) -> FoundPairs:
+def find_pairs(source: Source, access: Access = DEFAULT_ACCESS) -> FoundPairs:
     """Read the manifest, index the tars, or list the prefixes; return all pairs.
 
     Raises:
@@ -64,9 +65,9 @@ def find_pairs(source: Source, access: SourceAccess = DIRECT) -> FoundPairs:
     return from_images_and_masks(source, access)
 
 
-def _check_access(access: SourceAccess, *uris: pa.ChunkedArray) -> None:
+def _check_access(access: Access, *uris: pa.ChunkedArray) -> None:
     """Raise UsageError if there are options for buckets, but no URI of a bucket."""
-    options = [f"--{name.replace('_', '-')}" for name, value in access.model_dump().items() if value]
+    options = [f"--{name.replace('_', '-')}" for name, value in asdict(access).items() if value]
     if options and not any(pc.any(pc.match_substring_regex(one, "^(?:s3|gs)://")).as_py() for one in uris):
         raise UsageError(
             f"{', '.join(options)} is for s3:// and gs:// only, and the source has no such URI; leave out the option"

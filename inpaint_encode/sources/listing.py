@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
-__all__ = ["PairFiles", "find_pair_files", "list_pages", "normalise_uri"]
+__all__ = ["PairFiles", "find_pair_files", "list_pages", "normalize_uri"]
 
 _PREFIX_SUFFIXES = ("parquet", "tar")
 """Formats of which ``--pairs`` may name a prefix with many files."""
@@ -31,7 +31,7 @@ class PairFiles(NamedTuple):
     """Number of objects that were listed to find the files; 0 if ``--pairs`` names one file."""
 
 
-def find_pair_files(pairs: str, access: SourceAccess, suffixes: Collection[str]) -> PairFiles:
+def find_pair_files(pairs: str, access: Access, suffixes: Collection[str]) -> PairFiles:
     """Return the one file that ``pairs`` names, or list the prefix. Names that begin with ``_`` or a dot are skipped.
 
     Args:
@@ -42,7 +42,7 @@ def find_pair_files(pairs: str, access: SourceAccess, suffixes: Collection[str])
     Raises:
         UsageError: the prefix does not exist, or has no file of a known format, or has files of two formats.
     """
-    uri = normalise_uri("--pairs", pairs)
+    uri = normalize_uri("--pairs", pairs)
     _check_not_compressed(uri, uri)
     suffix = uri.rpartition(".")[2]
     if suffix in suffixes:
@@ -72,16 +72,16 @@ def _check_not_compressed(uri: str, *files: str) -> None:
         )
 
 
-def normalise_uri(option: str, uri: str) -> str:
-    """Return `storage.normalise` of an option's value; raise UsageError if the URI is not valid."""
+def normalize_uri(option: str, uri: str) -> str:
+    """Return `storage.normalize_uri` of an option's value; raise UsageError if the URI is not valid."""
     try:
-        return storage.normalise(uri, storage.READABLE)
+        return storage.normalize_uri(uri, storage.READABLE)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
 
 
 def list_pages(
-    option: str, prefix: str, access: SourceAccess, advice: str = "check the spelling"
+    option: str, prefix: str, access: Access, advice: str = "check the spelling"
 ) -> Iterator[storage.Listed]:
     """Yield the pages of `storage.list_objects`.
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import EXTRA_COLUMNS, data_schema
-from inpaint_encode.settings import RowSettings, Source, SourceAccess
+from inpaint_encode.schema import COLUMNS, EXTRA_COLUMNS
+from inpaint_encode.settings import Source
+from inpaint_encode.stores.access import Access
 
 from .listing import PairFiles
 from .manifest_files import ManifestLines, read_manifest_file
@@ -26,12 +27,11 @@ from .random_masks import with_random_masks
 
 __all__ = ["from_manifest"]
 
-_OUTPUT_COLUMNS = frozenset(data_schema(RowSettings(also_original=True, latent_mask="comfyui").model_dump()).names)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _READABLE = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
 
 
-def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> FoundPairs:
+def from_manifest(source: Source, files: PairFiles, access: Access) -> FoundPairs:
     """Read the manifest; a line is a pair, or an image with its ``--random-masks``.
 
     Raises:
@@ -77,7 +77,7 @@ def from_manifest(source: Source, files: PairFiles, access: SourceAccess) -> Fou
     )
 
 
-def _read_files(source: Source, files: PairFiles, access: SourceAccess) -> ManifestLines:
+def _read_files(source: Source, files: PairFiles, access: Access) -> ManifestLines:
     where = f"--pairs {source.pairs}"
     try:
         read = [read_manifest_file(uri, source, access) for uri in files.uris]
@@ -114,7 +114,7 @@ def _string_column(table: pa.Table, option: str, name: str) -> pa.ChunkedArray:
 
 
 def _uri_column(table: pa.Table, option: str, name: str, folder: str) -> pa.ChunkedArray:
-    """Return the URIs of a column in the form of `storage.normalise`; relative ones are below ``folder``."""
+    """Return the URIs of a column in the form of `storage.normalize_uri`; relative ones are below ``folder``."""
     uris = _string_column(table, option, name)
     absolute = pc.match_substring_regex(uris, _ABSOLUTE)
     readable = pc.or_(pc.invert(absolute), pc.match_substring_regex(uris, _READABLE))
@@ -183,7 +183,7 @@ def _default_keys(images: pa.ChunkedArray, index: NDArray[np.int32], folder: str
 def _extra_columns(uri: str, table: pa.Table, used: set[str]) -> pa.Table:
     """Return the columns that are not ``used``, with the types that they have after a round trip through Parquet."""
     extra = table.select([name for name in table.column_names if name not in used])
-    if clashes := [name for name in extra.column_names if name in _OUTPUT_COLUMNS]:
+    if clashes := [name for name in extra.column_names if name in COLUMNS]:
         advice = ", or use --key-column key" if clashes == ["key"] else ""
         raise UsageError(
             f"--pairs {uri} has columns with the names of output columns: {', '.join(clashes)}; rename them{advice}"

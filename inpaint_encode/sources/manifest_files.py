@@ -18,8 +18,9 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from .pairs import SYSTEM_POOL
@@ -52,7 +53,7 @@ class ManifestLines(NamedTuple):
     """Number of row groups with embedded images."""
 
 
-def read_manifest_file(uri: str, source: Source, access: SourceAccess) -> ManifestLines:
+def read_manifest_file(uri: str, source: Source, access: Access) -> ManifestLines:
     """Read one file.
 
     Raises:
@@ -75,7 +76,7 @@ def _without_embedded_images(table: pa.Table) -> ManifestLines:
     return ManifestLines(table, pa.table(columns, _VERSIONS))
 
 
-def _read_parquet(uri: str, source: Source, access: SourceAccess) -> ManifestLines:
+def _read_parquet(uri: str, source: Source, access: Access) -> ManifestLines:
     opened = RangedFile(uri, access)
     file = pq.ParquetFile(opened)
     schema = file.schema_arrow

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
 
 from .parquet import ParquetRowReader
@@ -43,7 +43,7 @@ class PairReader:
     request or does not answer.
     """
 
-    def __init__(self, access: SourceAccess = storage.DIRECT, max_bytes: int = sys.maxsize) -> None:
+    def __init__(self, access: Access = DEFAULT_ACCESS, max_bytes: int = sys.maxsize) -> None:
         self._access = access
         self.max_bytes = max_bytes
         self._parquet_rows = ParquetRowReader(access)
@@ -87,10 +87,10 @@ class PairReader:
         match part := parse_part(uri):
             case ParquetRow():
                 blob = self._parquet_rows.read(part, version, self.max_bytes)
-                storage.refuse_more(len(blob.data), self.max_bytes)
+                storage.check_size(len(blob.data), self.max_bytes)
                 return blob
             case TarMember():
-                storage.refuse_more(part.size, self.max_bytes)
+                storage.check_size(part.size, self.max_bytes)
                 return self._read_member(part, version, part.size)
         return storage.read(uri, self._access, self.max_bytes)
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
 from .part_uris import ParquetRow
@@ -66,7 +66,7 @@ class ParquetRowReader:
     are read in the order of the file, each column chunk is fetched once.
     """
 
-    def __init__(self, access: SourceAccess) -> None:
+    def __init__(self, access: Access) -> None:
         self._access = access
         self._lock = threading.Lock()
         self._file: _OpenFile | None = None
@@ -134,7 +134,7 @@ def _resolve(file: str, path: str) -> str:
     if "://" not in path and not path.startswith("/"):
         return storage.join(file.rpartition("/")[0], path)
     try:
-        return storage.normalise(path, storage.READABLE)
+        return storage.normalize_uri(path, storage.READABLE)
     except ValueError as error:
         raise OSError(errno.EINVAL, f"the row has no bytes, and its path {path} cannot be read: {error}") from None
 

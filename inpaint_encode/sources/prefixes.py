@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
-from .listing import list_pages, normalise_uri
+from .listing import list_pages, normalize_uri
 from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris
 from .random_masks import with_random_masks
 
@@ -26,13 +27,13 @@ _MERGED_PAGES = 8
 _FILES = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])
 
 
-def from_images(source: Source, access: SourceAccess) -> FoundPairs:
+def from_images(source: Source, access: Access) -> FoundPairs:
     """List the prefix of the images; each is a pair with itself, or with each of its ``--random-masks``.
 
     Raises:
         UsageError: the prefix cannot be read, two files have the same key, or there is no image.
     """
-    prefix = normalise_uri("--images", source.images)
+    prefix = normalize_uri("--images", source.images)
     images, ignored, unreadable_names = _list_images("--images", prefix, access)
     _check_keys("--images", prefix, images)
     if not images.num_rows:
@@ -62,14 +63,14 @@ def from_images(source: Source, access: SourceAccess) -> FoundPairs:
     )
 
 
-def from_images_and_masks(source: Source, access: SourceAccess) -> FoundPairs:
+def from_images_and_masks(source: Source, access: Access) -> FoundPairs:
     """List the prefixes and match masks to images by the rule of `inpaint_encode.settings.Source`.
 
     Raises:
         UsageError: a prefix cannot be read, two files have the same key, or there is no pair.
     """
-    images_prefix = normalise_uri("--images", source.images)
-    masks_prefix = normalise_uri("--masks", source.masks) if source.masks else images_prefix
+    images_prefix = normalize_uri("--images", source.images)
+    masks_prefix = normalize_uri("--masks", source.masks) if source.masks else images_prefix
     one_prefix = images_prefix == masks_prefix
     if one_prefix and not source.mask_pattern:
         raise UsageError(
@@ -107,9 +108,7 @@ def from_images_and_masks(source: Source, access: SourceAccess) -> FoundPairs:
     )
 
 
-def _list_images(
-    option: str, prefix: str, access: SourceAccess, nested: str = ""
-) -> tuple[pa.Table, int, tuple[str, ...]]:
+def _list_images(option: str, prefix: str, access: Access, nested: str = "") -> tuple[pa.Table, int, tuple[str, ...]]:
     """List the files below ``prefix``, without those below the prefix ``nested``.
 
     Returns:

@@ -21,8 +21,9 @@ import pyarrow as pa
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import EXTRA_COLUMNS
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from .listing import PairFiles
@@ -69,7 +70,7 @@ class _Sample:
     texts: dict[str, str] = field(default_factory=dict)
 
 
-def from_tars(source: Source, files: PairFiles, access: SourceAccess) -> FoundPairs:
+def from_tars(source: Source, files: PairFiles, access: Access) -> FoundPairs:
     """Index the tars, several at a time; return the pairs in the order of the tars.
 
     Raises:
@@ -111,7 +112,7 @@ def from_tars(source: Source, files: PairFiles, access: SourceAccess) -> FoundPa
     return found._replace(pairs=pairs)
 
 
-def _index_tar(uri: str, key_prefix: str, source: Source, access: SourceAccess) -> FoundPairs:
+def _index_tar(uri: str, key_prefix: str, source: Source, access: Access) -> FoundPairs:
     """Return the pairs of one tar, with the texts in columns of their own."""
     try:
         file = RangedFile(uri, access)
@@ -160,7 +161,7 @@ def _read_samples(uri: str, file: RangedFile, source: Source) -> tuple[dict[str,
     ignored, unreadable_names = 0, []
     with tarfile.open(fileobj=io.BufferedReader(file, _BUFFER_BYTES), mode="r:") as tar:
         for member in _members(tar):
-            if not storage.is_text(member.name):
+            if not storage.is_utf8(member.name):
                 unreadable_names.append(f"{uri}: {member.name!a}")
                 ignored += 1
             elif not member.isreg() or member.issparse() or not _add_member(uri, samples, tar, member, source):

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
-from .facts import LatentForm, VaeFacts, patch_statistics
+from inpaint_encode.metadata import LatentForm, VaeMetadata
+
+from .properties import patch_statistics
 from .registry import family_of
 from .scaling import by_channel, to_unscaled
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["decoded"]
 
 
-def decoded(vae: ModelMixin, samples: Tensor, facts: VaeFacts, form: LatentForm) -> Tensor:
+def decoded(vae: ModelMixin, samples: Tensor, facts: VaeMetadata, form: LatentForm) -> Tensor:
     """Decode latents as rows have them: float32 ``[B, H, W, 3]`` in 0..1 on the CPU, what is outside of that clipped.
 
     Args:
@@ -37,7 +39,7 @@ def decoded(vae: ModelMixin, samples: Tensor, facts: VaeFacts, form: LatentForm)
     return levels
 
 
-def _as_encoded(vae: ModelMixin, samples: Tensor, facts: VaeFacts, form: LatentForm) -> Tensor:
+def _as_encoded(vae: ModelMixin, samples: Tensor, facts: VaeMetadata, form: LatentForm) -> Tensor:
     """What the decoder takes."""
     if form == "packed":
         mean, std = (by_channel(one, samples) for one in patch_statistics(vae))

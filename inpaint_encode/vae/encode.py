@@ -10,7 +10,7 @@ from torch.nn.functional import pixel_unshuffle
 
 from inpaint_encode.errors import UsageError
 
-from .facts import crop_multiple, latent_channels, latent_form, patch_statistics, spatial_ratio
+from .properties import crop_multiple, latent_channels, latent_form, patch_statistics, vae_scale_factor
 from .registry import Family, family_of
 from .scaling import by_channel
 
@@ -76,7 +76,7 @@ def warm_up(vae: ModelMixin) -> None:
     if takes != given:
         name = type(vae).__name__
         raise UsageError(f"--vae takes {takes} channels, and an image has {given} for its class, {name}; give another")
-    ratio, channels, multiple = spatial_ratio(vae), latent_channels(vae), crop_multiple(vae)
+    ratio, channels, multiple = vae_scale_factor(vae), latent_channels(vae), crop_multiple(vae)
     height, width = 2 * multiple, 3 * multiple
     expected = (2, channels, height // ratio, width // ratio)
     latent = posterior(vae, torch.full((2, height, width, 3), 0.5)).mean

@@ -12,9 +12,9 @@ import torch
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 
-from .facts import patch_statistics
 from .node_cache import on_this_node
 from .pickles import refuse_pickles
+from .properties import patch_statistics
 from .registry import FAMILIES, known_family
 from .single_file import load_single_file
 

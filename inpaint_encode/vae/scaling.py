@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.metadata import VaeMetadata
 
-from .facts import VaeFacts
-
-__all__ = ["SCALINGS", "Scaling", "by_channel", "refuse_unscalable", "settled", "to_scaled", "to_unscaled"]
+__all__ = ["SCALINGS", "Scaling", "by_channel", "check_scalable", "to_scaled", "to_unscaled", "with_family"]
 
 
 class Scaling(NamedTuple):
@@ -39,7 +38,7 @@ SCALINGS: Mapping[str, Scaling] = MappingProxyType(
 """By ``--vae-family``, and of the upscaler, which its shapes tell."""
 
 
-def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
+def to_scaled(samples: Tensor, facts: VaeMetadata) -> Tensor:
     """Scale latents as diffusers' pipelines do before they are denoised.
 
     ``(samples - latents_mean) / latents_std`` where the model has statistics, then
@@ -51,9 +50,9 @@ def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
         facts: of the VAE that made them.
 
     Raises:
-        UsageError: the scaling is not known, see `refuse_unscalable`.
+        UsageError: the scaling is not known, see `check_scalable`.
     """
-    refuse_unscalable(facts)
+    check_scalable(facts)
     if facts.latent_form != "unscaled":
         return samples
     if facts.latents_mean is not None and facts.latents_std is not None:
@@ -64,13 +63,13 @@ def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
     return samples if facts.scaling_factor is None else samples * facts.scaling_factor
 
 
-def to_unscaled(latents: Tensor, facts: VaeFacts) -> Tensor:
+def to_unscaled(latents: Tensor, facts: VaeMetadata) -> Tensor:
     """Take back what `to_scaled` does with the same facts, of float ``[B, C, h, w]``.
 
     Raises:
-        UsageError: the scaling is not known, see `refuse_unscalable`.
+        UsageError: the scaling is not known, see `check_scalable`.
     """
-    refuse_unscalable(facts)
+    check_scalable(facts)
     if facts.latent_form != "unscaled":
         return latents
     if facts.scaling_factor is not None:
@@ -83,7 +82,7 @@ def to_unscaled(latents: Tensor, facts: VaeFacts) -> Tensor:
     return latents * std + mean
 
 
-def settled(facts: VaeFacts, vae_family: str) -> VaeFacts:
+def with_family(facts: VaeMetadata, vae_family: str) -> VaeMetadata:
     """Facts with the scaling that a single file has left open, by the model that its VAE is of.
 
     Args:
@@ -96,11 +95,11 @@ def settled(facts: VaeFacts, vae_family: str) -> VaeFacts:
     if not vae_family:
         return facts
     model = SCALINGS.get(vae_family)
-    shape = facts.vae_class, facts.latent_channels, facts.ratio
+    shape = facts.vae_class, facts.latent_channels, facts.vae_scale_factor
     if model is None or ("AutoencoderKL", model.channels, 2 ** (model.levels - 1)) != shape:
         raise UsageError(
             f"vae_family {vae_family!r}, but {facts.vae_source} is an {facts.vae_class} of {facts.latent_channels} "
-            f"channels at 1/{facts.ratio}; known are {', '.join(SCALINGS)}"
+            f"channels at 1/{facts.vae_scale_factor}; known are {', '.join(SCALINGS)}"
         )
     if facts.scaling_factor not in (None, model.scaling_factor):
         raise UsageError(
@@ -109,8 +108,8 @@ def settled(facts: VaeFacts, vae_family: str) -> VaeFacts:
     return replace(facts, scaling_factor=model.scaling_factor, shift_factor=model.shift_factor)
 
 
-def refuse_unscalable(
-    facts: VaeFacts,
+def check_scalable(
+    facts: VaeMetadata,
     asked: str = "--scaled",
     remedy: str = "name the model with --vae-family, or give its diffusers folder",
 ) -> None:

@@ -9,10 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CHANNELS", "RATIO", "NullVae", "WaitingVae"]
+from inpaint_encode.metadata import VaeMetadata
+
+__all__ = ["CHANNELS", "FAKE_VAE", "RATIO", "NullVae", "WaitingVae"]
 
 RATIO = 8
 CHANNELS = 4
+FAKE_VAE = VaeMetadata(
+    vae_class="StandIn",
+    vae_source="none",
+    weights_sha256="0" * 64,
+    config_sha256="0" * 64,
+    vae_scale_factor=RATIO,
+    crop_multiple=RATIO,
+    latent_channels=CHANNELS,
+)
 
 
 class NullVae:

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from inpaint_encode.core.batch import MOST_IMAGES, Batch, Done, EncodedBatch
+from inpaint_encode.core.batch import MAX_BATCH_SIZE, Batch, CompletedFuture, EncodedBatch
 from inpaint_encode.core.transform import grow_mask
 from inpaint_encode.job.pipeline import Backend, run_job
 from inpaint_encode.job.progress import Display, Silent
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import EncodeJob, Output, RowSettings, Source, VaeSource, Workers
-from inpaint_encode.vae import VaeFacts
 
-from .fake_vae import CHANNELS, RATIO, NullVae, WaitingVae
+from .fake_vae import FAKE_VAE, NullVae, WaitingVae
 from .peers.contestant import Contestant, Task
 
 __all__ = ["StandInEncoder", "product", "run_product", "stand_in_backend"]
@@ -34,20 +34,20 @@ class StandInEncoder:
 
     precision = "float16"
 
-    def __init__(self, _device: str, seconds_per_image: float = 0.0, grow_mask_by: int = 6) -> None:
+    def __init__(self, metadata: RowMetadata, _device: str, seconds_per_image: float = 0.0) -> None:
         torch.set_num_threads(1)
         self._vae = WaitingVae(seconds_per_image) if seconds_per_image else NullVae()
-        self._grow_mask_by = grow_mask_by
+        self._grow_mask_by = metadata.grow_mask_by
         self._device = threading.Lock()
 
-    def images_at_once(self, _height: int, _width: int) -> int:
+    def batch_size(self, _height: int, _width: int) -> int:
         """Memory is no matter here."""
-        return MOST_IMAGES
+        return MAX_BATCH_SIZE
 
     def check(self) -> None:
         """Nothing can break."""
 
-    def launch(self, batch: Batch) -> Done:
+    def launch(self, batch: Batch, *, tile: bool | None = None) -> CompletedFuture:
         """Make the batch's latents by the stand-in, and grow its masks as the job does."""
         begun = time.perf_counter()
         shape = len(batch.pixels), batch.height, batch.width
@@ -59,7 +59,7 @@ class StandInEncoder:
             samples = self._vae.encode_levels(pixels, masks)
         grown = grow_mask(torch.from_numpy(masks), self._grow_mask_by).numpy()
         seconds = {"copy": staged - begun, "encode": time.perf_counter() - staged, "copy_back": 0.0}
-        return Done(EncodedBatch(samples, _finite(samples), _finite(samples), grown, seconds))
+        return CompletedFuture(EncodedBatch(samples, _finite(samples), _finite(samples), grown, seconds))
 
 
 def _finite(samples: NDArray[Any]) -> NDArray[np.bool_]:
@@ -69,21 +69,7 @@ def _finite(samples: NDArray[Any]) -> NDArray[np.bool_]:
 
 def stand_in_backend(_job: EncodeJob, seconds_per_image: float = 0.0) -> Backend:
     """What `inpaint_encode.job.pipeline.run_job` takes in the place of a VAE."""
-    facts = VaeFacts(
-        vae_class="StandIn",
-        vae_source="none",
-        weights_sha256="0" * 64,
-        config_sha256="0" * 64,
-        ratio=RATIO,
-        crop_multiple=RATIO,
-        latent_channels=CHANNELS,
-        latent_form="unscaled",
-        scaling_factor=None,
-        shift_factor=None,
-        latents_mean=None,
-        latents_std=None,
-    )
-    return Backend(facts, partial(StandInEncoder, seconds_per_image=seconds_per_image))
+    return Backend(FAKE_VAE, partial(StandInEncoder, seconds_per_image=seconds_per_image))
 
 
 def run_product(

@@ -7,20 +7,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from inpaint_encode.output.parquet import data_groups, parquet_file
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output.parquet import parquet_file
+from inpaint_encode.output.rows import row_groups, rows_table
 from inpaint_encode.reader import as_rows
 from inpaint_encode.reader.dataset import open_latents
 from inpaint_encode.schema import data_schema
 from inpaint_encode.stores import storage
 
+from .fake_vae import FAKE_VAE
 from .figures import Figure, Measure, Ratio, in_turn
 from .peers.loader import BATCH, WORKERS
 from .peers.steps import save_npz
@@ -30,6 +32,7 @@ from .writing import encoded_rows
 __all__ = ["NpzFolder", "Stored", "by_pyarrow", "reading_section", "write_rows"]
 
 _FILE_ROWS = 256
+_WAYS: tuple[Literal["tensor", "packed"], ...] = ("tensor", "packed")
 _UNIT = "rows/s"
 
 Row = dict[str, Any]
@@ -40,10 +43,10 @@ class Stored:
 
     def __init__(self, prefix: str, count: int) -> None:
         self.count = count
-        self.outputs = {way: f"{prefix}/{way}" for way in ("tensor", "packed")}
+        self.outputs = {way: f"{prefix}/{way}" for way in _WAYS}
         self.npz = [f"{prefix}/npz/{_key(number)}.npz" for number in range(count)]
 
-    def files(self, way: str) -> list[str]:
+    def files(self, way: Literal["tensor", "packed"]) -> list[str]:
         """The Parquet files of a way to store masks."""
         return [f"{self.outputs[way]}/{number:08d}.parquet" for number in range(-(-self.count // _FILE_ROWS))]
 
@@ -51,11 +54,12 @@ class Stored:
 def write_rows(folder: Path, count: int) -> Stored:
     """Write ``count`` rows of 512 x 512 as two outputs, which differ in how masks are stored, and as ``.npz`` files."""
     stored = Stored(str(folder), count)
-    encoded = encoded_rows(count).set_column(0, "key", pa.array([_key(number) for number in range(count)]))
-    for way in stored.outputs:
-        schema = data_schema({"samples_dtype": "float16", "mask_encoding": way})
+    encoded = encoded_rows(count)
+    for way in _WAYS:
+        schema = data_schema(RowMetadata(vae=FAKE_VAE, mask_encoding=way))
         for number, uri in enumerate(stored.files(way)):
-            groups = data_groups(encoded.slice(number * _FILE_ROWS, _FILE_ROWS), schema)
+            rows = encoded[number * _FILE_ROWS : (number + 1) * _FILE_ROWS]
+            groups = row_groups(rows_table(rows, schema), schema)
             storage.write(uri, parquet_file(groups, schema))
     for row in open_latents(stored.outputs["packed"]):
         save_npz(folder / "npz", row["key"], row["samples"], row["noise_mask"][0])

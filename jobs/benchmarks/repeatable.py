@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from inpaint_encode.core.batch import Batch
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.settings import RowSettings
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae.properties import vae_metadata
 
 from .figures import Figure, Measure, Ratio, in_turn
 from .kernel import sd_vae
@@ -61,13 +63,13 @@ def _batch(side: int) -> Batch:
     return Batch(side, side, [np.ascontiguousarray(one).reshape(-1) for one in pixels], [nothing] * _BATCH)
 
 
-def _encoder(vae: AutoencoderKL, device: str, *, compiled: bool, **settings: str | bool) -> BatchEncoder:
-    chosen = RowSettings.model_validate({"samples_dtype": "float32", **settings})
-    return BatchEncoder(copy.deepcopy(vae), chosen, torch.device(device), compiled=compiled)
+def _encoder(vae: AutoencoderKL, device: str, *, compiled: bool, **settings: Any) -> BatchEncoder:
+    metadata = RowMetadata(vae=vae_metadata(vae, VaeSource(vae="random")), samples_dtype="float32", **settings)
+    return BatchEncoder(copy.deepcopy(vae), metadata, torch.device(device), compiled=compiled)
 
 
 def _spread(vae: AutoencoderKL, dtype: str, device: str, batch: Batch) -> Figure:
-    encoder = _encoder(vae, device, compiled=False, dtype=dtype)
+    encoder = _encoder(vae, device, compiled=False, compute_dtype=dtype)
     together = encoder.launch(batch).result().samples
     alone = np.concatenate([encoder.launch(batch.part([index])).result().samples for index in range(_BATCH)])
     shares = [_share(one, other) for one, other in zip(together, alone, strict=True)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers.utils.logging import set_verbosity_error
 
-from inpaint_encode.core.compiled import tuned
+from inpaint_encode.core.compiled import optimise
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.demo.s3server import LocalS3
 from inpaint_encode.job.cluster import joined
@@ -83,7 +83,7 @@ def _kernel(extent: Extent, device: str) -> Iterator[Section]:
     """What a GPU does at 512 and 1024 costs a CPU ten seconds an image, so it is given less."""
     sides, batches = ((256, 512, 1024), (4, 8, 16)) if device == "cuda" else ((128,), (1, 4))
     yield kernel_section(
-        lambda vae: default_encode(tuned(vae, deterministic=False, compiled=True)),
+        lambda vae: default_encode(optimise(vae, deterministic=False, compiled=True)),
         device=device,
         sides=sides if extent.full else (64,),
         batches=batches if extent.full else (1,),

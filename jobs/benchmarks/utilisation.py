@@ -15,8 +15,10 @@ import torch
 from inpaint_encode.core.batch import Batch
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.job.progress import Silent
-from inpaint_encode.settings import RowSettings, Source, VaeSource
-from inpaint_encode.vae import load_vae
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.settings import Source, VaeSource
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
 
 from .data import BenchSet, write_pairs
 from .figures import Figure, Measure, Ratio, in_turn
@@ -129,8 +131,9 @@ def _job_rate(plan: FeedPlan, source: Path, chosen: BenchSet, reports: dict[str,
 def _kernel_rate(plan: FeedPlan, chosen: BenchSet) -> float:
     """Megapixels a second of the job's own encoder, with the next batch always launched before one is waited for."""
     ((width, height),) = chosen.sizes
-    vae = load_vae(VaeSource(vae=plan.vae))
-    encoder = BatchEncoder(vae, RowSettings(), torch.device(plan.device), compiled=True)
+    source = VaeSource(vae=plan.vae)
+    vae = load_vae(source)
+    encoder = BatchEncoder(vae, RowMetadata(vae=vae_metadata(vae, source)), torch.device(plan.device), compiled=True)
     pixels = np.random.default_rng(0).integers(0, 256, (plan.batch_size, height * width * 3), np.uint8)
     batch = Batch(height, width, list(pixels), [np.zeros(height * width // 8, np.uint8)] * plan.batch_size)
     _run(encoder, batch, max(1, plan.settle // plan.batch_size))

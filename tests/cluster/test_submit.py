@@ -138,7 +138,7 @@ def test_a_stopped_job_is_gone_on_with_and_ends_exact(client, stopped, resumed, 
 
 def test_stages_land_where_they_should(cluster, resumed):
     pools = {node["node_id"]: node["labels"]["pool"] for node in alive(cluster)}
-    stages = {"fetch_and_decode": "data", "Encoder": "vae", "commit": "data"}
+    stages = {"fetch_stage": "data", "EncodeStage": "vae", "commit_stage": "data"}
     tasks = [task for task in cluster.state("tasks") if task["node_id"] and "MapBatches(" in task["name"]]
     for stage, pool in stages.items():
         where = [pools[task["node_id"]] for task in tasks if f"MapBatches({stage})" in task["name"]]

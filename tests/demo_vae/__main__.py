@@ -32,7 +32,7 @@ def train_vae(*, output: Path, steps: PositiveInt = STEPS, seed: NonNegativeInt 
         seed: another one starts otherwise and sees other pieces.
     """
     from inpaint_encode.settings import VaeSource
-    from inpaint_encode.vae import load_vae
+    from inpaint_encode.vae.load import load_vae
 
     recipe = Recipe(steps=steps, seed=seed)
     train(recipe, console.print).half().save_pretrained(output)

@@ -29,7 +29,7 @@ def test_the_job_makes_what_the_stand_in_makes(s3, ray_cluster, tmp_path):
     rows = {row["key"]: row for row in iter_rows(str(tmp_path / "out"))}
     assert rows.keys() == {pair.key for pair in local}
     for pair in local:
-        decoder = PairDecoder(sizing=Sizing(ratio=8))
+        decoder = PairDecoder(sizing=Sizing(multiple=8))
         image = decoder.image(Path(pair.image).read_bytes())
         binary = decoder.mask(Path(pair.mask).read_bytes(), image)
         latents = NullVae().encode_levels(image.pixels[None], binary[None])[0]

@@ -88,7 +88,7 @@ def test_a_job_with_all_rules(source, tmp_path, ray_cluster, make_job):
     assert (masks["rows"], masks["empty"], masks["full"]) == (10, 0, 0)
     assert masks["median_percent"] == pytest.approx(100 * (1 - 450 / 3750), abs=4)
 
-    decoder = PairDecoder(sizing=Sizing(ratio=8, buckets=96 * 96, bucket_step=32), mask_polarity="black")
+    decoder = PairDecoder(sizing=Sizing(multiple=8, buckets=96 * 96, bucket_step=32), mask_polarity="black")
     for row in iter_rows(output):
         image = decoder.image(Path(row["image_uri"]).read_bytes())
         assert (row["source_height"], row["source_width"]) == (image.source_height, image.source_width)
@@ -115,7 +115,7 @@ def test_a_job_with_all_rules(source, tmp_path, ray_cluster, make_job):
 def test_a_job_of_2000_mutated_files(tmp_path, ray_cluster, make_job):
     """Every one is a row or a reject, by the name that decoding it alone gives; none takes long to encode."""
     limit = {"max_pixels": 100_000}
-    decoder, wanted = PairDecoder(sizing=Sizing(ratio=8), **limit), Counter()
+    decoder, wanted = PairDecoder(sizing=Sizing(multiple=8), **limit), Counter()
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     suffixes = ("jpg", "png", "webp", "gif", "tif", "bmp")

@@ -220,7 +220,7 @@ def test_killed_in_the_middle_it_ends_as_if_undisturbed(large, killed_and_finish
     killed_and_finished("comfyui", str(tmp_path / "to"), 6)
     export(large, "comfyui", tmp_path / "undisturbed")
     assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "undisturbed"))
-    assert list(storage.unfinished(str(tmp_path / "to"))) == []
+    assert list(storage.temporary_files(str(tmp_path / "to"))) == []
 
 
 @pytest.mark.long

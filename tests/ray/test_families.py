@@ -97,7 +97,7 @@ def test_plain_latents_of_flux2_are_cropped_to_16_and_verified(pairs, tmp_path, 
     job = make_job(pairs / "images", pairs / "masks", tmp_path / "out", vae=folder, flux2_latents="plain")
     run_job(job, display)
     facts = made_by(tmp_path / "out")
-    assert (facts["ratio"], facts["crop_multiple"], facts["latent_channels"]) == (8, 16, 32)
+    assert (facts["vae_scale_factor"], facts["crop_multiple"], facts["latent_channels"]) == (8, 16, 32)
     assert facts["latent_form"] == "unscaled"
     vae = small_vae("AutoencoderKLFlux2")
     for row in iter_rows(str(tmp_path / "out")):

@@ -2,7 +2,7 @@
 
 import io
 import json
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms
 
 from inpaint_encode import iter_rows
-from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job import pipeline
@@ -22,7 +21,7 @@ from inpaint_encode.schema import FOOTER_KEY
 from inpaint_encode.settings import VaeSource, VerifyOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.verify.run import verify_output
-from inpaint_encode.vae import load_vae
+from inpaint_encode.vae.load import load_vae
 from tests.conftest import command, save_vae
 
 
@@ -120,7 +119,7 @@ def test_footer_says_how_the_rows_were_made(demo, vae_folder):
     assert made_by["posterior"] == "mean"
     assert made_by["vae_class"] == "AutoencoderKL"
     assert made_by["vae_source"] == vae_folder
-    assert (made_by["ratio"], made_by["latent_channels"]) == (8, 4)
+    assert (made_by["vae_scale_factor"], made_by["latent_channels"]) == (8, 4)
     assert made_by["scaling_factor"] == 0.18215
     assert len(made_by["weights_sha256"]) == 64
     assert {"inpaint-encode", "torch", "diffusers"} <= made_by["versions"].keys()
@@ -184,8 +183,8 @@ def test_other_ratios_growths_and_masks(tmp_path, ray_cluster, make_job, display
 
 def with_other_weights(job) -> Backend:
     """The job's VAE, which the workers are told to know by a hash that is not its own."""
-    facts = {"weights_sha256": "0" * 64}
-    return vae_backend(job)._replace(open=partial(BatchEncoder.load, job.vae, job.rows, facts, compiled=False))
+    backend = vae_backend(job)
+    return backend._replace(vae=replace(backend.vae, weights_sha256="0" * 64))
 
 
 def test_a_worker_with_other_weights_refuses_them(tmp_path, ray_cluster, make_job, display, monkeypatch):

@@ -13,10 +13,12 @@ from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.core.transform import grow_mask, mask_of_latent, neutralise
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job, vae_backend
-from inpaint_encode.settings import RowSettings, VaeSource, VerifyOptions
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.settings import VaeSource, VerifyOptions
 from inpaint_encode.tools.verify.run import verify_output
-from inpaint_encode.vae import load_vae, to_vae_range
+from inpaint_encode.vae.encode import to_vae_range
 from inpaint_encode.vae.latent_values import standard_normal
+from inpaint_encode.vae.load import load_vae
 from tests.conftest import save_vae
 from tests.outputs import whole_report
 
@@ -47,15 +49,15 @@ class Crowded(nn.Module):
         return self.encoder(inputs)
 
 
-def crowded(source: VaeSource, settings: RowSettings, expected: dict, device: str) -> BatchEncoder:
-    encoder = BatchEncoder.load(source, settings, expected, device, compiled=False)
+def crowded(source: VaeSource, metadata: RowMetadata, device: str) -> BatchEncoder:
+    encoder = BatchEncoder.load(source, metadata, device, compiled=False)
     encoder._vae.encoder = Crowded(encoder._vae.encoder)
     return encoder
 
 
 def crowded_backend(job):
     backend = vae_backend(job)
-    return backend._replace(open=partial(crowded, job.vae, job.rows, backend.facts.as_dict()))
+    return backend._replace(open=partial(crowded, job.vae))
 
 
 def write_pairs(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -94,10 +94,10 @@ class TestOurs:
     def test_rows_as_the_tools_take_them(self, demo):
         """The conventions' own tests say what that is; other columns stay."""
         dataset = open_latents(demo["output"])
-        made_by = Output.open(demo["output"]).made_by
+        metadata = Output.open(demo["output"]).metadata
         for made, rule in ((dataset.for_diffusers(), for_diffusers), (dataset.for_comfyui(), for_comfyui)):
             for row, by_rule in zip(dataset, made, strict=True):
-                wanted = rule(row, made_by)
+                wanted = rule(row, metadata)
                 assert by_rule.keys() - wanted.keys() == {n for n, v in row.items() if not torch.is_tensor(v)}
                 assert all(torch.equal(by_rule[name], tensor) for name, tensor in wanted.items())
                 assert by_rule["key"] == row["key"]

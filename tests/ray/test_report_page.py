@@ -233,7 +233,7 @@ class TestCommands:
         done = shell("report", output, "--html", uri, "--gallery", 2, "--no-decode")
         assert done.returncode == 0, done.stderr
         data = storage.read(uri).data
-        assert f"a page of {len(data):,} bytes: {uri}" in done.stdout
+        assert f"{uri}: {len(data):,} bytes" in done.stdout
         assert "rejected for" in done.stdout and b"Nothing is decoded: --no-decode was given." in data
         assert shell("report", output, "--html", "ftp://host/x.html").returncode == 2
 

@@ -19,13 +19,14 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.output.lease import hold
 from inpaint_encode.output.parquet import parquet_bytes, read_data
-from inpaint_encode.output.state import Ledger
+from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import FOOTER_KEY, PAIRS, data_schema
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.tools.verify.resample import Resampled, _samples_problems, draw
 from inpaint_encode.tools.verify.run import verify_output
 from inpaint_encode.tools.verify.verdict import CHECKS, SHOWN, show
 from tests.conftest import save_vae
+from tests.metadata import row_metadata
 from tests.outputs import PLAIN, rejects_of, rows_of, whole_output
 
 CHUNKS, CHUNK_ROWS = 8, 3
@@ -327,7 +328,9 @@ def revise(output):
     stated = pq.read_table(path, schema=PAIRS).slice(2 * CHUNK_ROWS, CHUNK_ROWS)
     stated = stated.set_column(stated.column_names.index("encode"), "encode", pa.array([True, False, False]))
     with hold(str(output / "_lease.json"), print) as lease:
-        Ledger(str(output), json.loads((output / "_job.json").read_text())["job"], lease.token).write_plan(1, stated)
+        OutputState(str(output), json.loads((output / "_job.json").read_text())["job"], lease.token).write_plan(
+            1, stated
+        )
 
 
 def test_a_plan_with_a_part_lost(output):
@@ -444,8 +447,8 @@ class TestSample:
     def test_a_value_that_is_no_number_is_a_problem(self, where):
         values = {"stored": np.ones(8, np.float16), "again": np.ones(8, np.float32)}
         values[where][3] = np.nan
-        made_by = {"posterior": "mean", "dtype": "auto"}
-        (wrong,) = _samples_problems(values["stored"], values["again"], made_by, Resampled(), "latent")
+        metadata = row_metadata()
+        (wrong,) = _samples_problems(values["stored"], values["again"], metadata, Resampled(), "latent")
         assert re.match("[18] of 8 latent values are not what its source gives", wrong)
 
     def test_every_row_is_as_likely(self):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from inpaint_encode.core.geometry import CropBox, Geometry, Sizing
 from inpaint_encode.errors import PairRejected
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.sources.random_masks import RandomMask
 
 from .image_file import MAX_PIXELS, decode_image, decode_mask
@@ -51,10 +51,15 @@ class PairDecoder:
     """A file or a resized image of more is rejected."""
 
     @classmethod
-    def of(cls, made_by: Mapping[str, Any], *, max_pixels: int) -> Self:
-        """The decoder of an output's rows, by what ``_job.json`` and every file's metadata say of them."""
-        names = ("mask_channel", "mask_polarity", "icc")
-        return cls(sizing=Sizing.of(made_by), max_pixels=max_pixels, **{name: made_by[name] for name in names})
+    def of(cls, metadata: RowMetadata, *, max_pixels: int) -> Self:
+        """Return the decoder of an output's rows."""
+        return cls(
+            sizing=Sizing.of(metadata),
+            mask_channel=metadata.mask_channel,
+            mask_polarity=metadata.mask_polarity,
+            icc=metadata.icc,
+            max_pixels=max_pixels,
+        )
 
     def image(self, data: bytes) -> DecodedImage:
         """Decode an image file, resize it where that is asked for, and crop it.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import EncodeError, JobFailed
-from inpaint_encode.reader.output import as_rows, made_by
+from inpaint_encode.reader.output import as_rows, footer_metadata
 from inpaint_encode.stores import storage
 
 from .destination import Destination, Mark, Total
@@ -73,7 +73,7 @@ def _exported(
     file: pq.ParquetFile, destination: Destination, work: Mapping[str, str], to: str, *, video: bool
 ) -> Total:
     """Write the files between two marks, of which the first says what may be there if the second never comes."""
-    path, facts = work["path"], Facts(made_by(file), video)
+    path, facts = work["path"], Facts(footer_metadata(file), video)
     form = format_of(to, file.schema_arrow.names)
     tar = f"{path.removesuffix('.parquet')}.tar"
     keys = file.read(columns=["key"])["key"].to_pylist()

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.output.lease import check_token
+from inpaint_encode.output.lease import check_lease_token
 from inpaint_encode.stores import storage
 
 from .formats import SUFFIXES
@@ -120,7 +120,7 @@ class Destination:
         """Remove what a dead run left half written; only where it was writing, since other jobs may be below here."""
         begun = {self._uri(path).rpartition("/")[0] for mark in marks if not mark.done for path in mark.files}
         folders = begun | {self._uri(_NOTES), self.uri}
-        for uri in filter(_UNFINISHED.search, storage.unfinished(self.uri)):
+        for uri in filter(_UNFINISHED.search, storage.temporary_files(self.uri)):
             if uri.rpartition("/")[0] in folders:
                 storage.delete(uri)
 
@@ -163,7 +163,7 @@ class Destination:
 
     def still_mine(self) -> None:
         """Make sure that this run holds the lease, or raise `JobFailed`."""
-        check_token(self._uri("_lease.json"), self.token)
+        check_lease_token(self._uri("_lease.json"), self.token)
 
     def write(self, path: str, data: bytes) -> int:
         """Write a file and return its size; errors name it."""

@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.schema import FOOTER_KEY, TENSORS
 
 from .names import path_of
@@ -41,7 +42,7 @@ Row = Mapping[str, Any]
 class Facts(NamedTuple):
     """What all rows of a data file share."""
 
-    made_by: Mapping[str, Any]
+    metadata: RowMetadata
     """Of its footer."""
     video: bool
     """Whether ComfyUI has this VAE's latents with an axis of frames."""
@@ -98,31 +99,26 @@ _KINDS = {"comfyui": _comfyui, "webdataset": _webdataset, "safetensors": _safete
 
 def _latent(name: str, row: Row, facts: Facts) -> bytes:
     """A latent as ComfyUI saves one: without the second, empty tensor its loader would divide by a factor of SD 1."""
-    latent = _unscaled(row[name], facts.made_by)
+    latent = _unscaled(row[name], facts.metadata)
     batch = latent[None, :, None] if facts.video else latent[None]
     tensors = {"latent_tensor": batch, "latent_format_version_0": np.empty(0, np.float32)}
-    return _safetensors_bytes(tensors, _strings(row, facts._replace(made_by=_once_unscaled(facts.made_by))))
+    return _safetensors_bytes(tensors, _strings(row, facts._replace(metadata=_metadata_of_unscaled(facts.metadata))))
 
 
-def _unscaled(values: NDArray[Any], made_by: Mapping[str, Any]) -> NDArray[np.float32]:
+def _unscaled(values: NDArray[Any], metadata: RowMetadata) -> NDArray[np.float32]:
     import torch
 
     from inpaint_encode.reader.conventions import unscaled
 
-    latent: NDArray[np.float32] = unscaled(torch.from_numpy(np.array(values)), made_by).numpy()
+    latent: NDArray[np.float32] = unscaled(torch.from_numpy(np.array(values)), metadata).numpy()
     return np.ascontiguousarray(latent)
 
 
-def _is_scaled(made_by: Mapping[str, Any]) -> bool:
-    """Whether --scaled has scaled them; a packed latent is in its denoiser's space in any case."""
-    return bool(made_by.get("scaled")) and made_by["latent_form"] == "scaled"
-
-
-def _once_unscaled(made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What is true of what `_unscaled` returns."""
-    plain = {"scaled": False, "latent_form": "unscaled"} if _is_scaled(made_by) else {}
-    mean = {"posterior": "mean"} if made_by.get("posterior") == "moments" else {}
-    return {**made_by, **plain, **mean}
+def _metadata_of_unscaled(metadata: RowMetadata) -> RowMetadata:
+    """Return the metadata of what `_unscaled` returns."""
+    if metadata.scaled and metadata.vae.latent_form == "scaled":
+        metadata = replace(metadata, scaled=False, vae=replace(metadata.vae, latent_form="unscaled"))
+    return replace(metadata, posterior="mean") if metadata.posterior == "moments" else metadata
 
 
 def _mask_png(row: Row, facts: Facts) -> bytes:
@@ -138,7 +134,7 @@ def _npy(name: str, row: Row, facts: Facts) -> bytes:
 
 
 def _json(row: Row, facts: Facts) -> bytes:
-    values = {**_plain(row), _MADE_BY: facts.made_by}
+    values = {**_plain(row), _MADE_BY: facts.metadata.to_dict()}
     return json.dumps(values, ensure_ascii=False, default=str).encode()
 
 
@@ -156,8 +152,8 @@ _FLAT = ("latent_form", "scaling_factor", "shift_factor")
 
 def _strings(row: Row, facts: Facts) -> dict[str, str]:
     """A row's plain columns for metadata that has strings alone: others as JSON, and what is null is left out."""
-    flat = {name: facts.made_by.get(name) for name in _FLAT}
-    values = {**flat, **_plain(row), _MADE_BY: facts.made_by}
+    flat = {name: getattr(facts.metadata.vae, name) for name in _FLAT}
+    values = {**flat, **_plain(row), _MADE_BY: facts.metadata.to_dict()}
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for name, value in values.items()

@@ -12,6 +12,7 @@ import ray.data
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import failures_named, joined
 from inpaint_encode.job.progress import EVERY_S
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import Lease, hold
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import ExportOptions
@@ -61,9 +62,9 @@ def export_output(source: str, options: ExportOptions, say: Callable[[str], None
     """
     begun = time.monotonic()
     output = Output.open(source)
-    made_by = output.made_by
+    metadata = output.metadata
     uri = _destination_uri(output, options.output)
-    video = options.to == "comfyui" and _has_frames(made_by)
+    video = options.to == "comfyui" and _has_frames(metadata)
     record = {"source": output.uri, "job": output.files[0].path.partition("-")[0], "to": options.to}
     if not output.report:
         say(f"no encode has ended in {output.uri} yet; what it adds later is exported by this command, run again")
@@ -84,7 +85,7 @@ def export_output(source: str, options: ExportOptions, say: Callable[[str], None
 
 def _destination_uri(output: Output, given: str) -> str:
     try:
-        uri = storage.normalise(given)
+        uri = storage.normalize_uri(given)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
     if f"{uri}/".startswith(f"{output.uri}/"):
@@ -94,7 +95,7 @@ def _destination_uri(output: Output, given: str) -> str:
     return uri
 
 
-def _has_frames(made_by: Mapping[str, Any]) -> bool:
+def _has_frames(metadata: RowMetadata) -> bool:
     """Whether ComfyUI has such latents as clips of one frame.
 
     Raises:
@@ -102,16 +103,16 @@ def _has_frames(made_by: Mapping[str, Any]) -> bool:
     """
     from inpaint_encode.vae.registry import known_family  # brings torch, which takes seconds to import
 
-    family = known_family(made_by["vae_class"], "the VAE of the output")
+    family = known_family(metadata.vae.vae_class, "the VAE of the output")
     if family.scaled:
         raise UsageError(
-            f"--to comfyui: latents of {made_by['vae_class']} are scaled as those of the model that it is a small copy "
-            "of, and nothing says which that is, so that ComfyUI would scale them once more; encode with the model's "
-            "own VAE, or choose another --to"
+            f"--to comfyui: latents of {metadata.vae.vae_class} are scaled as those of the model that it is a small "
+            "copy of, and nothing says which that is, so that ComfyUI would scale them once more; encode with the "
+            "model's own VAE, or choose another --to"
         )
-    if made_by.get("crop_multiple", made_by["ratio"]) != made_by["ratio"]:
+    if metadata.vae.crop_multiple != metadata.vae.vae_scale_factor:
         raise UsageError(
-            f"--to comfyui: ComfyUI has latents of {made_by['vae_class']} packed, and these are plain; encode with "
+            f"--to comfyui: ComfyUI has latents of {metadata.vae.vae_class} packed, and these are plain; encode with "
             "--flux2-latents packed, or choose another --to"
         )
     return family.video

@@ -92,7 +92,7 @@ def gather(where: str, options: ReportOptions, say: Callable[[str], None], limit
     facts = sample.facts()
     drawn = sample.draw_latents(options.sample)
     sums = LatentSums()
-    for part in sample.latents(drawn, lambda group, rows: LatentSums.of(group, rows, output.made_by)):
+    for part in sample.latents(drawn, lambda group, rows: LatentSums.of(group, rows, output.metadata)):
         sums.add(part)
     rejects = read_rejects(output.uri, sample.rng())
     outliers = sums.outliers(_OUTLIERS)

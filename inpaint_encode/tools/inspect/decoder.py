@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -10,8 +9,9 @@ import torch
 from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
-from inpaint_encode.vae import VaeFacts, decoded
-from inpaint_encode.vae.recorded import load_expected, recorded_facts, recorded_source
+from inpaint_encode.metadata import RowMetadata, VaeMetadata
+from inpaint_encode.vae.decode import decoded
+from inpaint_encode.vae.recorded import load_expected, recorded_source
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -22,13 +22,13 @@ __all__ = ["LatentDecoder"]
 class LatentDecoder:
     """Decodes latents as an output has them, in float32, on a GPU where there is one."""
 
-    def __init__(self, vae: ModelMixin, facts: VaeFacts, made_by: Mapping[str, Any]) -> None:
+    def __init__(self, vae: ModelMixin, facts: VaeMetadata, metadata: RowMetadata) -> None:
         self._vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
-        self._facts, self._form = facts, made_by["latent_form"]
+        self._facts, self._form = facts, metadata.vae.latent_form
 
     @classmethod
-    def load(cls, spelled: str, made_by: Mapping[str, Any]) -> Self:
-        """Load the VAE from ``spelled``, a path, URI or hub id as `VaeFacts.vae_source` has it.
+    def load(cls, spelled: str, metadata: RowMetadata) -> Self:
+        """Load the VAE from ``spelled``, a path, URI or hub id as `VaeMetadata.vae_source` has it.
 
         Raises:
             UsageError: there is none.
@@ -36,8 +36,8 @@ class LatentDecoder:
             RuntimeError: torch's, of a device without memory enough among them.
         """
         set_verbosity_error()  # a cast that is meant needs no warning
-        vae, facts = load_expected(recorded_source(spelled, made_by), recorded_facts(made_by))
-        return cls(vae, facts, made_by)
+        vae, facts = load_expected(recorded_source(spelled, metadata), metadata.vae)
+        return cls(vae, facts, metadata)
 
     def decode(self, latent: NDArray[Any]) -> NDArray[np.uint8]:
         """Make levels ``[H, W, 3]`` of a latent ``[C, h, w]``.

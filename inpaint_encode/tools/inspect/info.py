@@ -19,10 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import damage_named
 from inpaint_encode.reader import Output
 from inpaint_encode.schema import RECEIPT, TENSORS, is_packed
-from inpaint_encode.settings import Decoding, RowSettings, in_words
+from inpaint_encode.settings import Decoding, RowSettings, format_value
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.redaction import redacted
 
@@ -32,7 +33,7 @@ RECEIPTS = 32
 """Files of receipts that are read at most to count the rows of a job that has not finished; it writes one in 30 s."""
 
 _FACTS = (
-    *("vae_class", "vae_source", "vae_family", "weights_sha256", "config_sha256", "ratio", "crop_multiple"),
+    *("vae_class", "vae_source", "vae_family", "weights_sha256", "config_sha256", "vae_scale_factor", "crop_multiple"),
     *("latent_channels", "latent_form", "scaling_factor", "shift_factor"),
 )
 
@@ -101,19 +102,19 @@ def about(output: str) -> Info:
     first = opened.files[0]
     with opened.parquet(first) as file:
         footer, schema = file.metadata, file.schema_arrow
-    made_by = opened.made_by
+    metadata = opened.metadata
     job, report = opened.job, opened.report
     counts = _counts(opened, report)
     return Info(
         output=opened.uri,
         counts=counts,
-        columns=tuple(_columns(schema, footer, made_by)),
+        columns=tuple(_columns(schema, footer, metadata)),
         rows_in_first_file=footer.num_rows,
-        vae={name: made_by.get(name) for name in _FACTS},
-        settings={name: value for name, value in made_by.items() if name in _SETTINGS},
+        vae={name: getattr(metadata.vae, name) for name in _FACTS},
+        settings={name: getattr(metadata, name) for name in _SETTINGS},
         source={name: _public(value) for name, value in job.get("source", {}).items() if value},
-        versions=dict(made_by.get("versions", {})),
-        contract=made_by.get("contract"),
+        versions=dict(metadata.versions),
+        contract=metadata.contract,
         rejected_by_error=dict(report["rejected_by_error"]) if counts.finished else {},
     )
 
@@ -122,7 +123,7 @@ def _public(value: Any) -> Any:
     return redacted(value) if isinstance(value, str) else value
 
 
-_SETTINGS = RowSettings().model_dump() | Decoding().recorded()
+_SETTINGS = RowSettings().recorded() | Decoding().recorded()
 
 
 def _opened(output: str) -> Output:
@@ -137,7 +138,7 @@ def _opened(output: str) -> Output:
 def _begun(output: str) -> str:
     """When a job began to write there; empty if none did, or none can."""
     try:
-        return str(Output(storage.normalise(output), ()).job.get("created", ""))
+        return str(Output(storage.normalize_uri(output), ()).job.get("created", ""))
     except ValueError:
         return ""
 
@@ -192,7 +193,7 @@ def _decided(opened: Output) -> tuple[int, int] | None:
     return None if unknown else (encoded, rejected)
 
 
-def _columns(schema: pa.Schema, footer: pq.FileMetaData, made_by: Mapping[str, Any]) -> Iterator[Column]:
+def _columns(schema: pa.Schema, footer: pq.FileMetaData, metadata: RowMetadata) -> Iterator[Column]:
     sizes: dict[str, int] = {}
     for group in range(footer.num_row_groups):
         for leaf in range(footer.num_columns):
@@ -200,19 +201,19 @@ def _columns(schema: pa.Schema, footer: pq.FileMetaData, made_by: Mapping[str, A
             name = chunk.path_in_schema.partition(".")[0]
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
     for field in schema:
-        kind, shape = _type_and_shape(field, made_by)
+        kind, shape = _type_and_shape(field, metadata)
         yield Column(field.name, kind, shape, sizes.get(field.name, 0))
 
 
-def _type_and_shape(field: pa.Field, made_by: Mapping[str, Any]) -> tuple[str, str]:
+def _type_and_shape(field: pa.Field, metadata: RowMetadata) -> tuple[str, str]:
     kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
     if field.name not in TENSORS:
         return str(kind), ""
     if is_packed(kind):
         return "bits, 8 pixels a byte", _SHAPES["noise_mask"]
     value = np.dtype(kind.field("data").type.value_type.to_pandas_dtype()).name
-    channels = made_by["latent_channels"] * (2 if made_by.get("posterior") == "moments" else 1)
-    return f"tensor of {value}", _SHAPES[field.name].format(channels=channels, ratio=made_by["ratio"])
+    channels = metadata.vae.latent_channels * (2 if metadata.posterior == "moments" else 1)
+    return f"tensor of {value}", _SHAPES[field.name].format(channels=channels, ratio=metadata.vae.vae_scale_factor)
 
 
 _LATENT = "[{channels}, h, w], each 1/{ratio} of the crop's sides"
@@ -258,7 +259,7 @@ def _column_table(found: Info) -> Table:
 
 def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     facts = {name: str(value)[:12] if name.endswith("sha256") else value for name, value in found.vae.items()}
-    yield "VAE", [(name, escape(in_words(value))) for name, value in facts.items()]
+    yield "VAE", [(name, escape(format_value(value))) for name, value in facts.items()]
     settings = [(name, _setting(name, value)) for name, value in found.settings.items()]
     yield f"settings, of contract {found.contract}", settings
     if found.source:
@@ -267,7 +268,7 @@ def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def _setting(name: str, value: Any) -> str:
-    words = escape(str(value).lower() if isinstance(value, bool) else in_words(value))
+    words = escape(str(value).lower() if isinstance(value, bool) else format_value(value))
     return words if value != _SETTINGS[name] else f"{words} [dim]default[/]"
 
 

@@ -36,7 +36,7 @@ def write_page(output: str, options: ReportOptions, say: Callable[[str], None]) 
         PermissionError, OSError: by what the store said.
     """
     try:
-        uri = storage.normalise(options.html)
+        uri = storage.normalize_uri(options.html)
     except ValueError as error:
         raise UsageError(f"--html {error}") from None
     page = render(gather(output, options, say)).encode()

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.errors import EncodeError, PairRejected
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
 from .pictures import RowPixels
 from .statistics import latent_of
@@ -43,14 +44,14 @@ class Looker:
     """Looks at rows of one output, one after the other.
 
     Args:
-        made_by: how its rows were made.
+        metadata: how its rows were made.
         reader: with the access that the job had.
         decoder: makes pictures of latents; None if there is none.
         why_not: if there is none, why.
         most_pixels: a row of more is not decoded.
     """
 
-    made_by: Mapping[str, Any]
+    metadata: RowMetadata
     reader: PairReader
     decoder: LatentDecoder | None = None
     why_not: str = ""
@@ -63,8 +64,8 @@ class Looker:
         cls, output: Output, options: LatentDecoding, say: Callable[[str], None], most_pixels: int = sys.maxsize
     ) -> Looker:
         """Load the VAE, if that is wanted and it is there."""
-        looker = cls(output.made_by, PairReader(SourceAccess(**output.job.get("access", {}))), most_pixels=most_pixels)
-        spelled = options.vae or output.job.get("vae_source") or output.made_by["vae_source"]
+        looker = cls(output.metadata, PairReader(Access(**output.job.get("access", {}))), most_pixels=most_pixels)
+        spelled = options.vae or output.job.get("vae_source") or output.metadata.vae.vae_source
         if not options.decode:
             looker.why_not = "--no-decode was given"
             return looker
@@ -72,7 +73,7 @@ class Looker:
         from .decoder import LatentDecoder  # brings torch, which takes seconds to import
 
         try:
-            looker.decoder = LatentDecoder.load(spelled, output.made_by)
+            looker.decoder = LatentDecoder.load(spelled, output.metadata)
         except EncodeError as error:
             looker.why_not = str(error)
         except RuntimeError as error:  # torch's, of a GPU that a job has filled
@@ -83,7 +84,7 @@ class Looker:
         """Look at one row, as `as_rows` gives it."""
         missing: list[str] = []
         image, mask = self._source(row, missing)
-        latent = latent_of(row, self.made_by)
+        latent = latent_of(row, self.metadata)
         noise_mask = row["noise_mask"][0]
         if image is not None and image.shape[:2] != noise_mask.shape:
             missing.append(f"its source is {image.shape[0]} x {image.shape[1]} pixels now, and the row is not")
@@ -103,7 +104,7 @@ class Looker:
             if sources is None:
                 missing.append("its image or mask has gone, or has changed since it was encoded")
                 return None, None
-            decoder = PairDecoder.of(self.made_by, max_pixels=sys.maxsize)
+            decoder = PairDecoder.of(self.metadata, max_pixels=sys.maxsize)
             image = decoder.image(sources.image.data)
             return image.pixels, decoder.mask(sources.mask.data, image)
         except storage.Unavailable as error:

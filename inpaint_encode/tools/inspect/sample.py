@@ -104,7 +104,7 @@ class Sample:
 
     def __init__(self, output: Output, seed: int, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        self._made_by = output.made_by
+        self._metadata = output.metadata
         self._uri = output.uri
         self._random = random.Random(seed)  # noqa: S311 - not a secret
         self.of_files = len(output.files)
@@ -133,7 +133,7 @@ class Sample:
         by_file = _by(wanted, lambda group: group.at)
         tables = _at_once(lambda item: self._plain_tables(*item), by_file.items())
         found = {group: table for part in tables for group, table in part.items()}
-        return _facts_of([(group, self.files[group.at], found[group]) for group in wanted], Sizing.of(self._made_by))
+        return _facts_of([(group, self.files[group.at], found[group]) for group in wanted], Sizing.of(self._metadata))
 
     def _plain_tables(self, at: int, groups: list[_Group]) -> dict[_Group, pa.Table]:
         file = self._opened[at]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import ShowOptions
 from inpaint_encode.stores import storage
@@ -35,7 +36,7 @@ class Shown(NamedTuple):
     """A row, looked at, and where its picture went."""
 
     look: Look
-    made_by: Mapping[str, Any]
+    metadata: RowMetadata
     picture: str
     why_not: str
     """Why nothing is decoded, if nothing is."""
@@ -56,14 +57,14 @@ def show_row(where: str, key: str, options: ShowOptions, say: Callable[[str], No
     file = io.BytesIO()
     row_sheet(look.pixels).save(file, "PNG")
     storage.write(place, file.getvalue())
-    return Shown(look, output.made_by, place, looker.why_not)
+    return Shown(look, output.metadata, place, looker.why_not)
 
 
 def _picture_uri(spelled: str) -> str:
     if not spelled.endswith(".png"):
         raise UsageError(f"--picture {spelled} must end in .png")
     try:
-        return storage.normalise(spelled)
+        return storage.normalize_uri(spelled)
     except ValueError as error:
         raise UsageError(f"--picture {error}") from None
 
@@ -77,7 +78,7 @@ def print_row(shown: Shown, console: Console) -> None:
     if found is not None:
         table.add_row("PSNR", f"{found:.1f} dB, of the decoded image against its source outside of noise_mask")
     console.print(table, highlight=False)
-    console.print(_channels(latent_of(shown.look.row, shown.made_by)), highlight=False)
+    console.print(_channels(latent_of(shown.look.row, shown.metadata)), highlight=False)
     for sentence in shown.look.missing:
         console.print(f"[yellow]missing:[/] {escape(redacted(sentence))}", highlight=False, soft_wrap=True)
     if shown.why_not:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from inpaint_encode.metadata import RowMetadata
+
 from .pictures import LatentColours
 from .sample import Drawn, Place
 
@@ -26,10 +28,10 @@ _TAKEN = 64
 """Cells of each row that are kept, for quantiles and histograms."""
 
 
-def latent_of(row: Mapping[str, Any], made_by: Mapping[str, Any]) -> NDArray[Any]:
+def latent_of(row: Mapping[str, Any], metadata: RowMetadata) -> NDArray[Any]:
     """A row's latent ``[C, h, w]``; of moments the means."""
     samples: NDArray[Any] = row["samples"]
-    return samples[: len(samples) // 2] if made_by["posterior"] == "moments" else samples
+    return samples[: len(samples) // 2] if metadata.posterior == "moments" else samples
 
 
 class Channels(NamedTuple):
@@ -97,11 +99,11 @@ class LatentSums:
     keys: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, drawn: Drawn, rows: Iterable[Mapping[str, Any]], made_by: Mapping[str, Any]) -> Self:
+    def of(cls, drawn: Drawn, rows: Iterable[Mapping[str, Any]], metadata: RowMetadata) -> Self:
         """Sum over the drawn rows of one row group."""
         sums = cls()
         for index, row in zip(drawn.rows, rows, strict=True):
-            sums._add(Place(drawn.file, drawn.group, index), row["key"], latent_of(row, made_by))
+            sums._add(Place(drawn.file, drawn.group, index), row["key"], latent_of(row, metadata))
         return sums
 
     def _add(self, place: Place, key: str, latent: NDArray[Any]) -> None:

@@ -28,7 +28,7 @@ def read_report(output: str) -> dict[str, Any]:
         JobFailed: the file is damaged.
     """
     try:
-        uri = storage.join(storage.normalise(output), "_report.json")
+        uri = storage.join(storage.normalize_uri(output), "_report.json")
     except ValueError as error:
         raise UsageError(str(error)) from None
     try:

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.core.geometry import Sizing
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan
-from inpaint_encode.output.state import DECISION_KEY, Ledger
+from inpaint_encode.output.state import CHUNK_KEY, OutputState
 from inpaint_encode.schema import FOOTER_KEY, RECEIPT, REJECTS, TENSORS, data_schema, is_packed
 from inpaint_encode.stores import storage
 
@@ -115,8 +116,8 @@ class DataFile:
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             self.rows: int = self._file.metadata.num_rows
             self.schema: pa.Schema = self._file.schema_arrow
-            self.made_by: dict[str, Any] = _footer_json(self.schema, FOOTER_KEY)
-            decision = _footer_json(self.schema, DECISION_KEY)
+            self.metadata = RowMetadata.from_dict(_footer_json(self.schema, FOOTER_KEY))
+            decision = _footer_json(self.schema, CHUNK_KEY)
             self.chunk, self.generation = int(decision["chunk"]), int(decision["generation"])
             self.rejects: pa.Table = pa.Table.from_pylist(decision["rejected"], REJECTS)
             if self.rejects["error"].null_count:
@@ -195,24 +196,24 @@ class Found:
         self.problems.append(Problem(check, file, sentence, self.chunk))
 
 
-def check(row: pa.Table, *, ledger: Ledger, made_by: Mapping[str, Any]) -> pa.Table:
+def check(row: pa.Table, *, state: OutputState, metadata: RowMetadata) -> pa.Table:
     """Check the chunk in a row of `CHUNK`; return a row of `FOUND`.
 
     Args:
         row: one Ray row.
-        ledger: whose files; nothing is written.
-        made_by: ``rows`` of ``_job.json``.
+        state: whose files; nothing is written.
+        metadata: of the rows, by ``_job.json``.
     """
     (work,) = row.to_pylist()
     found = Found(work["chunk"])
     try:
         planned = plan.read_chunk(work["part"], work["chunk"])
-        kept = _read_if(ledger.rejects_uri(work["chunk"]), there=work["has_rejects"])
-        data = _read_if(ledger.data_uri(work["chunk"]), there=True)
+        kept = _read_if(state.rejects_uri(work["chunk"]), there=work["has_rejects"])
+        data = _read_if(state.data_uri(work["chunk"]), there=True)
     except OSError as error:
-        found.fatal = f"{ledger.data_uri(work['chunk'])} or what belongs to it cannot be read: {error}"
+        found.fatal = f"{state.data_uri(work['chunk'])} or what belongs to it cannot be read: {error}"
     else:
-        _check_files(found, work, ledger, made_by, (planned, kept, data))
+        _check_files(found, work, state, metadata, (planned, kept, data))
     return found.table()
 
 
@@ -226,30 +227,30 @@ def _read_if(uri: str, *, there: bool) -> bytes | None:
 def _check_files(
     found: Found,
     work: Mapping[str, Any],
-    ledger: Ledger,
-    made_by: Mapping[str, Any],
+    state: OutputState,
+    metadata: RowMetadata,
     files: tuple[pa.Table, bytes | None, bytes | None],
 ) -> None:
     planned, kept, data = files
-    uri = ledger.data_uri(found.chunk)
+    uri = state.data_uri(found.chunk)
     try:
         if data is None:
             raise Unreadable("it was listed, but is not there")
         file = DataFile(data)
         found.generation, found.encoded = file.generation, file.rows
         found.errors = dict(Counter(file.rejects["error"].to_pylist()))
-        for name, sentence in _data_problems(file, work, planned, made_by):
+        for name, sentence in _data_problems(file, work, planned, metadata):
             found.add(name, uri, sentence)
     except Unreadable as error:
         found.generation = None
         found.add("file", uri, f"cannot be read whole: {error}")
     else:
         if differs := _rejects_problem(file.rejects, kept):
-            found.add("rejects", ledger.rejects_uri(found.chunk), differs)
+            found.add("rejects", state.rejects_uri(found.chunk), differs)
 
 
 def _data_problems(
-    file: DataFile, work: Mapping[str, Any], planned: pa.Table, made_by: Mapping[str, Any]
+    file: DataFile, work: Mapping[str, Any], planned: pa.Table, metadata: RowMetadata
 ) -> Iterator[tuple[str, str]]:
     """Yield check and sentence for all that is wrong with a data file."""
     if file.chunk != work["chunk"]:
@@ -257,14 +258,16 @@ def _data_problems(
     if file.generation > work["generation"]:
         generations = f"generation {file.generation}, the plan only generation {work['generation']}"
         yield "decision", f"its footer names {generations} of chunk {work['chunk']}"
-    differences = [f"{name} {file.made_by.get(name)}" for name in made_by if file.made_by.get(name) != made_by[name]]
+    written, wanted = file.metadata.to_dict(), metadata.to_dict()
+    compared = wanted.keys() - {"vae_source", "versions"}
+    differences = [f"{name} {written[name]}" for name in sorted(compared) if written[name] != wanted[name]]
     if differences:
         yield "settings", f"_job.json says otherwise than its footer's {', '.join(differences)}"
-    if sentence := _columns_problem(file.schema, data_schema(made_by, planned.schema)):
+    if sentence := _columns_problem(file.schema, data_schema(metadata, planned.schema)):
         yield "columns", sentence
         return
     keys = list(file.rejects["key"].to_pylist())
-    yield from _row_problems(file, made_by, keys)
+    yield from _row_problems(file, metadata, keys)
     outdated = file.generation < work["generation"]
     yield from _key_problems(keys, planned, outdated=outdated)
 
@@ -280,28 +283,28 @@ def _columns_problem(schema: pa.Schema, wanted: pa.Schema) -> str | None:
     return None
 
 
-def _row_problems(file: DataFile, made_by: Mapping[str, Any], keys: list[str]) -> Iterator[tuple[str, str]]:
+def _row_problems(file: DataFile, metadata: RowMetadata, keys: list[str]) -> Iterator[tuple[str, str]]:
     """Check every row and add its key to ``keys``; yield one sentence for each check, with a count and a row."""
     bad: defaultdict[str, list[str]] = defaultdict(list)
     for row in file.read_rows():
         keys.append(row["key"])
-        wrong = dict(_wrong_in(row, made_by))
+        wrong = dict(_wrong_in(row, metadata))
         for name, sentence in wrong.items():
             bad[name].append(f"{row['key']}: {sentence}")
     for name, sentences in bad.items():
         yield name, f"{len(sentences):,} of {file.rows:,} rows, the first {sentences[0]}"
 
 
-def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _wrong_in(row: Row, metadata: RowMetadata) -> Iterator[tuple[str, str]]:
     mask = row["noise_mask"]
-    if sentence := _shapes_problem(row, made_by):
+    if sentence := _shapes_problem(row, metadata):
         yield "shapes", sentence
     values = np.concatenate([row[name].values for name in ("samples", "original_samples") if name in row])
     if infinite := values.size - int(np.isfinite(values).sum()):
         yield "samples", f"{infinite:,} of {values.size:,} values are not finite"
     if others := mask.values.size - int((mask.values <= 1).sum()):
         yield "noise_mask", f"{others:,} of {mask.values.size:,} pixels are neither 0 nor 1"
-    if sentence := _latent_mask_problem(row, made_by):
+    if sentence := _latent_mask_problem(row, metadata):
         yield "latent_mask", sentence
     mean = np.float32(mask.values.sum(dtype=np.float64) / max(1, mask.values.size))
     stated = np.float32(math.nan if row["mask_coverage"] is None else row["mask_coverage"])
@@ -309,30 +312,30 @@ def _wrong_in(row: Row, made_by: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         yield "coverage", f"mask_coverage is {stated}, the mask's mean {mean}"
 
 
-def _latent_mask_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
+def _latent_mask_problem(row: Row, metadata: RowMetadata) -> str | None:
     """ComfyUI's rule follows from the row's own noise_mask; of diffusers' the row has only what it can be."""
     if "latent_mask" not in row or row["noise_mask"].shape is None or row["latent_mask"].shape is None:
         return None
-    found, mask, middle = row["latent_mask"].values, row["noise_mask"], made_by["ratio"] // 2
-    if made_by["latent_mask"] == "diffusers":
+    found, mask, ratio = row["latent_mask"].values, row["noise_mask"], metadata.vae.vae_scale_factor
+    if metadata.latent_mask == "diffusers":
         others = int(((found != 0) & (found != 1)).sum())
         return f"{others:,} of {found.size:,} values are neither 0 nor 1" if others else None
     _, height, width = row["latent_mask"].shape
-    if made_by["ratio"] % 2 or mask.values.size != height * width * made_by["ratio"] ** 2:
+    if ratio % 2 or mask.values.size != height * width * ratio**2:
         return None  # no ratio is odd so far; sizes have a check of their own
-    cells = mask.values.reshape(height, made_by["ratio"], width, made_by["ratio"])
+    cells, middle = mask.values.reshape(height, ratio, width, ratio), ratio // 2
     centres = cells[:, middle - 1 : middle + 1, :, middle - 1 : middle + 1].mean(axis=(1, 3))
     others = int((centres.ravel() != found).sum())
     return f"{others:,} of {found.size:,} values are not what noise_mask gives" if others else None
 
 
-def _shapes_problem(row: Row, made_by: Mapping[str, Any]) -> str | None:
-    height, width, ratio = row["source_height"] or 0, row["source_width"] or 0, made_by["ratio"]
+def _shapes_problem(row: Row, metadata: RowMetadata) -> str | None:
+    height, width, ratio = row["source_height"] or 0, row["source_width"] or 0, metadata.vae.vae_scale_factor
     try:
-        resized_height, resized_width, crop = Sizing.of(made_by).fit(height, width)
+        resized_height, resized_width, crop = Sizing.of(metadata).fit(height, width)
     except (ValueError, ZeroDivisionError):
         return f"a source of {height} x {width} pixels has no latent at 1/{ratio} of its size"
-    channels = made_by["latent_channels"] * (2 if made_by["posterior"] == "moments" else 1)
+    channels = metadata.vae.latent_channels * (2 if metadata.posterior == "moments" else 1)
     latent = [channels, crop.height // ratio, crop.width // ratio]
     should: dict[str, Any] = {
         "resized_height": resized_height,

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.lease import Lease
 from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.output.state import Inventory, Ledger
+from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.stores import storage
 
 from .checks import Unreadable, read_receipts
@@ -23,7 +23,7 @@ _BEYOND = frozenset({"plan", "stranger"})
 """Checks whose problems nothing here can mend."""
 
 
-def repair(verdict: Verdict, ledger: Ledger, inventory: Inventory, lease: Lease) -> None:
+def repair(verdict: Verdict, state: OutputState, inventory: Inventory, lease: Lease) -> None:
     """Mend what can be mended; `Verdict.left` and `Verdict.undone` say what remains to be done.
 
     A damaged chunk loses its receipts first, so that no later run takes it for done, then its data file, then its
@@ -34,18 +34,18 @@ def repair(verdict: Verdict, ledger: Ledger, inventory: Inventory, lease: Lease)
     Raises:
         JobFailed: another run has taken the lease.
     """
-    hands = _Hands(ledger, lease)
+    hands = _Hands(state, lease)
     spared = _spared(verdict)
     removed = verdict.damaged - spared
     hands.forget(removed | _chunks_of(verdict, "receipts"), inventory.receipts)
     for chunk in sorted(removed):
-        hands.delete(ledger.data_uri(chunk))
-        hands.delete(ledger.rejects_uri(chunk))
+        hands.delete(state.data_uri(chunk))
+        hands.delete(state.rejects_uri(chunk))
     mended = _chunks_of(verdict, "rejects") - removed
     for chunk in sorted(mended):
-        hands.adopt(chunk, verdict.found[chunk].generation)
+        hands.accept_existing(chunk, verdict.found[chunk].generation)
     files = {problem.file for problem in verdict.problems if problem.check in _REMOVED}
-    for file in sorted(files | ({ledger.uri("_report.json")} if removed else set())):
+    for file in sorted(files | ({state.uri("_report.json")} if removed else set())):
         hands.delete(file)
     verdict.undone |= removed
     verdict.left = [one for one in verdict.problems if one.check in _BEYOND or _is_spared(one.check, one.chunk, spared)]
@@ -66,17 +66,17 @@ _WHY_SPARED = (
 class _Hands:
     """Writes and deletes for as long as the lease is held."""
 
-    def __init__(self, ledger: Ledger, lease: Lease) -> None:
-        self._ledger, self._lease = ledger, lease
+    def __init__(self, state: OutputState, lease: Lease) -> None:
+        self._ledger, self._lease = state, lease
 
     def delete(self, uri: str) -> None:
         self._hold_on()
         storage.delete(uri)
 
-    def adopt(self, chunk: int, generation: int | None) -> None:
+    def accept_existing(self, chunk: int, generation: int | None) -> None:
         """Make a chunk's rejects file say what its data file says."""
         self._hold_on()
-        self._ledger.adopt({"chunk": chunk, "generation": generation})
+        self._ledger.accept_existing({"chunk": chunk, "generation": generation})
 
     def forget(self, chunks: set[int], receipts: list[str]) -> None:
         """Take ``chunks`` out of the receipts, and receipts away that cannot be read."""

@@ -8,7 +8,7 @@ import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import accumulate
 from typing import Any
@@ -18,15 +18,18 @@ import torch
 from diffusers.utils.logging import set_verbosity_error
 from numpy.typing import NDArray
 
-from inpaint_encode.core.batch import Batch, EncodedBatch
+from inpaint_encode.core.chunk import EncodedPair, Pair, Reject, encode_chunk
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.errors import JobFailed, PairRejected
-from inpaint_encode.output.state import Ledger
-from inpaint_encode.settings import RowSettings, SourceAccess
-from inpaint_encode.sources import PairReader, SourcePair
+from inpaint_encode.errors import JobFailed
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output.resume import metadata_of_job
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.schema import unpack_mask
+from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
-from inpaint_encode.vae.recorded import recorded_facts, recorded_source
+from inpaint_encode.stores.access import Access
+from inpaint_encode.vae.recorded import recorded_source
 
 from .checks import DataFile, Problem, Row
 
@@ -80,108 +83,104 @@ def draw(encoded: Mapping[int, int], count: int, seed: int) -> dict[int, list[in
     return dict(drawn)
 
 
-def encode_again(drawn: Mapping[int, list[int]], ledger: Ledger, job: Mapping[str, Any], vae: str) -> Resampled:
-    """Encode the drawn rows and compare them; a source that has changed since is counted, and no more.
+def encode_again(drawn: Mapping[int, list[int]], state: OutputState, job: Mapping[str, Any], vae: str) -> Resampled:
+    """Encode the drawn rows again and compare them; a row whose source has changed is counted and not compared.
 
-    Equal masks are expected of machines with one instruction set: a resized mask may differ by a pixel in a
-    hundred thousand between a CPU with AVX2 and one without.
+    Equal masks are expected of machines with one instruction set: a resized mask may differ by one pixel in a hundred
+    thousand between a CPU with AVX2 and one without.
 
     Args:
         drawn: indices of rows by chunk.
-        ledger: whose files.
-        job: ``_job.json``.
-        vae: where the VAE is; by default where the job had it.
+        state: of the output.
+        job: the contents of ``_job.json``.
+        vae: where the VAE is; by default where the job loaded it from.
 
     Raises:
-        UsageError, JobFailed: the VAE cannot be loaded, or is another; a source cannot be fetched.
+        UsageError, JobFailed: the VAE cannot be loaded or is another one, or a source cannot be fetched.
     """
-    set_verbosity_error()  # a cast that is meant needs no warning
-    made_by = job["rows"]
-    names = (RowSettings.model_fields.keys() - {"samples_dtype"}) & made_by.keys()
-    settings = RowSettings(**{name: made_by[name] for name in names}, samples_dtype="float32")
+    set_verbosity_error()
+    metadata = metadata_of_job(job)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = recorded_source(vae or job["vae_source"], made_by)
-    encoder = BatchEncoder.load(source, settings, recorded_facts(made_by), device, compiled=False)
-    reader = PairReader(SourceAccess(**job.get("access", {})))
+    source = recorded_source(vae or job["vae_source"], metadata)
+    encoder = BatchEncoder.load(source, replace(metadata, samples_dtype="float32"), device, compiled=False)
+    reader = PairReader(Access(**job.get("access", {})))
+    decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize)
     result = Resampled()
     for chunk, indices in drawn.items():
-        file = DataFile(storage.read(ledger.data_uri(chunk)).data)
+        file = DataFile(storage.read(state.data_uri(chunk)).data)
         for row in (row for index, row in enumerate(file.read_rows()) if index in indices):
-            wrong = "; ".join(_compare(row, reader, encoder, made_by, result))
-            if wrong:
+            encoded = _encode_row(row, reader, decoder, encoder)
+            if encoded is None:
+                result.changed += 1
+                continue
+            result.rows += 1
+            if wrong := "; ".join(_compare(row, encoded, metadata, result)):
                 result.different += 1
                 sentence = f"{row['key']}: {wrong}{_other_versions(job['versions'])}"
-                result.problems.append(Problem("sample", ledger.data_uri(chunk), sentence, chunk))
+                result.problems.append(Problem("sample", state.data_uri(chunk), sentence, chunk))
     return result
 
 
-def _compare(
-    row: Row, reader: PairReader, encoder: BatchEncoder, made_by: Mapping[str, Any], result: Resampled
-) -> Iterator[str]:
-    """Encode one row again, count it in ``result``, and yield what is wrong with it."""
-    sources = _fetch(reader, row)
-    if sources is None:
-        result.changed += 1
-        return
-    result.rows += 1
-    decoder = PairDecoder.of(made_by, max_pixels=sys.maxsize)
-    try:
-        decoded = decoder.image(sources.image.data)
-        binary = decoder.mask(sources.mask.data, decoded)
-    except PairRejected as rejection:
-        yield f"its source is rejected now: {rejection.error}: {rejection.message}"
-        return
-    size = decoded.crop.height, decoded.crop.width
-    batch = Batch(*size, [decoded.pixels.reshape(-1)], [np.packbits(binary)], [row["key"]])
-    again = _encoded(encoder, batch, tile=row.get("tiled", False))
-    if not again.finite.all():
-        yield "its source gives a latent that is not finite"
-    if [*again.noise_mask.shape] != row["noise_mask"].shape:
-        yield f"its source gives a noise_mask of {[*again.noise_mask.shape]}, the row has {row['noise_mask'].shape}"
-        return
-    if pixels := int((again.noise_mask.ravel() != row["noise_mask"].values).sum()):
-        result.other_masks += 1
-        yield f"{pixels:,} of {again.noise_mask.size:,} pixels of noise_mask are not what its source gives"
-    if again.latent_mask is not None and not np.array_equal(again.latent_mask.ravel(), row["latent_mask"].values):
-        yield "its latent_mask is not what its source gives"
-    yield from _samples_problems(row["samples"].values, again.samples, made_by, result, "latent")
-    if again.original_samples is not None:
-        yield from _samples_problems(
-            row["original_samples"].values, again.original_samples, made_by, result, "ungreyed latent"
+def _encode_row(
+    row: Row, reader: PairReader, decoder: PairDecoder, encoder: BatchEncoder
+) -> EncodedPair | Reject | None:
+    """Encode a row's sources; None if they have changed since.
+
+    Raises:
+        JobFailed: the sources cannot be fetched, or this machine cannot encode them.
+    """
+    pair = Pair(row["key"], row["image_uri"], row["mask_uri"], row["mask_index"])
+    (result,) = encode_chunk([pair], reader, decoder, encoder, batch_size=1, threads=1, tile=row.get("tiled", False))
+    if isinstance(result, EncodedPair):
+        found, then = result.pair, (row["image_version"], row["mask_version"])
+        return result if (found.image_version, found.mask_version) == then else None
+    if result.error in ("fetch.not_found", "mask.missing"):
+        return None
+    if result.error.startswith("fetch."):
+        raise JobFailed(
+            f"--sample cannot fetch {row['image_uri']} or its mask: {result.message}; check the credentials, or leave "
+            "--sample out"
         )
+    if result.error in ("encode.out_of_memory", "encode.failed"):
+        raise JobFailed(
+            f"--sample cannot encode {row['key']} here: {result.message}; use a machine like those that encoded, or "
+            "another --seed"
+        )
+    return result
+
+
+def _compare(row: Row, encoded: EncodedPair | Reject, metadata: RowMetadata, result: Resampled) -> Iterator[str]:
+    """Yield the differences between a row and its sources encoded again, and count them in ``result``."""
+    if isinstance(encoded, Reject):
+        yield f"its source is rejected now: {encoded.error}: {encoded.message}"
+        return
+    height, width, _ = encoded.image.pixels.shape
+    if row["noise_mask"].shape != [1, height, width]:
+        yield f"its source gives a noise_mask of {[1, height, width]}, the row has {row['noise_mask'].shape}"
+        return
+    noise_mask = unpack_mask(encoded.noise_mask, height, width)
+    if pixels := int((noise_mask != row["noise_mask"].values).sum()):
+        result.other_masks += 1
+        yield f"{pixels:,} of {noise_mask.size:,} pixels of noise_mask differ from its source's"
+    latent_mask = encoded.latent_mask
+    if latent_mask is not None and not np.array_equal(latent_mask.ravel(), row["latent_mask"].values):
+        yield "its latent_mask differs from its source's"
+    yield from _samples_problems(row["samples"].values, encoded.samples, metadata, result, "latent")
+    if encoded.original_samples is not None:
+        original = row["original_samples"].values
+        yield from _samples_problems(original, encoded.original_samples, metadata, result, "original latent")
 
 
 def _samples_problems(
-    stored: NDArray[Any], again: NDArray[Any], made_by: Mapping[str, Any], result: Resampled, what: str
+    stored: NDArray[Any], again: NDArray[Any], metadata: RowMetadata, result: Resampled, what: str
 ) -> Iterator[str]:
     difference = np.abs(again.ravel() - stored.astype(np.float32))
     result.largest = max(result.largest, float(difference.max()))
-    of_one_kind = np.split(stored, 2 if made_by["posterior"] == "moments" else 1)
-    allowed = np.concatenate([_tolerance(values, made_by["dtype"]) for values in of_one_kind])
+    of_one_kind = np.split(stored, 2 if metadata.posterior == "moments" else 1)
+    allowed = np.concatenate([_tolerance(values, metadata.compute_dtype) for values in of_one_kind])
     if over := int((~(difference <= allowed)).sum()):  # of a NaN, too
         size, most = difference.size, float(difference.max())
-        yield f"{over:,} of {size:,} {what} values are not what its source gives, by up to {most:.3g}"
-
-
-def _encoded(encoder: BatchEncoder, batch: Batch, *, tile: bool) -> EncodedBatch:
-    try:
-        return encoder.launch(batch, tile=tile).result()
-    except RuntimeError as error:  # torch's, out of memory included
-        size = f"{batch.height} x {batch.width}"
-        raise JobFailed(
-            f"--sample cannot encode {batch.keys[0]} of {size} pixels here: {str(error).splitlines()[0]}; run it on a "
-            "machine like those that encoded, or draw others by --seed"
-        ) from error
-
-
-def _fetch(reader: PairReader, row: Row) -> SourcePair | None:
-    try:
-        return reader.refetch(row)
-    except OSError as error:
-        raise JobFailed(
-            f"--sample cannot fetch {row['image_uri']} or its mask: {error}; "
-            "check the credentials, or leave --sample out"
-        ) from error
+        yield f"{over:,} of {size:,} {what} values differ from its source's, by up to {most:.3g}"
 
 
 def _tolerance(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:

@@ -17,11 +17,13 @@ import ray.data
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import joined
 from inpaint_encode.job.progress import EVERY_S
+from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
 from inpaint_encode.output.lease import hold
 from inpaint_encode.output.plan import CHUNKS_PER_PART
-from inpaint_encode.output.state import Inventory, Ledger
+from inpaint_encode.output.resume import metadata_of_job
+from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.schema import PAIRS
-from inpaint_encode.settings import CONTRACT_VERSION, VerifyOptions
+from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
 
 from .checks import CHUNK, Found, Problem, Unreadable, check, parsing, read_receipts
@@ -45,7 +47,7 @@ class _Plan(NamedTuple):
     problems: list[Problem]
 
 
-def findings_of(chunks: pa.Table, ledger: Ledger, made_by: Mapping[str, Any]) -> ray.data.Dataset:
+def findings_of(chunks: pa.Table, state: OutputState, metadata: RowMetadata) -> ray.data.Dataset:
     """Check each row of ``chunks``, a `checks.CHUNK`; a row of the result is a chunk's `checks.FOUND`.
 
     A task takes one chunk, or in large outputs some neighbours, one after the other: they share a part of the plan,
@@ -55,7 +57,7 @@ def findings_of(chunks: pa.Table, ledger: Ledger, made_by: Mapping[str, Any]) ->
     return (
         ray.data.from_arrow(chunks)
         .repartition(target_num_rows_per_block=neighbours)
-        .map_batches(check, fn_kwargs={"ledger": ledger, "made_by": made_by}, batch_size=1, batch_format="pyarrow")
+        .map_batches(check, fn_kwargs={"state": state, "metadata": metadata}, batch_size=1, batch_format="pyarrow")
     )
 
 
@@ -71,18 +73,18 @@ def verify_output(options: VerifyOptions, say: Callable[[str], None]) -> Verdict
         JobFailed: something could not be read, which is no damage of the output.
     """
     try:
-        output = storage.normalise(options.output)
+        output = storage.normalize_uri(options.output)
     except ValueError as error:
         raise UsageError(str(error)) from None
     _read_job(output)  # else a lease would be written where no output is
     with hold(storage.join(output, "_lease.json"), say) if options.repair else nullcontext() as lease:
         job = _read_job(output)
-        ledger = Ledger(output, job["job"], lease.token if lease else "", tuple(job["replaces"]))
-        inventory = ledger.inventory()
-        verdict = _judged(ledger, inventory, job, options, say)
+        state = OutputState(output, job["job"], lease.token if lease else "", tuple(job["replaces"]))
+        inventory = state.inventory()
+        verdict = _judged(state, inventory, job, options, say)
         if lease:
             say("repairing")
-            repair(verdict, ledger, inventory, lease)
+            repair(verdict, state, inventory, lease)
     return verdict
 
 
@@ -90,7 +92,7 @@ def _read_job(output: str) -> dict[str, Any]:
     uri = storage.join(output, "_job.json")
     try:
         job = dict(json.loads(storage.read(uri).data))
-        contract = job["rows"]["contract"]
+        contract = metadata_of_job(job).contract
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{uri} cannot be read ({type(error).__name__}: {error}); every output of encode has it, and nothing can "
@@ -102,42 +104,42 @@ def _read_job(output: str) -> dict[str, Any]:
 
 
 def _judged(
-    ledger: Ledger, inventory: Inventory, job: Mapping[str, Any], options: VerifyOptions, say: Callable[[str], None]
+    state: OutputState, inventory: Inventory, job: Mapping[str, Any], options: VerifyOptions, say: Callable[[str], None]
 ) -> Verdict:
-    plan = _read_plan(ledger, inventory.parts)
-    verdict = Verdict(ledger.output, len(plan.chunks), plan.pairs, problems=[*plan.problems])
-    verdict.problems += _left_over(ledger, inventory, plan)
+    plan = _read_plan(state, inventory.parts)
+    verdict = Verdict(state.output, len(plan.chunks), plan.pairs, problems=[*plan.problems])
+    verdict.problems += _left_over(state, inventory, plan)
     work = _work(inventory, plan)
     if work.num_rows:
         with joined(options.address):
-            _check_chunks(verdict, findings_of(work, ledger, job["rows"]), work.num_rows, say)
+            _check_chunks(verdict, findings_of(work, state, metadata_of_job(job)), work.num_rows, say)
     done = {chunk for chunk, found in verdict.found.items() if found.generation in (None, plan.chunks[chunk][0])}
     verdict.undone = plan.chunks.keys() - done
-    verdict.problems += _receipt_problems(ledger, inventory, plan, verdict)
-    verdict.problems += _report_problems(ledger, verdict)
+    verdict.problems += _receipt_problems(state, inventory, plan, verdict)
+    verdict.problems += _report_problems(state, verdict)
     if options.sample:
-        _encode_again(verdict, ledger, job, options, say)
+        _encode_again(verdict, state, job, options, say)
     verdict.problems.sort(key=lambda one: (list(CHECKS).index(one.check), one.file))
     verdict.left = verdict.problems
     return verdict
 
 
-def _read_plan(ledger: Ledger, parts: list[str]) -> _Plan:
+def _read_plan(state: OutputState, parts: list[str]) -> _Plan:
     """Read the plan's keys and chunks and nothing else of it, so that millions of pairs fit."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        answers = dict(zip(parts, pool.map(_read_part, map(ledger.uri, parts)), strict=True))
+        answers = dict(zip(parts, pool.map(_read_part, map(state.uri, parts)), strict=True))
     problems = [answer for answer in answers.values() if isinstance(answer, Problem)]
     tables = {part: answer for part, answer in answers.items() if isinstance(answer, pa.Table)}
     if not parts:
-        problems.append(Problem("plan", ledger.uri("_plan"), "has no complete plan; run the same encode command again"))
-    problems += _incomplete_generations(ledger, tables) if not problems else []
+        problems.append(Problem("plan", state.uri("_plan"), "has no complete plan; run the same encode command again"))
+    problems += _incomplete_generations(state, tables) if not problems else []
     chunks: dict[int, tuple[int, str]] = {}
     for part, table in tables.items():
         generation = _generation(part)
         newer = (chunk for chunk in pc.unique(table["chunk"]).to_pylist() if chunks.get(chunk, (-1,))[0] <= generation)
-        chunks.update(dict.fromkeys(newer, (generation, ledger.uri(part))))
+        chunks.update(dict.fromkeys(newer, (generation, state.uri(part))))
     keys = _current_keys(tables, chunks)
-    return _Plan(chunks, len(keys), problems + _repeated_keys(ledger, keys))
+    return _Plan(chunks, len(keys), problems + _repeated_keys(state, keys))
 
 
 def _generation(part: str) -> int:
@@ -155,10 +157,10 @@ def _read_part(uri: str) -> pa.Table | Problem:
         raise JobFailed(f"{uri} cannot be read: {error}") from error
 
 
-def _incomplete_generations(ledger: Ledger, tables: Mapping[str, pa.Table]) -> Iterator[Problem]:
+def _incomplete_generations(state: OutputState, tables: Mapping[str, pa.Table]) -> Iterator[Problem]:
     """A generation's marker says how many rows its parts have."""
     for stem in sorted({part.rpartition("-")[0] for part in tables}):
-        uri = ledger.uri(f"{stem}.json")
+        uri = state.uri(f"{stem}.json")
         try:
             stated = json.loads(storage.read(uri).data)["pairs"]
         except (ValueError, KeyError, FileNotFoundError) as error:
@@ -178,31 +180,29 @@ def _current_keys(tables: Mapping[str, pa.Table], chunks: Mapping[int, tuple[int
     return pa.chunked_array([piece for column in current for piece in column.chunks], pa.string()).drop_null()
 
 
-def _repeated_keys(ledger: Ledger, keys: pa.ChunkedArray) -> list[Problem]:
+def _repeated_keys(state: OutputState, keys: pa.ChunkedArray) -> list[Problem]:
     more = len(keys) - pc.count_distinct(keys).as_py()
     if not more:
         return []
     counts = keys.value_counts()
     first = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
-    return [Problem("plan", ledger.uri("_plan"), f"has keys more than once: {more:,}, such as {first}")]
+    return [Problem("plan", state.uri("_plan"), f"has keys more than once: {more:,}, such as {first}")]
 
 
-def _left_over(ledger: Ledger, inventory: Inventory, plan: _Plan) -> Iterator[Problem]:
+def _left_over(state: OutputState, inventory: Inventory, plan: _Plan) -> Iterator[Problem]:
     """What is in the output and should not be; files of no planned chunk only where the whole plan could be read."""
-    for path in inventory.foreign:
-        yield Problem("foreign", ledger.uri(path), f"is another job's; this output is job {ledger.job}'s")
-    for path in inventory.strangers:
-        yield Problem(
-            "stranger", ledger.uri(path), "is none of this tool's files, but readers take it for one; move it"
-        )
-    for uri in storage.unfinished(ledger.output):
+    for path in inventory.replaced_files:
+        yield Problem("foreign", state.uri(path), f"is another job's; this output is job {state.job}'s")
+    for path in inventory.unknown_files:
+        yield Problem("stranger", state.uri(path), "is none of this tool's files, but readers take it for one; move it")
+    for uri in storage.temporary_files(state.output):
         yield Problem("temporary", uri, "is unfinished: by a run that has died, unless one is running now")
     if plan.problems:
         return
     for chunk in sorted(inventory.chunks - plan.chunks.keys()):
-        yield Problem("foreign", ledger.data_uri(chunk), f"is of chunk {chunk}, which is not planned")
+        yield Problem("foreign", state.data_uri(chunk), f"is of chunk {chunk}, which is not planned")
     for chunk in sorted(inventory.rejects - plan.chunks.keys()):
-        yield Problem("foreign", ledger.rejects_uri(chunk), f"is of chunk {chunk}, which is not planned")
+        yield Problem("foreign", state.rejects_uri(chunk), f"is of chunk {chunk}, which is not planned")
 
 
 def _work(inventory: Inventory, plan: _Plan) -> pa.Table:
@@ -230,13 +230,13 @@ def _check_chunks(verdict: Verdict, findings: ray.data.Dataset, total: int, say:
             say(f"{len(verdict.found):,} of {total:,} chunks checked, {len(verdict.problems):,} problems")
 
 
-def _receipt_problems(ledger: Ledger, inventory: Inventory, plan: _Plan, verdict: Verdict) -> Iterator[Problem]:
+def _receipt_problems(state: OutputState, inventory: Inventory, plan: _Plan, verdict: Verdict) -> Iterator[Problem]:
     """A resume believes the receipts, the last of each chunk and generation, without a look at the chunk.
 
     The name of a file of receipts begins with the time when its run began, so that the last name is the last run's.
     """
     last: dict[tuple[int, int], tuple[str, int, dict[str, int]]] = {}
-    for uri in map(ledger.uri, inventory.receipts):
+    for uri in map(state.uri, inventory.receipts):
         try:
             receipts = read_receipts(uri).to_pylist()
         except Unreadable as error:
@@ -249,18 +249,18 @@ def _receipt_problems(ledger: Ledger, inventory: Inventory, plan: _Plan, verdict
             continue
         found = verdict.found.get(chunk)
         if found is None:
-            yield Problem("file", ledger.data_uri(chunk), "is not there, though it was committed", chunk)
+            yield Problem("file", state.data_uri(chunk), "is not there, though it was committed", chunk)
         elif chunk not in damaged and (encoded, errors) != (found.encoded, found.errors):
             stated = f"{encoded:,} rows and {sum(errors.values()):,} rejects"
             there = f"{found.encoded:,} and {sum(found.errors.values()):,}"
             yield Problem("receipts", uri, f"says that chunk {chunk} has {stated}; its file has {there}", chunk)
 
 
-def _report_problems(ledger: Ledger, verdict: Verdict) -> Iterator[Problem]:
+def _report_problems(state: OutputState, verdict: Verdict) -> Iterator[Problem]:
     """The report is of the last run that ended; it can only be held against an output where all is done."""
     if verdict.undone or verdict.damaged:
         return
-    uri = ledger.uri("_report.json")
+    uri = state.uri("_report.json")
     rejects = verdict.rejects
     counts = {"pairs": verdict.pairs, "encoded": verdict.encoded, "rejected": rejects.total()}
     there = {**counts, "rejected_by_error": dict(rejects)}
@@ -276,7 +276,7 @@ def _report_problems(ledger: Ledger, verdict: Verdict) -> Iterator[Problem]:
 
 
 def _encode_again(
-    verdict: Verdict, ledger: Ledger, job: Mapping[str, Any], options: VerifyOptions, say: Callable[[str], None]
+    verdict: Verdict, state: OutputState, job: Mapping[str, Any], options: VerifyOptions, say: Callable[[str], None]
 ) -> None:
     """Encode rows again, of those chunks that are whole."""
     from .resample import draw, encode_again  # brings torch, which takes seconds to import
@@ -284,5 +284,5 @@ def _encode_again(
     whole = verdict.found.keys() - verdict.damaged
     drawn = draw({chunk: verdict.found[chunk].encoded for chunk in whole}, options.sample, options.seed)
     say(f"encoding {sum(map(len, drawn.values())):,} rows again")
-    verdict.resampled = encode_again(drawn, ledger, job, options.vae)
+    verdict.resampled = encode_again(drawn, state, job, options.vae)
     verdict.problems += verdict.resampled.problems

@@ -61,7 +61,7 @@ def burn(seconds):
 
 
 def decoded(pair):
-    decoder = PairDecoder(sizing=Sizing(ratio=8))
+    decoder = PairDecoder(sizing=Sizing(multiple=8))
     image = decoder.image(Path(pair.image).read_bytes())
     return image.pixels, decoder.mask(Path(pair.mask).read_bytes(), image)
 

@@ -14,9 +14,9 @@ from skimage import data as photographs
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import CropBox, Geometry, Sizing, bucket_sizes
 from inpaint_encode.errors import PairRejected, UsageError
-from inpaint_encode.output.resume import refuse_sizes
-from inpaint_encode.settings import Decoding
+from inpaint_encode.output.resume import validate_sizes
 from tests.files import COLOUR, GREY, png
+from tests.metadata import row_metadata
 
 BUDGET = 2**20
 
@@ -39,7 +39,7 @@ BUDGET = 2**20
     ],
 )
 def test_the_size_that_an_image_gets(options, size, wanted):
-    found = Sizing(ratio=8, **options).fit(*size)
+    found = Sizing(multiple=8, **options).fit(*size)
     assert found == Geometry(*wanted[:2], CropBox(*wanted[2]))
 
 
@@ -54,15 +54,15 @@ def test_the_size_that_an_image_gets(options, size, wanted):
 )
 def test_nothing_is_enlarged_unasked(options, size, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Sizing(ratio=8, **options).fit(*size)
-    decoder = PairDecoder(sizing=Sizing(ratio=8, **options))
+        Sizing(multiple=8, **options).fit(*size)
+    decoder = PairDecoder(sizing=Sizing(multiple=8, **options))
     with pytest.raises(PairRejected, match=sentence) as caught:
         decoder.image(png(np.zeros((*size, 3), np.uint8), COLOUR))
     assert caught.value.error == "size.too_small"
 
 
 def test_enlarging_has_an_end():
-    decoder = PairDecoder(sizing=Sizing(ratio=8, resize=512, upscale=True), max_pixels=1_000_000)
+    decoder = PairDecoder(sizing=Sizing(multiple=8, resize=512, upscale=True), max_pixels=1_000_000)
     with pytest.raises(PairRejected, match="512 x 2048 pixels it has more than --max-pixels 1,000,000") as caught:
         decoder.image(png(np.zeros((4, 16, 3), np.uint8), COLOUR))
     assert caught.value.error == "size.too_large"
@@ -84,7 +84,7 @@ class TestBuckets:
 
     @given(st.integers(1, 5000), st.integers(1, 5000))
     def test_the_nearest_is_taken(self, height, width):
-        crop = Sizing(ratio=8, buckets=BUDGET, upscale=True).fit(height, width).crop
+        crop = Sizing(multiple=8, buckets=BUDGET, upscale=True).fit(height, width).crop
         distances = {size: abs(np.log(size[0] * width / (size[1] * height))) for size in bucket_sizes(BUDGET, 64)}
         assert distances[crop.height, crop.width] <= min(distances.values()) + 1e-9
 
@@ -106,7 +106,7 @@ def test_a_pixel_of_the_crop_is_found_in_the_source(options, size):
     spot = height * 0.45, width * 0.57
     distance = np.hypot(*(np.mgrid[:height, :width] - np.reshape(spot, (2, 1, 1))))
     light = (255 * np.exp(-((distance / 12) ** 2))).astype(np.uint8)
-    decoder = PairDecoder(sizing=Sizing(ratio=8, **options))
+    decoder = PairDecoder(sizing=Sizing(multiple=8, **options))
     image = decoder.image(png(np.stack([light] * 3, axis=-1), COLOUR))
     mask = decoder.mask(png((distance < 30) * 255, GREY), image)
     for found in (image.pixels[..., 0].astype(float), mask.astype(float)):
@@ -123,7 +123,7 @@ def test_pixels_are_lanczos_of_the_source_and_the_mask_follows_the_contract(opti
     photo = photographs.chelsea()
     rng = np.random.default_rng(0)
     masks = [np.kron(rng.integers(0, 256, size), np.ones((5, 5), int)) for size in ((60, 90), (20, 30))]
-    decoder = PairDecoder(sizing=Sizing(ratio=8, **options))
+    decoder = PairDecoder(sizing=Sizing(multiple=8, **options))
     image = decoder.image(png(photo, COLOUR))
     size = image.geometry.resized_height, image.geometry.resized_width
     resized = Image.open(io.BytesIO(png(photo, COLOUR))).resize(size[::-1], Image.Resampling.LANCZOS)
@@ -144,6 +144,6 @@ def test_pixels_are_lanczos_of_the_source_and_the_mask_follows_the_contract(opti
 )
 def test_sizes_that_the_vae_cannot_have(options, ratio, sentence):
     with pytest.raises(UsageError, match=sentence):
-        refuse_sizes(Decoding(**options), ratio)
-    refuse_sizes(Decoding(resolution="992x704"), 16)
-    refuse_sizes(Decoding(), ratio)
+        validate_sizes(row_metadata(**options, crop_multiple=ratio))
+    validate_sizes(row_metadata(resolution="992x704", crop_multiple=16))
+    validate_sizes(row_metadata(crop_multiple=ratio))

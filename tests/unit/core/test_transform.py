@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from inpaint_encode.core.transform import binarise_mask, crop_box, grow_mask, neutralise, resize_mask
-from inpaint_encode.vae import to_vae_range
+from inpaint_encode.vae.encode import to_vae_range
 
 GOLDEN_SCRIPT = Path(__file__).parents[2] / "golden" / "make.py"
 reference = SimpleNamespace(**runpy.run_path(str(GOLDEN_SCRIPT)))

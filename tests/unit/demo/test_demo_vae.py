@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from inpaint_encode.demo import VAE
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import latent_channels, load_vae, spatial_ratio
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import latent_channels, vae_scale_factor
 from tests.demo_vae import pictures
 from tests.demo_vae.measure import Figures, cropped, measured, psnr, through
 from tests.demo_vae.sources import HELD_OUT, TRAINED_ON
@@ -37,7 +38,7 @@ class TestWhatIsShipped:
         assert WEIGHTS.stat().st_size <= 620_000
         with safe_open(WEIGHTS, "pt") as weights:
             assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
-        assert (spatial_ratio(vae), latent_channels(vae)) == (8, 16)
+        assert (vae_scale_factor(vae), latent_channels(vae)) == (8, 16)
 
     def test_photographs_that_it_never_saw_are_recognisable(self, figures):
         assert figures.coffee_psnr >= 27.5

@@ -16,9 +16,9 @@ import pytest
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output import lease as leases
-from inpaint_encode.output.lease import check_token, hold
-from inpaint_encode.stores import s3 as clients
-from inpaint_encode.stores import storage
+from inpaint_encode.output.lease import check_lease_token, hold
+from inpaint_encode.stores import retries, storage
+from inpaint_encode.stores.s3 import forget_clients
 from tests.proxy import FaultyProxy
 
 HOLDER = """
@@ -50,17 +50,12 @@ def uri(request, tmp_path) -> str:
 @pytest.fixture
 def proxy(s3, monkeypatch) -> Iterator[FaultyProxy]:
     """Every S3 request of this process goes through a faulty proxy, and is hardly tried again."""
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
     with FaultyProxy(s3) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.environment["AWS_ENDPOINT_URL"])
         forget_clients()
         yield running
     forget_clients()
-
-
-def forget_clients() -> None:
-    for made in (clients._store, clients._s3fs, clients._session):
-        made.cache_clear()
 
 
 def silent(line: str) -> None:
@@ -91,9 +86,9 @@ def holder_process(uri: str) -> Iterator[subprocess.Popen]:
 
 def test_it_is_there_while_held_and_gone_afterwards(uri):
     with hold(uri, silent) as lease:
-        check_token(uri, lease.token)
+        check_lease_token(uri, lease.token)
         wait_for(lambda: renewals(uri) >= 2)
-        check_token(uri, lease.token)
+        check_lease_token(uri, lease.token)
         assert not lease.lost.is_set()
     with pytest.raises(FileNotFoundError):
         storage.read(uri)
@@ -119,7 +114,7 @@ def test_a_run_that_was_killed_on_this_machine_is_followed_at_once(uri):
         before = time.monotonic()
         with hold(uri, said.append) as lease:
             assert time.monotonic() - before < 1.0
-            check_token(uri, lease.token)
+            check_lease_token(uri, lease.token)
     assert len(said) == 1 and f"process {process.pid}" in said[0] and "has died" in said[0]
 
 
@@ -138,7 +133,7 @@ def test_a_holder_that_cannot_be_seen_from_here_is_given_its_time(tmp_path):
         put_lease(uri, token="another's", pid=2**22 + 1, **elsewhere)
         before = time.monotonic()
         with hold(uri, said.append) as lease:
-            check_token(uri, lease.token)
+            check_lease_token(uri, lease.token)
             return time.monotonic() - before
 
     with ThreadPoolExecutor() as pool:
@@ -152,8 +147,8 @@ def test_a_lease_that_another_has_taken_is_lost_and_left_alone(uri):
         other = put_lease(uri, token="another's")
         assert lease.lost.wait(2)
         with pytest.raises(JobFailed):
-            check_token(uri, lease.token)
-    check_token(uri, other)
+            check_lease_token(uri, lease.token)
+    check_lease_token(uri, other)
 
 
 def test_a_lease_that_is_gone_is_lost_and_not_made_again(uri):
@@ -161,7 +156,7 @@ def test_a_lease_that_is_gone_is_lost_and_not_made_again(uri):
         storage.delete(uri)
         assert lease.lost.wait(2)
         with pytest.raises(JobFailed):
-            check_token(uri, lease.token)
+            check_lease_token(uri, lease.token)
     with pytest.raises(FileNotFoundError):
         storage.read(uri)
 
@@ -174,7 +169,7 @@ def test_of_8_who_find_a_cold_lease_one_gets_it(uri):
         try:
             with hold(uri, silent) as lease:
                 assert all(refused.acquire(timeout=10) for _ in range(7))
-                check_token(uri, lease.token)
+                check_lease_token(uri, lease.token)
                 return "held"
         except UsageError:
             refused.release()
@@ -186,13 +181,13 @@ def test_of_8_who_find_a_cold_lease_one_gets_it(uri):
 
 def test_a_first_write_whose_answer_is_lost_is_known_again(proxy, on_s3, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_S", 16.0)
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 5.0)
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 5.0)
     once = iter([True])
     proxy.share, proxy.kinds, proxy.only = 1.0, ("lost",), lambda method, path: method == "PUT" and next(once, False)
     before = time.monotonic()
     with hold(on_s3, silent) as lease:
         assert time.monotonic() - before < 4.0
-        check_token(on_s3, lease.token)
+        check_lease_token(on_s3, lease.token)
     assert proxy.counts["lost"] == 1
 
 
@@ -206,7 +201,7 @@ def test_an_outage_is_not_a_loss(proxy, on_s3):
         after_the_outage = renewals(on_s3)
         wait_for(lambda: renewals(on_s3) > after_the_outage)
         assert not lease.lost.is_set()
-        check_token(on_s3, lease.token)
+        check_lease_token(on_s3, lease.token)
 
 
 def wait_for(condition, seconds: float = 10.0) -> None:

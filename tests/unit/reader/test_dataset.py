@@ -54,7 +54,7 @@ def requests(monkeypatch) -> list[tuple[str, int, int]]:
     """Every range that is read from here on: of what, from where, and how many bytes."""
     seen, read_range = [], storage.read_range
 
-    def counted(uri, start, length, access=storage.DIRECT):
+    def counted(uri, start, length, access=storage.DEFAULT_ACCESS):
         seen.append((uri.rpartition("-")[2], start, length))
         return read_range(uri, start, length, access)
 
@@ -141,7 +141,7 @@ class TestRows:
         assert batch["sum"].tolist() == [-dataset[number]["samples"].sum().item() for number in (0, 1)]
 
     def test_what_made_the_rows(self, on_disk):
-        assert open_latents(on_disk[0]).made_by["scaling_factor"] == 0.5
+        assert open_latents(on_disk[0]).metadata.vae.scaling_factor == 0.5
 
     def test_nothing_there(self, tmp_path):
         with pytest.raises(UsageError, match="holds no rows"):

@@ -101,7 +101,7 @@ def made(tmp_path_factory, make_job, pair, vaes):
             vaes[name].save_pretrained(folder / name)
             output, asked = str(folder / str(len(done))), asked | {"vae": str(folder / name)}
             encode_here(make_job(folder / "in/images", folder / "in/masks", output, **asked))
-            done[key] = tensor_rows(output)["a"], Output.open(output).made_by
+            done[key] = tensor_rows(output)["a"], Output.open(output).metadata
         return done[key]
 
     return make
@@ -193,11 +193,11 @@ def batch(row):
 class TestStableDiffusion:
     def test_nine_channels(self, family, build, texts, made, vaes, files):
         """The denoiser's input is `inpaint_input`, step by step, and the image is the pipeline's own."""
-        row, made_by = made(family)
+        row, metadata = made(family)
         pipeline, noise = build(vaes[family], 9), normal(1, 4, SIDE // 8, SIDE // 8)
         with Denoiser(pipeline.unet) as own:
             expected = image_of(pipeline, **files, **texts, latents=noise, generator=seeded())
-        ours = batch(for_diffusers(row, made_by, with_latents=False, generator=seeded()))
+        ours = batch(for_diffusers(row, metadata, with_latents=False, generator=seeded()))
         for given in own.inputs:
             assert torch.equal(given[:, 4:5], ours["mask"])
             assert close(given, inpaint_input(given[:, :4], ours))
@@ -210,10 +210,10 @@ class TestStableDiffusion:
 
     def test_four_channels(self, family, build, texts, made, vaes, files):
         """A denoiser that knows no masks: the image's own latent is put back around the mask after every step."""
-        row, made_by = made(family)
+        row, metadata = made(family)
         pipeline, noise = build(vaes[family], 4), normal(1, 4, SIDE // 8, SIDE // 8)
         expected = image_of(pipeline, **files, **texts, latents=noise, generator=seeded())
-        ours = batch(for_diffusers(row, made_by, generator=seeded()))
+        ours = batch(for_diffusers(row, metadata, generator=seeded()))
         given = {"mask_image": row["noise_mask"][None].float(), "latents": noise, **texts}
         given["masked_image_latents"] = ours["masked_image_latents"]  # or it would mask the latent by the mask's pixels
         assert close(image_of(pipeline, **given, image=ours["latents"]), expected)
@@ -221,9 +221,9 @@ class TestStableDiffusion:
 
     def test_a_mean_is_no_draw(self, family, build, texts, made, vaes, files):
         """The pipeline draws; a row of means has what every draw is around."""
-        row, made_by = made(family, posterior="mean")
+        row, metadata = made(family, posterior="mean")
         pipeline = build(vaes[family], 9)
-        found = for_diffusers(row, made_by, with_latents=False)["masked_image_latents"][None]
+        found = for_diffusers(row, metadata, with_latents=False)["masked_image_latents"][None]
         distribution, draws = drawn(pipeline, files, 24)
         deviation = distribution.std * pipeline.vae.config.scaling_factor
         assert close(found, distribution.mode() * pipeline.vae.config.scaling_factor)
@@ -263,18 +263,18 @@ class TestDifferences:
         mask, latents = mask_latents(pipeline, *prepared(pipeline, files))
         found = {}
         for rule in ("none", "diffusers"):
-            row, made_by = made("sd1", grow_mask_by=12, latent_mask=rule)
-            found[rule] = batch(for_diffusers(row, made_by, with_latents=False, generator=seeded()))
+            row, metadata = made("sd1", grow_mask_by=12, latent_mask=rule)
+            found[rule] = batch(for_diffusers(row, metadata, with_latents=False, generator=seeded()))
             assert close(found[rule]["masked_image_latents"], latents)
         assert torch.equal(found["diffusers"]["mask"], mask)
         assert (found["none"]["mask"] - mask).unique().tolist() == [0, 1]
 
     def test_sdxl_of_statistics_is_encoded_there_without_them(self, made, vaes, files):
         """diffusers 0.42.1 decodes with them, and encodes with them in its pipeline of image to image alone."""
-        row, made_by = made("playground")
+        row, metadata = made("playground")
         pipeline = stable_diffusion_xl(vaes["playground"], 9)
         _, there = mask_latents(pipeline, *prepared(pipeline, files))
-        here = for_diffusers(row, made_by, with_latents=False, generator=seeded())["masked_image_latents"][None]
+        here = for_diffusers(row, metadata, with_latents=False, generator=seeded())["masked_image_latents"][None]
         mean, std = (torch.tensor(VAES["playground"][name]).view(4, 1, 1) for name in ("latents_mean", "latents_std"))
         assert not close(here, there)
         assert close(here, (there - 0.5 * mean) / std)
@@ -283,20 +283,20 @@ class TestDifferences:
         """So ``masked_image_latents=`` wants those of ComfyUI there, and the denoiser is given ours."""
         from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3InpaintPipeline
 
-        row, made_by = made("flux1", posterior="mean")
+        row, metadata = made("flux1", posterior="mean")
         names = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
         parts = {"vae": vaes["flux1"], "scheduler": FlowMatchEulerDiscreteScheduler(), "transformer": None}
         pipeline = StableDiffusion3InpaintPipeline(**parts, **dict.fromkeys(names))
         mask, greyed = prepared(pipeline, files)
-        ours = batch(for_diffusers(row, made_by, with_latents=False))
-        there, latents = mask_latents(pipeline, mask, for_comfyui(row, made_by)["samples"], SEED, 1)
+        ours = batch(for_diffusers(row, metadata, with_latents=False))
+        there, latents = mask_latents(pipeline, mask, for_comfyui(row, metadata)["samples"], SEED, 1)
         assert torch.equal(there, ours["mask"])
         assert torch.equal(latents, ours["masked_image_latents"])
         _, twice = mask_latents(pipeline, mask, ours["masked_image_latents"], SEED, 1)
         assert not close(twice, ours["masked_image_latents"])
-        row, made_by = made("flux1")
+        row, metadata = made("flux1")
         _, own = mask_latents(pipeline, mask, greyed, SEED, 1)
-        drawn_here = for_diffusers(row, made_by, with_latents=False, generator=seeded())["masked_image_latents"]
+        drawn_here = for_diffusers(row, metadata, with_latents=False, generator=seeded())["masked_image_latents"]
         assert close(drawn_here[None], own)
 
     def test_flux2_brings_the_mask_to_its_latent_by_bilinear(self, made, vaes, files):
@@ -305,24 +305,24 @@ class TestDifferences:
 
         names = ("scheduler", "text_encoder", "tokenizer", "transformer")
         pipeline = Flux2KleinInpaintPipeline(vae=vaes["flux2"], **dict.fromkeys(names))
-        row, made_by = made("flux2", posterior="mean")
+        row, metadata = made("flux2", posterior="mean")
         with torch.no_grad():
             image = pipeline.image_processor.preprocess(files["image"], **SIZE)
             expected = pipeline._encode_vae_image(image, None)
         mask = pipeline.mask_processor.preprocess(files["mask_image"], **SIZE)
         there = pipeline.prepare_mask_latents(mask, 1, 1, SIDE, SIDE, torch.float32, "cpu")
-        found = for_diffusers(row, made_by)
+        found = for_diffusers(row, metadata)
         assert close(found["latents"][None], expected)
-        assert torch.equal(latent_mask(row, made_by, "comfyui").view(1, -1, 1), there)
+        assert torch.equal(latent_mask(row, metadata, "comfyui").view(1, -1, 1), there)
         assert not torch.equal(found["mask"].view(1, -1, 1), there)
 
 
 class TestFlux:
     def test_inpaint(self, made, vaes, files):
-        row, made_by = made("flux1")
+        row, metadata = made("flux1")
         pipeline, noise = flux("FluxInpaintPipeline", vaes["flux1"], 64), normal(1, 16, SIDE // 8, SIDE // 8)
         expected = image_of(pipeline, **files, **TEXTS, latents=noise, generator=seeded())
-        ours = batch(for_diffusers(row, made_by, generator=seeded()))
+        ours = batch(for_diffusers(row, metadata, generator=seeded()))
         given = {"mask_image": row["noise_mask"][None].float(), "latents": noise, **TEXTS}
         given["masked_image_latents"] = ours["masked_image_latents"]
         assert close(image_of(pipeline, **given, image=ours["latents"]), expected)
@@ -333,13 +333,13 @@ class TestFlux:
 
         So the denoiser of a run on another image is given ours, and the run becomes that on this image.
         """
-        row, made_by = made("flux1")
+        row, metadata = made("flux1")
         pipeline = flux("FluxFillPipeline", vaes["flux1"], 384)
         noise = packed(normal(1, 16, SIDE // 8, SIDE // 8))
         with Denoiser(pipeline.transformer) as own:
             expected = image_of(pipeline, **files, **TEXTS, latents=noise, generator=seeded())
         asked = {"layout": "flux_fill", "with_latents": False, "generator": seeded()}
-        ours = batch(for_diffusers(row, made_by, **asked))
+        ours = batch(for_diffusers(row, metadata, **asked))
         for given in own.inputs:
             assert torch.equal(given[..., 128:], ours["mask"])
             assert close(given, inpaint_input(given[..., :64], ours, layout="flux_fill"))
@@ -370,10 +370,10 @@ class TestFlux:
 
 def test_a_trainer_s_noise_meets_the_same_input(made, vaes, files):
     """The usual training step: noise on the image's latent, and beside it what `inpaint_input` puts there."""
-    row, made_by = made("sd1")
+    row, metadata = made("sd1")
     pipeline = stable_diffusion(vaes["sd1"], 9)
     noise, step = normal(1, 4, SIDE // 8, SIDE // 8), torch.tensor([400])
-    ours = batch(for_diffusers(row, made_by, generator=seeded()))
+    ours = batch(for_diffusers(row, metadata, generator=seeded()))
     noisy = pipeline.scheduler.add_noise(ours["latents"], noise, step)
     mask, greyed = prepared(pipeline, files)
     with torch.no_grad():

@@ -47,7 +47,7 @@ def requests(monkeypatch) -> list[tuple]:
     seen = []
     read_range = storage.read_range
 
-    def counted(uri, start, length, access=storage.DIRECT):
+    def counted(uri, start, length, access=storage.DEFAULT_ACCESS):
         blob = read_range(uri, start, length, access)
         seen.append((uri, len(blob.data)))
         return blob
@@ -430,7 +430,7 @@ class TestDrawnMasks:
     def test_a_resized_image_has_its_mask_drawn_at_its_new_size(self):
         image = io.BytesIO()
         Image.new("RGB", (90, 60)).save(image, "PNG")
-        decoder = PairDecoder(sizing=Sizing(ratio=8, resize=32))
+        decoder = PairDecoder(sizing=Sizing(multiple=8, resize=32))
         decoded = decoder.image(image.getvalue())
         drawing = RandomMask("box", 0, "k", 0)
         assert np.array_equal(decoder.mask(drawing, decoded), drawing.draw(32, 48) > 0)
@@ -438,7 +438,7 @@ class TestDrawnMasks:
     def test_a_pair_is_drawn_alike_whoever_reads_it_and_when(self):
         image = io.BytesIO()
         Image.new("RGB", (70, 50)).save(image, "PNG")
-        decoder = PairDecoder(sizing=Sizing(ratio=8))
+        decoder = PairDecoder(sizing=Sizing(multiple=8))
         decoded = decoder.image(image.getvalue())
         pairs = [
             {"key": f"k/{n}", "mask_uri": f"random:brush?seed=3&index={n}", "mask_version": "drawn-1"} for n in range(6)

@@ -73,7 +73,7 @@ def fill(prefix: str, objects: int) -> None:
     def write(number: int) -> None:
         name = f"{number // 1000:03d}/photograph-{number:06d}"
         for path in (f"images/{name}.jpg", f"masks/{name}.png"):
-            put(clients._store(bucket), f"{below}/{path}", b"1")
+            put(clients.connect(bucket), f"{below}/{path}", b"1")
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(write, range(objects // 2)))

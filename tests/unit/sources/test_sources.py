@@ -3,21 +3,23 @@
 import io
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.job.transfer import ENCODED
 from inpaint_encode.output import plan
 from inpaint_encode.output.lease import hold
-from inpaint_encode.output.parquet import data_table, parquet_bytes
 from inpaint_encode.output.resume import remaining
-from inpaint_encode.output.state import Ledger
-from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, data_schema
-from inpaint_encode.settings import Decoding, PlanOptions, Source, SourceAccess
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.schema import PAIRS
+from inpaint_encode.settings import Decoding, PlanOptions, Source
 from inpaint_encode.sources import find_pairs
+from inpaint_encode.stores.access import Access
+from tests.metadata import row_metadata
+from tests.rows import data_file, encoded_pair
 
 
 def touch(folder, *names):
@@ -145,7 +147,7 @@ def test_a_source_says_which_option_to_add(given, sentence):
 WRONG_MASKS = [
     (Source(images="i"), Decoding(), "add --masks, --mask-pattern where .* or --random-masks 1"),
     (Source(pairs="p.csv", mask_column="image"), Decoding(), "--mask-channel alpha where"),
-    (Source(images="i"), Decoding(mask_channel="red"), "images alone are no pairs"),
+    (Source(images="i"), Decoding(mask_channel="red"), "no masks are given"),
     (Source(images="i", random_masks=1), Decoding(mask_preset="comfy"), "leave out one or the other"),
     (Source(images="i", random_masks=1), Decoding(mask_polarity="black"), "leave out one or the other"),
 ]
@@ -289,7 +291,7 @@ class TestManifest:
     def test_options_of_buckets_where_none_is(self, tmp_path, given):
         touch(tmp_path, "i/a.png", "m/a.png")
         with pytest.raises(UsageError, match=next(iter(given)).replace("_", "-")):
-            find_pairs(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), SourceAccess(**given))
+            find_pairs(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), Access(**given))
 
     A = {"image": "a.jpg", "mask": "a.png"}  # noqa: RUF012
 
@@ -360,8 +362,8 @@ class TestPlanOfAManifest:
             path = write_manifest(tmp_path / "m.parquet", lines)
             job = make_job("", "", tmp_path / "out", pairs=str(path), chunk_rows=4, **options)
             with hold(str(tmp_path / "out/_lease.json"), print) as lease:
-                ledger = Ledger(str(tmp_path / "out"), "0123abcd", lease.token)
-                left = remaining(ledger, ledger.inventory(), job, find_pairs(job.source))
+                state = OutputState(str(tmp_path / "out"), "0123abcd", lease.token)
+                left = remaining(state, state.inventory(), job, find_pairs(job.source))
             chunks = [plan.read_chunk(work["part"], work["chunk"]) for work in left.work.to_pylist()]
             return left, pa.concat_tables(chunks)
 
@@ -372,7 +374,7 @@ class TestPlanOfAManifest:
         assert (before.work["chunk"].to_pylist(), before.pairs) == ([0, 1], 6)
         after, more = encode([*self.LINES, {**self.LINES[0], "mask": "second.png"}])
         assert (after.work["chunk"].to_pylist(), after.pairs) == ([0, 1, 2], 7)
-        assert more.slice(0, 6).drop("extra_columns").equals(table.drop("extra_columns"))
+        assert more.slice(0, 6).drop("carried").equals(table.drop("carried"))
         assert more["key"][6].as_py() == "a/1"
 
     def test_a_refresh_states_anew_what_has_changed(self, encode):
@@ -398,14 +400,10 @@ class TestPlanOfAManifest:
         assert table["mask_uri"][5].as_py().endswith("/elsewhere.png")
 
 
-def test_carried_columns_have_their_own_names_in_the_data_file():
+def test_extra_columns_have_their_own_names_in_the_data_file():
     """``height`` is a column between the stages; the manifest's is another."""
-    tensors = {"samples": [0.0], "samples_shape": [1, 1, 1], "noise_mask": b"\0", "height": 8, "width": 8}
-    table = pa.Table.from_pylist([{"samples": b"\0" * 4, **{k: v for k, v in tensors.items() if k != "samples"}}])
-    own = pa.array([{"height": "tall", "a.b": 1}])
-    table = pa.table([table[n] if n in tensors else [None] for n in ENCODED.names], schema=ENCODED)
-    encoded = table.append_column(EXTRA_COLUMNS, own)
-    schema = data_schema({"samples_dtype": "float32", "mask_encoding": "tensor"}, encoded.schema)
-    data = data_table(encoded, schema)
-    assert data.select(["height", "a.b"]).to_pylist() == [{"height": "tall", "a.b": 1}]
-    assert pq.read_schema(io.BytesIO(parquet_bytes(data))).names[-2:] == ["height", "a.b"]
+    row = encoded_pair("a", np.zeros((1, 1, 1), np.float32), np.zeros((8, 8), np.uint8))
+    own = [{"height": "tall", "a.b": 1}]
+    data = data_file([row], row_metadata(samples_dtype="float32", tile=False), own, pa.array(own).type)
+    assert pq.read_schema(io.BytesIO(data)).names[-2:] == ["height", "a.b"]
+    assert pq.read_table(io.BytesIO(data)).select(["height", "a.b"]).to_pylist() == own

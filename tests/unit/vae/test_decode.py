@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import decoded, load_vae, posterior, to_scaled, to_unscaled, vae_facts
+from inpaint_encode.vae.decode import decoded
+from inpaint_encode.vae.encode import posterior
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.scaling import to_scaled, to_unscaled
 from tests.vaes import SMALL, as_image, saved, small_vae
 
 
@@ -16,7 +20,7 @@ def pixels():
 @pytest.mark.parametrize("name", SMALL)
 def test_a_latent_is_decoded_as_its_pipeline_does_it(name, pixels):
     vae = small_vae(name)
-    facts = vae_facts(vae, VaeSource(vae="x"))
+    facts = vae_metadata(vae, VaeSource(vae="x"))
     latents = posterior(vae, pixels).mean
     found = torch.cat([decoded(vae, one[None], facts, facts.latent_form) for one in latents])
     sides = (16, 32) if name == "AsymmetricAutoencoderKL" else (32, 64)  # whose small decoder has a level less
@@ -30,7 +34,7 @@ def test_a_latent_is_decoded_as_its_pipeline_does_it(name, pixels):
 @pytest.mark.parametrize("name", ["SD 3", "AutoencoderTiny", "Wan 2.2", "AutoencoderKLFlux2"])
 def test_scaled_rows_are_scaled_back_first(name, pixels):
     vae = small_vae(name)
-    facts = vae_facts(vae, VaeSource(vae="x"))
+    facts = vae_metadata(vae, VaeSource(vae="x"))
     latents = posterior(vae, pixels[:1]).mean
     scaled = to_scaled(latents, facts)
     assert torch.allclose(to_unscaled(scaled, facts), latents, rtol=1e-5, atol=1e-6)
@@ -45,4 +49,4 @@ def test_plain_latents_of_flux2_need_no_unpacking(pixels, tmp_path):
     assert latents.shape[1] == 32
     with torch.no_grad():
         own = vae.decode(latents).sample[0].movedim(0, -1) / 2 + 0.5
-    assert torch.allclose(decoded(vae, latents, vae_facts(vae, source), "unscaled")[0], own.clamp(0, 1), atol=1e-5)
+    assert torch.allclose(decoded(vae, latents, vae_metadata(vae, source), "unscaled")[0], own.clamp(0, 1), atol=1e-5)

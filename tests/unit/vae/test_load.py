@@ -13,18 +13,11 @@ from inpaint_encode import encode_for_inpaint, load_vae
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import (
-    node_cache,
-    posterior,
-    refuse_unscalable,
-    registry,
-    to_scaled,
-    vae_facts,
-    warm_up,
-    weights_sha256,
-)
+from inpaint_encode.vae import node_cache, registry
+from inpaint_encode.vae.encode import posterior, warm_up
 from inpaint_encode.vae.node_cache import on_this_node
-from inpaint_encode.vae.scaling import by_channel
+from inpaint_encode.vae.properties import vae_metadata, weights_sha256
+from inpaint_encode.vae.scaling import by_channel, check_scalable, to_scaled
 from tests.original_layouts import latent_diffusion
 from tests.vaes import saved, small_vae
 
@@ -184,27 +177,37 @@ def test_flux2_in_both_forms(tmp_path):
     packed, plain = (load_vae(VaeSource(vae=folder, flux2_latents=form)) for form in ("packed", "plain"))
     pixels = torch.rand(2, 32, 48, 3)
     few, many = posterior(plain, pixels), posterior(packed, pixels)
-    facts = vae_facts(plain, VaeSource(vae=folder))
-    assert (facts.ratio, facts.crop_multiple, facts.latent_channels, facts.latent_form) == (8, 16, 32, "unscaled")
+    facts = vae_metadata(plain, VaeSource(vae=folder))
+    assert (facts.vae_scale_factor, facts.crop_multiple, facts.latent_channels, facts.latent_form) == (
+        8,
+        16,
+        32,
+        "unscaled",
+    )
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (facts.latents_mean, facts.latents_std))
     unpacked = torch.nn.functional.pixel_shuffle(many.mean * std + mean, 2)
     assert torch.allclose(unpacked, few.mean, atol=1e-5)
     assert torch.allclose(torch.nn.functional.pixel_shuffle(many.logvar + 2 * std.log(), 2), few.logvar, atol=1e-5)
     with pytest.raises(UsageError, match="--flux2-latents packed"):
-        refuse_unscalable(facts)
-    whole = vae_facts(packed, VaeSource(vae=folder))
-    assert (whole.ratio, whole.crop_multiple, whole.latent_channels, whole.latent_form) == (16, 16, 128, "packed")
+        check_scalable(facts)
+    whole = vae_metadata(packed, VaeSource(vae=folder))
+    assert (whole.vae_scale_factor, whole.crop_multiple, whole.latent_channels, whole.latent_form) == (
+        16,
+        16,
+        128,
+        "packed",
+    )
     assert whole.latents_std == facts.latents_std
     assert to_scaled(many.mean, whole) is many.mean
-    half = vae_facts(packed.to(torch.float16), VaeSource(vae=folder))
+    half = vae_metadata(packed.to(torch.float16), VaeSource(vae=folder))
     assert (half.latents_mean, half.latents_std) == (facts.latents_mean, facts.latents_std)
     assert encode_for_inpaint(torch.rand(1, 40, 40, 3), torch.zeros(1, 40, 40), plain).samples.shape == (1, 32, 4, 4)
 
 
 def test_scaling_by_statistics_and_latents_in_the_scaled_space():
-    wan = vae_facts(small_vae("Wan 2.2"), VaeSource(vae="x"))
+    wan = vae_metadata(small_vae("Wan 2.2"), VaeSource(vae="x"))
     assert by_channel(wan.latents_std, torch.ones(1)) is by_channel(wan.latents_std, torch.zeros(1))
     assert torch.allclose(to_scaled(torch.ones(1, 48, 2, 2), wan), torch.tensor((1 - 0.1) / 2.0))
-    tiny = vae_facts(small_vae("AutoencoderTiny"), VaeSource(vae="x"))
+    tiny = vae_metadata(small_vae("AutoencoderTiny"), VaeSource(vae="x"))
     assert tiny.latent_form == "scaled"
     assert to_scaled(wan_like := torch.ones(1, 4, 2, 2), tiny) is wan_like

@@ -1,33 +1,31 @@
 """Every family against diffusers itself, on real files through the stages that a job is made of, without Ray."""
 
 import copy
-import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from inpaint_encode import load_vae
+from inpaint_encode.core.chunk import EncodedPair, Pair, encode_chunk
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.core.geometry import Sizing
-from inpaint_encode.job.stages import Encoder, fetch_and_decode
-from inpaint_encode.job.stages.chunk import Chunk
-from inpaint_encode.job.transfer import ENCODED
-from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.schema import PAIRS, WORK
-from inpaint_encode.settings import RowSettings, VaeSource
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import FAMILIES, crop_multiple, latent_channels, posterior, spatial_ratio, vae_facts, warm_up
+from inpaint_encode.vae.encode import posterior, warm_up
+from inpaint_encode.vae.properties import crop_multiple, latent_channels, vae_metadata, vae_scale_factor
+from inpaint_encode.vae.registry import FAMILIES
+from tests.metadata import metadata_for
 from tests.vaes import SMALL, encoded, saved, small_vae
 
 SIZES = ((71, 107), (71, 107), (64, 96), (40, 133))
 """No multiples of any ratio but one; two of one size, so that a batch of two is encoded."""
 
-READING = {"access": storage.DIRECT, "max_bytes": 2**20, "threads": 2}
+READING = {"access": storage.DEFAULT_ACCESS, "max_bytes": 2**20, "threads": 2}
 
 each_vae = pytest.mark.parametrize("name", SMALL)
 
@@ -101,7 +99,7 @@ def test_wan_and_qwen_image_encode_alike(pixels):
 def _table_line(models: str, kind: str, config: dict) -> str:
     family = FAMILIES[kind]
     vae = type(kind, (), {"config": config})()
-    numbers = latent_channels(vae), spatial_ratio(vae), crop_multiple(vae)
+    numbers = latent_channels(vae), vae_scale_factor(vae), crop_multiple(vae)
     has = "yes" if family.answer == "latent_dist" else "no"
     return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, family.precision, family.checked)))} |"
 
@@ -123,9 +121,9 @@ def test_a_batch_is_each_image_alone(name, pixels):
     assert (found.logvar is None) == (type(vae).__name__ in ("AutoencoderTiny", "AutoencoderDC"))
     half = posterior(copy.deepcopy(vae).to(torch.bfloat16), pixels).mean
     assert (half - alone).abs().max() <= 0.2 * alone.abs().max()  # random weights amplify roundings
-    facts = vae_facts(vae, VaeSource(vae="x"))
-    assert (facts.ratio, facts.crop_multiple, facts.latent_channels) == SMALL[name][2:]
-    assert found.mean.shape[1:] == (facts.latent_channels, 64 // facts.ratio, 96 // facts.ratio)
+    facts = vae_metadata(vae, VaeSource(vae="x"))
+    assert (facts.vae_scale_factor, facts.crop_multiple, facts.latent_channels) == SMALL[name][2:]
+    assert found.mean.shape[1:] == (facts.latent_channels, 64 // facts.vae_scale_factor, 96 // facts.vae_scale_factor)
 
 
 @each_vae
@@ -133,40 +131,32 @@ def test_files_become_what_diffusers_gives_for_each_image(name, tmp_path):
     """Fetched, decoded, cropped, greyed and encoded by the job's own stages, in chunks of several sizes."""
     _, _, ratio, multiple, channels = SMALL[name]
     source = VaeSource(vae=saved(name, tmp_path / "vae"))
-    encode = Encoder(lambda device: _opened(source, device), batch_size=8, gpus=0, workers=os.cpu_count())
-    row = fetch_and_decode(_chunk_of(tmp_path), decoder=PairDecoder(sizing=Sizing(ratio=multiple)), **READING)
-    results = Chunk.unfolded(encode(row), ENCODED).table.to_pylist()
+    decoder = PairDecoder(sizing=Sizing(multiple=multiple))
+    results = encode_chunk(_pairs_in(tmp_path), PairReader(), decoder, _opened(source, "cpu"), batch_size=8)
     vae = small_vae(name)
     for index, (result, size) in enumerate(zip(results, SIZES, strict=True)):
-        assert result["error"] is None, result["message"]
+        assert isinstance(result, EncodedPair), result
         height, width = (side // multiple * multiple for side in size)
-        assert result["samples_shape"] == [channels, height // ratio, width // ratio]
-        samples = torch.from_numpy(np.frombuffer(result["samples"], np.float32).copy().reshape(result["samples_shape"]))
+        assert result.samples.shape == (channels, height // ratio, width // ratio)
         expected = encoded(name, vae, _greyed(tmp_path, index, multiple))
-        assert close(samples, expected)
+        assert close(torch.from_numpy(result.samples), expected)
 
 
 def _opened(source: VaeSource, device: str) -> BatchEncoder:
-    settings = RowSettings(samples_dtype="float32")
-    return BatchEncoder(load_vae(source), settings, torch.device(device), compiled=False)
+    vae = load_vae(source)
+    return BatchEncoder(vae, metadata_for(vae, samples_dtype="float32"), torch.device(device), compiled=False)
 
 
-def _chunk_of(folder: Path) -> pa.Table:
-    """Write the images and masks and a plan of one chunk; return its row of `schema.WORK`."""
+def _pairs_in(folder: Path) -> list[Pair]:
+    """Write images and masks; return their pairs."""
     rng = np.random.default_rng(0)
     pairs = []
     for index, (height, width) in enumerate(SIZES):
         image, mask = folder / f"{index}.png", folder / f"{index}-mask.png"
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(image)
         Image.fromarray(rng.integers(0, 2, (height, width), np.uint8) * 255).save(mask)
-        pairs.append({"chunk": 0, "key": str(index), "image_uri": str(image), "mask_uri": str(mask), "mask_index": 0})
-    table = pa.Table.from_pylist([pair | _UNSEEN for pair in pairs], schema=PAIRS)
-    (folder / "plan.parquet").write_bytes(parquet_bytes(table))
-    work = {"chunk": 0, "generation": 0, "part": str(folder / "plan.parquet"), "keep": False}
-    return pa.Table.from_pylist([work], schema=WORK)
-
-
-_UNSEEN = {"image_version": "", "mask_version": "", "encode": True}
+        pairs.append(Pair(str(index), str(image), str(mask)))
+    return pairs
 
 
 def _greyed(folder: Path, index: int, multiple: int) -> torch.Tensor:

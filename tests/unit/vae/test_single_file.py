@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from inpaint_encode import load_vae
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import refuse_unscalable, to_scaled, vae_facts, warm_up, weights_sha256
+from inpaint_encode.vae.encode import warm_up
+from inpaint_encode.vae.properties import vae_metadata, weights_sha256
+from inpaint_encode.vae.scaling import check_scalable, to_scaled
 from tests.original_layouts import dc_ae, flux2, latent_diffusion, wan_21, wan_22
 from tests.vaes import BLOCKS, WAN
 
@@ -93,7 +95,7 @@ def write(tmp_path):
 
 def facts_of(path: str, **options):
     source = VaeSource(vae=path, **options)
-    return vae_facts(load_vae(source), source)
+    return vae_metadata(load_vae(source), source)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -145,7 +147,7 @@ def test_the_scaling_is_what_settles_it_or_unknown(config, beside, family, scali
     assert (facts.scaling_factor, facts.shift_factor) == scaling
     if scaling == (None, None):
         with pytest.raises(UsageError, match="--vae-family"):
-            refuse_unscalable(facts)
+            check_scalable(facts)
     else:
         samples = torch.ones(1, facts.latent_channels, 2, 2)
         assert to_scaled(samples, facts).flatten()[0] == pytest.approx((1 - (scaling[1] or 0)) * scaling[0])

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import crop_multiple, load_vae, posterior
+from inpaint_encode.vae.encode import posterior
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import crop_multiple
 from inpaint_encode.vae.tiles import needs_tiles, tile_starts, tiled_posterior
 from tests.vaes import small_vae
 

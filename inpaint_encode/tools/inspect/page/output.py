@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.tools.inspect.charts import channels_chart, histogram, sparkline
 from inpaint_encode.tools.inspect.contents import Contents
 from inpaint_encode.tools.inspect.rejects import REASONS
@@ -78,7 +79,7 @@ def latents(contents: Contents) -> Section:
     if not contents.sums.rows:
         return Section(["No latents were read."])
     channels = contents.sums.channels()
-    section = Section([_of_latents(contents), _about_form(contents.output.made_by)])
+    section = Section([_of_latents(contents), _about_form(contents.output.metadata)])
     says = f"Means of channels lie between {channels.mean.min():.2f} and {channels.mean.max():.2f}"
     chart = channels_chart(channels, f"Each channel's mean and range. {says}")
     reach = f"The histograms in the table reach from {channels.edges[0]:.2f} to {channels.edges[-1]:.2f}"
@@ -92,20 +93,20 @@ def latents(contents: Contents) -> Section:
     return section
 
 
-def _about_form(made_by: Mapping[str, Any]) -> str:
+def _about_form(metadata: RowMetadata) -> str:
     """What a reader must do with the numbers before a diffusion model takes them."""
     of_moments = "These are the means; as many log-variances are stored behind them. "
-    start = of_moments if made_by["posterior"] == "moments" else ""
-    if made_by["latent_form"] == "packed":
+    start = of_moments if metadata.posterior == "moments" else ""
+    if metadata.vae.latent_form == "packed":
         return f"{start}They are packed and normalised as Flux.2 takes them: 2 x 2 values stand in as many channels."
-    if made_by["latent_form"] == "scaled":
+    if metadata.vae.latent_form == "scaled":
         return "They are scaled as diffusion models take them."
-    if made_by.get("latents_std"):
+    if metadata.vae.latents_std:
         return f"{start}They are as the VAE gives them; diffusers' models take them normalised by channel first."
-    if made_by.get("scaling_factor") is None:
+    if metadata.vae.scaling_factor is None:
         return f"{start}They are as the VAE gives them; by what a model has to scale them first is not known."
-    shift = made_by.get("shift_factor")
-    formula = f"({f'value - {shift:g}' if shift else 'value'}) x {made_by['scaling_factor']:g}".replace(
+    shift = metadata.vae.shift_factor
+    formula = f"({f'value - {shift:g}' if shift else 'value'}) x {metadata.vae.scaling_factor:g}".replace(
         "(value)", "value"
     )
     return f"{start}They are as the VAE gives them; diffusers' models take them scaled: {formula}."

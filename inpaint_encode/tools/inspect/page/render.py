@@ -32,7 +32,7 @@ def render(contents: Contents) -> str:
     page: str = environment.get_template("page.html.j2").render(
         contents=contents,
         white_at=WHITE_AT,
-        made_by=contents.output.made_by,
+        metadata=contents.output.metadata,
         report=contents.output.report,
         tiles=overview.tiles(contents),
         warnings=overview.warnings(contents),

@@ -92,18 +92,19 @@ def _waited(counters: Mapping[str, float]) -> str:
 def settings(contents: Contents) -> Section:
     """What the rows were made by."""
     output = contents.output
-    made_by = output.made_by
+    metadata = output.metadata
     section = Section()
-    section.tables.append(pairs_table("VAE", {name: made_by[name] for name in _VAE if name in made_by}))
-    defaults = {**RowSettings().model_dump(), **Decoding().recorded()}
-    chosen = {name: made_by[name] for name in defaults if name in made_by and made_by[name] != defaults[name]}
-    usual = {name: made_by[name] for name in defaults if name in made_by and name not in chosen}
+    section.tables.append(pairs_table("VAE", {name: getattr(metadata.vae, name) for name in _VAE}))
+    defaults = RowSettings().recorded() | Decoding().recorded()
+    values = {name: getattr(metadata, name) for name in defaults}
+    chosen = {name: value for name, value in values.items() if value != defaults[name]}
+    usual = {name: value for name, value in values.items() if name not in chosen}
     if chosen:
         section.tables.append(pairs_table("Settings that are not the default", chosen))
     else:
         section.says.append("All settings of rows are the defaults.")
     section.tables.append(pairs_table("Source and job", _source(contents)))
-    section.tables.append(pairs_table("Versions", made_by["versions"]))
+    section.tables.append(pairs_table("Versions", metadata.versions))
     section.more.append(pairs_table("Settings that are the default", usual))
     return section
 
@@ -120,6 +121,6 @@ def _source(contents: Contents) -> dict[str, Any]:
 
 
 _VAE = (
-    *("vae_class", "vae_source", "vae_family", "latent_channels", "ratio", "crop_multiple", "latent_form"),
+    *("vae_class", "vae_source", "vae_family", "latent_channels", "vae_scale_factor", "crop_multiple", "latent_form"),
     *("scaling_factor", "shift_factor", "weights_sha256", "config_sha256"),
 )

@@ -171,13 +171,13 @@ def test_every_image_with_every_mask(image):
 
 def decoder_of(options: dict[str, str]) -> PairDecoder:
     transparent = {"mask_polarity": "transparent"} if options.get("mask_channel") == "alpha" else {}
-    return PairDecoder(sizing=Sizing(ratio=8), **(transparent | options))
+    return PairDecoder(sizing=Sizing(multiple=8), **(transparent | options))
 
 
 @pytest.mark.parametrize(("quality", "kind"), product((75, 95), ("JPEG", "WEBP", "AVIF")))
 def test_a_photograph_stays_itself_in_lossy_formats(quality, kind):
     photo = photographs.chelsea()[:240, :320]
-    found = PairDecoder(sizing=Sizing(ratio=8)).image(saved(photo, kind, quality=quality)).pixels
+    found = PairDecoder(sizing=Sizing(multiple=8)).image(saved(photo, kind, quality=quality)).pixels
     assert np.abs(found - photo.astype(int)).mean() < 6
     assert np.abs(found.mean(axis=(0, 1)) - photo.mean(axis=(0, 1))).max() < 1
 

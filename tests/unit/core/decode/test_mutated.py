@@ -28,7 +28,7 @@ def written() -> set[str]:
     for path in (ROOT / "inpaint_encode").rglob("*.py"):
         text = path.read_text()
         found |= set(re.findall(r'PairRejected\(\s*"([a-z]+\.[a-z_]+)"', text))
-        found |= set(re.findall(r'"error": "([a-z]+\.[a-z_]+)"', text))
+        found |= set(re.findall(r'Reject\([a-z0-9.\[\]]+, "([a-z]+\.[a-z_]+)"', text))
         for what in re.findall(r'PairRejected\(f"\{stage\}\.([a-z_]+)"', text):
             found |= {f"decode.{what}", f"mask.{what}"}
     return found

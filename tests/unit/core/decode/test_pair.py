@@ -137,12 +137,12 @@ class TestMasks:
     @pytest.mark.parametrize(("levels", "repainted"), [((127, 128), (0, 1)), ((0, 255), (0, 1))])
     def test_threshold(self, levels, repainted):
         mask = np.repeat(np.array([levels], np.uint8), 2, axis=0)
-        decoder = PairDecoder(sizing=Sizing(ratio=1))
+        decoder = PairDecoder(sizing=Sizing(multiple=1))
         image = decoder.image(encoded(Image.new("RGB", (2, 2))))
         assert np.array_equal(decoder.mask(encoded(Image.fromarray(mask)), image), [repainted] * 2)
 
     def test_threshold_of_16_bits(self):
-        decoder = PairDecoder(sizing=Sizing(ratio=1))
+        decoder = PairDecoder(sizing=Sizing(multiple=1))
         image = decoder.image(encoded(Image.new("RGB", (4, 2))))
         assert np.array_equal(decoder.mask(encoded(Image.fromarray(WIDE)), image), WIDE >= 32768)
 
@@ -176,9 +176,9 @@ class TestMasks:
         assert np.array_equal(decode_image(data), NOISE)
 
     def test_inverted_polarity_inverts_the_levels_first(self):
-        image = PairDecoder(sizing=Sizing(ratio=1)).image(encoded(Image.new("RGB", (3, 1))))
+        image = PairDecoder(sizing=Sizing(multiple=1)).image(encoded(Image.new("RGB", (3, 1))))
         for polarity, repainted in (("white", [0, 0, 1]), ("black", [1, 0, 0])):
-            decoder = PairDecoder(sizing=Sizing(ratio=1), mask_polarity=polarity)
+            decoder = PairDecoder(sizing=Sizing(multiple=1), mask_polarity=polarity)
             resized = png(np.array([[0, 255]]), GREY)
             assert decoder.mask(resized, image).tolist() == [repainted]  # the middle one is exactly half, and kept
 
@@ -244,7 +244,7 @@ class TestOrientationOfOne:
     TALL, WIDE = Image.new("RGB", (32, 48)), Image.new("RGB", (48, 32))
 
     def reject(self, image: bytes, mask: bytes) -> PairRejected:
-        decoder = PairDecoder(sizing=Sizing(ratio=8))
+        decoder = PairDecoder(sizing=Sizing(multiple=8))
         return caught_by(decoder.mask, mask, decoder.image(image))
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -258,7 +258,7 @@ class TestOrientationOfOne:
         assert (rejection.error, "mask's EXIF" in rejection.message) == ("orientation.mismatch", True)
 
     def test_all_others_are_taken(self):
-        decoder = PairDecoder(sizing=Sizing(ratio=8))
+        decoder = PairDecoder(sizing=Sizing(multiple=8))
         across, square = encoded(self.WIDE, exif=turned_by(6)), Image.new("L", (40, 40))
         for image, mask in (
             (across, encoded(self.TALL.convert("L"))),
@@ -392,6 +392,6 @@ class TestRejected:
         assert caught_by(decode_image, encoded(Image.new("RGB", (8, 8)), "EPS")).error == "decode.not_an_image"
 
     def test_a_side_below_the_multiple(self):
-        decoder = PairDecoder(sizing=Sizing(ratio=8))
+        decoder = PairDecoder(sizing=Sizing(multiple=8))
         rejection = caught_by(decoder.image, encoded(Image.new("RGB", (64, 7))))
         assert (rejection.error, "7 x 64" in rejection.message) == ("size.too_small", True)

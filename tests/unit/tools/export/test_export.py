@@ -32,10 +32,10 @@ from inpaint_encode.tools.export.destination import Destination
 from inpaint_encode.tools.export.formats import SUFFIXES, format_of
 from inpaint_encode.tools.export.names import path_of
 from inpaint_encode.tools.export.run import export_output
-from inpaint_encode.vae import VaeFacts, to_scaled
+from inpaint_encode.vae.scaling import to_scaled
 from tests.exports import (
     FULL,
-    MADE_BY,
+    METADATA,
     by_key,
     exported,
     load_latent,
@@ -45,6 +45,7 @@ from tests.exports import (
     of_rows,
     write_chunk,
 )
+from tests.metadata import changed
 
 KEYS = [
     "a/042",
@@ -164,7 +165,7 @@ def test_a_tar_is_a_webdataset_of_the_rows(output, tmp_path):
             assert np.array_equal(sample[f"{name}.npy"], row[name])
         assert np.array_equal(sample["noise_mask.png"], row["noise_mask"][0])
         plain = {name: value for name, value in row.items() if not isinstance(value, np.ndarray)}
-        assert sample["json"] == {**plain, "inpaint_encode": Output.open(output).made_by}
+        assert sample["json"] == {**plain, "inpaint_encode": Output.open(output).metadata.to_dict()}
     assert [name for tar in tars for name in members_of(Path(tar).read_bytes())][:2] == [
         "a/042.json",
         "a/042.noise_mask.png",
@@ -206,20 +207,20 @@ def test_float32_stays_float32(tmp_path):
 SCALINGS = [
     {"scaling_factor": 0.18215},
     {"scaling_factor": 0.3611, "shift_factor": 0.1159},
-    {"scaling_factor": 0.5, "latents_mean": [-1.6, 4.2, 2.5, -0.6], "latents_std": [8.4, 6.2, 5.6, 5.1]},
-    {"scaling_factor": None, "latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [2.0, 3.0, 4.0, 5.0]},
+    {"scaling_factor": 0.5, "latents_mean": (-1.6, 4.2, 2.5, -0.6), "latents_std": (8.4, 6.2, 5.6, 5.1)},
+    {"scaling_factor": None, "latents_mean": (0.1, 0.2, 0.3, 0.4), "latents_std": (2.0, 3.0, 4.0, 5.0)},
 ]
 
 
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 def test_scaled_latents_are_as_the_vae_gave_them_again(scaling, tmp_path):
-    made_by = {**MADE_BY, **scaling}
-    facts = VaeFacts.of(made_by)
+    metadata = changed(METADATA, **scaling)
+    facts = metadata.vae
     latent = np.random.default_rng(3).standard_normal((4, 5, 6)).astype(np.float32) * 5
     scaled = to_scaled(torch.from_numpy(latent)[None], facts)[0].numpy()
-    made_by |= {"scaled": True, "latent_form": "scaled"}
-    assert np.abs(unscaled(torch.from_numpy(scaled), made_by).numpy() - latent).max() < 4e-6
-    write_chunk(f"{tmp_path}/out", 0, ["a"], **made_by)
+    changes = {**scaling, "scaled": True, "latent_form": "scaled"}
+    assert np.abs(unscaled(torch.from_numpy(scaled), changed(METADATA, **changes)).numpy() - latent).max() < 4e-6
+    write_chunk(f"{tmp_path}/out", 0, ["a"], **changes)
     export(tmp_path / "out", "comfyui", tmp_path / "to")
     data = (tmp_path / "to/a.latent").read_bytes()
     (row,) = by_key(f"{tmp_path}/out").values()
@@ -232,8 +233,8 @@ def test_scaled_latents_are_as_the_vae_gave_them_again(scaling, tmp_path):
 
 
 def test_packed_latents_are_what_comfyui_has(tmp_path):
-    packed = {"vae_class": "AutoencoderKLFlux2", "latent_form": "packed", "ratio": 16, "crop_multiple": 16}
-    write_chunk(f"{tmp_path}/out", 0, ["a"], scaled=True, latents_mean=[1.0], latents_std=[2.0], **packed)
+    packed = {"vae_class": "AutoencoderKLFlux2", "latent_form": "packed", "vae_scale_factor": 16, "crop_multiple": 16}
+    write_chunk(f"{tmp_path}/out", 0, ["a"], scaled=True, latents_mean=(1.0,), latents_std=(2.0,), **packed)
     export(tmp_path / "out", "comfyui", tmp_path / "to")
     (row,) = by_key(f"{tmp_path}/out").values()
     assert np.array_equal(load_latent((tmp_path / "to/a.latent").read_bytes())[0], row["samples"])
@@ -260,7 +261,7 @@ from inpaint_encode.reader import Output, iter_rows
 for to in SUFFIXES:
     for row in iter_rows(sys.argv[1]):
         form = format_of(to, list(row))
-        contents = form.contents(row, Facts(Output.open(sys.argv[1]).made_by, False))
+        contents = form.contents(row, Facts(Output.open(sys.argv[1]).metadata, False))
         made = tar_bytes(zip(form.names(row["key"]), contents))
         print(to, ascii(row["key"]), hashlib.sha256(made).hexdigest())
 """
@@ -303,7 +304,7 @@ def test_what_comfyui_has_not_is_refused_by_name(tmp_path):
 def test_whether_there_are_frames_is_the_family_s(vae_class, frames):
     from inpaint_encode.tools.export.run import _has_frames
 
-    assert _has_frames({**MADE_BY, "vae_class": vae_class}) is frames
+    assert _has_frames(changed(METADATA, vae_class=vae_class)) is frames
 
 
 def test_a_destination_in_the_output_is_refused(plain):

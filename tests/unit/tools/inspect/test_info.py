@@ -11,21 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from inpaint_encode.core.chunk import Reject
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.job.transfer import ENCODED, table_of
 from inpaint_encode.output.lease import hold
-from inpaint_encode.output.parquet import data_groups, rejects_table
-from inpaint_encode.output.report import Tally, write_report
-from inpaint_encode.output.resume import job_record, open_output
-from inpaint_encode.schema import FOOTER_KEY, PAIRS, RECEIPT, data_schema, pack_mask
+from inpaint_encode.output.report import RunStats, write_report
+from inpaint_encode.output.resume import job_record, open_output, row_metadata
+from inpaint_encode.output.rows import rejects_table
+from inpaint_encode.schema import PAIRS, RECEIPT, data_schema
 from inpaint_encode.sources import FoundPairs
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.s3 import forget_clients
 from inpaint_encode.tools.inspect import info
 from inpaint_encode.tools.inspect.info import about
+from tests.buckets import point_clients_at
+from tests.metadata import VAE
 from tests.proxy import FaultyProxy
-from tests.unit.output.test_resume import FACTS
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
+from tests.rows import encoded_pair, groups_of
 
 SIDES, CHUNK = (64, 80), 3
 
@@ -35,36 +37,31 @@ class Written:
 
     def __init__(self, output, make_job, **options):
         self.output = str(output)
-        self.record = job_record(make_job("in/images", "in/masks", self.output, **options), FACTS)
-        self.made_by = {**FACTS, **self.record["rows"], "versions": self.record["versions"]}
+        job = make_job("in/images", "in/masks", self.output, **options)
+        self.metadata = row_metadata(job.rows, job.decoding, VAE)
+        self.record = job_record(job, self.metadata)
         self.lease = hold(f"{self.output}/_lease.json", lambda _: None)
-        self.ledger, _ = open_output(self.output, self.record, overwrite=False, token=self.lease.token)
+        self.state, _ = open_output(self.output, self.record, overwrite=False, token=self.lease.token)
         self.committed, self.kept = [], 0
 
     def plan(self, pairs, generation=0):
         about = {"chunk": 0, "image_uri": "i", "mask_uri": "m", "mask_index": 0, "encode": True}
         keys = ({**about, "key": f"k{number:03}", "image_version": "", "mask_version": ""} for number in range(pairs))
-        self.part = self.ledger.write_plan(generation, pa.Table.from_pylist(list(keys), PAIRS))[0]
+        self.part = self.state.write_plan(generation, pa.Table.from_pylist(list(keys), PAIRS))[0]
 
     def chunk(self, number, rejected=0):
         """Commit a chunk of `CHUNK` pairs, of which some are rejects."""
         work = {"chunk": number, "generation": 0, "part": self.part, "keep": False}
         pairs = [self.row(f"k{number * CHUNK + index:03}") for index in range(CHUNK)]
-        for row in pairs[:rejected]:
-            row |= {"error": "decode.truncated", "message": "cut"}
-        table = table_of(pairs, ENCODED)
-        schema = data_schema(self.made_by)
-        committed = self.ledger.publish(work, data_groups(table, schema), schema, rejects_table(table))
-        self.committed.append((work, committed))
+        rejects = rejects_table([Reject(row.pair, "decode.truncated", "cut") for row in pairs[:rejected]])
+        groups = groups_of(pairs[rejected:], self.metadata)
+        self.committed.append((work, self.state.commit(work, *groups, rejects, check=lambda: None)))
 
     def row(self, key):
         height, width = SIDES
-        mask = np.zeros(SIDES, np.uint8)
-        samples = np.ones((4, height // 8, width // 8), self.made_by["samples_dtype"])
-        values = {"samples": samples, "samples_shape": list(samples.shape), "noise_mask": pack_mask(mask)}
-        values |= {"original_samples": samples, "latent_mask": samples[:1]}
-        sizes = {"height": height, "width": width, "mask_coverage": 0.0, "precision": "float32", "tiled": False}
-        return {"key": key, **values, **sizes, "image_uri": "i", "mask_uri": "m"}
+        samples = np.ones((4, height // 8, width // 8), self.metadata.samples_dtype)
+        tensors = {"original_samples": samples, "latent_mask": samples[:1]}
+        return encoded_pair(key, samples, np.zeros(SIDES, np.uint8), image_uri="i", mask_uri="m", **tensors)
 
     def keep_receipts(self):
         """As a run does every half a minute; the chunks since the last time."""
@@ -73,13 +70,13 @@ class Written:
             told = {"errors": list(one.errors.items()), "counters": [], "fatal": None}
             counts = {name: getattr(one, name) for name in ("encoded", "rejected", "data_bytes", "version")}
             receipts.append({**work, **counts, "rejects_version": one.rejects_version, **told})
-        self.ledger.write_receipts("1", self.kept, [{k: r[k] for k in RECEIPT.names} for r in receipts])
+        self.state.write_receipts("1", self.kept, [{k: r[k] for k in RECEIPT.names} for r in receipts])
         self.kept = len(self.committed)
 
     def finish(self, pairs):
-        whole = Tally.of(committed for _, committed in self.committed)
+        whole = RunStats.of(committed for _, committed in self.committed)
         found = FoundPairs(pa.table({}), *[pa.chunked_array([[]], pa.string())] * 2, 0)
-        write_report(f"{self.output}/_report.json", {}, pairs, found, whole, Tally())
+        write_report(f"{self.output}/_report.json", {}, pairs, found, whole, RunStats())
 
     def end(self):
         storage.delete(f"{self.output}/_lease.json")
@@ -161,8 +158,10 @@ def test_columns_are_told_in_words(written):
     ],
 )
 def test_other_columns(options, name, type_and_shape, make_job, tmp_path):
-    schema = data_schema({**FACTS, **job_record(make_job("i", "m", str(tmp_path), **options), FACTS)["rows"]})
-    assert info._type_and_shape(schema.field(name), json.loads(schema.metadata[FOOTER_KEY])) == type_and_shape
+    job = make_job("i", "m", str(tmp_path), **options)
+    metadata = row_metadata(job.rows, job.decoding, VAE)
+    schema = data_schema(metadata)
+    assert info._type_and_shape(schema.field(name), metadata) == type_and_shape
 
 
 def test_what_is_printed(written, shell):
@@ -234,7 +233,7 @@ def test_requests_grow_with_pages_of_the_listing_alone(s3, make_job, copies, mon
 def many(written, copies):
     """Copies of the chunk's file, under the names of other chunks."""
     bucket = written.output.removeprefix("s3://").partition("/")[0]
-    data = storage.read(written.ledger.data_uri(0)).data
-    paths = [written.ledger.data_uri(number).partition(f"{bucket}/")[2] for number in range(1, copies)]
+    data = storage.read(written.state.data_uri(0)).data
+    paths = [written.state.data_uri(number).partition(f"{bucket}/")[2] for number in range(1, copies)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda path: obstore.put(clients._store(bucket), path, data), paths))
+        list(pool.map(lambda path: obstore.put(clients.connect(bucket), path, data), paths))

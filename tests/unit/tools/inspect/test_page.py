@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.output.report import MARKS, Tally
+from inpaint_encode.output.report import MARKS, RunStats
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding, ReportOptions
 from inpaint_encode.tools.inspect.contents import gather
@@ -21,7 +21,7 @@ from inpaint_encode.tools.inspect.find import find_row
 from inpaint_encode.tools.inspect.page import render
 from inpaint_encode.tools.inspect.rejects import REASONS
 from inpaint_encode.tools.inspect.sample import read_place
-from tests.fabricated import JOB, data_file, latents, made_by, row, write_output, write_rejects
+from tests.fabricated import JOB, data_file, latents, metadata, row, write_output, write_rejects
 from tests.unit.core.decode.test_mutated import documented
 
 REPORT = {
@@ -128,7 +128,7 @@ class TestPage:
         assert "rows 33" in text
 
     def test_nor_does_one_tell_of_files_that_were_written_anew(self, output):
-        (output / f"{JOB}-00000001.parquet").write_bytes(data_file(tables(8)[0], made_by()))
+        (output / f"{JOB}-00000001.parquet").write_bytes(data_file(tables(8)[0], metadata()))
         text = page_of(output)
         assert "and now there are 2 of" in text and "another has begun since" in text
         assert "rows 15" in text
@@ -166,7 +166,7 @@ class TestPage:
         ],
     )
     def test_what_the_numbers_are_is_told(self, tmp_path, about, said):
-        assert said in page_of(write_output(tmp_path, tables(), made_by(**about)), gallery=0)
+        assert said in page_of(write_output(tmp_path, tables(), metadata(**about)), gallery=0)
 
     def test_what_is_written_by_others_is_text(self, tmp_path):
         table = [row("<script>alert(1)</script>", latents(1)[0])]
@@ -226,7 +226,7 @@ def test_every_reason_is_explained():
 
 class TestMarks:
     def test_a_run_of_any_length_keeps_so_many_moments(self):
-        tally = Tally()
+        tally = RunStats()
         for chunk in range(10_000):
             tally.encoded += 7
             tally._mark(float(chunk))
@@ -237,11 +237,11 @@ class TestMarks:
         assert np.diff(seconds).max() <= 2 * np.diff(seconds)[1:].min() and seconds[-1] > 9_800
 
     def test_where_it_ended_is_the_last(self):
-        tally = Tally(encoded=5)
+        tally = RunStats(encoded=5)
         assert tally.over_time[-1][1] == 5
         tally._mark(1.0)
         assert tally.over_time == [(1.0, 5)]
-        assert Tally().over_time == []
+        assert RunStats().over_time == []
 
 
 class TestFind:

@@ -15,7 +15,7 @@ from inpaint_encode.tools.inspect.pictures import LatentColours
 from inpaint_encode.tools.inspect.rejects import EXAMPLES, read_rejects
 from inpaint_encode.tools.inspect.sample import Limits, Sample, read_place
 from inpaint_encode.tools.inspect.statistics import LatentSums
-from tests.fabricated import JOB, latents, made_by, row, write_output, write_rejects
+from tests.fabricated import JOB, latents, metadata, row, write_output, write_rejects
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def large(tmp_path_factory):
 def summed(sample: Sample, count: int, about=None) -> LatentSums:
     sums = LatentSums()
     for part in sample.latents(
-        sample.draw_latents(count), lambda drawn, them: LatentSums.of(drawn, them, about or made_by())
+        sample.draw_latents(count), lambda drawn, them: LatentSums.of(drawn, them, about or metadata())
     ):
         sums.add(part)
     return sums
@@ -109,7 +109,7 @@ class TestStatistics:
         assert np.allclose(found.mean, whole.mean) and np.allclose(found.axes, whole.axes)
 
     def test_of_moments_the_means_count(self, tmp_path):
-        about = made_by(posterior="moments")
+        about = metadata(posterior="moments")
         both = [np.concatenate([one, one - 100]) for one in latents(3)]
         output = Output.open(str(write_output(tmp_path, [[row(str(at), one) for at, one in enumerate(both)]], about)))
         channels = summed(Sample(output, 0), 10, about).channels()

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from inpaint_encode.output.report import Tally, write_report
-from inpaint_encode.output.state import Committed
+from inpaint_encode.output.report import RunStats, write_report
+from inpaint_encode.output.state import ChunkResult
 from inpaint_encode.sources import FoundPairs
 
 
@@ -12,11 +12,11 @@ from inpaint_encode.sources import FoundPairs
 def output(tmp_path):
     """A folder with the report of a run that encoded 1,200 pairs and rejected 34."""
     errors = {"decode.truncated": 30, "mask.size": 4}
-    chunk = Committed(1_200, 34, errors, data_bytes=5_000_000, version="1", rejects_version="1")
-    run = Tally()
+    chunk = ChunkResult(1_200, 34, errors, data_bytes=5_000_000, version="1", rejects_version="1")
+    run = RunStats()
     run.add(chunk, [("encode_s", 75.25), ("fetch_s", 120.0), ("objects_fetched", 2_400), ("coverage_0", 1_200)])
     found = FoundPairs(pa.table({}), pa.chunked_array([["a.png"]]), pa.chunked_array([[]], pa.string()), 3)
-    write_report(f"{tmp_path}/_report.json", {}, 1_234, found, Tally.of([chunk]), run)
+    write_report(f"{tmp_path}/_report.json", {}, 1_234, found, RunStats.of([chunk]), run)
     return tmp_path
 
 
@@ -34,7 +34,7 @@ def test_a_report_is_readable(output, shell):
 def test_an_output_without_a_report_is_said_to_have_none(tmp_path, shell):
     done = shell("report", tmp_path, "--html", "")
     assert done.returncode == 1
-    assert f"there is no {tmp_path}/_report.json: a job writes it when it ends" in done.stderr
+    assert f"{tmp_path}/_report.json does not exist, because no run has finished yet" in done.stderr
     (tmp_path / "_report.json").write_text("{")
     done = shell("report", tmp_path)
     assert (done.returncode, "_report.json is damaged" in done.stderr) == (1, True)
