@@ -20,7 +20,7 @@ from inpaint_encode.sources.random_masks import RandomMask
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.verify.run import verify_output
 from tests.outputs import data_files, whole_output
-from tests.unit.sources.test_parquet_and_tars import write_tar
+from tests.unit.sources.make_sources import write_tar
 
 IMAGES, MASKS = 5, 8
 
