@@ -18,7 +18,7 @@ from inpaint_encode.stores.ranged_file import Changed
 
 from .listing import PairFiles, find_pair_files
 from .manifest import from_manifest
-from .pair_reader import PairReader, SourceFile, SourcePair, store_of
+from .pair_reader import PairReader, SourceFile, store_of
 from .pairs import FoundPairs
 from .parquet import NullValue
 from .prefixes import from_images, from_images_and_masks
@@ -30,7 +30,6 @@ __all__ = [
     "NullValue",
     "PairReader",
     "SourceFile",
-    "SourcePair",
     "find_pairs",
     "store_of",
 ]

@@ -15,7 +15,7 @@ from .parquet import ParquetRowReader
 from .part_uris import ParquetRow, TarMember, parse_part
 from .random_masks import RANDOM_MASK_VERSION, RandomMask
 
-__all__ = ["PairReader", "RandomMaskFile", "SourceFile", "SourcePair", "store_of"]
+__all__ = ["PairReader", "RandomMaskFile", "SourceFile", "store_of"]
 
 
 class RandomMaskFile(NamedTuple):
@@ -27,13 +27,6 @@ class RandomMaskFile(NamedTuple):
 
 SourceFile = storage.Blob | RandomMaskFile
 """An image or a mask before it is decoded: ``data`` and ``version``."""
-
-
-class SourcePair(NamedTuple):
-    """The image and the mask of one pair, before they are decoded."""
-
-    image: storage.Blob
-    mask: SourceFile
 
 
 class PairReader:
@@ -62,7 +55,7 @@ class PairReader:
             return RandomMaskFile(mask, RANDOM_MASK_VERSION)
         return self.read(pair["mask_uri"], pair.get("mask_version") or "")
 
-    def refetch(self, row: Mapping[str, Any]) -> SourcePair | None:
+    def refetch(self, row: Mapping[str, Any]) -> tuple[storage.Blob, SourceFile] | None:
         """Read the image and the mask of a row of an output; None if one was deleted or has another version now.
 
         Args:
@@ -75,7 +68,7 @@ class PairReader:
         except FileNotFoundError:
             return None
         same = (image.version, mask.version) == (row["image_version"], row["mask_version"])
-        return SourcePair(image, mask) if same else None
+        return (image, mask) if same else None
 
     def read(self, uri: str, version: str = "") -> storage.Blob:
         """Read a whole object, or a part of the object that has this version.

@@ -78,13 +78,12 @@ def from_tars(source: Source, files: PairFiles, access: Access) -> FoundPairs:
             or there is no pair.
     """
     if source.key_column not in ("", SAMPLE_NAME):
-        raise UsageError(
-            f"--key-column {source.key_column}: with tars use {SAMPLE_NAME}, the sample's name, or nothing"
-        )
+        raise UsageError(f"--key-column {source.key_column}: with tars use {SAMPLE_NAME} or leave out the option")
     shards = [uri.removeprefix(f"{files.folder}/").removesuffix(".tar") for uri in files.uris]
     prefixes = ["" if source.key_column else f"{shard}/" for shard in shards]
     with ThreadPoolExecutor(_CONCURRENT_TARS) as pool:
         tars = list(pool.map(lambda uri, prefix: _index_tar(uri, prefix, source, access), files.uris, prefixes))
+    sizes = [tar.image_and_mask_bytes or (0, 0) for tar in tars]
     found = FoundPairs(
         pa.concat_tables([tar.pairs for tar in tars]),
         unpaired_images=pa.concat_arrays([tar.unpaired_images for tar in tars]),
@@ -92,10 +91,7 @@ def from_tars(source: Source, files: PairFiles, access: Access) -> FoundPairs:
         ignored_files=sum(tar.ignored_files for tar in tars),
         unreadable_names=tuple(name for tar in tars for name in tar.unreadable_names),
         objects_listed=files.objects_listed,
-        image_and_mask_bytes=(
-            sum(tar.image_and_mask_bytes[0] for tar in tars if tar.image_and_mask_bytes),
-            sum(tar.image_and_mask_bytes[1] for tar in tars if tar.image_and_mask_bytes),
-        ),
+        image_and_mask_bytes=(sum(images for images, _ in sizes), sum(masks for _, masks in sizes)),
     )
     if not found.pairs.num_rows:
         raise UsageError(

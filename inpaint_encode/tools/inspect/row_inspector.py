@@ -105,8 +105,9 @@ class Looker:
                 missing.append("its image or mask has gone, or has changed since it was encoded")
                 return None, None
             decoder = PairDecoder.of(self.metadata, max_pixels=sys.maxsize)
-            image = decoder.image(sources.image.data)
-            return image.pixels, decoder.mask(sources.mask.data, image)
+            image_file, mask_file = sources
+            image = decoder.image(image_file.data)
+            return image.pixels, decoder.mask(mask_file.data, image)
         except storage.Unavailable as error:
             self._silent[store] = str(error)
             missing.append(f"its source cannot be fetched: {error}")
