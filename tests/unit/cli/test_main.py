@@ -7,7 +7,7 @@ import pytest
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import _refuse_silent
-from tests.unit.stores.test_storage import forget_clients
+from inpaint_encode.stores.s3 import forget_clients
 
 
 @pytest.mark.parametrize("entry", ["from inpaint_encode.cli import main; main()", "runpy"])

@@ -10,11 +10,12 @@ import pytest
 
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.s3 import forget_clients
 from inpaint_encode.tools.doctor import stores
 from inpaint_encode.tools.doctor.stores import PROBE_PREFIX, check_clock, check_output, check_source, check_stores
+from tests.buckets import point_clients_at
 from tests.outputs import files_of
 from tests.proxy import FaultyProxy
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
 
 
 @pytest.fixture
@@ -67,7 +68,9 @@ class TestSources:
     def test_signed_url_is_read_without_head_request(self, s3, prefix):
         storage.write(f"{prefix}/a.png", b"123")
         bucket, _, key = f"{prefix}/a.png".removeprefix("s3://").partition("/")
-        url = clients._botocore(storage.DIRECT).generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
+        url = clients.botocore_client(storage.DEFAULT_ACCESS).generate_presigned_url(
+            "get_object", {"Bucket": bucket, "Key": key}
+        )
         with pytest.raises(PermissionError):
             storage.stat(url)
         assert check_source(url).found.startswith("an object; 3 bytes read in ")
@@ -173,7 +176,7 @@ class TestOutput:
     def test_number_of_requests_does_not_depend_on_the_output(self, prefix, network):
         """A page of a listing has 1,000 objects."""
         bucket, _, path = prefix.removeprefix("s3://").partition("/")
-        store, requests = clients._store(bucket), []
+        store, requests = clients.connect(bucket), []
         for count in (0, 1_100):
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda at: obstore.put(store, f"{path}/{at:04d}.parquet", b"1"), range(count)))
