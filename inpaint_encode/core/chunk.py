@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inpaint_encode.errors import JobFailed, PairRejected
-from inpaint_encode.sources import Changed, Content, MissingValue, PairReader
+from inpaint_encode.sources import Changed, NullValue, PairReader, SourceFile
 from inpaint_encode.stores import storage
 
 from .batch import Batch, EncodedBatch, EncodeFuture, LatentEncoder, OutOfMemory, is_out_of_memory
@@ -194,7 +194,7 @@ def _prefetched(
 def _fetch(pairs: list[Pair], reader: PairReader, breaker: CircuitBreaker) -> tuple[Any, list[Any]]:
     """Return the file of the image that ``pairs`` share and those of their masks; a `PairRejected` for a failure."""
 
-    def read(pair: Pair, uri: str, *, mask: bool) -> Content | PairRejected:
+    def read(pair: Pair, uri: str, *, mask: bool) -> SourceFile | PairRejected:
         if reason := breaker.reason_to_skip(uri):
             return PairRejected("fetch.unavailable", reason)
         try:
@@ -225,7 +225,7 @@ def _fetch_error(uri: str, error: Exception, *, mask: bool) -> PairRejected:
     """Return the rejection for an error of the store; an unknown error counts as the object's."""
     reason = f"{uri}: {getattr(error, 'strerror', None) or error}"
     match error:
-        case MissingValue() if mask:
+        case NullValue() if mask:
             return PairRejected("mask.missing", reason)
         case FileNotFoundError():
             return PairRejected("fetch.not_found", f"{uri} does not exist any more ({error.strerror or error})")
@@ -244,7 +244,7 @@ def _fetch_error(uri: str, error: Exception, *, mask: bool) -> PairRejected:
 
 
 def _decoded(
-    decode: Callable[..., _T], file: Content | PairRejected, stage: str, *image: DecodedImage | PairRejected
+    decode: Callable[..., _T], file: SourceFile | PairRejected, stage: str, *image: DecodedImage | PairRejected
 ) -> _T | PairRejected:
     """Decode a file, unless it or its image is rejected already; return the rejection if it fails."""
     for rejected in (*image, file):

@@ -103,7 +103,7 @@ def unpaired_examples(found: FoundPairs) -> dict[str, Any]:
         "unpaired_images": len(found.unpaired_images),
         "unpaired_masks": len(found.unpaired_masks),
         "ignored_files": found.ignored_files,
-        "unreadable_names": found.unreadable[:MAX_EXAMPLES],
+        "unreadable_names": found.unreadable_names[:MAX_EXAMPLES],
         "unpaired_image_uris": found.unpaired_images[:MAX_EXAMPLES].to_pylist(),
         "unpaired_mask_uris": found.unpaired_masks[:MAX_EXAMPLES].to_pylist(),
     }

@@ -23,7 +23,7 @@ from inpaint_encode.settings import EncodeJob, PlanOptions
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.plan.estimate import estimate
-from tests.unit.sources.test_parquet_and_tars import write_parquet, write_tar
+from tests.unit.sources.make_sources import write_parquet, write_tar
 
 README = Path(__file__).parents[2] / "README.md"
 LAYOUTS = re.findall(r"^\| (`.*?) \| `(--.*?)` \| (`.*?) \|$", README.read_text(), re.MULTILINE)

@@ -52,7 +52,7 @@ def test_the_extras_of_the_wheel(wheel):
         metadata = files.read("inpaint_encode-0.1.0.dist-info/METADATA").decode()
     lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     base = {line.partition(">")[0] for line in lines if "extra ==" not in line}
-    assert base == {"botocore", "numpy", "obstore", "pyarrow", "torch", "urllib3"}
+    assert base == {"botocore", "numpy", "obstore", "pyarrow", "tenacity", "torch", "urllib3"}
     extras = [line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides")]
     assert set(extras) == {"job", "demo", "bench", "cluster", "all"}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from inpaint_encode.core.geometry import CropBox, Geometry, Sizing
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.sources.random_mask import Drawing
+from inpaint_encode.sources.random_masks import RandomMask
 
 from .image_file import MAX_PIXELS, decode_image, decode_mask
 
@@ -94,7 +94,7 @@ class PairDecoder:
             )
         return geometry
 
-    def mask(self, data: bytes | Drawing, image: DecodedImage) -> NDArray[np.uint8]:
+    def mask(self, data: bytes | RandomMask, image: DecodedImage) -> NDArray[np.uint8]:
         """Decode a mask file or draw a random mask, resize it to the image, crop it alike and make it binary.
 
         Returns:
@@ -105,8 +105,8 @@ class PairDecoder:
                 orientation that swaps its sides, and their proportions match only without it.
         """
         height, width = image.geometry.resized_height, image.geometry.resized_width
-        if isinstance(data, Drawing):
-            levels = data.levels(height, width)
+        if isinstance(data, RandomMask):
+            levels = data.draw(height, width)
         else:
             levels, transposed = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels)
             if transposed != image.transposed:

@@ -15,7 +15,7 @@ from inpaint_encode.errors import EncodeError, PairRejected
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding
-from inpaint_encode.sources import PairReader, fetch_again, store_of
+from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.access import Access
 
@@ -99,13 +99,14 @@ class RowInspector:
             missing.append(f"its source is not fetched: {store} did not respond ({self._unavailable[store]})")
             return None, None
         try:
-            sources = fetch_again(self.reader, row)
+            sources = self.reader.refetch(row)
             if sources is None:
                 missing.append("its image or mask was deleted or has changed since it was encoded")
                 return None, None
             decoder = PairDecoder.of(self.metadata, max_pixels=sys.maxsize)
-            image = decoder.image(sources.image.data)
-            return image.pixels, decoder.mask(sources.mask.data, image)
+            image_file, mask_file = sources
+            image = decoder.image(image_file.data)
+            return image.pixels, decoder.mask(mask_file.data, image)
         except OSError as error:
             if isinstance(error, storage.Unavailable):
                 self._unavailable[store] = str(error)

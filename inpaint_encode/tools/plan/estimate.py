@@ -18,7 +18,8 @@ from inpaint_encode.output import plan
 from inpaint_encode.output.resume import row_metadata, validate_sizes
 from inpaint_encode.schema import PAIRS
 from inpaint_encode.settings import PlanOptions, RowSettings
-from inpaint_encode.sources import FoundPairs, PairReader, find_pairs, locators
+from inpaint_encode.sources import FoundPairs, PairReader, find_pairs
+from inpaint_encode.sources.part_uris import ParquetRow, parse_part
 
 from .headers import Header, read_header
 from .rate import RateEstimate, estimate_hours, read_finished_run
@@ -150,7 +151,7 @@ def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstim
     pixels = [math.prod(header.size) if header.size else 0 for header in headers]
     all_pixels = total(pixels, population)
     bytes_per_position = _values_per_position(of_rows, latents.channels) * _ITEM_BYTES[latents.dtype]
-    image_bytes, mask_bytes = found.bytes_listed or (None, None)
+    image_bytes, mask_bytes = found.image_and_mask_bytes or (None, None)
     return JobEstimate(
         pairs=population,
         unpaired_images=len(found.unpaired_images),
@@ -216,9 +217,11 @@ def _count_requests(found: FoundPairs, pairs: pa.Table, chunks: int) -> Requests
     """Count one GET per object, tar member, or row group's column in each chunk, and what each chunk needs."""
     random_masks = pc.starts_with(pairs["mask_uri"], "random:")
     own_files = pc.and_not(pc.not_equal(pairs["mask_uri"], pairs["image_uri"]), random_masks)
-    gets = 2 * chunks + 2 * chunks * (found.row_groups > 0)
+    gets = 2 * chunks + 2 * chunks * (found.image_row_groups > 0)
     for uris in (pairs["image_uri"].unique(), pairs["mask_uri"].filter(own_files)):
-        in_rows = found.row_groups and len(uris) and isinstance(locators.parsed(uris[0].as_py()), locators.Row)
-        gets += found.row_groups + chunks if in_rows else len(uris)  # two chunks may share a row group: both read it
+        in_rows = found.image_row_groups and len(uris) and isinstance(parse_part(uris[0].as_py()), ParquetRow)
+        gets += (
+            found.image_row_groups + chunks if in_rows else len(uris)
+        )  # two chunks may share a row group: both read it
     parts = math.ceil(chunks / plan.CHUNKS_PER_PART)
-    return Requests(list=math.ceil(found.listed / _OBJECTS_PER_LIST), get=gets, put=chunks + parts + 3)
+    return Requests(list=math.ceil(found.objects_listed / _OBJECTS_PER_LIST), get=gets, put=chunks + parts + 3)

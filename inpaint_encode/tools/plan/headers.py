@@ -43,7 +43,7 @@ def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecode
     read = 0
     try:
         storage.check_size(pair.get("image_bytes") or 0, reader.max_bytes)
-        start = reader.start(pair, START)
+        start = reader.read_start(pair, START)
         read = len(start)
         try:
             size = upright_size(start, decoder.max_pixels)

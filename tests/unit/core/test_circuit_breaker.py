@@ -16,7 +16,7 @@ from inpaint_encode.job.transfer import unpack_chunk, unpack_decoded
 from inpaint_encode.output import plan
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.schema import WORK
-from inpaint_encode.sources import MissingValue, PairReader
+from inpaint_encode.sources import NullValue, PairReader
 from inpaint_encode.stores import retries, storage
 from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.s3 import forget_clients
@@ -106,7 +106,7 @@ def test_rows_without_bytes(tmp_path):
     reader.max_bytes = 3
     with pytest.raises(storage.TooLarge):
         reader.read(uris[0])
-    with pytest.raises(MissingValue) as missing:
+    with pytest.raises(NullValue) as missing:
         reader.read(uris[4])
     assert _fetch_error(uris[4], missing.value, mask=True).error == "mask.missing"
     assert _fetch_error(uris[4], missing.value, mask=False).error == "fetch.not_found"

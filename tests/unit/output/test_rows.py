@@ -76,3 +76,12 @@ def test_extra_columns_follow_the_rows():
     own = [{"caption": "A"}, {"caption": None}]
     read = pq.read_table(io.BytesIO(data_file(rows, METADATA, own, pa.struct([("caption", pa.string())]))))
     assert read.select(["key", "caption"]).to_pylist() == [{"key": "a", "caption": "A"}, {"key": "b", "caption": None}]
+
+
+def test_extra_columns_have_their_own_names_in_the_data_file():
+    """``height`` is a column between the stages; the manifest's is another."""
+    row = encoded_pair("a", np.zeros((1, 1, 1), np.float32), np.zeros((8, 8), np.uint8))
+    own = [{"height": "tall", "a.b": 1}]
+    data = data_file([row], row_metadata(samples_dtype="float32", tile=False), own, pa.array(own).type)
+    assert pq.read_schema(io.BytesIO(data)).names[-2:] == ["height", "a.b"]
+    assert pq.read_table(io.BytesIO(data)).select(["height", "a.b"]).to_pylist() == own

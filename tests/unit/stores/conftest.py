@@ -12,7 +12,7 @@ from inpaint_encode.stores import s3 as s3_store
 from tests.buckets import bucket_prefix, point_clients_at
 from tests.http_site import serve
 from tests.proxy import KINDS, FaultyProxy
-from tests.unit.sources.test_parquet_and_tars import sample, write_tar
+from tests.unit.sources.make_sources import sample, write_tar
 
 
 @pytest.fixture(params=["s3", "disk"])
