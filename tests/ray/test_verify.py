@@ -1,4 +1,4 @@
-"""Damage of every kind is found by name, repaired, and made whole by the same encode command."""
+"""``verify`` finds every kind of damage, ``--repair`` removes it, and the same encode command restores it."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def data_file(output: Path, chunk: int) -> Path:
 
 
 def remake(path: Path, change) -> None:
-    """Write a data file anew, in order throughout but for what ``change`` does to its rows."""
+    """Rewrite a data file with rows that ``change`` has changed."""
     data = path.read_bytes()
     schema = data_schema(PLAIN).with_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
     table = read_data(data, schema).to_pylist()
@@ -91,7 +91,7 @@ def truncate(output, chunk=2):
 
 
 def flip_a_byte(output):
-    """Of a latent, in a file whose pages have checksums: without them a wrong float looks like any other."""
+    """Flip a byte of a latent in a file whose pages have checksums."""
     path = data_file(output, 2)
     pq.write_table(pq.read_table(path), path, compression="zstd", use_dictionary=False, write_page_checksum=True)
     group = pq.read_metadata(path).row_group(0)
@@ -123,7 +123,7 @@ def with_first(value):
 
 
 def swap_sides(tensor):
-    """Cells of one latent in a column instead of a row: as many values, in another shape."""
+    """Give a latent another shape of the same size."""
     channels, height, width = tensor["shape"]
     return {**tensor, "shape": [channels, 1, height * width] if height > 1 else [channels, width, height]}
 
@@ -161,7 +161,7 @@ def settings_of_another_job(output):
 
 
 def foreign_file(output):
-    """Of a job that was overwritten here."""
+    """Add a file of a job that was overwritten here."""
     job = json.loads((output / "_job.json").read_text())
     (output / "_job.json").write_text(json.dumps({**job, "replaces": ["00000000"]}))
     (output / "00000000-00000077.parquet").write_bytes(data_file(output, 1).read_bytes())
@@ -181,7 +181,7 @@ def temporary_file(output):
 
 
 def rejects_file(output: Path) -> Path:
-    """The only one of a whole output, chunk 0's."""
+    """The only rejects file of the whole output, of chunk 0."""
     return output / "_rejected" / data_file(output, 0).name
 
 
@@ -252,7 +252,7 @@ def problems_of(verdict, check: str) -> list:
     return [problem for problem in verdict.problems if problem.check == check]
 
 
-def test_a_whole_output_is_whole(whole):
+def test_a_whole_output_has_no_problem(whole):
     verdict = verify(whole)
     assert verdict.problems == []
     assert (verdict.pairs, verdict.encoded, verdict.rejects) == (24, 23, {"decode.truncated": 1})
@@ -260,7 +260,7 @@ def test_a_whole_output_is_whole(whole):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_is_found_by_name_and_repaired(output, damage):
+def test_damage_is_found_and_repaired(output, damage):
     check, file, sentence = DAMAGES[damage]
     damage(output)
     verdict = verify(output, repair=True)
@@ -272,8 +272,8 @@ def test_damage_is_found_by_name_and_repaired(output, damage):
     assert verdict.undone <= {2, 3}
 
 
-def test_after_a_repair_the_same_command_makes_it_whole(output, whole, encode):
-    """All at once, in all chunks but the last; the rows of the whole one are there again, bit by bit."""
+def test_after_a_repair_the_same_command_restores_the_output(output, whole, encode):
+    """All damages at once, in all chunks except the last; the rows come out bit for bit."""
     key_in_two_chunks(output)
     in_row("noise_mask", with_first(2), chunk=1)(output)
     in_row("samples", with_first(float("nan")), chunk=3)(output)
@@ -297,7 +297,7 @@ def test_after_a_repair_the_same_command_makes_it_whole(output, whole, encode):
     assert rejects_of(str(output)) == rejects_of(str(whole))
 
 
-def test_chunks_that_are_not_done_are_no_damage(output):
+def test_missing_chunks_are_no_damage(output):
     lost_chunk(output)
     next((output / "_receipts").iterdir()).unlink()
     verdict = verify(output)
@@ -306,15 +306,15 @@ def test_chunks_that_are_not_done_are_no_damage(output):
         verdict.refuse_unless_whole()
 
 
-def test_a_chunk_that_is_to_be_revised_is_not_done(output):
-    """A run that died after it had planned a refresh: the file is of the generation before, and not damaged."""
+def test_a_chunk_planned_for_refresh_is_not_done(output):
+    """A run died after it had planned a refresh: the file is of the generation before."""
     revise(output)
     verdict = verify(output)
     assert (verdict.problems, verdict.undone) == ([], {2})
 
 
-def test_a_row_that_is_to_be_kept_must_be_there(output):
-    """Otherwise the next run would find nothing to keep, and its counts would not add up."""
+def test_a_row_that_a_refresh_keeps_must_exist(output):
+    """The next run copies it from the old file."""
     revise(output)
     drop_a_row(output)
     (problem,) = verify(output).problems
@@ -323,7 +323,7 @@ def test_a_row_that_is_to_be_kept_must_be_there(output):
 
 
 def revise(output):
-    """State chunk 2 once more, its first pair to be encoded and the others to be kept."""
+    """Plan chunk 2 again: encode its first pair, keep the others."""
     (path,) = (output / "_plan").glob("*.parquet")
     stated = pq.read_table(path, schema=PAIRS).slice(2 * CHUNK_ROWS, CHUNK_ROWS)
     stated = stated.set_column(stated.column_names.index("encode"), "encode", pa.array([True, False, False]))
@@ -333,14 +333,14 @@ def revise(output):
         )
 
 
-def test_a_plan_with_a_part_lost(output):
+def test_a_lost_part_of_the_plan_is_a_problem(output):
     next((output / "_plan").glob("*.parquet")).write_bytes(b"PAR1")
     (problem,) = verify(output, repair=True).left
     assert problem.check == "plan"
     assert len(list(output.glob("*.parquet"))) == CHUNKS
 
 
-def test_a_plan_with_keys_twice(output):
+def test_duplicate_keys_in_the_plan_are_a_problem(output):
     (path,) = (output / "_plan").glob("*.parquet")
     table = pq.read_table(path)
     path.write_bytes(parquet_bytes(pa.concat_tables([table, table.slice(4, 1)])))
@@ -352,8 +352,8 @@ def test_a_plan_with_keys_twice(output):
     assert sentences == {"says 24 pairs, its parts have 25", "has keys more than once: 1, such as 000/000004"}
 
 
-def test_when_every_file_is_wrong_none_is_removed(output):
-    """It is _job.json that was changed, and encoding may have taken weeks."""
+def test_repair_removes_nothing_if_every_file_is_wrong(output):
+    """The wrong file is _job.json, and encoding may have taken weeks."""
     job = json.loads((output / "_job.json").read_text())
     job["rows"]["grow_mask_by"] = 9
     (output / "_job.json").write_text(json.dumps(job))
@@ -365,7 +365,7 @@ def test_when_every_file_is_wrong_none_is_removed(output):
         verdict.refuse_unless_whole()
 
 
-def test_in_a_bucket(output, s3):
+def test_an_output_in_a_bucket_is_repaired(output, s3):
     truncate(output)
     extra_rejects(output)
     foreign_file(output)
@@ -389,12 +389,12 @@ def test_only_a_repair_takes_the_lease(output):
 class TestSample:
     """Rows encoded again from their sources."""
 
-    def test_the_same_rows_come_out(self, whole):
+    def test_an_intact_output_gives_the_same_rows(self, whole):
         resampled = verify(whole, sample=100).resampled
         assert (resampled.rows, resampled.changed, resampled.other_masks) == (23, 0, 0)
         assert resampled.largest < 1e-5
 
-    def test_a_value_that_is_a_hundredth_off(self, output):
+    def test_a_wrong_value_is_found(self, output):
         in_row("samples", lambda tensor: with_first(tensor["data"][0] + 0.01)(tensor))(output)
         verdict = verify(output, sample=100, repair=True)
         (problem,) = verdict.problems
@@ -403,8 +403,8 @@ class TestSample:
         assert verdict.resampled.largest == pytest.approx(0.01, abs=1e-5)
         assert verdict.undone == {2}
 
-    def test_when_every_row_differs_none_is_removed(self, output):
-        """It is this machine, or another version of a decoder."""
+    def test_repair_removes_nothing_if_every_row_differs(self, output):
+        """The reason is this machine or another version of a decoder."""
 
         def shift(table):
             for row in table:
@@ -417,7 +417,7 @@ class TestSample:
         assert (verdict.resampled.different, verdict.undone) == (5, set())
         assert len(list(output.glob("*.parquet"))) == CHUNKS
 
-    def test_a_mask_pixel_flipped_with_its_coverage(self, output):
+    def test_a_wrong_mask_pixel_is_found(self, output):
         def flip(table):
             data = table[1]["noise_mask"]["data"]
             data[0] = 1 - data[0]
@@ -451,13 +451,13 @@ class TestSample:
         (wrong,) = _samples_problems(values["stored"], values["again"], metadata, Resampled(), "latent")
         assert re.match("[18] of 8 latent values are not what its source gives", wrong)
 
-    def test_every_row_is_as_likely(self):
+    def test_every_row_is_equally_likely(self):
         drawn = [draw({3: 1, 7: 9}, 1, seed) for seed in range(1_000)]
         assert 60 < sum(one == {3: [0]} for one in drawn) < 140
         assert draw({3: 1, 7: 2}, 10, 0) == {3: [0], 7: [0, 1]}
 
 
-def test_what_a_shell_sees(output, shell):
+def test_output_and_exit_code_of_the_command(output, shell):
     done = shell("verify", output)
     assert done.returncode == 0, done.stderr
     assert "24 pairs planned in 8 chunks: 23 encoded, 1 rejected (1 decode.truncated)" in done.stdout
@@ -468,7 +468,7 @@ def test_what_a_shell_sees(output, shell):
     assert "1 problem; run verify with --repair" in done.stderr
 
 
-def test_what_is_no_output(tmp_path):
+def test_a_folder_without_an_output_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"_job\.json cannot be read"):
         verify(tmp_path, repair=True)
     assert list(tmp_path.iterdir()) == []
