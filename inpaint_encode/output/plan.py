@@ -150,7 +150,7 @@ def revise(current: pa.Table, revised: pa.Table, dropped: pa.Array, undecided: p
         current: `newest` of the plan.
         revised: pairs to encode; ``key`` and the columns that changed: URIs, versions, extra columns.
         dropped: keys to remove from the plan.
-        undecided: chunks that are not committed at their newest generation; the pairs that they encode stay to be encoded.
+        undecided: chunks that are not committed at their newest generation; their pairs are still to be encoded.
     """
     touched = pa.concat_arrays([revised["key"].combine_chunks(), dropped.cast(pa.string())])
     chunks = pc.unique(current.filter(pc.is_in(current["key"], touched))["chunk"])
@@ -206,5 +206,5 @@ def _replaced_values(stated: pa.Table, revised: pa.Table, name: str) -> pa.Chunk
 def _without_spare_nulls(stated: pa.Table) -> pa.Table:
     """Remove the null keys of dropped pairs; a chunk that has no other pair keeps them."""
     left = pc.unique(stated.filter(pc.is_valid(stated["key"]))["chunk"])
-    whole = pc.or_(pc.is_valid(stated["key"]), pc.invert(pc.is_in(stated["chunk"], left)))
-    return stated.filter(whole)
+    kept = pc.or_(pc.is_valid(stated["key"]), pc.invert(pc.is_in(stated["chunk"], left)))
+    return stated.filter(kept)

@@ -68,7 +68,9 @@ class TestSources:
     def test_signed_url_is_read_without_head_request(self, s3, prefix):
         storage.write(f"{prefix}/a.png", b"123")
         bucket, _, key = f"{prefix}/a.png".removeprefix("s3://").partition("/")
-        url = clients.botocore_client(storage.DEFAULT_ACCESS).generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
+        url = clients.botocore_client(storage.DEFAULT_ACCESS).generate_presigned_url(
+            "get_object", {"Bucket": bucket, "Key": key}
+        )
         with pytest.raises(PermissionError):
             storage.stat(url)
         assert check_source(url).found.startswith("an object; 3 bytes read in ")
