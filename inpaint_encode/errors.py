@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EncodeError", "JobFailed", "NotWhole", "PairRejected", "TooManyRejected", "UsageError"]
+__all__ = ["EncodeError", "IncompleteOutput", "JobFailed", "PairRejected", "TooManyRejected", "UsageError"]
 
 
 class EncodeError(Exception):
@@ -27,7 +27,7 @@ class TooManyRejected(EncodeError):
     exit_code = 3
 
 
-class NotWhole(EncodeError):
+class IncompleteOutput(EncodeError):
     """``verify`` found damage, or chunks that are not done yet: exit code 4."""
 
     exit_code = 4

@@ -133,13 +133,13 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     """
     protect_local_ray(options.address)
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.verify.run import verify_output
-    from inpaint_encode.tools.verify.verdict import show
+    from inpaint_encode.tools.verify.pipeline import verify_output
+    from inpaint_encode.tools.verify.table import show
 
     with open_display() as display:
-        verdict = verify_output(options, display.say)
-    show(verdict, _console())
-    verdict.refuse_unless_whole()
+        result = verify_output(options, display.say)
+    show(result, _console())
+    result.check_complete()
 
 
 @app.command(sort_key=4)

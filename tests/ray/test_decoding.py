@@ -16,7 +16,7 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.verify.run import verify_output
+from inpaint_encode.tools.verify.pipeline import verify_output
 from tests import mutations
 from tests.files import COLOUR, COLOUR_ALPHA, GREY, matrix_profile, png, saved, tiff
 from tests.outputs import rejects_of, whole_report
@@ -102,7 +102,7 @@ def test_a_job_with_all_rules(source, tmp_path, ray_cluster, make_job):
     assert turned == (128, 85)  # 300 x 200 upright, on its way to 128 x 64
 
     verdict = verify_output(VerifyOptions(output=output, sample=100), display.say)
-    assert (verdict.problems, verdict.resampled.rows, verdict.resampled.other_masks) == ([], 10, 0)
+    assert (verdict.problems, verdict.reencoded.rows, verdict.reencoded.other_masks) == ([], 10, 0)
 
     with pytest.raises(UsageError, match="icc: srgb there, ignore here; buckets: 9216 there, 4096 here"):
         run(**RULES | {"icc": "ignore", "buckets": 64 * 64}, **LIMITS, chunk_rows=4)

@@ -20,7 +20,7 @@ from inpaint_encode.job.pipeline import Backend, run_job, vae_backend
 from inpaint_encode.schema import FOOTER_KEY
 from inpaint_encode.settings import VaeSource, VerifyOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.verify.run import verify_output
+from inpaint_encode.tools.verify.pipeline import verify_output
 from inpaint_encode.vae.load import load_vae
 from tests.conftest import command, save_vae
 
@@ -178,7 +178,7 @@ def test_other_ratios_growths_and_masks(tmp_path, ray_cluster, make_job, display
     assert check_every_row(rows, tmp_path / "in", str(tmp_path / "in"), vae, ratio=ratio, grow=grow) == 12
     footer = pq.read_schema(next(output.glob("*.parquet"))).metadata
     assert json.loads(footer[FOOTER_KEY])["mask_encoding"] == masks
-    verify_output(VerifyOptions(output=str(output), sample=12), display.say).refuse_unless_whole()
+    verify_output(VerifyOptions(output=str(output), sample=12), display.say).check_complete()
 
 
 def with_other_weights(job) -> Backend:

@@ -15,7 +15,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job, vae_backend
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import VaeSource, VerifyOptions
-from inpaint_encode.tools.verify.run import verify_output
+from inpaint_encode.tools.verify.pipeline import verify_output
 from inpaint_encode.vae.encode import to_vae_range
 from inpaint_encode.vae.latent_values import standard_normal
 from inpaint_encode.vae.load import load_vae
@@ -123,8 +123,8 @@ def test_every_row_is_what_was_asked_for(tmp_path, ray_cluster, make_job, displa
             assert np.abs(row["samples"] - drawn(vae, neutralise(levels, hole.float()), key)).max() <= tolerance
             assert np.abs(row["original_samples"] - drawn(vae, levels, key)).max() <= tolerance
     verdict = verify_output(VerifyOptions(output=str(tmp_path / "out"), sample=7), lambda _: None)
-    verdict.refuse_unless_whole()
-    assert verdict.resampled.rows == len(pairs)
+    verdict.check_complete()
+    assert verdict.reencoded.rows == len(pairs)
     assert whole_report(str(tmp_path / "out"))["job"]["rows"]["posterior_seed"] == 3
     with pytest.raises(UsageError, match=r"posterior_seed: 3 there, 4 here"):
         run_job(make(**{**ASKED, "posterior_seed": 4}), display)
