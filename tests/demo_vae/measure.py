@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inpaint_encode.core.threads import one_thread
+from jobs.benchmarks.threads import one_thread
 from inpaint_encode.demo.pairs import draw_mask
 from inpaint_encode.demo.photographs import photograph
 
