@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.benchmarks.threads import one_thread
 from inpaint_encode.demo.pairs import draw_mask
 from inpaint_encode.demo.photographs import photograph
+from jobs.benchmarks.threads import one_thread
 
 from .sources import HELD_OUT
 
