@@ -1,8 +1,9 @@
-"""What it costs to turn encoded rows into the bytes of a file, and how many bytes they are."""
+"""The cost of turning encoded rows into the bytes of a file, and the size of the file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,24 +22,24 @@ from .fake_vae import FAKE_VAE
 from .figures import Figure, Measure, Ratio, cpu_ms, in_turn
 from .record import Section
 
-__all__ = ["encoded_rows", "writing_section"]
+__all__ = ["MASK_ENCODINGS", "encoded_rows", "writing_section"]
 
+MASK_ENCODINGS: tuple[Literal["tensor", "packed"], ...] = ("tensor", "packed")
 _ROWS, _SIDE = 64, 512
-_UNIT = "ms CPU/row"
 
 
 def writing_section(repeats: int = 5) -> Section:
-    """Write rows of 512 x 512 with each way to store masks, in memory; latents are normally distributed float16."""
+    """Write rows of 512 x 512 with each mask encoding, in memory; latents are normally distributed float16."""
     encoded = encoded_rows(_ROWS)
-    ways = {way: data_schema(RowMetadata(vae=FAKE_VAE, mask_encoding=way)) for way in ("tensor", "packed")}
-    tables = {way: rows_table(encoded, schema) for way, schema in ways.items()}
-    measures: dict[str, Measure] = {f"write, {way} masks": _writing(tables[way], ways[way]) for way in ways}
-    tensor, packed = in_turn(_UNIT, measures, repeats).values()
-    sizes = [
-        Figure(f"{column}, {way} masks", "bytes/row", (stored / _ROWS,))
-        for way, schema in ways.items()
-        for column, stored in _stored(parquet_file(row_groups(tables[way], schema), schema)).items()
-    ]
+    measures: dict[str, Measure] = {}
+    sizes: list[Figure] = []
+    for encoding in MASK_ENCODINGS:
+        schema = data_schema(RowMetadata(vae=FAKE_VAE, mask_encoding=encoding))
+        table = rows_table(encoded, schema)
+        measures[f"write, {encoding} masks"] = _measure(table, schema)
+        for column, stored in _compressed_bytes(parquet_file(row_groups(table, schema), schema)).items():
+            sizes.append(Figure.once(f"{column}, {encoding} masks", "bytes/row", stored / _ROWS))
+    tensor, packed = in_turn("ms CPU/row", measures, repeats).values()
     text = f"{_ROWS} rows of {_SIDE} x {_SIDE} as one Parquet file in memory, in one thread."
     ratio = Ratio("tensor masks over packed", tensor, packed)
     return Section("Write alone", text, (tensor, packed, *sizes), (ratio,))
@@ -66,14 +67,14 @@ def encoded_rows(count: int) -> list[EncodedPair]:
     ]
 
 
-def _writing(rows: pa.Table, schema: pa.Schema) -> Measure:
-    return lambda: cpu_ms(lambda: parquet_file(row_groups(rows, schema), schema), _ROWS)
+def _measure(table: pa.Table, schema: pa.Schema) -> Measure:
+    return lambda: cpu_ms(lambda: parquet_file(row_groups(table, schema), schema), _ROWS)
 
 
-def _stored(data: bytes) -> Mapping[str, int]:
-    """Compressed bytes of the tensor columns."""
+def _compressed_bytes(data: bytes) -> Mapping[str, int]:
+    """Return the compressed size of the tensor columns."""
     metadata = pq.read_metadata(pa.BufferReader(data))
-    sizes = dict.fromkeys(("samples", "noise_mask"), 0)
+    sizes = {"samples": 0, "noise_mask": 0}
     for group in range(metadata.num_row_groups):
         for column in map(metadata.row_group(group).column, range(metadata.num_columns)):
             name = column.path_in_schema.partition(".")[0]

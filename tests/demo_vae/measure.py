@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inpaint_encode.core.threads import one_thread
 from inpaint_encode.demo.pairs import draw_mask, photograph
+from jobs.benchmarks.threads import one_thread
 
 from .sources import HELD_OUT
 

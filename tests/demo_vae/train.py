@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inpaint_encode.core.threads import one_thread
+from jobs.benchmarks.threads import one_thread
 
 from .muon import kernels_as_matrices
 from .pictures import Pictures

@@ -1,4 +1,4 @@
-"""One thread for what has to repeat, and for figures of CPU time."""
+"""Compute in one thread: for results that repeat and for figures of CPU time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["one_thread"]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread meanwhile.
+    """Let torch use one thread inside the ``with`` block.
 
-    With more, sums come in another order each time, and threads that wait for each other cost a multiple of the CPU
-    time where the work is small or the machine is shared.
+    With several threads, sums are added in another order each time. Threads that wait for each other also use several
+    times the CPU time where the work is small or the machine is shared.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
