@@ -38,8 +38,7 @@ def from_manifest(source: Source, files: PairFiles, access: Access) -> FoundPair
         UsageError: the manifest cannot be read or has no lines, a column is missing or has the name of an output
             column, a line has no URI or occurs twice, or a key is not unique.
     """
-    lines = _read_files(source, files, access)
-    table, versions = lines.table, lines.versions
+    table, versions, image_bytes, mask_bytes, row_groups = _read_files(source, files, access)
     images = _uri_column(table, "--image-column", source.image_column, files.folder)
     no_mask_column = source.random_masks > 0 or source.is_own_mask
     masks = images if no_mask_column else _uri_column(table, "--mask-column", source.mask_column, files.folder)
@@ -63,17 +62,18 @@ def from_manifest(source: Source, files: PairFiles, access: Access) -> FoundPair
     used = {source.image_column, source.key_column} | (set() if source.random_masks else {source.mask_column})
     extra = _extra_columns(source.pairs, table, used)
     pairs = pa.table(columns | ({EXTRA_COLUMNS: extra.to_struct_array()} if extra.num_columns else {}))
+    del table  # frees the columns of URIs before the keys are checked
     if not (np.diff(by_image) == 1).all():  # else save the copy
         pairs = pairs.take(by_image)
     pairs = with_random_masks(pairs, source) if source.random_masks else pairs
     advice = "make them unique" if source.key_column else "name a column with unique keys: --key-column"
     check_unique_keys(f"--pairs {source.pairs}", pairs, lambda some: some["image_uri"], advice)
-    all_embedded = lines.image_bytes and (lines.mask_bytes or no_mask_column)
+    all_embedded = image_bytes and (mask_bytes or no_mask_column)
     return FoundPairs(
         pairs,
         objects_listed=files.objects_listed,
-        image_row_groups=lines.row_groups,
-        image_and_mask_bytes=(lines.image_bytes, lines.mask_bytes) if all_embedded else None,
+        image_row_groups=row_groups,
+        image_and_mask_bytes=(image_bytes, mask_bytes) if all_embedded else None,
     )
 
 

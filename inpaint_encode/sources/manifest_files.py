@@ -87,6 +87,7 @@ def _read_parquet(uri: str, source: Source, access: Access) -> ManifestLines:
         file = pq.ParquetFile(pa.BufferReader(storage.read(uri, access).data))
     batches = file.iter_batches(columns=[field.name for field in kept])  # read_table would need twice the memory
     table = pa.Table.from_batches(batches, pa.schema(kept)).combine_chunks(memory_pool=SYSTEM_POOL)
+    pa.default_memory_pool().release_unused()  # the memory of the decoder, twice the table
     if not any(sides):
         return _without_embedded_images(table)
     rows = pa.array(np.arange(file.metadata.num_rows))
