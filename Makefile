@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { echo '$(PYTHON) is not Python 3.11, 3.12 or 3.13; name one, as in: make venv PYTHON=python3.12'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -U 'pip>=25.1'
-	$(BIN)/python -m pip install -c constraints.txt -e '.[bench,cluster]' --group dev
+	$(BIN)/python -m pip install -c constraints.txt -e '.[all]' --group dev
 	@touch $@
 
 check: $(INSTALLED) ## lint, formatting, types, the direction of imports, and the files of cluster/

@@ -1,11 +1,25 @@
-"""Image/mask pairs become inpainting latents: the tensor function here, the distributed job in ``inpaint-encode``.
+"""Encodes image/mask pairs as inpainting latents: a function on tensors, a distributed job, and readers of its output.
 
-Names load on first use, so that importing the package costs neither torch nor Ray.
+Names are imported on first use: ``import inpaint_encode`` loads neither torch nor Ray, and the readers need no package
+of the ``[job]`` extra.
+
+Reading (base install):
+    open_latents: open an output as a torch dataset, for training.
+    iter_rows: iterate over an output's rows as numpy arrays.
+    inpaint_input: combine noisy latents, mask and latents of the masked image to a denoiser's input.
+    RowMetadata: how the rows of an output were made.
+    grow_mask: dilate a mask.
+
+Encoding (``[job]`` extra):
+    load_vae: load a VAE from a folder, a single file or the hub.
+    encode_for_inpaint: encode images and masks in memory; returns InpaintLatents.
+    EncodeJob, run_job: describe a distributed job, and run it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -13,34 +27,60 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .core.inpaint import InpaintLatents, encode_for_inpaint
     from .core.transform import grow_mask
+    from .job.pipeline import run_job
+    from .metadata import RowMetadata
     from .reader import iter_rows
+    from .reader.conventions import inpaint_input
     from .reader.dataset import open_latents
     from .settings import EncodeJob
-    from .vae import load_vae
-
-_HOMES = {
-    "EncodeJob": "settings",
-    "InpaintLatents": "core.inpaint",
-    "encode_for_inpaint": "core.inpaint",
-    "grow_mask": "core.transform",
-    "iter_rows": "reader",
-    "load_vae": "vae",
-    "open_latents": "reader.dataset",
-}
+    from .vae.load import load_vae
 
 __all__ = [
     "EncodeJob",
     "InpaintLatents",
+    "RowMetadata",
     "__version__",
     "encode_for_inpaint",
     "grow_mask",
+    "inpaint_input",
     "iter_rows",
     "load_vae",
     "open_latents",
+    "run_job",
 ]
+
+_MODULES = {
+    "EncodeJob": "settings",
+    "InpaintLatents": "core.inpaint",
+    "RowMetadata": "metadata",
+    "encode_for_inpaint": "core.inpaint",
+    "grow_mask": "core.transform",
+    "inpaint_input": "reader.conventions",
+    "iter_rows": "reader",
+    "load_vae": "vae.load",
+    "open_latents": "reader.dataset",
+    "run_job": "job.pipeline",
+}
+_JOB_PACKAGES = {
+    "EncodeJob": ("pydantic",),
+    "InpaintLatents": ("diffusers",),
+    "encode_for_inpaint": ("diffusers",),
+    "load_vae": ("diffusers", "safetensors"),
+    "run_job": ("diffusers", "pydantic", "ray"),
+}
+"""Packages of the ``[job]`` extra that a name cannot work without. Its module may import them only later."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        for package in _JOB_PACKAGES.get(name, ()):
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if name not in _JOB_PACKAGES:
+            raise
+        sentence = f"{name} needs packages that are not installed; run: pip install 'inpaint-encode[job]'"
+        raise ImportError(f"{sentence} ({error})", name=error.name) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EncodeError", "JobFailed", "NotWhole", "PairRejected", "TooManyRejected", "UsageError"]
+__all__ = ["EncodeError", "IncompleteOutput", "JobFailed", "PairRejected", "TooManyRejected", "UsageError"]
 
 
 class EncodeError(Exception):
@@ -27,7 +27,7 @@ class TooManyRejected(EncodeError):
     exit_code = 3
 
 
-class NotWhole(EncodeError):
+class IncompleteOutput(EncodeError):
     """``verify`` found damage, or chunks that are not done yet: exit code 4."""
 
     exit_code = 4
@@ -36,7 +36,7 @@ class NotWhole(EncodeError):
 class PairRejected(Exception):
     """One pair cannot become a row; the others go on.
 
-    ``error`` is a stable name, ``stage.what`` (``decode.truncated``); ``message`` says it with numbers.
+    ``error`` is a stable name, ``stage.what`` (``image.truncated``); ``message`` says it with numbers.
     """
 
     def __init__(self, error: str, message: str) -> None:
@@ -46,5 +46,5 @@ class PairRejected(Exception):
 
     @property
     def stage(self) -> str:
-        """The part of the name before the dot: ``fetch``, ``decode``, ``mask``, ``size`` or ``encode``."""
+        """Part of the name before the dot: ``fetch``, ``image``, ``mask``, ``orientation``, ``size`` or ``encode``."""
         return self.error.partition(".")[0]

@@ -29,7 +29,7 @@ class VaeMetadata:
     """Folder, URI or hub id the VAE was loaded from."""
     weights_sha256: str
     config_sha256: str = ""
-    """Hash of the configuration, see `inpaint_encode.vae.facts.config_sha256`."""
+    """Hash of the configuration, see `inpaint_encode.vae.properties.config_sha256`."""
     vae_scale_factor: int
     """Pixels of a side per latent value."""
     crop_multiple: int
@@ -106,9 +106,12 @@ class RowMetadata:
         return cls(vae=VaeMetadata.from_dict(given), **_fields_of(cls, given))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, the fields of ``vae`` beside the others."""
+        """Return plain values for JSON, sorted by name; the fields of ``vae`` stand beside the others."""
         values = asdict(self)
-        return {**values.pop("vae"), **values}
+        values |= values.pop("vae")
+        for name in ("latents_mean", "latents_std"):
+            values[name] = None if values[name] is None else list(values[name])
+        return dict(sorted(values.items()))
 
     @property
     def tiling(self) -> bool | None:

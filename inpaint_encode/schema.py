@@ -1,20 +1,22 @@
-"""Every column that the job writes, and the tables of its plan.
+"""What the output contains: every column of the data files, the rejects files, the plan and the receipts.
 
-A *pair* becomes a row of a data file, see `data_schema`, or a row of a rejects file, see `REJECTS`.
+A pair becomes a row of a data file (`data_schema`) or a row of a rejects file (`REJECTS`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from inpaint_encode.metadata import RowMetadata
+
 __all__ = [
-    "CARRIED",
+    "COLUMNS",
+    "EXTRA_COLUMNS",
     "FOOTER_KEY",
     "GEOMETRY",
     "PAIRS",
@@ -23,24 +25,24 @@ __all__ = [
     "SOURCE",
     "TENSORS",
     "WORK",
-    "carrying",
     "data_schema",
     "is_packed",
-    "pack_mask",
     "packed_field",
     "tensor_field",
+    "tensor_type",
     "unpack_mask",
+    "with_extra_columns",
 ]
 
 FOOTER_KEY = b"inpaint_encode"
-"""Key of the JSON in every data file's metadata that says how its rows were made."""
+"""Key of `inpaint_encode.metadata.RowMetadata` as JSON in the metadata of every data file."""
 
 TENSORS = ("samples", "original_samples", "noise_mask", "latent_mask")
-"""Columns of the data files that hold an array of any shape; the second and the last only where they were asked for."""
+"""Columns of the data files that hold arrays; ``original_samples`` and ``latent_mask`` are optional."""
 
-CARRIED = "carried"
-"""Column that a plan and the tables between stages have besides if the source has columns of its own: a struct of them,
-in which any names are allowed that the data files do not have already."""
+EXTRA_COLUMNS = "extra_columns"
+"""Struct column with the source's own columns, in a plan and in the tables between stages. Missing if the source has no
+other columns. Its fields must not be named like a column of the data files."""
 
 PAIRS = pa.schema(
     [
@@ -54,12 +56,12 @@ PAIRS = pa.schema(
         ("encode", pa.bool_()),
     ]
 )
-"""The plan: which pair is in which chunk, the versions that the listing saw (empty where nothing was listed), and
-whether the pair is to be encoded or its row kept from the chunk's last generation. Pairs of one image are neighbours.
-A null key stands for a chunk that has lost all its pairs."""
+"""The plan: each pair's chunk, its versions as listed (empty if nothing was listed), and whether to encode it or to
+keep its row from the chunk's previous generation. Pairs of one image are neighbours. A null key marks a chunk without
+pairs."""
 
 WORK = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), ("part", pa.string()), ("keep", pa.bool_())])
-"""One Ray row, one chunk: where its plan is, and whether the rows that need no encoding are to be kept."""
+"""One chunk of work: the plan file it is in, and whether rows that are not to be encoded are kept."""
 
 SOURCE = [
     pa.field("key", pa.string()),
@@ -89,7 +91,7 @@ REJECTS = pa.schema(
         ("message", pa.string()),
     ]
 )
-"""A pair that did not become a row, and why."""
+"""A pair that did not become a row, with the stable name of the error and a message."""
 
 RECEIPT = pa.schema(
     [
@@ -105,17 +107,28 @@ RECEIPT = pa.schema(
         ("fatal", pa.string()),
     ]
 )
-"""What the driver hears of a chunk. ``counters`` are seconds by stage, ``retries`` and the like; ``fatal`` is a
-sentence where the chunk could not be decided, which ends the job."""
+"""The result of a chunk: counts, file versions, and ``counters`` (seconds by stage, retries, ...). ``fatal`` is a
+message if the chunk could not be committed; it ends the job."""
+
+
+COLUMNS = frozenset(
+    ["key", *TENSORS, *(field.name for field in [*SOURCE, *GEOMETRY]), "mask_coverage", "precision", "tiled"]
+)
+"""Names of all columns that data files may have, without the source's own."""
+
+
+def tensor_type(value_type: pa.DataType) -> pa.StructType:
+    """Return the type of a tensor column with these values."""
+    return pa.struct([("data", pa.large_list(value_type)), ("shape", pa.list_(pa.int64()))])
 
 
 def tensor_field(name: str, value_type: pa.DataType) -> pa.Field:
-    """Field of a tensor column of any shapes, in the one layout that Ray and all common readers understand.
+    """Return the field of a tensor column: ``struct<data: large_list<T>, shape: list<int64>>``.
 
-    Storage is ``struct<data: large_list<T>, shape: list<int64>>``; the metadata is that of Ray Data's
-    variable-shaped tensor of three dimensions.
+    All common readers understand this layout. The metadata is that of Ray Data's variable-shaped tensor of three
+    dimensions.
     """
-    storage = pa.struct([("data", pa.large_list(value_type)), ("shape", pa.list_(pa.int64()))])
+    storage = tensor_type(value_type)
     extension = {
         "ARROW:extension:name": "ray.data.arrow_variable_shaped_tensor",
         "ARROW:extension:metadata": "3",
@@ -124,57 +137,50 @@ def tensor_field(name: str, value_type: pa.DataType) -> pa.Field:
 
 
 def packed_field(name: str) -> pa.Field:
-    """Field of a binary mask at a bit a pixel: `pack_mask`'s bytes beside the shape that they have unpacked."""
+    """Return the field of a binary mask at one bit a pixel, with its unpacked shape."""
     storage = pa.struct([("bits", pa.large_binary()), ("shape", pa.list_(pa.int64()))])
     return pa.field(name, storage, metadata={"inpaint_encode.mask": "bits, most significant first, 1 = repaint"})
 
 
-def carrying(schema: pa.Schema, like: pa.Schema) -> pa.Schema:
-    """Return ``schema`` with the `CARRIED` column that ``like`` has, if it has one."""
-    at = like.get_field_index(CARRIED)
+def with_extra_columns(schema: pa.Schema, like: pa.Schema) -> pa.Schema:
+    """Return ``schema`` with the `EXTRA_COLUMNS` column of ``like``, if ``like`` has one."""
+    at = like.get_field_index(EXTRA_COLUMNS)
     return schema if at < 0 else schema.append(like.field(at))
 
 
-def data_schema(made_by: Mapping[str, Any], like: pa.Schema = PAIRS) -> pa.Schema:
-    """Schema of the data files. Shapes a row: ``samples [C, h, w]``, ``noise_mask [1, H, W]``.
+def data_schema(metadata: RowMetadata, like: pa.Schema = PAIRS) -> pa.Schema:
+    """Return the schema of the data files.
 
-    ``samples`` of moments is ``[2C, h, w]``, the means first; ``original_samples`` has its shape, and
-    ``latent_mask`` is ``[1, h, w]``.
+    Shapes of a row: ``samples`` and ``original_samples`` ``[C, h, w]`` (of moments ``[2C, h, w]``, the means first),
+    ``noise_mask`` ``[1, H, W]``, ``latent_mask`` ``[1, h, w]``.
 
     Args:
-        made_by: what the rows were made by, kept in the schema's metadata: the fields of
-            `inpaint_encode.settings.RowSettings`, of which ``samples_dtype`` and ``mask_encoding`` must be there and
-            others say which columns are, and whatever else a reader must know.
-        like: schema of the plan, or of a table that is made from it; the fields of its `CARRIED` come last.
+        metadata: how the rows are made; it becomes the schema's metadata.
+        like: schema of the plan; the fields of its `EXTRA_COLUMNS` come last.
     """
-    value_type = {"float16": pa.float16(), "float32": pa.float32()}[made_by["samples_dtype"]]
-    packed = made_by["mask_encoding"] == "packed"
+    value_type = {"float16": pa.float16(), "float32": pa.float32()}[metadata.samples_dtype]
+    packed = metadata.mask_encoding == "packed"
     fields = [
         pa.field("key", pa.string()),
         tensor_field("samples", value_type),
-        *([tensor_field("original_samples", value_type)] if made_by.get("also_original") else []),
+        *([tensor_field("original_samples", value_type)] if metadata.also_original else []),
         packed_field("noise_mask") if packed else tensor_field("noise_mask", pa.uint8()),
-        *([tensor_field("latent_mask", value_type)] if made_by.get("latent_mask", "none") != "none" else []),
+        *([tensor_field("latent_mask", value_type)] if metadata.latent_mask != "none" else []),
         *SOURCE[1:],
         *GEOMETRY,
         pa.field("mask_coverage", pa.float32()),
         pa.field("precision", pa.string()),
-        *([pa.field("tiled", pa.bool_())] if made_by.get("tile", False) is not False else []),
-        *(list(like.field(CARRIED).type) if CARRIED in like.names else []),
+        *([pa.field("tiled", pa.bool_())] if metadata.tile is not False else []),
+        *(list(like.field(EXTRA_COLUMNS).type) if EXTRA_COLUMNS in like.names else []),
     ]
-    return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(made_by, sort_keys=True)})
+    return pa.schema(fields, metadata={FOOTER_KEY: json.dumps(metadata.to_dict())})
 
 
 def is_packed(mask_type: pa.DataType) -> bool:
-    """Whether a ``noise_mask`` column of this type holds bits, as `packed_field` has them."""
+    """Whether a ``noise_mask`` column of this type holds packed bits."""
     return bool(pa.types.is_struct(mask_type) and mask_type.get_field_index("bits") >= 0)
 
 
-def pack_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Eight pixels a byte, the most significant bit first, rows run together; `unpack_mask` is the inverse."""
-    return np.packbits(mask)
-
-
 def unpack_mask(bits: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """Return the ``height * width`` pixels, 0 or 1, flat, of `pack_mask`'s bytes."""
+    """Return the ``height * width`` pixels, 0 or 1, of a mask that `numpy.packbits` packed, flat."""
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=height * width)

@@ -1,4 +1,4 @@
-"""Export an output as a Ray job: ``ray job submit --working-dir . -- python jobs/export.py s3://… --to …``."""
+"""Run ``inpaint-encode export`` as a Ray job: ``ray job submit … -- python jobs/export.py s3://… --to …``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Plan as a Ray job: ``ray job submit --working-dir . -- python jobs/plan.py --images … --masks …``."""
+"""Estimate a job as a Ray job: ``ray job submit --working-dir . -- python jobs/plan.py --images … --masks …``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Report on an output as a Ray job: ``ray job submit … -- python jobs/report.py s3://… --html s3://…/report.html``."""
+"""Run ``inpaint-encode report`` as a Ray job: ``ray job submit … -- python jobs/report.py s3://… --html s3://…``."""
 
 import sys
 

@@ -207,12 +207,12 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
 @pytest.fixture
 def host_process():
     """Restore signal handlers and the configuration of the command line after a test that runs commands here."""
-    from inpaint_encode import cli
+    from inpaint_encode.cli.commands import app
 
-    config, signals = cli.app.config, (signal.SIGINT, signal.SIGTERM)
+    config, signals = app.config, (signal.SIGINT, signal.SIGTERM)
     handlers = {number: signal.getsignal(number) for number in signals}
     yield
-    cli.app.config = config
+    app.config = config
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -221,11 +221,12 @@ def host_process():
 def shell(host_process, capsys):
     """Run ``inpaint-encode`` in this process; return what `command` returns."""
     from inpaint_encode import cli
+    from inpaint_encode.cli.commands import app
 
-    config = cli.app.config
+    config = app.config
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
-        cli.app.config = config
+        app.config = config
         try:
             cli.main([str(argument) for argument in arguments])
             code = 0

@@ -1,4 +1,4 @@
-"""Write outputs with any keys and settings without a VAE; read exports of them."""
+"""Writes outputs with any keys and settings, without a VAE; exports them, and reads exported files."""
 
 from __future__ import annotations
 
@@ -11,96 +11,71 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from inpaint_encode.job.transfer import ENCODED, table_of
-from inpaint_encode.output.parquet import data_table, parquet_bytes
-from inpaint_encode.reader import iter_rows
-from inpaint_encode.schema import CARRIED, data_schema, pack_mask
+from inpaint_encode.core.chunk import EncodedPair
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output.lease import hold
+from inpaint_encode.reader import Output, iter_rows
 from inpaint_encode.stores import storage
+from inpaint_encode.tools.export.data_file import EXPORT_WORK, export_data_file
+from inpaint_encode.tools.export.destination import Destination
+from tests.metadata import changed, row_metadata
 from tests.outputs import files_of
+from tests.rows import data_file, encoded_pair
 
 JOB = "0a1b2c3d"
-MADE_BY = {
-    "contract": 1,
-    "samples_dtype": "float16",
-    "mask_encoding": "tensor",
-    "vae_class": "AutoencoderKL",
-    "vae_source": "a-vae",
-    "weights_sha256": "0" * 64,
-    "config_sha256": "0" * 64,
-    "ratio": 8,
-    "crop_multiple": 8,
-    "latent_channels": 4,
-    "latent_form": "unscaled",
-    "scaling_factor": 0.18215,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "posterior": "mean",
-    "scaled": False,
-    "also_original": False,
-    "latent_mask": "none",
-    "tile": False,
-}
+METADATA = row_metadata(vae_source="a-vae", config_sha256="0" * 64, tile=False)
 FULL = {"also_original": True, "latent_mask": "comfyui"}
 OWN_COLUMNS = pa.struct([("caption", pa.string()), ("scaling_factor", pa.int64()), ("tags", pa.list_(pa.string()))])
-"""Columns of a list of pairs, one of which has the name of a fact."""
+"""Columns of a manifest; one has the name of a metadata field."""
 
 
-def write_chunk(output: str, chunk: int, keys: list[str], *, job: str = JOB, seed: int = 0, **made_by: Any) -> str:
+def write_chunk(output: str, chunk: int, keys: list[str], *, job: str = JOB, seed: int = 0, **changes: Any) -> str:
     """Write a data file of random rows; return its path."""
-    made_by = {**MADE_BY, **made_by}
+    metadata = changed(METADATA, **changes)
     rng = np.random.default_rng([seed, chunk])
-    encoded = table_of([_encoded(rng, key, made_by) for key in keys], ENCODED)
+    rows = [_row(rng, key, metadata) for key in keys]
     own = [{"caption": f'«{key}», "{chunk}"\n', "scaling_factor": chunk, "tags": [key, "ü"]} for key in keys]
-    encoded = encoded.append_column(CARRIED, pa.array(own, OWN_COLUMNS))
-    data = data_table(encoded, data_schema(made_by, encoded.schema))
-    storage.write(f"{output}/{job}-{chunk:08d}.parquet", parquet_bytes(data))
+    storage.write(f"{output}/{job}-{chunk:08d}.parquet", data_file(rows, metadata, own, OWN_COLUMNS))
     return f"{job}-{chunk:08d}.parquet"
 
 
-def _encoded(rng: np.random.Generator, key: str, made_by: dict[str, Any]) -> dict[str, Any]:
-    height, width = (int(side) for side in rng.integers(1, 5, 2) * made_by["ratio"])
-    channels = made_by["latent_channels"] * (2 if made_by["posterior"] == "moments" else 1)
-    shape = (channels, height // made_by["ratio"], width // made_by["ratio"])
-    values = rng.standard_normal((3, *shape)).astype(made_by["samples_dtype"])
-    geometry = {"source_height": height + 3, "source_width": width, "resized_height": height + 3}
-    geometry |= {"resized_width": width, "crop_top": 1, "crop_left": 0, "height": height, "width": width}
+def _row(rng: np.random.Generator, key: str, metadata: RowMetadata) -> EncodedPair:
+    scale = metadata.vae.vae_scale_factor
+    height, width = (int(side) for side in rng.integers(1, 5, 2) * scale)
+    channels = metadata.vae.latent_channels * (2 if metadata.posterior == "moments" else 1)
+    values = rng.standard_normal((3, channels, height // scale, width // scale)).astype(metadata.samples_dtype)
     mask = rng.integers(0, 2, (height, width), np.uint8)
-    return {
-        "key": key,
-        "image_uri": f"s3://in/{key}.jpg",
-        "mask_uri": f"s3://in/{key}.png",
-        "mask_index": 0,
-        "image_version": '"e"',
-        "mask_version": '"f"',
-        **geometry,
-        "samples": values[0],
-        "samples_shape": shape,
-        "original_samples": values[1],
-        "latent_mask": values[2, :1],
-        "noise_mask": pack_mask(mask),
-        "mask_coverage": float(mask.mean()),
-        "precision": "float32",
-    }
+    tensors = {"original_samples": values[1], "latent_mask": values[2, :1]}
+    return encoded_pair(key, values[0], mask, border=3, image_version='"e"', mask_version='"f"', **tensors)
+
+
+def export(output: Any, to: str, destination: Any, *, has_frames: bool = False) -> None:
+    """Export every data file of an output as a worker does, in this process."""
+    with hold(f"{destination}/_lease.json", print) as lease:
+        there = Destination(str(destination), lease.token)
+        for file in Output.open(str(output)).files:
+            work = pa.Table.from_pylist([{"path": file.path, "version": file.version}], EXPORT_WORK)
+            result = export_data_file(work, source=str(output), destination=there, to=to, has_frames=has_frames)
+            assert result["fatal"].to_pylist() == [None]
 
 
 def exported(output: str) -> dict[str, bytes]:
-    """Every file of an export, its notes too, by its path."""
+    """Return the contents of all files of an export by path, records included."""
     return {path: storage.read(f"{output}/{path}").data for path in files_of(output)}
 
 
 def of_rows(output: str) -> dict[str, bytes]:
-    """Every file of an export but its notes."""
+    """Return the contents of the files of rows by path."""
     return {path: data for path, data in exported(output).items() if not path.startswith("_export")}
 
 
 def by_key(output: str) -> dict[str, dict[str, Any]]:
-    """The rows of an output of encode."""
+    """Return the rows of an encode output by key."""
     return {row["key"]: row for row in iter_rows(output)}
 
 
 def load_latent(data: bytes) -> np.ndarray:
-    """What ComfyUI's LoadLatent makes of a file: a latent of the first version is not divided by SD 1's factor."""
+    """Read a file as ComfyUI's LoadLatent does: only a latent without a version is divided by SD 1's factor."""
     import torch
     from safetensors.torch import load
 
@@ -111,14 +86,14 @@ def load_latent(data: bytes) -> np.ndarray:
 
 
 def load_mask(data: bytes) -> np.ndarray:
-    """What a loader of masks makes of a PNG: 0 to 1, float32, from its levels of grey."""
+    """Read a PNG as ComfyUI's mask loader does: float32, 0 to 1."""
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.mode) == ("PNG", "L")
         return np.asarray(image).astype(np.float32) / 255
 
 
 def metadata_of(data: bytes) -> dict[str, str]:
-    """The strings in a safetensors file's header."""
+    """Return the strings in the header of a safetensors file."""
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
 
 

@@ -12,13 +12,15 @@ from PIL import Image
 from inpaint_encode import iter_rows
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.job.stages import Encoder, commit, fetch_and_decode
+from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
 from inpaint_encode.output.lease import hold
-from inpaint_encode.output.resume import job_record, open_output, remaining
+from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
+from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import load_vae, vae_facts
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
 
 WORKERS = 64
 """What a worker is told, so that it computes with one thread: teams of them spin where others want the same cores."""
@@ -35,22 +37,26 @@ def write_pairs(folder: Path, pairs: Mapping[str, tuple[Any, Any]]) -> None:
 
 def encode_here(job: EncodeJob) -> str:
     """Do the job without Ray; return its output."""
-    facts = vae_facts(load_vae(job.vae), job.vae).as_dict()
-    found = find_pairs(job.source, job.access)
+    metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(job.vae), job.vae))
+    found = find_pairs(job.source, job.access.to_access())
     output = job.output.output
     Path(output).mkdir(parents=True)
     with hold(storage.join(output, "_lease.json"), print) as lease:
-        record = job_record(job, facts, found.carried)
-        ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
-        made_by = {**facts, **record["rows"], "versions": record["versions"]}
+        record = job_record(job, metadata, found.extra_columns)
+        state, inventory = open_output(output, record, overwrite=False, token=lease.token)
         limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
-        reading = {"decoder": PairDecoder.of(made_by, max_pixels=job.limits.max_pixels), "access": job.access, **limits}
-        opened = partial(BatchEncoder.load, job.vae, job.rows, facts, compiled=False)
-        encode = Encoder(opened, job.workers.batch_size, gpus=0, workers=WORKERS)
-        work = remaining(ledger, inventory, job, found).work
+        reading = {
+            "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
+            "access": job.access.to_access(),
+            **limits,
+        }
+        schema = data_schema(metadata, found.pairs.schema)
+        opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)
+        encode = EncodeStage(opened, job.workers.batch_size, schema, gpus=0, workers=WORKERS)
+        work = remaining(state, inventory, job, found).work
         for index in range(work.num_rows):
-            row = encode(fetch_and_decode(work.slice(index, 1), **reading))
-            (receipt,) = commit(row, ledger=ledger, made_by=made_by).to_pylist()
+            row = encode(fetch_stage(work.slice(index, 1), **reading))
+            (receipt,) = commit_stage(row, state=state, schema=schema).to_pylist()
             assert (receipt["fatal"], receipt["errors"]) == (None, []), receipt
     return output
 

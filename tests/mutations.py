@@ -1,6 +1,6 @@
-"""Files that are damaged, cut, lying or no images at all; run as a script it decodes them and prints what came out.
+"""Damaged image files. Run as a script, it decodes them and prints the outcomes as JSON.
 
-A process of its own, since a decoder's crash would end it, and its peak memory is its own.
+The script runs in its own process, because a decoder may crash and because its peak memory is measured.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.files import COLOUR, COLOUR_ALPHA, GREY, PALETTE, grey_profile, matri
 PHOTO = np.ascontiguousarray(photographs.astronaut()[60:156, 180:260])
 LEVELS = PHOTO[..., 1]
 SIDES = (0, 1, 7, 4096, 7999, 8000, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**32 - 1)
-"""What headers lie."""
+"""False sides that `false_sizes` writes into headers."""
 
 
 def sources() -> dict[str, bytes]:
@@ -82,12 +82,12 @@ def zeroed(data: bytes, rng: np.random.Generator) -> bytes:
     return data[:start] + bytes(end - start) + data[end:]
 
 
-def lying(data: bytes, rng: np.random.Generator) -> bytes:
-    """Every place where the header may say 96 or 80 says something else, in either byte order; PNG's sum is right."""
+def false_sizes(data: bytes, rng: np.random.Generator) -> bytes:
+    """Replace every 96 and 80 in the header, in both byte orders; the checksum of PNG's header is made right."""
     side, other = (int(value) for value in rng.choice(SIDES, 2))
     for width, order in ((2, "big"), (2, "little"), (4, "big"), (4, "little")):
-        for true, lie in ((96, side), (80, other)):
-            was, becomes = true.to_bytes(width, order), (lie % 256**width).to_bytes(width, order)
+        for true, false in ((96, side), (80, other)):
+            was, becomes = true.to_bytes(width, order), (false % 256**width).to_bytes(width, order)
             data = data[:700].replace(was, becomes) + data[700:]
     if data[:4] == b"\x89PNG":
         data = data[:29] + zlib.crc32(data[12:29]).to_bytes(4, "big") + data[33:]
@@ -95,9 +95,9 @@ def lying(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def taller(data: bytes, rng: np.random.Generator) -> bytes:
-    """The header says more rows than there are, and the image data are whole: either rejected, or as they were.
+    """Declare more rows than the file has, and keep its data: it must be rejected or decode as before.
 
-    AVIF stays as it is, since its decoder scales to whatever the container says.
+    AVIF is left as it is, because its decoder scales to the size in the container.
     """
     if data[4:8] == b"ftyp":
         return data
@@ -110,14 +110,14 @@ def taller(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _stated_heights(height: int) -> list[bytes]:
-    """How JPEG, GIF and lossy WebP, BMP, TIFF and lossless WebP say 80 columns and ``height`` rows."""
+    """Return 80 columns and ``height`` rows as JPEG, GIF, lossy WebP, BMP, TIFF and lossless WebP encode them."""
     frames = [struct.pack(">HH", height, 80), struct.pack("<HH", 80, height), struct.pack("<II", 80, height)]
     tags = [struct.pack("<HHIHH", 257, 3, 1, height, 0), struct.pack("<HHII", 257, 4, 1, height)]
     return [*frames, *tags, struct.pack("<I", 79 | (height - 1) << 14 | 1 << 28)]
 
 
-def in_another_s_clothes(data: bytes, rng: np.random.Generator) -> bytes:
-    """The first bytes are another format's."""
+def another_signature(data: bytes, rng: np.random.Generator) -> bytes:
+    """Replace the first bytes with another format's."""
     other = rng.choice([source[:32] for source in sources().values()])
     length = rng.choice((4, 12, 32))
     return bytes(other[:length]) + data[length:]
@@ -144,9 +144,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     cut_with_an_end,
     without_a_stretch,
     zeroed,
-    lying,
+    false_sizes,
     taller,
-    in_another_s_clothes,
+    another_signature,
     no_image,
 )
 
@@ -157,7 +157,7 @@ def mutated(count: int, seed: int = 0) -> Iterator[bytes]:
 
 
 def _mutated(count: int, seed: int = 0) -> Iterator[tuple[bytes, bytes | None]]:
-    """Files, each with the one that it must equal unless it is rejected, if there is one."""
+    """Yield each file with the original that it must equal if it is decoded, or None."""
     files = list(sources().values())
     for index in range(count):
         rng = np.random.default_rng((seed, index))
@@ -178,18 +178,18 @@ def outcome(decoder: PairDecoder, data: bytes, *, as_mask: bool) -> str:
 
 
 def same(data: bytes, original: bytes, *, as_mask: bool) -> bool:
-    """Whether what is decoded of ``data`` has every level of the original, and no more."""
+    """Whether ``data`` decodes to the levels of the original."""
     decode = (lambda file: decode_mask(file, "luma")) if as_mask else decode_image
     return np.array_equal(decode(data).levels, decode(original).levels)
 
 
 def peak_kb() -> int:
-    """Of this program alone; what ``getrusage`` says begins with the peak of the process that started it."""
+    """Peak memory of this process; ``getrusage`` would include the parent's peak at the fork."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def main(count: int) -> None:
-    decoder = PairDecoder(sizing=Sizing(ratio=8))
+    decoder = PairDecoder(sizing=Sizing(multiple=8))
     outcomes: dict[str, Counter[str]] = {"image": Counter(), "mask": Counter()}
     for data in sources().values():
         outcome(decoder, data, as_mask=False)

@@ -1,4 +1,4 @@
-"""Weights of diffusers under the names that their models' authors gave them, written down apart from the product."""
+"""Rename tensors from diffusers' names to those of original checkpoints, independently of the package."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Write small outputs without a job, read outputs, and check finished ones."""
+"""Outputs in tests: small ones without a job; every row as bytes; what is true of each that is finished."""
 
 import json
 from collections.abc import Sequence
@@ -8,14 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inpaint_encode.job.transfer import ENCODED, table_of
-from inpaint_encode.output import parquet
-from inpaint_encode.output.parquet import data_table, parquet_bytes, read_data
-from inpaint_encode.schema import CARRIED, carrying, data_schema, pack_mask
+import inpaint_encode.output.rows
+from inpaint_encode.output.parquet import read_data
+from inpaint_encode.schema import data_schema
 from inpaint_encode.stores import storage
+from tests.metadata import changed, row_metadata
+from tests.rows import data_file, encoded_pair
 
-PLAIN = {"samples_dtype": "float32", "mask_encoding": "tensor", "tile": None}
-"""Default settings of rows in tests."""
+PLAIN = row_metadata(samples_dtype="float32")
+"""What tests' rows are made by, unless they say otherwise."""
 
 
 def files_of(output: str) -> list[str]:
@@ -28,7 +29,7 @@ def data_files(output: str) -> list[str]:
 
 
 def rows_of(output: str) -> dict[str, bytes]:
-    """Every row by its key, as bytes of all columns; fails if a key occurs twice."""
+    """Every row by its key, as the bytes of all its columns; a key that comes twice is an error."""
     found = {}
     for path in data_files(output):
         data = storage.read(f"{output}/{path}").data
@@ -49,12 +50,12 @@ def rejects_of(output: str) -> list[dict]:
 
 
 def whole_report(output: str) -> dict:
-    """The content of ``_report.json``."""
+    """The report, which a run writes last."""
     return json.loads(storage.read(f"{output}/_report.json").data)
 
 
 def whole_output(output: str) -> dict:
-    """Check the report against the files: rows and rejects are disjoint and complete; return the report."""
+    """Return the report, after holding it against what is there: rows and rejects are disjoint and complete."""
     report = whole_report(output)
     keys, rejected = set(rows_of(output)), [row["key"] for row in rejects_of(output)]
     assert len(rejected) == len(set(rejected))
@@ -66,47 +67,32 @@ def whole_output(output: str) -> dict:
     return report
 
 
-def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: int = 3, **made_by: object) -> list[dict]:
+def write_output(uri: str, files: Sequence[Sequence[tuple[int, int]]], group: int = 3, **changes: object) -> list[dict]:
     """Write data files of random rows with these latents' sizes, at ratio 8, and return the rows.
 
     Args:
         uri: folder or prefix.
         files: of each the height and width of its rows' latents.
         group: rows of a row group.
-        made_by: other than `PLAIN`; ``scaling_factor`` and the like go to the footers.
+        changes: other than `PLAIN`.
     """
-    made_by, rng, written = {**PLAIN, **made_by}, np.random.default_rng(0), []
-    like = pa.schema([(CARRIED, pa.struct([("caption", pa.string()), ("score", pa.float64())]))])
+    metadata, rng, written = changed(PLAIN, **changes), np.random.default_rng(0), []
     for number, sizes in enumerate(files):
-        made = [_random_row(f"{number:02}/{index:03}", size, made_by, rng) for index, size in enumerate(sizes)]
-        encoded = table_of(made, carrying(ENCODED, like))
-        table = data_table(encoded, data_schema(made_by, like))
+        keys = [f"{number:02}/{index:03}" for index in range(len(sizes))]
+        rows, masks, own = [], [], []
+        for key, size in zip(keys, sizes, strict=True):
+            samples = rng.normal(size=(4, *size)).astype(metadata.samples_dtype)
+            masks.append(rng.integers(0, 2, (8 * size[0], 8 * size[1]), np.uint8))
+            rows.append(encoded_pair(key, samples, masks[-1], image_uri=f"s3://b/{key}.png"))
+            own.append({"caption": None if key.endswith("1") else f"a {key}", "score": rng.random()})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                parquet, "_GROUP_PIXELS", group * max([64 * height * width for height, width in sizes] or [1])
-            )
-            storage.write(f"{uri}/0a1b2c3d-{number:08d}.parquet", parquet_bytes(table))
-        written += made
-    return [_as_read(row) for row in written]
+            pixels = max([64 * height * width for height, width in sizes] or [1])
+            patch.setattr(inpaint_encode.output.rows, "ROW_GROUP_PIXELS", group * pixels)
+            storage.write(f"{uri}/0a1b2c3d-{number:08d}.parquet", data_file(rows, metadata, own, OWN_COLUMNS))
+        for row, mask, columns in zip(rows, masks, own, strict=True):
+            values = {"key": row.pair.key, "image_uri": row.pair.image_uri, "mask_index": 0, "samples": row.samples}
+            written.append({**values, "precision": "float32", "noise_mask": mask[None], **columns})
+    return written
 
 
-def _random_row(key: str, size: tuple[int, int], made_by: dict, rng: np.random.Generator) -> dict:
-    samples = rng.normal(size=(4, *size)).astype(made_by["samples_dtype"])
-    mask = rng.integers(0, 2, (1, 8 * size[0], 8 * size[1]), np.uint8)
-    about = {"key": key, "image_uri": f"s3://b/{key}.png", "mask_index": 0, "height": mask.shape[1]}
-    return {
-        **about,
-        "width": mask.shape[2],
-        "samples": samples,
-        "samples_shape": samples.shape,
-        "noise_mask": pack_mask(mask),
-        "mask": mask,
-        "mask_coverage": float(mask.mean(dtype=np.float32)),
-        "precision": "float32",
-        CARRIED: {"caption": None if key.endswith("1") else f"a {key}", "score": rng.random()},
-    }
-
-
-def _as_read(row: dict) -> dict:
-    own = ("key", "image_uri", "mask_index", "samples", "precision")
-    return {name: row[name] for name in own} | {"noise_mask": row["mask"]} | row[CARRIED]
+OWN_COLUMNS = pa.struct([("caption", pa.string()), ("score", pa.float64())])

@@ -1,6 +1,6 @@
-"""How others read an output, as the README says it: arrays by column and key, by plain programs that know no Ray.
+"""The README's recipes for other libraries: each reads an output, without Ray, as arrays by column and key.
 
-``python -m tests.recipes folder arrays.npz`` does so in a process of its own, and writes what each reader read.
+``python -m tests.recipes FOLDER ARRAYS.npz`` runs all recipes and saves the arrays.
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 COLUMNS = {"samples": np.float32, "noise_mask": np.uint8}
-"""Of the demo's output, and the types in which they are stored."""
+"""Tensor columns of the demo's output, with their stored types."""
 
 Arrays = dict[str, dict[str, np.ndarray]]
 

@@ -1,4 +1,4 @@
-"""A small model of random weights for every family, built by its real class from a configuration of its own kind."""
+"""Small models with random weights: at least one of every family, built by its real class."""
 
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ def saved(name: str, folder: Path) -> str:
 
 
 def encoded(name: str, vae: Any, pixels: Any) -> Any:
-    """What diffusers itself gives for one image, ``pixels`` ``[H, W, 3]`` in 0..1: latents ``[C, h, w]``.
+    """Encode one image, ``pixels`` ``[H, W, 3]`` in 0..1, with diffusers only; return latents ``[C, h, w]``.
 
-    Spelled for each class as its pipeline does it, without this package.
+    Written for each class as its pipeline does it.
     """
     import torch
 
@@ -126,7 +126,7 @@ def _patches(latent: Any) -> Any:
 
 
 def as_image(vae: Any, latent: Any) -> Any:
-    """What diffusers itself makes of one latent ``[C, h, w]``: ``[H, W, 3]`` in 0..1; the inverse of `encoded`."""
+    """Decode one latent ``[C, h, w]`` with diffusers only; return ``[H, W, 3]`` in 0..1. The inverse of `encoded`."""
     import torch
 
     kind, latents = type(vae).__name__, latent[None]

@@ -1,6 +1,5 @@
-"""The command line: `commands` has every command, `main` runs one."""
+"""The command line: `main` runs a command, `commands` defines all of them."""
 
-from .commands import app
 from .main import INTERRUPTED, main, stop_on_signals
 
-__all__ = ["INTERRUPTED", "app", "main", "stop_on_signals"]
+__all__ = ["INTERRUPTED", "main", "stop_on_signals"]

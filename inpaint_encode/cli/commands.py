@@ -1,4 +1,4 @@
-"""Every command: its options, what it prints, its exit codes; the work is elsewhere, and imported when it is wanted."""
+"""Every command: its options, its output and its exit codes. Commands import the code that they run when they run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from inpaint_encode.settings import (
     ReportOptions,
     ShowOptions,
     VerifyOptions,
-    in_words,
-    measured_in,
+    format_value,
+    unit,
 )
 
 __all__ = ["app"]
@@ -28,57 +28,62 @@ __all__ = ["app"]
 app = App(
     name="inpaint-encode",
     version=__version__,
-    help=r"""Image/mask pairs in a bucket become inpainting latents in Parquet.
+    help=r"""Encode image/mask pairs in a bucket into inpainting latents in Parquet.
 
     inpaint-encode doctor s3://bucket/images --output s3://bucket/latents
     inpaint-encode encode --images s3://bucket/images --masks s3://bucket/masks \
         --vae stabilityai/sd-vae-ft-mse --output s3://bucket/latents""",
-    default_parameter=Parameter(negative=(), show_default=in_words),
+    default_parameter=Parameter(negative=(), show_default=format_value),
     suppress_keyboard_interrupt=False,
     help_format="plaintext",
 )
 
 
+def _console() -> Console:
+    """Return a console as wide as the terminal, or of 140 columns for a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
 @app.command(sort_key=1)
 def doctor(
     *uris: str,
-    output: Annotated[str, measured_in("URI")] = "",
-    address: Annotated[str, measured_in("HOST:PORT")] = "",
+    output: Annotated[str, unit("URI")] = "",
+    address: Annotated[str, unit("HOST:PORT")] = "",
     no_ray: bool = False,
 ) -> None:
-    """Check this machine, its Ray and the buckets, and say what to do.
+    """Check this machine, Ray, sources and the output before a job.
 
     inpaint-encode doctor s3://bucket/images --output s3://bucket/latents
 
-    A cluster's nodes, too: ray job submit --working-dir . -- python jobs/doctor.py
-    Exit codes: 0 no problem, 1 a problem, 2 wrong use, 130 interrupted.
+    To check the nodes of a cluster: ray job submit --working-dir . -- python jobs/doctor.py
+    Exit codes: 0 no problem, 1 problems found, 2 bad usage, 130 interrupted.
 
     Args:
-        uris: Prefixes or files that are to be read: each is listed, and an object of it is read.
-        output: Folder or prefix that is to be written: a small object is written there, replaced and deleted.
-        address: Ray cluster to join, whose nodes are checked; by default as RAY_ADDRESS says, else one is started here.
-        no_ray: Start and join no Ray, which takes some ten seconds; only this machine and the buckets are checked.
+        uris: Prefixes or files of sources to check. Each is listed, and one object in it is read.
+        output: Folder or prefix of an output to check. A small object is written to it, replaced, read and deleted.
+        address: Ray cluster to join. Its nodes are checked. The default is RAY_ADDRESS, which `ray job submit` sets.
+            Without it, Ray starts on this machine.
+        no_ray: Check only this machine and the stores, without Ray. This saves about ten seconds.
     """
     protect_local_ray(address)
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.doctor.run import diagnose
-    from inpaint_encode.tools.doctor.show import Shown
+    from inpaint_encode.tools.doctor import FindingPrinter, run_checks
 
     with open_display() as display:
-        shown = Shown(Console(width=None if sys.stdout.isatty() else 140))
-        for finding in diagnose(uris, output, address, ray=not no_ray, say=display.say):
-            shown.add(finding)
-    shown.refuse_problems()
+        printer = FindingPrinter(_console())
+        for finding in run_checks(uris, output, address, ray=not no_ray, on_status=display.say):
+            printer.add(finding)
+    printer.finish()
 
 
 @app.command(sort_key=3)
 def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
-    r"""Encode every pair; after any interruption the same command goes on.
+    r"""Encode all pairs of a source. After an interruption, run the same command again.
 
     inpaint-encode encode --images s3://bucket/images --masks s3://bucket/masks \
         --vae stabilityai/sd-vae-ft-mse --output s3://bucket/latents
 
-    Exit codes: 0 done, 1 failed, 2 wrong use, 3 too many rejects, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 3 too many rejects, 130 interrupted.
     """
     protect_local_ray(job.run.address)
     from inpaint_encode.job.pipeline import run_job
@@ -96,25 +101,25 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
 
 @app.command(sort_key=2)
 def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
-    r"""Tell what an encode job will be: pairs, files, bytes, requests, hours.
+    r"""Estimate an encode job: pairs, files, bytes, requests, hours.
 
     inpaint-encode plan --images s3://bucket/images --masks s3://bucket/masks \
-        --vae stabilityai/sd-vae-ft-mse --calibrate 60
+        --rate-from s3://bucket/finished --price 12.50
 
-    Lists the source and reads the headers of a sample of its images; no Ray starts.
-    Takes a job's --config file as it is. What is estimated has its error beside it.
-    Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    Lists the source and reads the headers of a random sample of its images. Does not start Ray.
+    Accepts the --config file of a job. Prints each estimate with its error.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
     """
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.plan.run import estimate
-    from inpaint_encode.tools.plan.show import show
+    from inpaint_encode.tools.plan.estimate import estimate
+    from inpaint_encode.tools.plan.table import show
 
     with open_display() as display:
-        forecast = estimate(options, display.say)
+        job = estimate(options, display.say)
     if options.estimation.as_json:
-        print(json.dumps(forecast.as_dict(), indent=2))
+        print(json.dumps(job.as_dict(), indent=2))
     else:
-        show(forecast, Console(width=None if sys.stdout.isatty() else 140))
+        show(job, _console())
 
 
 @app.command(sort_key=6)
@@ -123,93 +128,94 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
 
     inpaint-encode verify s3://bucket/latents --sample 100
 
-    Chunks that are not encoded yet are counted, and no damage.
-    Exit codes: 0 whole, 1 could not check, 2 wrong use, 4 not whole, 130 interrupted.
+    Chunks that are not encoded yet make an output incomplete, but are not damage.
+    Exit codes: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged, 130 interrupted.
     """
     protect_local_ray(options.address)
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.verify.run import verify_output
-    from inpaint_encode.tools.verify.verdict import show
+    from inpaint_encode.tools.verify.pipeline import verify_output
+    from inpaint_encode.tools.verify.table import show
 
     with open_display() as display:
-        verdict = verify_output(options, display.say)
-    show(verdict, Console(width=None if sys.stdout.isatty() else 140))
-    verdict.refuse_unless_whole()
+        result = verify_output(options, display.say)
+    show(result, _console())
+    result.check_complete()
 
 
 @app.command(sort_key=4)
 def info(output: str, *, as_json: bool = False) -> None:
-    """Tell what an output is, from its metadata: counts, sizes, settings.
+    """Show the metadata of an output: counts, sizes, settings, versions.
 
     inpaint-encode info s3://bucket/latents
 
-    Lists the output and reads a few small objects, no row; a job may run meanwhile.
-    Exit codes: 0 done, 1 it cannot be read, 2 wrong use, 130 interrupted.
+    Lists the output and reads a few small objects, but no rows. A job may run at the same time.
+    Exit codes: 0 done, 1 cannot be read, 2 bad usage, 130 interrupted.
 
     Args:
-        output: Folder or prefix that an encode command wrote.
+        output: Folder or prefix that `encode` wrote.
         as_json: Print JSON instead of tables.
     """
-    from inpaint_encode.tools.inspect.info import about, show
+    from inpaint_encode.tools.inspect.info import print_info, read_info
 
-    found = about(output)
+    found = read_info(output)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
-        show(found, Console(width=None if sys.stdout.isatty() else 140))
+        print_info(found, _console())
 
 
 @app.command(sort_key=5)
 def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="*")] = ReportOptions()) -> None:
-    """Print the last finished run's report, and write a page of what is there.
+    """Print the report of the last finished run, and write an HTML page about the output.
 
     inpaint-encode report s3://bucket/latents --html report.html
 
-    The page is one HTML file that asks for nothing from elsewhere; of a large output it reads a
-    sample, and says which. Of an output that is not finished it shows the files that are there.
-    Exit codes: 0 done, 1 something cannot be read, 2 wrong use, 130 interrupted.
+    The page is one file without external resources. For a large output it reads a random sample
+    and says which. For an unfinished output it shows the files that exist.
+    Exit codes: 0 done, 1 cannot be read, 2 bad usage, 130 interrupted.
 
     Args:
-        output: Folder or prefix that an encode command wrote.
-        options: What is looked at, and where the page goes.
+        output: Folder or prefix that `encode` wrote.
+        options: Contents and place of the page.
     """
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.inspect.table import read_report, show
+    from inpaint_encode.tools.inspect.report import print_report, write_page
+    from inpaint_encode.tools.inspect.summary import read_report
 
     found = read_report(output)
     if found:
-        show(found, Console(width=None if sys.stdout.isatty() else 140))
+        print_report(found, _console())
     elif options.html:
-        print(f"no run has finished at {output} yet")
+        print(f"no run of {output} has finished yet, so there is no report to print")
     else:
-        raise JobFailed(f"there is no {output}/_report.json: a job writes it when it ends; a page needs none")
+        raise JobFailed(
+            f"{output}/_report.json does not exist, because no run has finished yet; give --html to see the rows"
+        )
     if options.html:
-        from inpaint_encode.tools.inspect.report import write_page
-
         with open_display() as display:
             page = write_page(output, options, display.say)
-        print(f"a page of {page.size:,} bytes: {page.uri}")
+        print(f"{page.uri}: {page.size:,} bytes")
 
 
 @app.command(sort_key=7)
 def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(name="*")] = ShowOptions()) -> None:
-    """Show one row: a table of its columns, its pictures side by side in a file.
+    """Show one row: print its columns and write its pictures to a file.
 
     inpaint-encode show s3://bucket/latents a/042 --picture a-042.png
 
-    Exit codes: 0 done, 1 cannot be read, 2 wrong use or no such row, 130 interrupted.
+    Exit codes: 0 done, 1 cannot be read, 2 bad usage or no such row, 130 interrupted.
 
     Args:
-        output: Folder or prefix that an encode command wrote.
-        key: Of the row.
-        options: How it is decoded, and where the picture goes.
+        output: Folder or prefix that `encode` wrote.
+        key: Key of the row.
+        options: Decoding of the latent, and place of the picture.
     """
     from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.inspect.show import print_row, show_row
 
     with open_display() as display:
         shown = show_row(output, key, options, display.say)
-    print_row(shown, Console(width=None if sys.stdout.isatty() else 140))
+    print_row(shown, _console())
 
 
 @app.command(sort_key=8)
@@ -219,20 +225,20 @@ def export(
     *,
     options: Annotated[ExportOptions, Parameter(name="*")],
 ) -> None:
-    """Write an output's rows as files for other tools; nothing is encoded again.
+    """Export the rows of an output as files for ComfyUI, WebDataset or safetensors.
 
     inpaint-encode export s3://bucket/latents --to comfyui --output ComfyUI/input
 
-    Run it again after any interruption, or when the output has grown: it goes on from what is done.
-    Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    Run it again after an interruption or when the output has grown: it exports what is missing.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
     Args:
-        output: Folder or prefix that an encode command wrote, finished or not.
-        options: As what, and where to.
+        output: Folder or prefix that `encode` wrote. It may be unfinished.
+        options: Format and place of the files.
     """
     protect_local_ray(options.address)
     from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.export.run import export_output
+    from inpaint_encode.tools.export.pipeline import export_output
 
     with open_display() as display:
         made = export_output(output, options, display.say)

@@ -1,4 +1,8 @@
-"""Options in, exit codes out: one command run from its first to its last moment."""
+"""Entry point of all commands: signals, errors and exit codes.
+
+The base package does not include the command line's libraries. This module imports them late, so that it can say what
+to install.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,8 @@ import sys
 import threading
 from types import FrameType
 
-from cyclopts import CycloptsError
-from rich.console import Console
-from rich.markup import escape
-
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.stores.redaction import redacted
-
-from .commands import app
-from .config import configured, without_config
-from .help import asks_for_help, prepare_help
-from .spelling import explained, refuse_incomplete, refuse_unknown
 
 __all__ = ["INTERRUPTED", "main", "stop_on_signals"]
 
@@ -26,35 +21,59 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
 
 GRACE_S = 15.0
+"""Seconds between a signal and the forced exit."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit with its code; the entry point of ``inpaint-encode`` and of every script in jobs/."""
+    """Run a command and exit with its code; the entry point of ``inpaint-encode`` and of every script in jobs/.
+
+    Args:
+        arguments: the command line without the program's name, by default that of this process.
+    """
     stop_on_signals()
     tokens = sys.argv[1:] if arguments is None else arguments
     try:
-        if asks_for_help(tokens):
-            tokens = prepare_help(tokens)
-        else:
-            tokens = without_config(tokens)
-            refuse_unknown(tokens)
-            refuse_incomplete(tokens, configured())
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        _fail(explained(error), UsageError.exit_code)
+        _run(tokens)
     except EncodeError as error:
         _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        # Ray raises a worker's error as a subclass of its type. To install a package here does not help a worker.
+        if type(error) is not ModuleNotFoundError or not error.name or error.name.startswith("inpaint_encode"):
+            raise
+        command = tokens[0] if tokens and not tokens[0].startswith("-") else "inpaint-encode"
+        install = f"run: pip install 'inpaint-encode[job]' (missing: {error.name.partition('.')[0]})"
+        _fail(f"{command} needs packages that are not installed; {install}", UsageError.exit_code)
     except (OSError, UnicodeError) as error:
-        advice = "what is done stays; `inpaint-encode doctor` tries disks and stores"
-        _fail(f"{error.__class__.__name__}: {error}; {advice}", JobFailed.exit_code)
+        advice = "run `inpaint-encode doctor` to check disks and stores"
+        _fail(f"reading or writing failed; {advice} ({type(error).__name__}: {error})", JobFailed.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from what is done", INTERRUPTED)
+        _fail("interrupted; run the same command again to resume", INTERRUPTED)
+
+
+def _run(tokens: list[str]) -> None:
+    from cyclopts import CycloptsError
+
+    from .commands import app
+    from .config import apply_config, config_options
+    from .help import configure_help, is_help_request
+    from .usage_errors import describe_error, validate_option_names, validate_required
+
+    if is_help_request(tokens):
+        tokens = configure_help(tokens)
+    else:
+        tokens = apply_config(tokens)
+        validate_option_names(tokens)
+        validate_required(tokens, config_options())
+    try:
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        raise UsageError(describe_error(error)) from error
 
 
 def stop_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM end this process in good order, and in any order after `GRACE_S` seconds.
+    """Raise KeyboardInterrupt on Ctrl-C and SIGTERM, and exit after `GRACE_S` seconds if the process still runs.
 
-    The second half is needed: an interrupt that meets a library in one of its callbacks is lost there.
+    The forced exit is necessary: an exception that is raised in a library's callback may be lost.
     """
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
@@ -68,5 +87,6 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(redacted(message))}", highlight=False, soft_wrap=True)
+    colored = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print("\x1b[1;31merror:\x1b[0m" if colored else "error:", redacted(message), file=sys.stderr)
     sys.exit(code)

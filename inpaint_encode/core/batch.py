@@ -1,8 +1,4 @@
-"""What an encoder is asked and what it answers: a batch of images of one size, and its rows.
-
-A batch is *launched*, and its result is asked for later: a device then always has the next one waiting when it ends
-one, and copies go beside its work.
-"""
+"""The interface of an encoder: it takes batches of images of one size and returns their latents and grown masks."""
 
 from __future__ import annotations
 
@@ -13,128 +9,134 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "CPU_PIXELS",
-    "MOST_IMAGES",
+    "CPU_BATCH_PIXELS",
+    "MAX_BATCH_SIZE",
     "Batch",
-    "Done",
+    "CompletedFuture",
+    "EncodeFuture",
     "EncodedBatch",
     "LatentEncoder",
-    "Launched",
     "OutOfMemory",
-    "images_at_once",
     "is_out_of_memory",
 ]
 
-MOST_IMAGES = 8
-"""Images of one size that a forward pass is given, unless ``--batch-size`` says another number."""
+MAX_BATCH_SIZE = 8
+"""Images of one size in a forward pass, unless ``--batch-size`` is a number."""
 
-CPU_PIXELS = 2**19
-"""Pixels of a forward pass on a CPU, where a process that asks for too much is killed and not told.
+CPU_BATCH_PIXELS = 2**19
+"""Pixels of a forward pass on a CPU, where the kernel kills a process that allocates too much.
 
-A VAE of Stable Diffusion's size takes more than 0.7 GB for them in float32. More at once is hardly faster: on one core,
-eight of 64 x 64 take 1.1 times less CPU time than each alone, and two of 256 x 256 none.
+A VAE of Stable Diffusion's size takes 0.7 GB for them in float32. Larger batches are hardly faster: on one core, eight
+images of 64 x 64 take 1.1 times less CPU time than each alone, and two of 256 x 256 the same.
 """
 
 
-def images_at_once(height: int, width: int, pixels: float) -> int:
-    """How many images of a size to encode at once where ``pixels`` fit into memory: 1 to `MOST_IMAGES`."""
-    return max(1, int(min(MOST_IMAGES, pixels / (height * width))))
-
-
 class OutOfMemory(RuntimeError):
-    """Not even one image fits into the device's memory, in the ways that are allowed.
+    """One image does not fit into the device's memory.
 
     Args:
-        message: says which, and what to do.
-        steps: how often memory ran out until this was known.
+        message: a sentence with a remedy.
+        steps: how often memory ran out before this was certain.
     """
 
     def __init__(self, message: str, *, steps: int) -> None:
         super().__init__(message)
         self.steps = steps
         self.not_finite = 0
-        """Rows that overflowed before, for which this memory was needed."""
+        """Rows of the batch that had overflowed before and needed this memory to be encoded in float32."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in any of the ways in which torch and its libraries say it."""
+    """Whether ``error`` is an out-of-memory error of torch or one of its libraries."""
     if isinstance(error, OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
         return True
-    ways = ("can't allocate memory", "ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")
-    return any(way in str(error) for way in ways)
+    phrases = ("can't allocate memory", "ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")
+    return any(phrase in str(error) for phrase in phrases)
 
 
 class Batch(NamedTuple):
-    """Images of one size, as a chunk holds them."""
+    """Images of one size."""
 
     height: int
     width: int
     pixels: Sequence[NDArray[np.uint8]]
     """Each ``[height * width * 3]``: RGB levels."""
     masks: Sequence[NDArray[np.uint8]]
-    """Each ``[ceil(height * width / 8)]``: bits, 1 where the image is repainted; not grown."""
+    """Each ``[ceil(height * width / 8)]``: packed bits, 1 where the image is repainted; not grown."""
     keys: Sequence[str] = ()
-    """The rows' keys, on which a draw from the posterior depends; without draws there may be none."""
+    """The rows' keys, which seed a draw from the posterior; may be empty without draws."""
 
     def part(self, indices: Sequence[int]) -> Batch:
-        """Some of its images, in the order of ``indices``."""
+        """Return the images at ``indices``, in that order."""
         pixels, masks = ([of[index] for index in indices] for of in (self.pixels, self.masks))
         return Batch(self.height, self.width, pixels, masks, [self.keys[index] for index in indices if self.keys])
 
 
 class EncodedBatch(NamedTuple):
-    """The batch's rows, on the CPU."""
+    """The results of a batch, on the CPU."""
 
     samples: NDArray[Any]
-    """``[B, C, h, w]`` in the type that is stored; ``[B, 2C, h, w]`` of moments, the means first."""
+    """``[B, C, h, w]`` in the stored type; ``[B, 2C, h, w]`` of moments, the means first."""
     finite: NDArray[np.bool_]
-    """``[B]``: whether all of a row's values are, as computed."""
+    """``[B]``: whether all values of a row are finite as computed."""
     stored: NDArray[np.bool_]
-    """``[B]``: whether they are as stored, too; a float16 cannot hold every value."""
+    """``[B]``: whether they are finite in the stored type."""
     noise_mask: NDArray[np.uint8]
     """``[B, H, W]``, grown."""
     seconds: dict[str, float]
-    """What the batch took by stage: ``copy`` to the device, ``encode`` and ``copy_back``."""
+    """By stage: ``copy`` to the device, ``encode`` and ``copy_back``."""
     original_samples: NDArray[Any] | None = None
-    """As ``samples``, of the images as they are; None if not asked for."""
+    """As ``samples``, of the images that are not masked; None if not asked for."""
     latent_mask: NDArray[Any] | None = None
-    """``[B, h, w]`` in the type that is stored; None if not asked for."""
+    """``[B, h, w]`` in the stored type; None if not asked for."""
     tiled: Sequence[bool] = ()
-    """By row: whether it went in tiles; none did if there is nothing here."""
-    again: Sequence[int] = ()
-    """Rows that were not finite and were encoded once more in float32."""
+    """By row: whether it was encoded in tiles; empty if none was."""
+    in_float32: Sequence[int] = ()
+    """Rows that overflowed in the compute dtype and were encoded in float32."""
     oom_steps: int = 0
-    """How often memory ran out on the way, and fewer images or tiles were tried."""
+    """How often memory ran out, each time followed by a smaller batch or by tiles."""
 
 
-class Launched(Protocol):
-    """A batch under way."""
+class EncodeFuture(Protocol):
+    """A batch that is being encoded."""
 
     def result(self) -> EncodedBatch:
-        """Wait for it; raises RuntimeError if the device could not, out of memory included."""
+        """Wait for the results.
+
+        Raises:
+            RuntimeError: the device or the model failed, out of memory included.
+        """
 
 
-class Done(NamedTuple):
-    """A `Launched` that is there already."""
+class CompletedFuture(NamedTuple):
+    """An `EncodeFuture` with its results."""
 
     batch: EncodedBatch
 
     def result(self) -> EncodedBatch:
-        """Return it."""
+        """Return the results."""
         return self.batch
 
 
 class LatentEncoder(Protocol):
-    """What a worker needs of whatever makes latents; safe to use from several threads."""
+    """What a worker needs of an encoder; methods may be called from several threads."""
 
     precision: str
-    """The type that it computes in, but for rows that are encoded again."""
+    """Compute dtype, except for rows that overflowed."""
 
-    def images_at_once(self, height: int, width: int) -> int:
-        """How many images of a size to put into a batch, if it is left to the encoder."""
+    def batch_size(self, height: int, width: int) -> int:
+        """Return how many images of a size to put into a batch with ``--batch-size auto``."""
 
-    def launch(self, batch: Batch) -> Launched:
-        """Begin a batch, or queue it behind others; raises RuntimeError if there is no memory to stage it in."""
+    def launch(self, batch: Batch, *, tile: bool | None = None) -> EncodeFuture:
+        """Start encoding a batch, after those that were launched before.
+
+        Args:
+            batch: images of one size.
+            tile: whether to encode in tiles; None: as the rows' metadata say.
+
+        Raises:
+            RuntimeError: no memory to stage the batch.
+        """
 
     def check(self) -> None:
         """Raise if the device or the model is not usable any more."""

@@ -1,4 +1,4 @@
-"""Tells a store that is at fault as such, which ends the job, from objects that are, which are rejected."""
+"""Circuit breaker: decides whether an error is the store's (the job stops) or one object's (the pair is rejected)."""
 
 from __future__ import annotations
 
@@ -10,76 +10,80 @@ from dataclasses import dataclass
 from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.stores import storage
 
-__all__ = ["Stores"]
+__all__ = ["CircuitBreaker"]
 
 _PROBES = 4
-"""Other objects of a store that are asked for before it is said to be at fault."""
-_SILENT = 3
-"""Objects of a web server that must have got no answer, and none an answer, before no more is waited for."""
+"""Other objects of a bucket to request before it counts as failing."""
+
+_MAX_UNANSWERED = 3
+"""Objects of a web server without any answer before the rest is not requested."""
 
 
 @dataclass
 class _Store:
     last_good: str | None = None
+    """The last object that was read."""
     answered: bool = False
-    """It has told something of an object, if only that it is not there."""
+    """Whether any request was answered, if only with "not found"."""
     unanswered: int = 0
-    refused: str | None = None
-    """An object that it did not allow, and what it said."""
-    down: str | None = None
+    denied: str | None = None
+    """The message of an object that was denied."""
+    failure: str | None = None
 
 
-class Stores:
-    """What a chunk's reads say of each bucket and each host; threads may share it.
+class CircuitBreaker:
+    """Tracks the outcomes of a chunk's reads per bucket and host; thread-safe.
 
     Args:
-        reader: asks them again.
-        others: objects that are planned beside the chunk's, as those to ask a store for.
-        known: whether the chunk's pairs have been rejected or encoded before. Then a store that lists its objects is
-            not at fault, whatever it refuses: pairs that are tried again may all be such.
+        reader: sends the probes.
+        others: returns planned objects outside the chunk, to probe a store with.
+        known: whether the chunk's pairs were rejected or encoded before. If so, a store that can be listed is not
+            failing, whatever it denies: the retried pairs may all be denied ones.
     """
 
-    def __init__(self, reader: PairReader, others: Callable[[], Iterable[str]], *, known: bool) -> None:
+    def __init__(
+        self, reader: PairReader, others: Callable[[], Iterable[str]] = lambda: (), *, known: bool = False
+    ) -> None:
         self._reader, self._others, self._known = reader, others, known
         self._stores: defaultdict[str, _Store] = defaultdict(_Store)
         self._lock = threading.Lock()
 
     @property
-    def fault(self) -> str | None:
-        """Of the first store that is at fault, what is; a store that allowed none of its objects is asked now."""
+    def failure(self) -> str | None:
+        """Why the first failing store fails; probes a store that denied all its objects."""
         for name, store in self._stores.items():
-            if store.refused and not store.answered and not store.down and self._is_at_fault(name):
-                store.down = f"the store allows nothing; {store.refused}"
-        downs = [store.down for name, store in self._stores.items() if store.down]
-        return downs[0] if downs else None
+            if store.denied and not store.answered and not store.failure and self._fails(name):
+                store.failure = f"the store denies every request; {store.denied}"
+        return next((store.failure for store in self._stores.values() if store.failure), None)
 
-    def give_up(self, uri: str) -> str | None:
-        """Why ``uri`` need not be asked for."""
-        store = self._stores[store_of(uri)]
-        if _is_web(uri) and not store.answered and store.unanswered >= _SILENT:
-            return f"{uri} was not asked for: {store_of(uri)} has answered none of {store.unanswered} requests"
-        return store.down
+    def reason_to_skip(self, uri: str) -> str | None:
+        """Return why ``uri`` should not be requested, or None."""
+        name = store_of(uri)
+        store = self._stores[name]
+        if not store.answered and store.unanswered >= _MAX_UNANSWERED and not name.startswith(("s3://", "gs://")):
+            return f"{uri} was not requested: {name} has not answered any of {store.unanswered} requests"
+        return store.failure
 
-    def answered(self, uri: str, *, good: bool) -> None:
-        """The store has told something of an object, ``good`` or not."""
+    def record_answer(self, uri: str, *, read: bool) -> None:
+        """Record that the store answered; ``read`` if the answer was the object."""
         store = self._stores[store_of(uri)]
         store.answered = True
-        store.last_good = uri if good else store.last_good
+        store.last_good = uri if read else store.last_good
 
-    def refused(self, uri: str, message: str) -> None:
-        """If an object that was allowed before is not any more, it is the credentials, not the object."""
+    def record_denied(self, uri: str, message: str) -> None:
+        """Record a denied object. If an object that was read before is denied too, the credentials are at fault."""
         store = self._stores[store_of(uri)]
-        store.refused = message
+        store.denied = message
         try:
             if store.last_good:
                 self._reader.probe(store.last_good)
         except PermissionError:
-            store.down = f"the store allows nothing any more; {message}"
+            store.failure = f"the store denies every request now; {message}"
         except OSError:
-            pass  # says nothing about this object
+            pass  # tells nothing about this object
 
-    def unanswered(self, uri: str, message: str) -> None:
-        """If others get no answer either, waiting for the rest is in vain."""
+    def record_unanswered(self, uri: str, message: str) -> None:
+        """Record an object without an answer. If other objects get none either, the store is failing."""
         name = store_of(uri)
         store = self._stores[name]
         store.unanswered += 1
@@ -88,21 +92,21 @@ class Stores:
                 self._reader.probe(store.last_good)
                 return
         except storage.Unavailable:
-            store.down = f"the store does not answer; {message}"
+            store.failure = f"the store does not answer; {message}"
             return
         except OSError:
             return
         with self._lock:
-            if not store.answered and not store.down and self._is_at_fault(name):
-                store.down = f"the store does not answer; {message}"
+            if not store.answered and not store.failure and self._fails(name):
+                store.failure = f"the store does not answer; {message}"
 
-    def _is_at_fault(self, name: str) -> bool:
-        """Whether a bucket serves no other object of the plan either, or, where none tells, lists nothing."""
+    def _fails(self, name: str) -> bool:
+        """Whether a bucket serves no other planned object and, if there is none to ask for, cannot be listed."""
         if not name.startswith(("s3://", "gs://")):
             return False
-        mine = [other for other in self._others() if store_of(other) == name]
-        asked = mine[:: max(1, len(mine) // _PROBES)][:_PROBES]
-        for other in asked:
+        planned = [other for other in self._others() if store_of(other) == name]
+        probed = planned[:: max(1, len(planned) // _PROBES)][:_PROBES]
+        for other in probed:
             try:
                 self._reader.probe(other)
             except storage.Unavailable:
@@ -112,15 +116,10 @@ class Stores:
             except OSError:
                 return False
             return False
-        return (bool(asked) and not self._known) or not self._lists(name)
-
-    def _lists(self, name: str) -> bool:
+        if probed and not self._known:
+            return True
         try:
             self._reader.probe_listing(name)
         except OSError:
-            return False
-        return True
-
-
-def _is_web(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
+            return True
+        return False

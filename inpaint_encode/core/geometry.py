@@ -1,18 +1,19 @@
-"""Which part of an image becomes a latent, at which size: whole numbers only, so that decoding needs no torch."""
+"""Sizes: how an image is resized and cropped. Whole numbers only, so that decoding does not need torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
+
+from inpaint_encode.metadata import RowMetadata
 
 __all__ = ["CropBox", "Geometry", "Sizing", "bucket_sizes", "crop_box", "parse_resolution"]
 
 
 class CropBox(NamedTuple):
-    """A centred crop, in pixels of the uncropped image."""
+    """A centered crop, in pixels of the uncropped image."""
 
     top: int
     left: int
@@ -21,15 +22,15 @@ class CropBox(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Index of the crop along the height and the width."""
+        """Index of the crop: rows and columns."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 class Geometry(NamedTuple):
-    """What becomes of an image's size: resized, then cropped.
+    """How an image is resized and then cropped.
 
-    Pixel ``y`` of the crop lies at ``(crop.top + y + 0.5) * source_height / resized_height - 0.5`` of the source;
-    along the width alike.
+    Pixel ``y`` of the crop lies at ``(crop.top + y + 0.5) * source_height / resized_height - 0.5`` of the source; the
+    same holds for the width.
     """
 
     resized_height: int
@@ -39,32 +40,29 @@ class Geometry(NamedTuple):
 
 
 def crop_box(height: int, width: int, multiple: int) -> CropBox:
-    """Return the largest centred crop whose sides are multiples of ``multiple``.
+    """Return the largest centered crop whose sides are multiples of ``multiple``.
 
     Raises:
-        ValueError: a side is smaller than ``multiple``, so that nothing would be left.
+        ValueError: a side is smaller than ``multiple``, so nothing would be left.
     """
     if min(height, width) < multiple:
         raise ValueError(f"{height} x {width} pixels: a side is smaller than the VAE's multiple of {multiple}")
-    return _centred(height, width, height // multiple * multiple, width // multiple * multiple)
+    top, left = height % multiple // 2, width % multiple // 2
+    return CropBox(top, left, height // multiple * multiple, width // multiple * multiple)
 
 
-def _centred(height: int, width: int, crop_height: int, crop_width: int) -> CropBox:
-    return CropBox((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
-
-
-def parse_resolution(spelled: str) -> tuple[int, int]:
-    """Height and width of ``WIDTHxHEIGHT``."""
-    width, height = spelled.split("x")
+def parse_resolution(text: str) -> tuple[int, int]:
+    """Return height and width of ``WIDTHxHEIGHT``."""
+    width, height = text.split("x")
     return int(height), int(width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizing:
-    """How images are brought to size; the fields are those of `inpaint_encode.settings.Decoding`."""
+    """Options for the size of images; the fields are those of `inpaint_encode.settings.Decoding`."""
 
-    ratio: int
-    """What the sides of every crop are multiples of, in pixels: the VAE's ``crop_multiple``."""
+    multiple: int
+    """The sides of every crop are multiples of this many pixels: the VAE's ``crop_multiple``."""
     resize: int = 0
     resolution: str = ""
     buckets: int = 0
@@ -72,101 +70,90 @@ class Sizing:
     upscale: bool = False
 
     @classmethod
-    def of(cls, made_by: Mapping[str, Any]) -> Self:
-        """The sizing of an output's rows, by what ``_job.json`` and every file's metadata say of them."""
-        given = {**made_by, "ratio": made_by["crop_multiple"]}
-        return cls(**{field.name: given[field.name] for field in fields(cls)})
+    def of(cls, metadata: RowMetadata) -> Self:
+        """Return the sizing for rows with this metadata."""
+        options = {one.name: getattr(metadata, one.name) for one in fields(cls) if one.name != "multiple"}
+        return cls(multiple=metadata.vae.crop_multiple, **options)
 
     def check(self) -> None:
-        """Hold the wanted sizes against the VAE's ratio.
+        """Check the options against the VAE's multiple.
 
         Raises:
-            ValueError: they cannot be had; the message says which can.
+            ValueError: the VAE cannot encode these sizes; the message names a size that it can encode.
         """
-        if self.resize and self.resize < self.ratio:
-            least = f"which is {self.ratio} pixels; give at least that"
-            raise ValueError(f"--resize {self.resize} is less than one latent pixel, {least}")
-        if self.buckets and self.bucket_step % self.ratio:
-            step = -(-self.bucket_step // self.ratio) * self.ratio
-            raise ValueError(f"--bucket-step {self.bucket_step} is no multiple of the VAE's {self.ratio}; {step} is")
-        if self.buckets and not bucket_sizes(self.buckets, self.bucket_step):
-            least = f"; give --buckets {self.bucket_step**2} or more, or a smaller --bucket-step"
+        if self.resize and self.resize < self.multiple:
             raise ValueError(
-                f"--buckets {self.buckets}: not one square of --bucket-step {self.bucket_step} fits{least}"
+                f"--resize {self.resize} is less than one latent pixel, which is {self.multiple} pixels; "
+                "give at least that"
+            )
+        if self.buckets and self.bucket_step % self.multiple:
+            step = -(-self.bucket_step // self.multiple) * self.multiple
+            raise ValueError(
+                f"--bucket-step {self.bucket_step} is not a multiple of the VAE's {self.multiple} pixels; give {step}"
+            )
+        if self.buckets and not bucket_sizes(self.buckets, self.bucket_step):
+            raise ValueError(
+                f"--buckets {self.buckets}: not one square of --bucket-step {self.bucket_step} fits; "
+                f"give --buckets {self.bucket_step**2} or more, or a smaller --bucket-step"
             )
         sides = parse_resolution(self.resolution) if self.resolution else (0, 0)
-        if any(side % self.ratio for side in sides):
-            height, width = (max(1, round(side / self.ratio)) * self.ratio for side in sides)
-            multiple = f"no multiple of the VAE's {self.ratio}; the nearest is {width}x{height}"
-            raise ValueError(f"--resolution {self.resolution} is {multiple}")
+        if any(side % self.multiple for side in sides):
+            height, width = (max(1, round(side / self.multiple)) * self.multiple for side in sides)
+            raise ValueError(
+                f"--resolution {self.resolution} is not a multiple of the VAE's {self.multiple} pixels; "
+                f"the nearest is {width}x{height}"
+            )
 
     def fit(self, height: int, width: int) -> Geometry:
-        """Return what becomes of an image of this size.
+        """Return how an image of ``height`` x ``width`` pixels is resized and cropped.
 
         Raises:
-            ValueError: it is too small: for one latent pixel, or to be resized without ``upscale``.
+            ValueError: a side is below the VAE's multiple, or the image would have to be enlarged without ``upscale``.
         """
-        if self.resize:
-            resized = self._shrunk(height, width, *_short_side(height, width, self.resize))
-            return Geometry(*resized, crop_box(*resized, self.ratio))
-        if target := self._target(height, width):
-            resized = self._shrunk(height, width, *_covering(height, width, *target))
-            return Geometry(*resized, _centred(*resized, *target))
-        return Geometry(height, width, crop_box(height, width, self.ratio))
-
-    def _target(self, height: int, width: int) -> tuple[int, int] | None:
-        """Height and width that the crop must have, if they are given."""
-        if self.resolution:
-            return parse_resolution(self.resolution)
-        if self.buckets:
-            return _nearest(height, width, bucket_sizes(self.buckets, self.bucket_step))
-        return None
-
-    def _shrunk(self, height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:
-        if (to_height > height or to_width > width) and not self.upscale:
-            raise ValueError(
-                f"{height} x {width} pixels would have to be enlarged to {to_height} x {to_width}; --upscale allows it"
+        target: tuple[int, int] | None = None  # height and width of the crop, if the options fix them
+        resized = height, width
+        if self.resize:  # to this shorter side
+            short = self.resize
+            resized = (
+                (short, _divide(width * short, height)) if height <= width else (_divide(height * short, width), short)
             )
-        return to_height, to_width
+        elif self.resolution or self.buckets:  # to the smallest size that covers the target
+            target = parse_resolution(self.resolution) if self.resolution else self._bucket(height, width)
+            if target[0] * width >= target[1] * height:
+                resized = target[0], _divide(width * target[0], height)
+            else:
+                resized = _divide(height * target[1], width), target[1]
+        if (resized[0] > height or resized[1] > width) and not self.upscale:
+            size = f"{resized[0]} x {resized[1]}"
+            raise ValueError(f"{height} x {width} pixels would have to be enlarged to {size}; --upscale allows it")
+        if target is None:
+            return Geometry(*resized, crop_box(*resized, self.multiple))
+        return Geometry(*resized, CropBox((resized[0] - target[0]) // 2, (resized[1] - target[1]) // 2, *target))
+
+    def _bucket(self, height: int, width: int) -> tuple[int, int]:
+        """Return the aspect-ratio bucket closest to these proportions; of two equally close, the larger."""
+
+        def distance(size: tuple[int, int]) -> tuple[float, int]:
+            ours, theirs = height * size[1], width * size[0]
+            return max(ours, theirs) / min(ours, theirs), -size[0] * size[1]
+
+        return min(bucket_sizes(self.buckets, self.bucket_step), key=distance)
 
 
-def _short_side(height: int, width: int, short: int) -> tuple[int, int]:
-    if height <= width:
-        return short, _rounded(width * short, height)
-    return _rounded(height * short, width), short
-
-
-def _covering(height: int, width: int, over_height: int, over_width: int) -> tuple[int, int]:
-    """The smallest size in the image's proportions that covers another."""
-    if over_height * width >= over_width * height:
-        return over_height, _rounded(width * over_height, height)
-    return _rounded(height * over_width, width), over_width
-
-
-def _rounded(numerator: int, denominator: int) -> int:
-    """The nearest whole number, 1 at least; halves up."""
+def _divide(numerator: int, denominator: int) -> int:
+    """Divide and round to the nearest whole number, halves up; at least 1."""
     return max(1, (2 * numerator + denominator) // (2 * denominator))
 
 
 @lru_cache(maxsize=16)
 def bucket_sizes(pixels: int, step: int) -> tuple[tuple[int, int], ...]:
-    """Heights and widths that images are sorted into, for a budget of ``pixels``; the widest last.
+    """Return the aspect-ratio buckets for a budget of ``pixels``, as heights and widths, the widest last.
 
-    Sides are multiples of ``step`` from half to twice that of the largest square, which is one of them; to each width
-    goes the largest height that keeps to the budget, and to each height the largest width.
+    Sides are multiples of ``step``, from half to twice the side of the largest square, which is one of the buckets.
+    Each width has the largest height within the budget, and each height the largest width.
     """
     side = math.isqrt(pixels) // step * step
     low, high = max(step, side // 2 // step * step), 2 * side
     longest = {(long, pixels // long // step * step) for long in range(low, high + 1, step)}
     sizes = {(long, min(other, high)) for long, other in longest if other >= low} | ({(side, side)} if side else set())
     return tuple(sorted(sizes | {(width, height) for height, width in sizes}, key=lambda size: size[1] / size[0]))
-
-
-def _nearest(height: int, width: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The size of the nearest proportions; of two alike the one with more pixels."""
-
-    def distance(size: tuple[int, int]) -> tuple[float, int]:
-        here, there = height * size[1], width * size[0]
-        return max(here, there) / min(here, there), -size[0] * size[1]
-
-    return min(sizes, key=distance)

@@ -1,6 +1,6 @@
-"""How much of their images a run's masks repaint: what shows that they are inverted, empty or full.
+"""Statistics of ``mask_coverage`` over a run; they show masks that are inverted, empty or full.
 
-Workers count rows by coverage, a counter for each percent, so that the driver knows the median of any number of rows.
+Workers count rows in one counter per percent of coverage. From these the driver knows the median of any number of rows.
 """
 
 from __future__ import annotations
@@ -11,47 +11,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PREFIX", "counted", "masks_found", "suspicion"]
+__all__ = ["PREFIX", "coverage_counters", "coverage_summary", "coverage_warning"]
 
 PREFIX = "coverage_"
-"""How the counters' names begin; what follows is the percent, rounded up, and 101 for all of the image."""
+"""Prefix of the counters' names. The rest is the coverage in percent, rounded up; 101 if all of the image is masked."""
 
 _FULL = 101
 _INVERTED = 80
-"""Percent of its image that the median mask must repaint to look inverted."""
+"""Above this median coverage in percent, masks look inverted."""
 
 
-def counted(coverage: NDArray[np.float32]) -> Iterator[tuple[str, int]]:
-    """Yield the counters of some rows' ``mask_coverage``."""
+def coverage_counters(coverage: NDArray[np.float32]) -> Iterator[tuple[str, int]]:
+    """Yield the name and count of each counter for ``mask_coverage`` ``[rows]`` in 0..1."""
     percents = np.where(coverage == 1, _FULL, np.ceil(coverage * 100)).astype(int)
     for percent, rows in zip(*np.unique(percents, return_counts=True), strict=True):
         yield f"{PREFIX}{percent}", int(rows)
 
 
-def masks_found(counters: Mapping[str, float]) -> dict[str, Any]:
-    """What the report says of all rows' masks: how many, how many are empty or full, the median in percent."""
+def coverage_summary(counters: Mapping[str, float]) -> dict[str, Any]:
+    """Return the report's numbers: rows, rows with an empty mask, rows with a full mask, median coverage in percent."""
     rows = _rows_by_percent(counters)
     median = min(100, _median(rows)) if rows else None
     return {"rows": sum(rows.values()), "empty": rows.get(0, 0), "full": rows.get(_FULL, 0), "median_percent": median}
 
 
-def suspicion(counters: Mapping[str, float]) -> str | None:
-    """What a person should be told of the masks, if anything, with the numbers."""
+def coverage_warning(counters: Mapping[str, float]) -> str | None:
+    """Return a sentence if the masks look empty, full or inverted, else None."""
     rows = _rows_by_percent(counters)
     if not rows:
         return None
     total, median = sum(rows.values()), _median(rows)
     if median == 0:
         return (
-            f"masks look empty: {rows[0]:,} of {total:,} repaint nothing; what is to be repainted may be in another "
-            "--mask-channel, or be black (--mask-polarity black)"
+            f"masks look empty: {rows[0]:,} of {total:,} repaint nothing; the mask may be in another "
+            "--mask-channel, or black may mark what to repaint (--mask-polarity black)"
         )
     if median == _FULL:
         return f"masks look full: {rows[_FULL]:,} of {total:,} repaint all of the image; see --mask-channel"
     if median > _INVERTED:
         return (
-            f"masks look inverted: half of {total:,} repaint {median - 1}% of the image or more; if it is the rest "
-            "that is to be repainted, say --mask-polarity black, or opaque of --mask-channel alpha"
+            f"masks look inverted: half of {total:,} repaint {median - 1}% of the image or more; to repaint the rest "
+            "instead, set --mask-polarity black, or opaque with --mask-channel alpha"
         )
     return None
 
@@ -61,10 +61,10 @@ def _rows_by_percent(counters: Mapping[str, float]) -> dict[int, int]:
 
 
 def _median(rows: Mapping[int, int]) -> int:
-    """The lower one, if there are two."""
+    """Return the median percent; of two middle rows the lower."""
     before, middle = 0, (sum(rows.values()) + 1) // 2
     for percent in sorted(rows):
         before += rows[percent]
         if before >= middle:
             return percent
-    raise AssertionError("there is a middle one of any rows")
+    raise AssertionError("a nonempty count has a median")

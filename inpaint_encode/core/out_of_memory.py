@@ -1,4 +1,4 @@
-"""As many images of a size at once as memory holds: fewer after it ran out, and tiles where not even one fits."""
+"""Encoding within the device's memory: on out-of-memory, halve the batch; if one image does not fit, use tiles."""
 
 from __future__ import annotations
 
@@ -8,47 +8,48 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inpaint_encode.vae import Posterior, crop_multiple, posterior
-from inpaint_encode.vae.tiles import needs_tiles, tiled_posterior
+from inpaint_encode.vae.encode import Posterior, posterior
+from inpaint_encode.vae.properties import crop_multiple
+from inpaint_encode.vae.tiles import tiled_posterior
 
-from .batch import CPU_PIXELS, OutOfMemory, images_at_once, is_out_of_memory
+from .batch import CPU_BATCH_PIXELS, MAX_BATCH_SIZE, OutOfMemory, is_out_of_memory
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["Fitted", "FittingVae", "VisitingVae", "bytes_per_pixel", "cast_copy"]
+__all__ = ["EncodeResult", "Float32FallbackVae", "OomAdaptiveVae", "bytes_per_pixel", "cast_copy"]
 
-_SHARE = 0.8
-"""Of the free memory that an estimate may fill: it knows nothing of how memory is split up, nor of the neighbours."""
+MEMORY_FRACTION = 0.8
+"""Share of the free memory that an estimate may fill; fragmentation and other processes need the rest."""
 
-_MEASURED = 512
+_MEASURED_SIDE = 512
 """Side in pixels of the image by which memory is measured."""
 
 
-class Fitted(NamedTuple):
-    """A batch that went through."""
+class EncodeResult(NamedTuple):
+    """The posterior of a batch."""
 
     posterior: Posterior
     tiled: list[bool]
-    """By row: whether it went in tiles."""
+    """By row: whether it was encoded in tiles."""
     steps: int
-    """How often memory ran out on the way."""
+    """How often memory ran out."""
 
 
-class _Way(NamedTuple):
+class _Strategy(NamedTuple):
+    """How many images to encode at once, and whether in tiles."""
+
     images: int
-    """At once."""
     tiled: bool
 
 
-class FittingVae:
-    """A VAE that is never given more at once than went through before.
+class OomAdaptiveVae:
+    """A VAE that halves its batch on out-of-memory and remembers, for each image size, what fitted.
 
-    When memory runs out the images at once are halved, and what worked is remembered for their size; where one image
-    is too much, it goes in tiles, if they are allowed. For one thread at a time.
+    If one image does not fit, it is encoded in tiles, unless the caller forbids them. Not thread-safe.
 
     Args:
-        vae: on its device, in its type.
+        vae: on its device, in its compute dtype.
         tile_size: side of a tile in pixels.
     """
 
@@ -56,62 +57,67 @@ class FittingVae:
         self._vae = vae
         self._multiple = crop_multiple(vae)
         self._tile_size = tile_size
-        self._ways: dict[tuple[int, int, bool | None], _Way] = {}
-        self._pixels: float = CPU_PIXELS
+        self._strategies: dict[tuple[int, int, bool | None], _Strategy] = {}
+        self._pixels: float = CPU_BATCH_PIXELS
 
-    def encode(self, pixels: Tensor, tile: bool | None) -> Fitted:
-        """Encode float32 ``[B, H, W, 3]`` in 0..1, on the VAE's device.
+    def encode(self, pixels: Tensor, tile: bool | None) -> EncodeResult:
+        """Encode images, in several passes if necessary.
 
         Args:
-            pixels: the images.
-            tile: whether images larger than a tile go in tiles; None is where not even one image fits.
+            pixels: float32 ``[B, H, W, 3]`` in 0..1, on the VAE's device.
+            tile: whether to encode images larger than a tile in tiles; None: only on out-of-memory.
 
         Raises:
-            OutOfMemory: not even one image, or its tiles, fits.
-            RuntimeError: whatever else the device or the model says.
+            OutOfMemory: one image, or its tiles, does not fit.
+            RuntimeError: any other error of the device or the model.
         """
         count, height, width = pixels.shape[:3]
-        larger = needs_tiles(height, width, self._tile_size)
+        larger = max(height, width) > self._tile_size
         key = height, width, tile
         parts: list[Posterior] = []
         tiled: list[bool] = []
         steps = 0
         while len(tiled) < count:
-            way = self._ways.get(key) or _Way(count, tiled=bool(tile) and larger)
-            part = pixels[len(tiled) : len(tiled) + way.images]
-            found = self._attempt(part, way)
+            strategy = self._strategies.get(key) or _Strategy(count, tiled=bool(tile) and larger)
+            part = pixels[len(tiled) : len(tiled) + strategy.images]
+            found = self._attempt(part, tiled=strategy.tiled)
             if found is None:
                 steps += 1
-                self._ways[key] = _lower(way._replace(images=len(part)), larger and tile is None, steps)
+                may_tile = larger and tile is None
+                self._strategies[key] = _smaller(strategy._replace(images=len(part)), may_tile=may_tile, steps=steps)
             else:
                 parts.append(found)
-                tiled += [way.tiled] * len(part)
-        return Fitted(_joined(parts), tiled, steps)
+                tiled += [strategy.tiled] * len(part)
+        if len(parts) == 1:
+            return EncodeResult(parts[0], tiled, steps)
+        means, logvars = zip(*parts, strict=True)
+        joined = Posterior(torch.cat(means), None if logvars[0] is None else torch.cat(logvars))
+        return EncodeResult(joined, tiled, steps)
 
-    def images_at_once(self, height: int, width: int, tile: bool | None) -> int:
-        """How many images of a size to give it: what worked before, else an estimate that stays below free memory."""
-        if way := self._ways.get((height, width, tile)):
-            return way.images
+    def batch_size(self, height: int, width: int, tile: bool | None) -> int:
+        """Return how many images of a size to pass: what fitted before, else an estimate from the free memory."""
+        if strategy := self._strategies.get((height, width, tile)):
+            return strategy.images
         sides = [min(side, self._tile_size) if tile else side for side in (height, width)]
-        return images_at_once(sides[0], sides[1], self._pixels)
+        return max(1, int(min(MAX_BATCH_SIZE, self._pixels / (sides[0] * sides[1]))))
 
     def measure(self) -> None:
-        """On a GPU that nothing runs on, find out how many pixels fit; on a CPU `CPU_PIXELS` holds."""
+        """Measure on an idle GPU how many pixels fit; on a CPU `CPU_BATCH_PIXELS` stays."""
         device = next(self._vae.parameters()).device
         if device.type == "cuda":
             needed = bytes_per_pixel(self._vae, device)
-            self._pixels = _SHARE * torch.cuda.mem_get_info(device)[0] / needed
+            self._pixels = MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0] / needed
 
-    def _attempt(self, pixels: Tensor, way: _Way) -> Posterior | None:
-        """What the VAE says of ``pixels``, or None if memory ran out and was given back."""
+    def _attempt(self, pixels: Tensor, *, tiled: bool) -> Posterior | None:
+        """Return the posterior, or None if memory ran out; then the memory is freed."""
         try:
-            if way.tiled:
+            if tiled:
                 return tiled_posterior(self._vae, pixels, self._tile_size, self._multiple)
             return posterior(self._vae, pixels)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # Only here is the error gone, and with it the frames that held what was computed so far.
+        # The error is gone only here, and with it the frames that held intermediate results.
         _clear_cache(self._vae)
         if pixels.is_cuda:
             torch.cuda.synchronize(pixels.device)
@@ -119,27 +125,27 @@ class FittingVae:
         return None
 
 
-class VisitingVae:
-    """A VAE that lives on the host in float32 and comes to the device for a batch that overflowed, as few as they are.
+class Float32FallbackVae:
+    """The VAE in float32 on the host; it moves to the device for the few batches that overflow.
 
     Args:
-        vae: in float32, with the weights that were loaded.
-        device: where it goes.
-        tile_size: as for `FittingVae`.
+        vae: in float32, with the weights as loaded.
+        device: where to encode.
+        tile_size: as for `OomAdaptiveVae`.
     """
 
     def __init__(self, vae: ModelMixin, device: torch.device, tile_size: int) -> None:
         self._vae, self._device = vae, device
-        self._fitting = FittingVae(vae, tile_size)
+        self._adaptive = OomAdaptiveVae(vae, tile_size)
 
-    def encode(self, pixels: Tensor, tile: bool | None) -> Fitted:
-        """See `FittingVae.encode`."""
+    def encode(self, pixels: Tensor, tile: bool | None) -> EncodeResult:
+        """Encode as `OomAdaptiveVae.encode` does."""
         try:
             self._vae.to(self._device)
-            return self._fitting.encode(pixels, tile)
+            return self._adaptive.encode(pixels, tile)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                "the VAE's float32 weights, which this image needs, are more than memory holds", steps=1
+                "this image needs the VAE's float32 weights, which do not fit into the device's memory", steps=1
             ) from error
         finally:
             _clear_cache(self._vae)
@@ -147,7 +153,7 @@ class VisitingVae:
 
 
 def cast_copy(vae: ModelMixin, device: torch.device, dtype: torch.dtype) -> ModelMixin:
-    """Copy a VAE to ``device`` and into ``dtype``, with no second copy in float32 on the way."""
+    """Copy a VAE to ``device`` in ``dtype``, without a second float32 copy on the way."""
     cast: dict[int, Tensor] = {}
     for tensor in (*vae.parameters(), *vae.buffers()):
         moved = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
@@ -156,15 +162,15 @@ def cast_copy(vae: ModelMixin, device: torch.device, dtype: torch.dtype) -> Mode
 
 
 def bytes_per_pixel(vae: ModelMixin, device: torch.device) -> float:
-    """Measure what encoding takes on a GPU at its worst, over the weights; infinity if one image is too much."""
-    pixels = torch.full((1, _MEASURED, _MEASURED, 3), 0.5, device=device)
+    """Measure the peak memory of encoding on a GPU, without the weights; infinity if one image does not fit."""
+    pixels = torch.full((1, _MEASURED_SIDE, _MEASURED_SIDE, 3), 0.5, device=device)
     try:
-        posterior(vae, pixels)  # algorithms that are tried once may take more than those that are chosen
+        posterior(vae, pixels)  # cuDNN's search may need more memory than the algorithm that it chooses
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         posterior(vae, pixels)
-        return (torch.cuda.max_memory_allocated(device) - before) / _MEASURED**2
+        return (torch.cuda.max_memory_allocated(device) - before) / _MEASURED_SIDE**2
     except torch.OutOfMemoryError:
         _clear_cache(vae)
         return float("inf")
@@ -173,22 +179,19 @@ def bytes_per_pixel(vae: ModelMixin, device: torch.device) -> float:
 
 
 def _clear_cache(vae: ModelMixin) -> None:
-    """Let go of what a video VAE keeps of a frame for the next one; it does so itself only at the end."""
+    """Free the frames that a video VAE caches; it does so itself only when encoding succeeds."""
     if hasattr(vae, "clear_cache"):
         vae.clear_cache()
 
 
-def _lower(way: _Way, may_tile: bool, steps: int) -> _Way:
-    """The next thing to try after ``way`` was too much, the last of so many steps."""
-    if way.images > 1:
-        return _Way(way.images // 2, way.tiled)
-    if may_tile and not way.tiled:
-        return _Way(1, tiled=True)
-    raise OutOfMemory("one image is more than memory holds; --tile, or a smaller --tile-size, needs less", steps=steps)
+def _smaller(strategy: _Strategy, *, may_tile: bool, steps: int) -> _Strategy:
+    """Return what to try after ``strategy`` ran out of memory.
 
-
-def _joined(parts: list[Posterior]) -> Posterior:
-    if len(parts) == 1:
-        return parts[0]
-    means, logvars = zip(*parts, strict=True)
-    return Posterior(torch.cat(means), None if logvars[0] is None else torch.cat(logvars))
+    Raises:
+        OutOfMemory: nothing is left to try.
+    """
+    if strategy.images > 1:
+        return _Strategy(strategy.images // 2, strategy.tiled)
+    if may_tile and not strategy.tiled:
+        return _Strategy(1, tiled=True)
+    raise OutOfMemory("one image does not fit into the memory; use --tile, or a smaller --tile-size", steps=steps)

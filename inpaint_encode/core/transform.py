@@ -1,7 +1,17 @@
-"""The transform of an image and its mask, step by step, in plain torch.
+"""The transform of images and masks, step by step, in plain torch.
 
-Every function is pure and works on the CPU and on a GPU alike. ``H, W`` are the image's sides in pixels,
-``h, w`` the mask's; leading dimensions are free unless stated. A mask is 1 where the image is repainted.
+1. `resize_mask`: the mask takes the image's size.
+2. `crop_box`: image and mask are cropped to multiples of the VAE's downscale factor.
+3. `binarise_mask`: the mask becomes 0 or 1.
+4. `neutralise`: the masked image, repainted pixels 0.5 grey.
+5. `grow_mask`: the mask is grown into ``noise_mask``; the masked image is not affected.
+6. `inpaint_encode.vae.encode.posterior`: the VAE encodes the masked image.
+
+`resize_to_latent` makes the optional mask at the latent's size. `inpaint_encode.core.inpaint.encode_for_inpaint` runs
+all steps for a few images in memory; jobs run the same steps in `inpaint_encode.core.encoder`.
+
+All functions are pure and work on the CPU and on GPUs. ``H, W`` are the image's sides in pixels, ``h, w`` the mask's.
+Leading dimensions are free unless stated. A mask is 1 where the image is repainted, and 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -20,19 +30,28 @@ __all__ = [
     "binarise_mask",
     "crop_box",
     "grow_mask",
-    "mask_of_latent",
     "neutralise",
     "resize_mask",
+    "resize_to_latent",
 ]
 
 MAX_GROW = 64
+"""Largest ``grow_mask_by``."""
 
 
 def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
-    """Bring ``mask`` float32 ``[B, h, w]`` to ``[B, height, width]``; equal sizes come back as they are.
+    """Resize masks to the images' size: bilinear with half-pixel centers, without antialiasing.
 
-    Bilinear with half-pixel centres and no antialiasing, always computed on the CPU in float32: a GPU's last
-    bit can differ, and one bit is enough to flip a pixel when the mask is made binary.
+    The resize always runs on the CPU in float32. A GPU may differ in the last bit, and one bit is enough to flip a
+    pixel in `binarise_mask`.
+
+    Args:
+        mask: float32 ``[B, h, w]`` in 0..1.
+        height: target height in pixels.
+        width: target width in pixels.
+
+    Returns:
+        float32 ``[B, height, width]`` in 0..1, on the mask's device; ``mask`` itself if it has this size already.
     """
     if tuple(mask.shape[-2:]) == (height, width):
         return mask
@@ -42,33 +61,50 @@ def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def binarise_mask(mask: Tensor) -> Tensor:
-    """Round ``mask`` in 0..1 to 0 or 1, same shape and type; exactly 0.5 is kept, that is 0."""
+    """Round a mask to 0 or 1; exactly 0.5 becomes 0.
+
+    Args:
+        mask: floating point, any shape, in 0..1.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+    """
     return mask.round()
 
 
 def neutralise(pixels: Tensor, mask: Tensor) -> Tensor:
-    """Make the repainted pixels exactly 0.5 grey.
+    """Return the masked image: repainted pixels become exactly 0.5 grey, in the middle of the VAE's range.
 
-    ``pixels`` float32 ``[..., H, W, C]`` in 0..1 and the binary, ungrown ``mask`` float32 ``[..., H, W]`` give
-    the shape of ``pixels``.
+    Args:
+        pixels: float32 ``[..., H, W, C]`` in 0..1.
+        mask: float32 ``[..., H, W]``, 0 or 1, not grown.
+
+    Returns:
+        A new float32 tensor ``[..., H, W, C]``.
     """
     keep = (1.0 - mask).unsqueeze(-1)
     return (pixels - 0.5) * keep + 0.5
 
 
 def grow_mask(mask: Tensor, grow_mask_by: int) -> Tensor:
-    """Dilate a binary mask ``[..., H, W]`` of any type by a square of side ``grow_mask_by``; same shape and type.
+    """Dilate a binary mask by a square, as ComfyUI's ``VAEEncodeForInpaint`` does.
 
-    ``grow_mask_by`` is the square's side in pixels, not a radius: output pixel ``i`` sees the inputs
-    ``i - p .. i - p + k - 1`` with ``p = ceil((k - 1) / 2)``, zeros outside the border. An even side is therefore
-    lopsided: 6 spreads one pixel over -2..+3. 0 and 1 change nothing. The work rises with the logarithm of the
-    side: windows are doubled by OR until they are as wide as the square.
+    Output pixel ``i`` is the maximum of the inputs ``i - p`` to ``i - p + k - 1``, where ``k = grow_mask_by`` and
+    ``p = ceil((k - 1) / 2)``; pixels outside the mask count as 0. A square with an even side is not symmetric: with 6,
+    one pixel spreads over -2 to +3. The cost rises with the logarithm of ``k``.
+
+    Args:
+        mask: ``[..., H, W]`` of any dtype, 0 or 1.
+        grow_mask_by: side of the square in pixels, 0 to 64; not a radius. 0 and 1 return a copy.
+
+    Returns:
+        A new tensor of the same shape and dtype.
 
     Raises:
-        ValueError: ``grow_mask_by`` is not within 0..64.
+        ValueError: ``grow_mask_by`` is not in 0..64.
     """
     if not 0 <= grow_mask_by <= MAX_GROW:
-        raise ValueError(f"grow_mask_by is {grow_mask_by}; it must be within 0..{MAX_GROW}")
+        raise ValueError(f"grow_mask_by is {grow_mask_by}; it must be in 0..{MAX_GROW}")
     if grow_mask_by < 2:
         return mask.clone()
     before = grow_mask_by // 2  # ceil((k - 1) / 2)
@@ -78,7 +114,10 @@ def grow_mask(mask: Tensor, grow_mask_by: int) -> Tensor:
 
 
 def _or_window(bits: Tensor, width: int, dim: int) -> Tensor:
-    """OR of every run of ``width`` neighbours along ``dim``, which becomes ``width - 1`` shorter."""
+    """Return the OR of every window of ``width`` values along ``dim``, which becomes ``width - 1`` shorter.
+
+    The window doubles with every OR, so the cost is logarithmic.
+    """
     reach = 1
     while reach < width:
         step = min(reach, width - reach)
@@ -88,12 +127,20 @@ def _or_window(bits: Tensor, width: int, dim: int) -> Tensor:
     return bits
 
 
-def mask_of_latent(mask: Tensor, height: int, width: int, rule: Literal["comfyui", "diffusers"]) -> Tensor:
-    """Bring ``mask`` ``[B, H, W]``, 0 or 1, to a latent's size: float32 ``[B, height, width]``, always on the CPU.
+def resize_to_latent(mask: Tensor, height: int, width: int, rule: Literal["comfyui", "diffusers"]) -> Tensor:
+    """Resize masks to the latent's size, by the rule of the program that reads them.
 
-    ``comfyui`` is what its sampler makes of a grown ``noise_mask``: bilinear with half-pixel centres and neither
-    antialiasing nor rounding, so that an even ratio gives the mean of each cell's central 2 x 2 pixels. ``diffusers``
-    is what its pipelines make of a mask that is not grown: the nearest pixel by their reckoning, each cell's first.
+    Args:
+        mask: ``[B, H, W]``, 0 or 1.
+        height: the latent's height.
+        width: the latent's width.
+        rule: ``comfyui`` is what its sampler does with a grown ``noise_mask``: bilinear with half-pixel centers,
+            without antialiasing or rounding. With an even downscale factor each cell is the mean of its central 2 x 2
+            pixels. ``diffusers`` is what its pipelines do with a mask that is not grown: nearest neighbor, each cell's
+            first pixel.
+
+    Returns:
+        float32 ``[B, height, width]`` in 0..1, always on the CPU.
     """
     on_cpu = mask.detach().to("cpu", torch.float32).unsqueeze(1)
     if rule == "comfyui":

@@ -1,6 +1,6 @@
-"""``python -m inpaint_encode.demo``: a bucket, a job on it, and its output, on this machine alone.
+"""``python -m inpaint_encode.demo``: run a job on a bucket and show its output, on this machine only.
 
-Everything is real: an S3 server on loopback, Ray, the job itself, and a VAE, small as it is, that was trained.
+Everything is real: an S3 server on loopback, Ray, the job itself, and a small trained VAE.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from inpaint_encode.cli import main as inpaint_encode
 from inpaint_encode.job.cluster import joined, protect_local_ray
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding
-from inpaint_encode.tools.inspect.row_inspector import Looker
-from inpaint_encode.tools.inspect.sheet import contact_sheet
+from inpaint_encode.tools.inspect.contact_sheet import contact_sheet
+from inpaint_encode.tools.inspect.row_inspector import RowInspector
 
 from . import VAE
-from .pairs import DemoSet, upload, write_demo_pairs
+from .pairs import upload, write_demo_pairs
 from .s3server import LocalS3
 
 SHOWN = 7
-"""Lines of the contact sheet."""
+"""Rows on the contact sheet."""
 
 console = Console()
 
 
 def main() -> None:
-    """Run the demonstration in ``.demo`` below the current folder, anew each time."""
+    """Run the demonstration in ``.demo`` below the current folder, which is deleted first."""
     folder = Path(".demo")
     shutil.rmtree(folder, ignore_errors=True)
     protect_local_ray("")
@@ -51,7 +51,11 @@ def main() -> None:
 def _demonstrate(folder: Path, s3: LocalS3) -> None:
     pairs = write_demo_pairs(folder / "source")
     count = upload(folder / "source", s3.uri())
-    console.print(f"An S3 server runs at {s3.endpoint}; {count} objects are in s3://{s3.bucket}, {_words(pairs)}\n")
+    console.print(
+        f"An S3 server runs at {s3.endpoint}; {count} objects are in s3://{s3.bucket}, {len(pairs.pairs)} pairs among "
+        f"them, one of which is broken ({pairs.broken}), an image without a mask, a mask without an image, and a "
+        "caption\n"
+    )
     with joined(""):
         arguments = ["--images", s3.uri("images"), "--masks", s3.uri("masks"), "--vae", str(VAE)]
         arguments += ["--output", s3.uri("latents"), "--chunk-rows", "8", "--max-rejected", "1"]
@@ -60,8 +64,9 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
         rows = list(_rows_by_ray(s3.uri("latents")))
     _print_rows(rows, _rejects_by_pyarrow(s3.uri("latents")))
     sheet, page, copy = folder / "contact-sheet.png", folder / "report.html", folder / "latents"
-    looker = Looker.of(Output.open(s3.uri("latents")), LatentDecoding(), lambda _: None)
-    contact_sheet([looker.look(row).pixels for row in _spread(rows)]).save(sheet)
+    inspector = RowInspector.open(Output.open(s3.uri("latents")), LatentDecoding(), lambda _: None)
+    shown = [rows[index] for index in np.linspace(0, len(rows) - 1, SHOWN).round().astype(int)]
+    contact_sheet([inspector.inspect(row).pixels for row in shown]).save(sheet)
     arguments = [s3.uri("latents"), "--html", str(page)]
     console.print(f"\n[bold]$ inpaint-encode report {' '.join(arguments)}", soft_wrap=True, highlight=False)
     inpaint_encode(["report", *arguments])
@@ -70,22 +75,15 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
     console.print(f"The page [bold]{page}[/] tells of it; open it in a browser", soft_wrap=True)
 
 
-def _words(pairs: DemoSet) -> str:
-    return (
-        f"{len(pairs.pairs)} pairs among them, one of which is broken ({pairs.broken}), an image without a mask, "
-        "a mask without an image, and a caption"
-    )
-
-
 def _rows_by_ray(output: str) -> Iterator[dict[str, Any]]:
-    """Read the output as a user of Ray does: tensors come as arrays of the right shape and type."""
+    """Read the output with Ray: tensors are arrays of the right shape and type."""
     import ray.data
 
     yield from ray.data.read_parquet(output, file_extensions=["parquet"]).sort("key").iter_rows()
 
 
 def _rejects_by_pyarrow(output: str) -> list[dict[str, Any]]:
-    """Read the rejects as a user of pyarrow does."""
+    """Read the rejects with pyarrow."""
     import pyarrow.parquet as pq
     import s3fs
 
@@ -114,12 +112,8 @@ def _print_rows(rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> N
         console.print(f"[red]rejected[/] {row['key']}: {row['error']}: {row['message']}", soft_wrap=True)
 
 
-def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [rows[index] for index in np.linspace(0, len(rows) - 1, SHOWN).round().astype(int)]
-
-
 def _copy(output: str, folder: Path) -> None:
-    """The server ends with the demonstration, its files should not."""
+    """Download the output, since the server stops with the demonstration."""
     import s3fs
 
     s3fs.S3FileSystem().get(f"{output.removeprefix('s3://')}/", f"{folder}/", recursive=True)

@@ -1,51 +1,56 @@
-"""Image/mask pairs to try a job on, cut from the photographs that the scikit-image wheel carries.
+"""Image/mask pairs to try a job on, cut from the photographs in the scikit-image wheel.
 
-Nothing is downloaded. The same call writes the same bytes every time, given the same Pillow.
+Nothing is downloaded. With the same Pillow, the same call writes the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from io import BytesIO
-from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-
-from .photographs import photograph
 
 __all__ = [
     "DemoSet",
     "MaskKind",
     "Size",
     "draw_mask",
-    "encoded",
+    "encode_image",
+    "photograph",
     "random_picture",
     "upload",
     "write_demo_pairs",
     "write_random_pairs",
 ]
 
-_Choice = TypeVar("_Choice")
-
 MaskKind = Literal["strokes", "boxes", "soft", "noise"]
 _KINDS: tuple[MaskKind, ...] = ("strokes", "boxes", "soft", "noise")
 Size = tuple[int, int]
-"""Width and height in pixels, the order of Pillow."""
+"""Width and height in pixels, in Pillow's order."""
 
 
 class _Cut(NamedTuple):
-    """One image of the demo set and its mask; ``zoom`` is the photograph's pixels for one of the image."""
+    """One image of the demo set and its mask."""
 
     path: str
     photo: str
     corner: tuple[int, int]
+    """Left and top in the photograph."""
     zoom: float
+    """Pixels of the photograph per pixel of the image."""
     size: Size
     mask: MaskKind
     mask_scale: float = 1.0
+    """Size of the mask relative to the image."""
+
+    @property
+    def key(self) -> str:
+        return self.path.rpartition(".")[0]
 
 
 _ASTRONAUT, _CAMERA, _CAT, _COFFEE = "astronaut.png", "camera.png", "chelsea.png", "coffee.png"
@@ -82,41 +87,39 @@ _CAPTION = "portraits/astronaut-1.txt"
 
 @dataclass(frozen=True)
 class DemoSet:
-    """What a job must find in the demo set; a key is a path below its prefix without the suffix."""
+    """Contents of the demo set. A key is a path below its prefix without the suffix."""
 
     pairs: tuple[str, ...]
-    """Keys that have an image and a mask, sorted, the broken one among them."""
+    """Sorted keys with an image and a mask, including the broken one."""
     broken: str
-    """Key of the image file that ends in the middle of its data; its mask is whole."""
+    """Key of a truncated image file; its mask is intact."""
     unpaired_images: tuple[str, ...]
-    """Keys of images without a mask."""
     unpaired_masks: tuple[str, ...]
-    """Keys of masks without an image."""
     ignored_files: tuple[str, ...]
     """Paths below the images' prefix, with suffix, that are not images."""
 
 
 def write_demo_pairs(folder: Path) -> DemoSet:
-    """Write ``folder/images`` and ``folder/masks``: two megabytes, 128 to 640 pixels a side, and what goes wrong.
+    """Write ``folder/images`` and ``folder/masks``: two megabytes, 128 to 640 pixels a side.
 
-    Besides good pairs there are one broken image, one image without a mask, one mask without an image and one
-    caption file; one mask has another size than its image and one image is grey. The result names them.
+    Beside good pairs there are a broken image, an image without a mask, a mask without an image and a caption file.
+    One mask has another size than its image, and one image is grey.
     """
-    images, masks = folder / "images", folder / "masks"
-    for cut in _CUTS:
-        _write(images / cut.path, encoded(_picture(cut), cut.path))
-        _write(masks / _mask_path(cut.path), _demo_mask(cut))
-    whole = encoded(_picture(_BROKEN), _BROKEN.path)
-    _write(images / _BROKEN.path, whole[: len(whole) // 2])
-    _write(masks / _mask_path(_BROKEN.path), _demo_mask(_BROKEN))
-    _write(images / _WITHOUT_MASK.path, encoded(_picture(_WITHOUT_MASK), _WITHOUT_MASK.path))
-    _write(masks / _mask_path(_WITHOUT_IMAGE.path), _demo_mask(_WITHOUT_IMAGE))
-    _write(images / _CAPTION, b"an astronaut in an orange suit in front of a flag\n")
+    for cut in (*_CUTS, _BROKEN, _WITHOUT_MASK, _WITHOUT_IMAGE):
+        if cut is not _WITHOUT_IMAGE:
+            image = encode_image(_cut_out(photograph(cut.photo), cut.corner, cut.zoom, cut.size), cut.path)
+            _write(folder / "images" / cut.path, image[: len(image) // 2] if cut is _BROKEN else image)
+        if cut is not _WITHOUT_MASK:
+            rng = np.random.default_rng(list(cut.path.encode()))  # the mask depends on the path only
+            width, height = (round(side * cut.mask_scale) for side in cut.size)
+            mask = draw_mask(rng, (width, height), cut.mask)
+            _write(folder / "masks" / f"{cut.key}.png", encode_image(mask, ".png"))
+    _write(folder / "images" / _CAPTION, b"an astronaut in an orange suit in front of a flag\n")
     return DemoSet(
-        pairs=tuple(sorted(_key(cut.path) for cut in (*_CUTS, _BROKEN))),
-        broken=_key(_BROKEN.path),
-        unpaired_images=(_key(_WITHOUT_MASK.path),),
-        unpaired_masks=(_key(_WITHOUT_IMAGE.path),),
+        pairs=tuple(sorted(cut.key for cut in (*_CUTS, _BROKEN))),
+        broken=_BROKEN.key,
+        unpaired_images=(_WITHOUT_MASK.key,),
+        unpaired_masks=(_WITHOUT_IMAGE.key,),
         ignored_files=(_CAPTION,),
     )
 
@@ -124,56 +127,64 @@ def write_demo_pairs(folder: Path) -> DemoSet:
 def write_random_pairs(folder: Path, count: int, *, seed: int, smallest: int = 16, largest: int = 160) -> list[str]:
     """Write ``count`` good pairs with sides of ``smallest`` to ``largest`` pixels; return their keys.
 
-    Pair ``i`` depends on ``seed`` and ``i`` only, so that a larger ``count`` adds pairs and changes none. Every
-    sixth mask has another size than its image.
+    Pair ``i`` depends on ``seed`` and ``i`` only: a larger ``count`` adds pairs and changes none. Every sixth mask has
+    another size than its image.
     """
     keys = []
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         size = _random_size(rng, smallest, largest)
         mask_size = _random_size(rng, smallest, largest) if index % 6 == 5 else size
-        kind = _pick(rng, _KINDS)
-        path = f"{index // 100:03}/{index:06}{_pick(rng, ('.png', '.jpg'))}"
-        _write(folder / "images" / path, encoded(random_picture(rng, size), path))
-        mask = draw_mask(rng, mask_size, kind)
-        _write(folder / "masks" / _mask_path(path), encoded(mask, ".png"))
-        keys.append(_key(path))
+        kind = _KINDS[rng.integers(len(_KINDS))]
+        suffix = (".png", ".jpg")[rng.integers(2)]
+        key = f"{index // 100:03}/{index:06}"
+        _write(folder / "images" / f"{key}{suffix}", encode_image(random_picture(rng, size), suffix))
+        _write(folder / "masks" / f"{key}.png", encode_image(draw_mask(rng, mask_size, kind), ".png"))
+        keys.append(key)
     return keys
 
 
 def upload(folder: Path, uri: str) -> int:
-    """Copy every file below ``folder`` to ``s3://bucket/prefix``, 16 at a time; return how many there were.
+    """Copy every file below ``folder`` to ``s3://bucket/prefix``, 16 at a time; return the number of files.
 
-    Credentials and endpoint come from the environment, read anew at each call.
+    Credentials and endpoint are read from the environment at each call.
     """
     from s3fs import S3FileSystem
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     targets = [f"{uri.rstrip('/')}/{path.relative_to(folder).as_posix()}" for path in files]
-    bucket = S3FileSystem(skip_instance_cache=True)
-    bucket.put([str(path) for path in files], targets, batch_size=16)
+    S3FileSystem(skip_instance_cache=True).put([str(path) for path in files], targets, batch_size=16)
     return len(files)
 
 
 def draw_mask(rng: np.random.Generator, size: Size, kind: MaskKind) -> Image.Image:
-    """Draw a grey ``L`` mask, white where the image is repainted; ``strokes`` and ``boxes`` hold 0 and 255 only.
+    """Draw an ``L`` mask, white where the image is repainted.
 
-    ``soft`` is ``strokes`` with blurred edges; ``noise`` is a smooth field of all greys.
+    ``strokes`` and ``boxes`` have the values 0 and 255 only; ``soft`` is ``strokes`` with blurred edges; ``noise`` is a
+    smooth field of all greys.
     """
-    return _DRAW[kind](rng, size)
-
-
-def _strokes(rng: np.random.Generator, size: Size) -> Image.Image:
+    if kind == "noise":
+        coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
+        return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
     mask = Image.new("L", size)
     draw = ImageDraw.Draw(mask)
+    if kind == "boxes":
+        for _ in range(rng.integers(1, 4)):
+            sides = np.array(size) * rng.uniform(0.15, 0.4, 2)
+            corner = (np.array(size) - sides) * rng.uniform(0, 1, 2)
+            draw.rectangle((*corner.round().tolist(), *(corner + sides).round().tolist()), fill=255)
+        return mask
     for _ in range(rng.integers(2, 4)):
         width = max(2, round(min(size) * rng.uniform(0.07, 0.14)))
-        _brush(draw, _wandering_line(rng, size), width)
-    return mask
+        points = _random_stroke(rng, size)
+        draw.line(points, fill=255, width=width)
+        for x, y in points:  # round joints and caps
+            draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
+    return mask.filter(ImageFilter.GaussianBlur(max(1.0, min(size) / 50))) if kind == "soft" else mask
 
 
-def _wandering_line(rng: np.random.Generator, size: Size, points: int = 14) -> list[tuple[float, float]]:
-    """Points of a hand's movement: even steps whose direction turns slowly; they may leave the picture."""
+def _random_stroke(rng: np.random.Generator, size: Size, points: int = 14) -> list[tuple[float, float]]:
+    """Points at even steps whose direction turns slowly; they may leave the picture."""
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.5, points))
     step = min(size) * rng.uniform(0.05, 0.11)
     start = np.array(size) * rng.uniform(0.2, 0.8, 2)
@@ -181,56 +192,19 @@ def _wandering_line(rng: np.random.Generator, size: Size, points: int = 14) -> l
     return [(float(x), float(y)) for x, y in path]
 
 
-def _brush(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], width: int) -> None:
-    """Draw a line with round joints and caps."""
-    draw.line(points, fill=255, width=width)
-    radius = width / 2
-    for x, y in points:
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-
-
-def _boxes(rng: np.random.Generator, size: Size) -> Image.Image:
-    mask = Image.new("L", size)
-    draw = ImageDraw.Draw(mask)
-    for _ in range(rng.integers(1, 4)):
-        sides = np.array(size) * rng.uniform(0.15, 0.4, 2)
-        corner = (np.array(size) - sides) * rng.uniform(0, 1, 2)
-        draw.rectangle((*corner.round().tolist(), *(corner + sides).round().tolist()), fill=255)
-    return mask
-
-
-def _soft(rng: np.random.Generator, size: Size) -> Image.Image:
-    return _strokes(rng, size).filter(ImageFilter.GaussianBlur(max(1.0, min(size) / 50)))
-
-
-def _noise(rng: np.random.Generator, size: Size) -> Image.Image:
-    coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
-    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-
-
-_DRAW: dict[MaskKind, Callable[[np.random.Generator, Size], Image.Image]] = {
-    "strokes": _strokes,
-    "boxes": _boxes,
-    "soft": _soft,
-    "noise": _noise,
-}
-
-
-def _demo_mask(cut: _Cut) -> bytes:
-    """The mask's file; its strokes depend on the path only."""
-    rng = np.random.default_rng(list(cut.path.encode()))
-    width, height = cut.size
-    size = round(width * cut.mask_scale), round(height * cut.mask_scale)
-    return encoded(draw_mask(rng, size, cut.mask), ".png")
-
-
-def _picture(cut: _Cut) -> Image.Image:
-    return _cut_out(photograph(cut.photo), cut.corner, cut.zoom, cut.size)
+@cache
+def photograph(name: str) -> Image.Image:
+    """Read a photograph from the scikit-image wheel; RuntimeError says what to install if there is no wheel."""
+    wheel = find_spec("skimage")
+    if wheel is None or wheel.origin is None:
+        raise RuntimeError("the demo's photographs come with scikit-image: pip install 'inpaint-encode[demo]'")
+    with Image.open(Path(wheel.origin).parent / "data" / name) as photo:
+        return photo.copy()
 
 
 def random_picture(rng: np.random.Generator, size: Size) -> Image.Image:
-    """Cut a piece of a photograph, at its own scale or smaller; one that is too small for ``size`` is enlarged."""
-    photo = photograph(_pick(rng, _PHOTOS))
+    """Cut a piece of a photograph, at its own scale or smaller; a photograph smaller than ``size`` is enlarged."""
+    photo = photograph(_PHOTOS[rng.integers(len(_PHOTOS))])
     widest = min(photo.width / size[0], photo.height / size[1])
     zoom = rng.uniform(min(1.0, widest), widest)
     left = rng.uniform(0, photo.width - size[0] * zoom)
@@ -249,12 +223,8 @@ def _random_size(rng: np.random.Generator, smallest: int, largest: int) -> Size:
     return int(width), int(height)
 
 
-def _pick(rng: np.random.Generator, choices: tuple[_Choice, ...]) -> _Choice:
-    return choices[rng.integers(len(choices))]
-
-
-def encoded(image: Image.Image, path: str, quality: int = 92) -> bytes:
-    """Return the file's bytes: a JPEG of ``quality`` if ``path`` ends in ``.jpg``, else a PNG."""
+def encode_image(image: Image.Image, path: str, quality: int = 92) -> bytes:
+    """Return the bytes of a file: a JPEG of ``quality`` if ``path`` ends in ``.jpg``, else a PNG."""
     buffer = BytesIO()
     if path.endswith(".jpg"):
         image.save(buffer, "JPEG", quality=quality)
@@ -266,11 +236,3 @@ def encoded(image: Image.Image, path: str, quality: int = 92) -> bytes:
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-
-
-def _mask_path(path: str) -> str:
-    return f"{_key(path)}.png"
-
-
-def _key(path: str) -> str:
-    return str(PurePosixPath(path).with_suffix(""))

@@ -1,4 +1,4 @@
-"""Joining the Ray cluster that is there, or starting a quiet one on this machine."""
+"""Connecting to a Ray cluster, or starting Ray on this machine; the resources of VAE workers."""
 
 from __future__ import annotations
 
@@ -17,53 +17,65 @@ from typing import Any, NamedTuple
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.settings import Workers
 
-__all__ = ["Encoders", "encoders", "encoders_of", "failures_named", "joined", "protect_local_ray", "waited_for"]
+__all__ = [
+    "VaeWorkers",
+    "failures_named",
+    "joined",
+    "needed_resources",
+    "protect_local_ray",
+    "vae_workers",
+    "vae_workers_for",
+]
 
 LOGICAL_CPUS = 4
-"""Least number of CPUs that a Ray on this machine is told to have: an encoder and the tasks around it must all fit."""
+"""Minimum CPUs of a Ray that is started on this machine: a VAE worker and the tasks around it must fit."""
 
-ANSWER_S = 10.0
-"""How long a cluster has to take a connection."""
+CONNECT_TIMEOUT_S = 10.0
+"""Seconds that a cluster has to accept a connection."""
 
-CPU_ENCODER_CPUS = 2.0
-"""An encoder without a GPU, unless it is told."""
+CPU_WORKER_CPUS = 2.0
+"""CPUs of a VAE worker without a GPU, with ``--encode-cpus auto``."""
 
 
 @contextmanager
 def joined(address: str) -> Iterator[None]:
-    """Be connected to the cluster at ``address``, the one this process runs in, or a new local one.
+    """Connect to the cluster at ``address``, or to that of RAY_ADDRESS; without either, start Ray on this machine.
 
-    A connection that this process had already is used and left as it is.
+    If this process is connected already, the connection is used and stays open.
+
+    Raises:
+        JobFailed: the cluster cannot be reached, or Ray does not start.
     """
     import ray
 
     if ray.is_initialized():
-        _quieten()
+        _configure_ray_data()
         yield
         return
     cluster = address or os.environ.get("RAY_ADDRESS")
     options = {"address": cluster} if cluster else _local_options()
     try:
         if cluster:
-            _refuse_silent(cluster)
-        with _interrupts_held(), _no_stderr():
+            _check_reachable(cluster)
+        with _signals_delayed(), _no_stderr():
             _start(options)
-        _quieten()
+        _configure_ray_data()
         yield
     finally:
         ray.shutdown()
 
 
-def _refuse_silent(address: str) -> None:
-    """Raise if nothing listens at ``host:port``: Ray would try for ten minutes and longer, deaf to Ctrl-C."""
+def _check_reachable(address: str) -> None:
+    """Raise `JobFailed` if nothing listens at ``host:port``: Ray would try for ten minutes and ignore Ctrl-C."""
     found = re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address)
     try:
         if found:
-            socket.create_connection((found[1], int(found[2])), ANSWER_S).close()
+            socket.create_connection((found[1], int(found[2])), CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        advice = "check --address, or RAY_ADDRESS where it is not given"
-        raise JobFailed(f"the Ray cluster at {address} cannot be joined: {reason}; {advice}") from error
+        raise JobFailed(
+            f"cannot connect to the Ray cluster at {address}; check --address or RAY_ADDRESS ({reason})"
+        ) from error
 
 
 def _start(options: dict[str, Any]) -> None:
@@ -75,30 +87,34 @@ def _start(options: dict[str, Any]) -> None:
     except Exception as error:  # Ray raises a bare Exception when a node does not come up
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "address" in options:
-            advice = "where it has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-            raise JobFailed(f"the Ray cluster at {options['address']} cannot be joined: {reason}; {advice}") from error
-        raise JobFailed(f"Ray did not start: {reason}; `inpaint-encode doctor` looks at what it needs") from error
+            advice = "if it needs a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            raise JobFailed(
+                f"cannot connect to the Ray cluster at {options['address']}; {advice} ({reason})"
+            ) from error
+        raise JobFailed(f"Ray did not start; run `inpaint-encode doctor` to find out why ({reason})") from error
 
 
 @contextmanager
 def failures_named() -> Iterator[None]:
-    """Turn what Ray raises when it gives up into `JobFailed`, which names the error that it began with."""
+    """Turn errors of Ray into `JobFailed` with the error that caused them."""
     from ray.exceptions import RayError
 
     try:
         yield
     except RayError as error:
-        raise JobFailed(f"Ray gave up: {_cause(error)}; what is done stays, and the same command goes on") from error
+        raise JobFailed(
+            f"Ray stopped the job: {_cause(error)}; finished chunks stay; run the same command again to resume"
+        ) from error
 
 
 def _cause(error: Exception) -> str:
-    """Of the tracebacks that Ray strings together, the one line that names the error they began with."""
+    """Return the first error of the tracebacks in Ray's message."""
     named = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", str(error), re.MULTILINE)
     return ": ".join(named[0]) if named else str(error).strip().splitlines()[-1]
 
 
-class Encoders(NamedTuple):
-    """What the VAE workers of a job take, each, and how many there may be."""
+class VaeWorkers(NamedTuple):
+    """Resources of each VAE worker, and their minimum and maximum number."""
 
     gpus: float
     cpus: float
@@ -106,44 +122,51 @@ class Encoders(NamedTuple):
     most: int
 
 
-def encoders(workers: Workers, address: str) -> Encoders:
-    """Return what an encoder takes of the cluster that this process is connected to; raises as `encoders_of` does."""
+def vae_workers(workers: Workers, address: str) -> VaeWorkers:
+    """Return the VAE workers for the connected cluster; raises as `vae_workers_for` does."""
     import ray
 
     own = not (address or os.environ.get("RAY_ADDRESS"))
-    return encoders_of(workers, ray.cluster_resources().get("GPU", 0), own=own)
+    return vae_workers_for(workers, ray.cluster_resources().get("GPU", 0), own=own)
 
 
-def encoders_of(workers: Workers, there: float, *, own: bool) -> Encoders:
-    """Return what an encoder takes, and how many to start, where ``there`` GPUs are now; a Ray of our own gets no more.
+def vae_workers_for(workers: Workers, present: float, *, own: bool) -> VaeWorkers:
+    """Return the resources and the number of VAE workers.
+
+    Args:
+        workers: the options.
+        present: GPUs of the cluster now.
+        own: whether this process started Ray, which then gets no more GPUs.
 
     Raises:
-        UsageError: they need GPUs that are not there: our own Ray never has them, and of a cluster that starts them on
-            demand it cannot be known how many are wanted.
+        UsageError: the workers need GPUs that a local Ray does not have, or their maximum is unknown on a cluster that
+            starts GPU nodes on demand.
     """
     asked = workers.gpus_per_worker
-    gpus = float(there > 0) if asked == "auto" else float(asked)
-    if gpus > there and own:
-        why = "use 0 or auto; `inpaint-encode doctor` says why there is none"
-        raise UsageError(f"--gpus-per-worker {asked}, but this machine has no such GPU; {why}")
-    if gpus > there and not workers.max_workers:
+    gpus = float(present > 0) if asked == "auto" else float(asked)
+    if gpus > present and own:
         raise UsageError(
-            f"--gpus-per-worker {asked}, and the cluster has {there:g} GPUs now; if it starts more on demand, say for "
-            "how many workers, with --max-workers"
+            f"--gpus-per-worker {asked}: Ray finds {present:g} GPUs on this machine; use 0 or auto, or run "
+            "`inpaint-encode doctor` to find out why"
         )
-    fitting = int(there / gpus) if gpus else 1
+    if gpus > present and not workers.max_workers:
+        raise UsageError(
+            f"--gpus-per-worker {asked}: the cluster has {present:g} GPUs now; if it starts GPU nodes on demand, set "
+            "--max-workers"
+        )
+    fitting = int(present / gpus) if gpus else 1
     most = workers.max_workers or max(workers.min_workers, fitting)
-    return Encoders(gpus, _cpus_of(workers, gpus), min(workers.min_workers, most), most)
+    return VaeWorkers(gpus, _cpus_of(workers, gpus), min(workers.min_workers, most), most)
 
 
-def waited_for(workers: Workers, vae: Encoders) -> str:
-    """Return what a job needs before its first chunk is done, in the words of the options that ask for it."""
+def needed_resources(workers: Workers, vae: VaeWorkers) -> str:
+    """Return a sentence with the resources that a job's first chunk needs."""
     encode_on, fetch_on = (f" on nodes with {on}" if on else "" for on in (workers.encode_on, workers.fetch_on))
     parts = {"GPU": vae.gpus, "CPU": vae.cpus}
     device = " and ".join(f"{amount:g} {name}" for name, amount in parts.items() if amount)
     return (
-        f"no chunk is done yet; needed are a VAE worker of {device}{encode_on}, and tasks of "
-        f"{max(workers.fetch_cpus, workers.write_cpus):g} CPU{fetch_on}; `ray status` shows what the cluster lacks"
+        f"no chunk is done yet; the job needs a VAE worker of {device}{encode_on} and tasks of "
+        f"{max(workers.fetch_cpus, workers.write_cpus):g} CPU{fetch_on}; `ray status` shows what is missing"
     )
 
 
@@ -151,19 +174,19 @@ def _cpus_of(workers: Workers, gpus: float) -> float:
     if workers.encode_cpus != "auto":
         cpus = float(workers.encode_cpus)
     else:
-        cpus = 0.0 if gpus else CPU_ENCODER_CPUS
+        cpus = 0.0 if gpus else CPU_WORKER_CPUS
     if not gpus and cpus == workers.fetch_cpus:
-        return cpus + 0.001  # two stages that take the same are run by Ray in one process, in turn
+        return cpus + 0.001  # Ray runs two stages with equal resources in one process, one after the other
     return cpus
 
 
 def protect_local_ray(address: str) -> None:
-    """See to it that a Ray started by this process obeys this user only: by a token, unless that is settled.
+    """Require an auth token for a Ray that this process starts, unless the environment decides otherwise.
 
-    Its ports are open on the machine's address, whatever address it is told. Ray reads these variables once, when it
-    is imported, so this must come first. A cluster that is there already brings its own authentication.
+    Such a Ray listens on the machine's address. Ray reads these variables when it is imported, so call this first. An
+    existing cluster has its own authentication.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # every pool of actors prints a harmless error line
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # each actor pool prints a harmless error
     if address or os.environ.get("RAY_ADDRESS"):
         return
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -173,8 +196,8 @@ def protect_local_ray(address: str) -> None:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait: a Ray that is interrupted while it starts leaves processes behind."""
+def _signals_delayed() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM: a Ray that is interrupted while it starts leaves processes behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -193,7 +216,7 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Throw away what the libraries under Ray write there as they start; what goes wrong is raised."""
+    """Discard what Ray's libraries write to standard error while they start; errors are raised."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -210,16 +233,16 @@ def _local_options() -> dict[str, Any]:
     return {"num_cpus": cpus, "include_dashboard": False}
 
 
-def _quieten() -> None:
-    """Leave the display to us, and let a job wait for GPU nodes as long as they take."""
+def _configure_ray_data() -> None:
+    """Turn off Ray Data's own progress output, and its time-out for jobs that wait for GPU nodes."""
     import ray.data
 
-    from .private import forget_block_stats
+    from .private import drop_block_statistics
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1
-    forget_block_stats()
+    drop_block_statistics()
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""What Prometheus is told of a run, by Ray's own endpoint: the driver's counts, as they are in `_report.json` too.
+"""Prometheus metrics of a run, exported by Ray: the counts of ``_report.json`` while the job runs.
 
-Every count comes from a receipt, so that a chunk which was begun twice is counted once.
+They count receipts, so a chunk that was started twice counts once.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ __all__ = ["JobMetrics"]
 
 
 class JobMetrics:
-    """The metrics of one run; each has the output's ``job`` as a tag, and Ray puts ``ray_`` before its name."""
+    """The metrics of one run, with the output's ``job`` as a tag; Ray prefixes their names with ``ray_``."""
 
     def __init__(self, job: str, left: int) -> None:
-        self._rows = _counter("rows", "Pairs decided: encoded, or the error they are rejected for.", "outcome", job)
-        self._seconds = _counter("stage_seconds", "Seconds of all workers in a stage.", "stage", job)
-        self._batches = _counter("batches", "Forward passes, by a power of two: so many images at most.", "size", job)
-        self._events = _counter("events", "Whatever else stages count: retries, objects_fetched...", "event", job)
-        self._gauge = Gauge("inpaint_encode_pairs_left", "Planned pairs that are not decided yet.", ("job",))
+        self._rows = _counter("rows", "Pairs by outcome: encoded, or the name of their error.", "outcome", job)
+        self._seconds = _counter("stage_seconds", "Seconds of all workers, by stage.", "stage", job)
+        self._batches = _counter("batches", "Forward passes by size, rounded up to a power of two.", "size", job)
+        self._events = _counter("events", "Other counters of the stages: retries, objects_fetched, ...", "event", job)
+        self._gauge = Gauge(
+            "inpaint_encode_pairs_left", "Planned pairs that are neither encoded nor rejected.", ("job",)
+        )
         self._gauge.set_default_tags({"job": job})
         self._left = left
 
     def add(self, encoded: int, errors: Mapping[str, int], counters: Mapping[str, float]) -> None:
-        """Count one chunk: its rows, its rejects by error, and the counters that its stages kept."""
+        """Add one chunk: its rows, its rejects by error name, and its counters."""
         for outcome, count in {"encoded": encoded, **errors}.items():
             _add(self._rows, count, outcome=outcome)
             self._left -= count
@@ -46,5 +48,5 @@ def _counter(name: str, description: str, tag: str, job: str) -> Counter:
 
 
 def _add(counter: Counter, value: float, **tag: str) -> None:
-    if value > 0:  # Ray refuses the rest
+    if value > 0:  # Ray raises for others
         counter.inc(value, tag)

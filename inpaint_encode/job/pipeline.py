@@ -1,4 +1,4 @@
-"""The job: one expression in Ray Data, and the run around it."""
+"""The job: one Ray Data pipeline, and the run around it."""
 
 from __future__ import annotations
 
@@ -18,231 +18,240 @@ from inpaint_encode.core.batch import LatentEncoder
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, TooManyRejected, UsageError
+from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.output.lease import Lease, hold
-from inpaint_encode.output.report import Tally, write_report
-from inpaint_encode.output.resume import Remaining, job_record, open_output, refuse_sizes, remaining
-from inpaint_encode.output.state import Committed, Ledger
-from inpaint_encode.settings import EncodeJob, selector
+from inpaint_encode.output.report import RunStats, write_report
+from inpaint_encode.output.resume import Remaining, job_record, open_output, remaining, row_metadata, validate_sizes
+from inpaint_encode.output.state import ChunkResult, OutputState
+from inpaint_encode.schema import data_schema
+from inpaint_encode.settings import EncodeJob, label_selector
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import VaeFacts, load_vae, vae_facts, warm_up
-from inpaint_encode.vae.latent_values import refuse_unfit
+from inpaint_encode.vae.encode import warm_up
+from inpaint_encode.vae.latent_values import check_supported
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
 
-from .cluster import encoders, failures_named, joined, waited_for
+from .cluster import failures_named, joined, needed_resources, vae_workers
 from .metrics import JobMetrics
-from .progress import Display, Reminder
-from .stages import CALLS_AT_ONCE, Encoder, commit, fetch_and_decode
+from .progress import Display, Reminder, open_display
+from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
 
-__all__ = ["Backend", "receipts_of", "run_job", "vae_backend"]
+__all__ = ["Backend", "build_pipeline", "run_job", "vae_backend"]
 
-JUDGED_AT = 1_000
-"""Rows after which a run's masks are judged, if it does not end before."""
+MASK_CHECK_AFTER = 1_000
+"""Rows after which a run's masks are checked, if it does not end before."""
 
 REMIND_S = 60.0
-"""How often it is said what the first chunk may be waiting for: nodes on their way, or a label that no node has."""
+"""Interval of the reminder of what the first chunk may wait for: new nodes, or a label that no node has."""
 
 FLUSH_S = 30.0
-"""How often the receipts are kept; what a killed run had not kept yet is read from the files themselves."""
+"""Interval of writing receipts; after a kill, later chunks are read from their files."""
 
 
 class Backend(NamedTuple):
-    """What makes the latents: the VAE of a job, or whatever a benchmark puts in its place."""
+    """What encodes: the job's VAE, or a replacement in a benchmark."""
 
-    facts: VaeFacts
-    open: Callable[[str], LatentEncoder]
-    """Called on a worker with the device, ``"cuda"`` or ``"cpu"``; pickled, so small."""
+    vae: VaeMetadata
+    open: Callable[[RowMetadata, str], LatentEncoder]
+    """Called on a worker with the rows' metadata and the device, ``"cuda"`` or ``"cpu"``; it is pickled."""
 
 
-def receipts_of(
-    work: pa.Table, job: EncodeJob, backend: Backend, ledger: Ledger, made_by: dict[str, Any]
+def build_pipeline(
+    work: pa.Table, job: EncodeJob, backend: Backend, state: OutputState, metadata: RowMetadata, schema: pa.Schema
 ) -> ray.data.Dataset:
-    """Read, fetch, decode, encode, commit: a row of ``work`` is a chunk, and so is every row after it."""
-    vae = encoders(job.workers, job.run.address)
-    batch_size = 1 if job.rows.deterministic else job.workers.batch_size  # what else is in a batch changes last bits
-    fetch_on, encode_on = selector(job.workers.fetch_on), selector(job.workers.encode_on)
+    """Return the pipeline that fetches, decodes, encodes and commits.
+
+    A row of ``work`` is a chunk, and a row of the result is its receipt, see `inpaint_encode.schema.RECEIPT`.
+    """
+    vae = vae_workers(job.workers, job.run.address)
+    # Rows of one batch influence each other's last bits.
+    batch_size = 1 if metadata.deterministic else job.workers.batch_size
+    fetch_on, encode_on = label_selector(job.workers.fetch_on), label_selector(job.workers.encode_on)
+    one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     return (
         ray.data.from_arrow(work)
         .repartition(target_num_rows_per_block=1)
         .map_batches(
-            fetch_and_decode,
-            fn_kwargs=_reading(job, made_by),
+            fetch_stage,
+            fn_kwargs={
+                "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
+                "access": job.access.to_access(),
+                "max_bytes": job.limits.max_bytes,
+                "threads": job.workers.fetch_threads,
+            },
             num_cpus=job.workers.fetch_cpus,
             label_selector=fetch_on,
-            **_A_CHUNK,
+            **one_chunk,
         )
         .map_batches(
-            Encoder,
-            fn_constructor_args=(backend.open, batch_size, vae.gpus, vae.most),
+            EncodeStage,
+            fn_constructor_args=(partial(backend.open, metadata), batch_size, schema, vae.gpus, vae.most),
             compute=ray.data.ActorPoolStrategy(
                 min_size=vae.least,
                 max_size=vae.most,
-                max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+                max_concurrent_calls_per_actor=MAX_CONCURRENCY,
                 enable_true_multi_threading=True,
             ),
             num_gpus=vae.gpus or None,
             num_cpus=vae.cpus,
             label_selector=encode_on,
-            **_A_CHUNK,
+            **one_chunk,
         )
         .map_batches(
-            commit,
-            fn_kwargs={"ledger": ledger, "made_by": made_by},
+            commit_stage,
+            fn_kwargs={"state": state, "schema": schema},
             num_cpus=job.workers.write_cpus,
             label_selector=fetch_on,
-            **_A_CHUNK,
+            **one_chunk,
         )
     )
 
 
-_A_CHUNK: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-
-
-def _reading(job: EncodeJob, made_by: dict[str, Any]) -> dict[str, Any]:
-    """What the first stage is told, beside the chunk."""
-    decoder = PairDecoder.of(made_by, max_pixels=job.limits.max_pixels)
-    limits = {"max_bytes": job.limits.max_bytes, "threads": job.workers.fetch_threads}
-    return {"decoder": decoder, "access": job.access, **limits}
-
-
 def run_job(
-    job: EncodeJob, display: Display, backend_of: Callable[[EncodeJob], Backend] | None = None
+    job: EncodeJob, display: Display | None = None, backend_of: Callable[[EncodeJob], Backend] | None = None
 ) -> dict[str, Any]:
-    """Run the whole job and return its report; whatever was done there before is not done again.
+    """Run a job, from a script or a notebook, and return its report; chunks that are done are not encoded again.
+
+    Example:
+        >>> job = EncodeJob(
+        ...     source=Source(images="photos", masks="masks"),
+        ...     vae=VaeSource(vae="stabilityai/sd-vae-ft-mse"),
+        ...     output=Output(output="latents"),
+        ... )
+        >>> report = run_job(job)
 
     Args:
-        job: what to do.
-        display: is told how far it is.
-        backend_of: makes the latents; by default `vae_backend`.
+        job: the settings.
+        display: shows the progress; by default on standard error.
+        backend_of: returns what encodes; by default `vae_backend`.
+
+    Returns:
+        The contents of ``_report.json``.
 
     Raises:
-        UsageError: before Ray is started, and before anything is written among rows of other settings.
+        UsageError: the settings cannot work, or the output has rows of other settings; nothing was written.
         TooManyRejected: more pairs were rejected than ``--max-rejected`` allows.
-        JobFailed: the job could not go on, or its counts do not add up.
+        JobFailed: the job cannot go on; run it again to resume.
     """
-    output = _normalised_output(job)
-    display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
-    found = find_pairs(job.source, job.access)
-    display.say(f"loading the VAE {job.vae.vae}")
-    backend = (backend_of or vae_backend)(job)
-    facts = backend.facts
-    refuse_sizes(job.decoding, facts.crop_multiple)
-    with hold(storage.join(output, "_lease.json"), display.say) as lease:
-        record = job_record(job, facts.as_dict(), found.carried)
-        ledger, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
-        left = remaining(ledger, inventory, job, found)
-        found = found.without_pairs()
-        pa.default_memory_pool().release_unused()
-        run = _Run(job, ledger, left, lease, display)
-        if left.work.num_rows:
-            made_by = {**facts.as_dict(), **record["rows"], "versions": record["versions"]}
-            display.say("waiting for Ray")
-            with joined(job.run.address):
-                run.consume(receipts_of(left.work, job, backend, ledger, made_by))
-        ledger.settle(run.chunks)
-        about = {"job": ledger.job, **record}
-        ledger.still_mine()
-        report = write_report(ledger.uri("_report.json"), about, left.pairs, found, run.whole, run.tally)
-        run.refuse_too_many(finished=True)
-        return report
-
-
-def _normalised_output(job: EncodeJob) -> str:
+    if display is None:
+        with open_display() as opened:
+            return run_job(job, opened, backend_of)
     try:
-        return storage.normalise(job.output.output)
+        output = storage.normalize_uri(job.output.output)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
+    display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
+    found = find_pairs(job.source, job.access.to_access())
+    display.say(f"loading the VAE {job.vae.vae}")
+    backend = (backend_of or vae_backend)(job)
+    metadata = row_metadata(job.rows, job.decoding, backend.vae)
+    validate_sizes(metadata)
+    with hold(storage.join(output, "_lease.json"), display.say) as lease:
+        record = job_record(job, metadata, found.extra_columns)
+        state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
+        left = remaining(state, inventory, job, found).limited(job.run.limit)
+        schema = data_schema(metadata, found.pairs.schema)
+        found = found.without_pairs()
+        pa.default_memory_pool().release_unused()
+        run = _Run(job, state, left, lease, display)
+        if left.work.num_rows:
+            display.say("waiting for Ray")
+            with joined(job.run.address):
+                run.consume(build_pipeline(left.work, job, backend, state, metadata, schema))
+        state.finish(run.chunks)
+        about = {"job": state.job, **record}
+        state.check_lease()
+        limits = {"limit": job.run.limit, "left": left.excluded}
+        report = write_report(state.uri("_report.json"), about, left.pairs, found, run.whole, run.stats, **limits)
+        run.check_rejected(finished=True)
+        return report
 
 
 def vae_backend(job: EncodeJob) -> Backend:
     """Load the job's VAE once here, so that a bad one fails before Ray starts; workers load it again."""
     vae = load_vae(job.vae)
     warm_up(vae)
-    facts = vae_facts(vae, job.vae)
-    refuse_unfit(job.rows, vae, facts)
-    opened = partial(BatchEncoder.load, job.vae, job.rows, facts.as_dict(), compiled=job.workers.compile)
-    return Backend(facts, opened)
-
-
-_HELD = [field.name for field in fields(Committed)]
+    found = vae_metadata(vae, job.vae)
+    check_supported(row_metadata(job.rows, job.decoding, found), vae, found)
+    return Backend(found, partial(BatchEncoder.load, job.vae, compiled=job.workers.compile))
 
 
 class _Run:
-    """What the driver does while chunks are decided: count, show, keep receipts, and stop when it must."""
+    """The driver's part of a run: count results, show progress, write receipts, and stop when necessary."""
 
-    def __init__(self, job: EncodeJob, ledger: Ledger, left: Remaining, lease: Lease, display: Display) -> None:
-        self.chunks: dict[int, Committed] = dict(left.done)
-        self.whole = Tally.of(left.done.values())
-        self.tally = Tally()
+    def __init__(self, job: EncodeJob, state: OutputState, left: Remaining, lease: Lease, display: Display) -> None:
+        self.chunks: dict[int, ChunkResult] = dict(left.done)
+        self.whole = RunStats.of(left.done.values())
+        self.stats = RunStats()
         self._workers, self._options = job.workers, job.run
-        self._ledger, self._lease, self._display = ledger, lease, display
+        self._state, self._lease, self._display = state, lease, display
         self._name = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{lease.token[:4]}"
-        self._unkept: list[dict[str, Any]] = []
-        self._kept_files, self._kept_at = 0, time.monotonic()
-        self._paced_from: tuple[float, int] | None = None
-        self._pairs = left.pairs
-        self._warned = False
-        display.start(left.pairs, self.whole.decided)
+        self._unwritten: list[dict[str, Any]] = []
+        self._receipt_files, self._written_at = 0, time.monotonic()
+        self._rate_from: tuple[float, int] | None = None
+        self._pairs = left.pairs - left.excluded
+        self._masks_checked = False
+        display.start(self._pairs, self.whole.decided)
 
     def consume(self, receipts: ray.data.Dataset) -> None:
-        """Take in every receipt; the chunks that were decided are kept whatever ends this."""
-        metrics = JobMetrics(self._ledger.job, self._pairs - self.whole.decided)
-        needs = waited_for(self._workers, encoders(self._workers, self._options.address))
+        """Process every receipt; those of committed chunks are written even if this raises."""
+        metrics = JobMetrics(self._state.job, self._pairs - self.whole.decided)
+        needs = needed_resources(self._workers, vae_workers(self._workers, self._options.address))
         try:
             with failures_named(), Reminder(self._display.say, needs, REMIND_S) as reminder:
                 for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                     reminder.stop()
                     for receipt in batch.to_pylist():
-                        self._take(receipt, metrics)
+                        self._add(receipt, metrics)
         finally:
-            self._keep()
-        self._judge_masks()
+            self._write_receipts()
+        self._check_masks()
 
-    def refuse_too_many(self, *, finished: bool) -> None:
-        """Raise `TooManyRejected` if the whole output has more rejects than is allowed."""
+    def check_rejected(self, *, finished: bool) -> None:
+        """Raise `TooManyRejected` if the whole output has more rejects than ``--max-rejected`` allows."""
         rejected, decided = self.whole.rejected, self.whole.decided
         if not self._options.allows(rejected, decided, finished=finished):
+            frequent = ", ".join(f"{count:,} {error}" for error, count in self.whole.errors.most_common(3))
             raise TooManyRejected(
-                f"{rejected:,} of {decided:,} pairs are rejected ({_most_common(self.whole)}); --max-rejected allows "
-                f"{self._options.max_rejected}; see {self._ledger.uri('_rejected')}"
+                f"{rejected:,} of {decided:,} pairs are rejected ({frequent}); --max-rejected allows "
+                f"{self._options.max_rejected}; see {self._state.uri('_rejected')}"
             )
 
-    def _take(self, receipt: dict[str, Any], metrics: JobMetrics) -> None:
+    def _add(self, receipt: dict[str, Any], metrics: JobMetrics) -> None:
         if receipt["fatal"]:
-            raise JobFailed(f"{receipt['fatal']}; what is done stays, and the same command goes on from it")
+            raise JobFailed(f"{receipt['fatal']}; finished chunks stay; run the same command again to resume")
         if self._lease.lost.is_set():
-            raise JobFailed("another run has taken over this output; this one stops")
-        held = Committed(**{name: receipt[name] for name in _HELD} | {"errors": dict(receipt["errors"])})
-        self.chunks[receipt["chunk"]] = held
-        self.whole.add(held)
-        self.tally.add(held, receipt["counters"])
-        metrics.add(held.encoded, held.errors, dict(receipt["counters"]))
-        self._display.update(self.whole.decided, self.whole.rejected, self._pace())
-        self._unkept.append(receipt)
-        if self.tally.encoded >= JUDGED_AT:
-            self._judge_masks()
-        if time.monotonic() - self._kept_at > FLUSH_S:
-            self._keep()
-        self.refuse_too_many(finished=False)
+            raise JobFailed("another run has taken over this output; this run stops")
+        values = {one.name: receipt[one.name] for one in fields(ChunkResult)}
+        result = ChunkResult(**values | {"errors": dict(receipt["errors"])})
+        self.chunks[receipt["chunk"]] = result
+        self.whole.add(result)
+        self.stats.add(result, receipt["counters"])
+        metrics.add(result.encoded, result.errors, dict(receipt["counters"]))
+        self._display.update(self.whole.decided, self.whole.rejected, self._rate())
+        self._unwritten.append(receipt)
+        if self.stats.encoded >= MASK_CHECK_AFTER:
+            self._check_masks()
+        if time.monotonic() - self._written_at > FLUSH_S:
+            self._write_receipts()
+        self.check_rejected(finished=False)
 
-    def _judge_masks(self) -> None:
-        """Say once if they look inverted, empty or full."""
-        if not self._warned and (sentence := mask_coverage.suspicion(self.tally.counters)):
-            self._display.say(f"warning: {sentence}")
-            self._warned = True
+    def _check_masks(self) -> None:
+        """Warn once if the masks look inverted, empty or full."""
+        if not self._masks_checked and (warning := mask_coverage.coverage_warning(self.stats.counters)):
+            self._display.say(f"warning: {warning}")
+            self._masks_checked = True
 
-    def _pace(self) -> float:
-        """Pairs a second since the first receipt: what the rest will take, without Ray's start."""
+    def _rate(self) -> float:
+        """Return the pairs per second since the first receipt, without Ray's start."""
         now = time.monotonic()
-        self._paced_from = self._paced_from or (now, self.tally.decided)
-        since, before = self._paced_from
-        return (self.tally.decided - before) / (now - since) if now > since else 0.0
+        self._rate_from = self._rate_from or (now, self.stats.decided)
+        since, before = self._rate_from
+        return (self.stats.decided - before) / (now - since) if now > since else 0.0
 
-    def _keep(self) -> None:
-        if self._unkept:
-            self._ledger.write_receipts(self._name, self._kept_files, self._unkept)
-            self._unkept, self._kept_files = [], self._kept_files + 1
-        self._kept_at = time.monotonic()
-
-
-def _most_common(tally: Tally) -> str:
-    return ", ".join(f"{count:,} {error}" for error, count in tally.errors.most_common(3))
+    def _write_receipts(self) -> None:
+        if self._unwritten:
+            self._state.write_receipts(self._name, self._receipt_files, self._unwritten)
+            self._unwritten, self._receipt_files = [], self._receipt_files + 1
+        self._written_at = time.monotonic()

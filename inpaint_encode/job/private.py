@@ -1,29 +1,40 @@
-"""A driver that stays small: what Ray Data keeps of every block for `Dataset.stats`, which nobody asks for, is dropped.
+"""Private APIs of Ray. This module is the only one that uses them; without them the job runs, with one log line.
 
-Three stages leave six kilobytes a chunk in the driver, without end: two gigabytes for a hundred million pairs.
+Ray Data keeps statistics of every block for `Dataset.stats`, which a job never reads: six kilobytes per chunk of three
+stages, two gigabytes for a hundred million pairs. `drop_block_statistics` drops them.
 """
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-__all__ = ["forget_block_stats"]
+try:
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+except ImportError:
+    ExecutionCallback = None
+
+__all__ = ["drop_block_statistics"]
+
+_LOG = logging.getLogger(__name__)
 
 
-class _Forgetful(ExecutionCallback):  # type: ignore[misc]
+class _DropBlockStatistics(ExecutionCallback or object):  # type: ignore[misc]
     """Called by Ray's scheduling loop, in its own thread, at each step."""
 
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        """Empty the operators' lists."""
-        for operator in executor._topology or ():
+    def on_execution_step(self, executor: Any) -> None:
+        """Empty the operators' lists of statistics."""
+        for operator in getattr(executor, "_topology", None) or ():
             if kept := getattr(operator, "_output_blocks_stats", None):
                 kept.clear()
 
 
-def forget_block_stats() -> None:
-    """Let datasets that are made after this keep no statistics of their blocks."""
-    classes = ray.data.DataContext.get_current().custom_execution_callback_classes
-    if _Forgetful not in classes:
-        classes.append(_Forgetful)
+def drop_block_statistics() -> None:
+    """Let datasets that are created after this call keep no statistics of their blocks."""
+    callbacks = getattr(ray.data.DataContext.get_current(), "custom_execution_callback_classes", None)
+    if ExecutionCallback is None or callbacks is None:
+        _LOG.warning("this version of Ray keeps statistics of every block; the driver needs more memory")
+    elif _DropBlockStatistics not in callbacks:
+        callbacks.append(_DropBlockStatistics)

@@ -1,4 +1,4 @@
-"""What a person sees while the job runs: one live line on a terminal, a plain line now and then elsewhere."""
+"""Progress of a job: one live line on a terminal, elsewhere a plain line every ten seconds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["Display", "Reminder", "Silent", "open_display"]
 
 EVERY_S = 10.0
-"""How often a line is printed where there is no terminal."""
+"""Seconds between two lines where there is no terminal."""
 
 
 class Display(Protocol):
-    """Says what happens, and how far the job is."""
+    """Shows status lines and the progress of a job."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -31,14 +31,14 @@ class Display(Protocol):
         """Print one line."""
 
     def start(self, total: int, done: int) -> None:
-        """Begin to count pairs: ``done`` of ``total`` are decided already."""
+        """Show the progress from now on; ``done`` of ``total`` pairs are decided already."""
 
     def update(self, done: int, rejected: int, rate: float) -> None:
-        """``done`` pairs are decided now, ``rejected`` of them rejected; ``rate`` a second, 0 if not known yet."""
+        """Show ``done`` decided pairs, ``rejected`` ones of them, and the pairs per second (0: unknown)."""
 
 
 class Reminder:
-    """Says a sentence every ``every`` seconds inside its ``with`` block, until it is stopped."""
+    """Repeats a status line every ``every`` seconds inside its ``with`` block, until `stop` is called."""
 
     def __init__(self, say: Callable[[str], None], sentence: str, every: float) -> None:
         self._say, self._sentence, self._every = say, sentence, every
@@ -54,7 +54,7 @@ class Reminder:
         self._thread.join()
 
     def stop(self) -> None:
-        """Say nothing more; may be called again."""
+        """Stop repeating; may be called again."""
         self._stopped.set()
 
     def _remind(self) -> None:
@@ -64,12 +64,12 @@ class Reminder:
 
 
 def open_display() -> Display:
-    """A live display if standard error is a terminal, else plain lines on it."""
+    """Return a live display if standard error is a terminal, else one that prints plain lines there."""
     return _Live() if sys.stderr.isatty() else _Lines()
 
 
 class Silent:
-    """A display that shows nothing; ``lines`` are what it was told to say."""
+    """A display that shows nothing; ``lines`` has the status lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -81,7 +81,7 @@ class Silent:
         return None
 
     def say(self, line: str) -> None:
-        """Keep it."""
+        """Append it to ``lines``."""
         self.lines.append(line)
 
     def start(self, total: int, done: int) -> None:
@@ -92,12 +92,12 @@ class Silent:
 
 
 def _words(rate: float) -> str:
-    return f"{rate:,.1f} pairs/s" if rate else "under way"
+    return f"{rate:,.1f} pairs/s" if rate else "running"
 
 
 class _Live:
     def __init__(self) -> None:
-        # A file of its own, since what Ray prints on standard error while it starts is thrown away.
+        # A duplicate of standard error, which is redirected while Ray starts.
         self._console = Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w"))
         self._progress = Progress(
             TextColumn("[bold]encoding"),

@@ -2,147 +2,147 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+import weakref
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from inpaint_encode.core.chunk import DecodedPair, Pair, Reject
+from inpaint_encode.core.decode import DecodedImage
+from inpaint_encode.core.geometry import CropBox, Geometry
 from inpaint_encode.schema import GEOMETRY, SOURCE, WORK
 
-__all__ = ["DECODED", "ENCODED", "Room", "fold", "table_of", "unfold"]
+__all__ = ["DECODED", "ReusableBuffer", "pack_chunk", "pack_decoded", "unpack_chunk", "unpack_decoded"]
 
-_ABOUT = pa.schema([*WORK, ("counters", pa.map_(pa.string(), pa.float64())), ("fatal", pa.string())])
-
-_SIZE = [pa.field("height", pa.int32()), pa.field("width", pa.int32())]
-
-_ERROR = [pa.field("error", pa.string()), pa.field("message", pa.string())]
-
-DECODED = pa.schema([*SOURCE, *GEOMETRY, *_SIZE, ("pixels", pa.large_binary()), ("mask", pa.large_binary()), *_ERROR])
-"""Cropped ``pixels`` as uint8 ``[height, width, 3]`` and the ungrown ``mask`` as packed bits. A row without pixels and
-without an error has those of the last row that has any: another mask of the same image."""
-
-ENCODED = pa.schema(
+DECODED = pa.schema(
     [
         *SOURCE,
         *GEOMETRY,
-        *_SIZE,
-        ("samples", pa.large_binary()),
-        ("samples_shape", pa.list_(pa.int64())),
-        ("original_samples", pa.large_binary()),
-        ("noise_mask", pa.large_binary()),
-        ("latent_mask", pa.large_binary()),
-        ("mask_coverage", pa.float32()),
-        ("precision", pa.string()),
-        ("tiled", pa.bool_()),
-        *_ERROR,
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("pixels", pa.large_binary()),
+        ("mask", pa.large_binary()),
+        ("error", pa.string()),
+        ("message", pa.string()),
     ]
 )
-"""``samples``, ``original_samples`` of the same shape and ``latent_mask`` of one channel as raw values of the stored
-type, the grown ``noise_mask`` as packed bits."""
+"""Decoded pairs and rejects: cropped ``pixels`` as uint8 ``[height, width, 3]``, and the ``mask`` as packed bits, not
+grown. A row without pixels and without an error shares those of the last row that has any: a mask of the same image."""
+
+_CHUNK = pa.schema([*WORK, ("counters", pa.map_(pa.string(), pa.float64())), ("fatal", pa.string())])
 
 
-def table_of(
-    rows: Iterable[Mapping[str, Any]], schema: pa.Schema, rooms: Mapping[str, Room] = MappingProxyType({})
+def pack_chunk(
+    work: Mapping[str, Any], counters: Iterable[tuple[str, float]], fatal: str | None, **tables: pa.Table
 ) -> pa.Table:
-    """`pa.Table.from_pylist`, with arrays of any shape and type for large_binary columns, each copied at once.
+    """Return one Ray row with the chunk's work, counters and failure, and each table as a list; nothing is copied."""
+    row = pa.Table.from_pylist([{**work, "counters": list(counters), "fatal": fatal}], _CHUNK)
+    columns = dict(zip(_CHUNK.names, row.columns, strict=True))
+    for name, table in tables.items():
+        arrays = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in table.columns]
+        structs = pa.StructArray.from_arrays(arrays, names=table.column_names)
+        columns[name] = pa.LargeListArray.from_arrays(pa.array([0, table.num_rows], pa.int64()), structs)
+    return pa.table(columns)
 
-    So a generator of rows holds one row's arrays at a time.
+
+def unpack_chunk(row: pa.Table, *tables: str) -> tuple[dict[str, Any], dict[str, float], str | None, list[pa.Table]]:
+    """Return the work, the counters, the failure and the tables of these names that `pack_chunk` packed."""
+    work = {name: row[name][0].as_py() for name in WORK.names}
+    found = []
+    for name in tables:
+        lists = row[name].chunk(0)
+        start, end = lists.offsets[0].as_py(), lists.offsets[1].as_py()
+        structs = lists.values.slice(start, end - start)
+        found.append(pa.Table.from_batches([pa.RecordBatch.from_struct_array(structs)]))
+    return work, dict(row["counters"][0].as_py()), row["fatal"][0].as_py(), found
+
+
+class ReusableBuffer:
+    """Memory for the pixels of one chunk after another: fresh pages would cost a third of what decoding costs.
+
+    `lend` hands the memory to Arrow. While a part of that Arrow buffer is alive, the next chunk gets new memory; a weak
+    reference to the lent array tells.
 
     Args:
-        rows: what is missing in one is null.
-        schema: of the table.
-        rooms: where columns' bytes go, by their names; by default fresh memory.
-    """
-    blobs = {f.name: _Blobs(rooms.get(f.name) or Room()) for f in schema if pa.types.is_large_binary(f.type)}
-    plain: dict[str, list[Any]] = {name: [] for name in schema.names if name not in blobs}
-    for row in rows:
-        for name, blob in blobs.items():
-            blob.append(row.get(name))
-        for name, values in plain.items():
-            values.append(row.get(name))
-    columns = [blobs[f.name].array() if f.name in blobs else pa.array(plain[f.name], f.type) for f in schema]
-    return pa.table(columns, schema=schema)
-
-
-class Room:
-    """Memory for one column of one table after another, used again as soon as no one holds the last table's any more.
-
-    It stays as large as it once had to be: fresh pages for a chunk's pixels cost a third of what decoding them does.
-    But what is over ``kept`` bytes and over four times of a table's is given back.
+        kept: bytes to keep between chunks; more is freed if a chunk needs less than a quarter of it.
     """
 
     def __init__(self, kept: int = 2**29) -> None:
-        self._data = np.empty(0, np.uint8)
+        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._lent: Any = None
         self._kept = kept
 
-    def take(self, size: int) -> NDArray[np.uint8]:
-        """Return a buffer of at least ``size`` bytes that nothing else refers to."""
-        holders = sys.getrefcount(self._data) - 2  # but for this object and the call itself; views count
-        if holders or self._data.size < size:
-            self._data = np.empty(size, np.uint8)
-        return self._data
+    def reserve(self, size: int, used: int) -> NDArray[np.uint8]:
+        """Return memory of at least ``size`` bytes that begins with the chunk's ``used`` bytes; 0 begins a chunk."""
+        if used == 0 and self._lent is not None and self._lent() is not None:
+            self._memory = np.empty(0, np.uint8)
+        if self._memory.size < size:
+            larger = np.empty(size + size // 2, np.uint8)
+            larger[:used] = self._memory[:used]
+            self._memory = larger
+        return self._memory
 
-    def settle(self, used: int) -> None:
-        """Hear that a table is whole, and how many bytes it took; what is too large lives as long as that table."""
-        if self._data.size > max(self._kept, 4 * used):
-            self._data = np.empty(0, np.uint8)
-
-
-class _Blobs:
-    """A large_binary column under construction."""
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._data = room.take(0)
-        self._ends = [0]
-        self._valid: list[bool] = []
-
-    def append(self, value: NDArray[Any] | None) -> None:
-        start = self._ends[-1]
-        end = start + (0 if value is None else value.nbytes)
-        if end > self._data.size:
-            larger = self._room.take(end + end // 2)
-            larger[:start] = self._data[:start]
-            self._data = larger
-        if value is not None:
-            self._data[start:end].view(value.dtype).reshape(value.shape)[...] = value
-        self._ends.append(end)
-        self._valid.append(value is not None)
-
-    def array(self) -> pa.Array:
-        _, valid = pa.array(self._valid, pa.bool_()).buffers()
-        offsets, data = np.array(self._ends, np.int64), self._data[: self._ends[-1]]
-        self._room.settle(self._ends[-1])
-        buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(data)]
-        return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self._valid), buffers)
+    def lend(self, used: int) -> pa.Buffer:
+        """End the chunk and return its first ``used`` bytes as an Arrow buffer, without a copy."""
+        lent = self._memory[:used]
+        self._lent = weakref.ref(lent)
+        if self._memory.size > max(self._kept, 4 * used):
+            self._memory = np.empty(0, np.uint8)
+        return pa.py_buffer(lent)
 
 
-def fold(
-    table: pa.Table, work: Mapping[str, Any], counters: Sequence[tuple[str, float]], fatal: str | None
-) -> pa.Table:
-    """One Ray row: ``work`` and what is said of the chunk, and each column of ``table`` as a list, without a copy."""
-    whole = table.combine_chunks()
-    offsets = pa.array([0, whole.num_rows], pa.int64())
-    columns = {name: pa.LargeListArray.from_arrays(offsets, _contiguous(whole[name])) for name in whole.column_names}
-    about = pa.Table.from_pylist([{**work, "counters": counters, "fatal": fatal}], _ABOUT)
-    return pa.table({**dict(zip(_ABOUT.names, about.columns, strict=True)), **columns})
+def pack_decoded(results: Iterable[DecodedPair | Reject], buffer: ReusableBuffer) -> pa.Table:
+    """Return decoded pairs and rejects as a table of `DECODED`; only one image is in memory besides the table.
+
+    Args:
+        results: of `inpaint_encode.core.chunk.fetch_and_decode`.
+        buffer: receives the pixels.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in DECODED.names if name != "pixels"}
+    ends, valid, image = [0], [], None
+    buffer.reserve(0, 0)
+    for result in results:
+        values: dict[str, Any] = result.pair._asdict()
+        if isinstance(result, Reject):
+            values |= {"error": result.error, "message": result.message}
+        else:
+            (resized_height, resized_width, crop), mask = result.image.geometry, result.mask.tobytes()
+            values |= {"source_height": result.image.source_height, "source_width": result.image.source_width}
+            values |= {"resized_height": resized_height, "resized_width": resized_width, "mask": mask}
+            values |= {"crop_top": crop.top, "crop_left": crop.left, "height": crop.height, "width": crop.width}
+        new = isinstance(result, DecodedPair) and result.image is not image
+        if isinstance(result, DecodedPair) and new:
+            image = result.image
+            start, end = ends[-1], ends[-1] + image.pixels.size
+            buffer.reserve(end, start)[start:end].reshape(image.pixels.shape)[...] = image.pixels
+        ends.append(ends[-1] + (image.pixels.size if image is not None and new else 0))
+        valid.append(new)
+        for name, column in columns.items():
+            column.append(values.get(name))
+    buffers = [pa.array(valid, pa.bool_()).buffers()[1], pa.py_buffer(np.array(ends, np.int64)), buffer.lend(ends[-1])]
+    pixels = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(valid), buffers)
+    arrays = [pixels if one.name == "pixels" else pa.array(columns[one.name], one.type) for one in DECODED]
+    return pa.table(arrays, schema=DECODED)
 
 
-def unfold(row: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table of ``schema`` that `fold` put into ``row``."""
-    return pa.table([_only_list(row[name]) for name in schema.names], schema=schema)
-
-
-def _only_list(column: pa.ChunkedArray) -> pa.Array:
-    """The items of a column's one list; `flatten` would copy them."""
-    (lists,) = column.chunks
-    start, end = lists.offsets[0].as_py(), lists.offsets[1].as_py()
-    return lists.values.slice(start, end - start)
-
-
-def _contiguous(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+def unpack_decoded(table: pa.Table) -> list[DecodedPair | Reject]:
+    """Return what `pack_decoded` packed; pixels are views into the table."""
+    pixels, masks = table["pixels"].combine_chunks(), table["mask"].combine_chunks()
+    found: list[DecodedPair | Reject] = []
+    image: DecodedImage | None = None
+    for index, row in enumerate(table.drop_columns(["pixels", "mask"]).to_pylist()):
+        pair = Pair(*(row[name] for name in Pair._fields))
+        if row["error"] is not None:
+            found.append(Reject(pair, row["error"], row["message"]))
+            continue
+        if pixels[index].is_valid:
+            crop = CropBox(row["crop_top"], row["crop_left"], row["height"], row["width"])
+            levels = np.frombuffer(pixels[index].as_buffer(), np.uint8).reshape(crop.height, crop.width, 3)
+            geometry = Geometry(row["resized_height"], row["resized_width"], crop)
+            image = DecodedImage(levels, row["source_height"], row["source_width"], geometry, transposed=False)
+        assert image is not None
+        found.append(DecodedPair(pair, image, np.frombuffer(masks[index].as_buffer(), np.uint8)))
+    return found

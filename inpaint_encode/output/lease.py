@@ -1,8 +1,9 @@
-"""One run at a time on an output: a small object that its holder renews, and that anyone may take once it is cold.
+"""The lease of an output: only one run writes to it at a time.
 
-The guarantee rests on the store's conditional writes (If-None-Match and If-Match on S3, links and locks on
-disks). On a store that ignores conditions two runs started within the same second may both go on; the workers
-of all but the last then find a token that is not theirs and stop before they commit.
+The lease is a small object. Its holder renews it; if nobody renews it for `LEASE_S` seconds, another run may take it.
+This relies on the store's conditional writes: If-None-Match and If-Match on S3, links and locks on disks. If a store
+ignores conditions, two runs that start within the same second may both continue. Then the workers of all runs except
+the last find another token than theirs and stop before they commit.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from pathlib import Path
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.stores import storage
 
-__all__ = ["LEASE_S", "RENEW_S", "Lease", "check_token", "hold"]
+__all__ = ["LEASE_S", "RENEW_S", "Lease", "check_lease_token", "hold"]
 
 LEASE_S = 16.0
-"""A lease that nobody has renewed for so long may be taken."""
+"""Seconds without a renewal after which another run may take the lease."""
 
 RENEW_S = 4.0
+"""Seconds between two renewals."""
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who holds the lease, in terms that let another process on the same host see whether it is gone."""
+    """The process that holds a lease; another process on the same machine can see whether it has ended."""
 
     token: str
     host: str
@@ -46,7 +48,7 @@ class _Holder:
 
 
 class Lease:
-    """A held lease; ``lost`` is set as soon as another run is seen to have taken it."""
+    """A held lease, renewed by a thread; ``lost`` is set when another run has taken it."""
 
     def __init__(self, uri: str, holder: _Holder, version: str) -> None:
         self.token = holder.token
@@ -73,12 +75,12 @@ class Lease:
             try:
                 self._version = storage.write(self._uri, self._holder.encode(renewals), expect=self._version)
             except storage.Conflict:
-                self._look_whose()
+                self._check_holder()
             except OSError:
-                continue  # a store that is down now may be back before the lease is cold
+                continue  # the store may work again before the lease expires
 
-    def _look_whose(self) -> None:
-        """A renewal whose answer was lost conflicts with itself, and then the lease is still ours."""
+    def _check_holder(self) -> None:
+        """Set ``lost`` if another run holds the lease; after a renewal whose response was lost, it is still ours."""
         try:
             holder, self._version = _read(self._uri)
         except FileNotFoundError:
@@ -90,59 +92,57 @@ class Lease:
                 self.lost.set()
 
 
-def hold(uri: str, say: Callable[[str], None]) -> Lease:
-    """Take the lease at ``uri``; waits for at most `LEASE_S` seconds if its holder may be gone.
+def hold(uri: str, on_status: Callable[[str], None]) -> Lease:
+    """Take the lease at ``uri``; wait at most `LEASE_S` seconds for a lease that may expire.
 
     Args:
-        uri: the lease's object.
-        say: is told, in a line, why it takes time or whose lease was taken.
+        uri: of the lease's object.
+        on_status: called with a line about a wait, or about the run whose lease was taken.
 
     Raises:
-        UsageError: another run renews it.
+        UsageError: another run renews the lease.
     """
-    me = _myself()
+    me = _this_process()
     while True:
         with contextlib.suppress(storage.Conflict):
             return Lease(uri, me, storage.write(uri, me.encode(0), expect=storage.ABSENT))
         with contextlib.suppress(FileNotFoundError, storage.Conflict):
             holder, version = _read(uri)
-            if holder.token != me.token:  # ours if the answer to our own write was lost
-                _wait_until_cold(uri, holder, version, say)
+            if holder.token != me.token:  # it is ours if the response to our own write was lost
+                _wait_for_expiry(uri, holder, version, on_status)
                 version = storage.write(uri, me.encode(0), expect=version)
             return Lease(uri, me, version)
 
 
-def check_token(uri: str, token: str) -> None:
-    """Make sure that the run with ``token`` still holds the lease.
+def check_lease_token(uri: str, token: str) -> None:
+    """Check that the run with ``token`` still holds the lease.
 
     Raises:
-        JobFailed: it does not; what the caller was about to commit is another run's to decide.
+        JobFailed: it does not, so that the caller must not commit.
     """
     with contextlib.suppress(FileNotFoundError):
         if _read(uri)[0].token == token:
             return
-    raise JobFailed("another run has taken over this output; this one stops here, and nothing it wrote is lost")
+    raise JobFailed("another run has taken over this output; this run stops, and its committed files stay")
 
 
-def _wait_until_cold(uri: str, holder: _Holder, version: str, say: Callable[[str], None]) -> None:
-    """Return once the holder of that version is known to be gone.
+def _wait_for_expiry(uri: str, holder: _Holder, version: str, on_status: Callable[[str], None]) -> None:
+    """Return when the holder has ended, or has not renewed this version for `LEASE_S` seconds.
 
     Raises:
-        UsageError: it was renewed while we watched.
+        UsageError: the holder has renewed the lease.
     """
-    if _is_gone(holder):
-        say(f"the run that held this output (process {holder.pid} on {holder.host}) has died; going on from it")
+    process = f"process {holder.pid} on {holder.host}"
+    if _has_ended(holder):
+        on_status(f"{process} was writing to this output and has died; this run takes over")
         return
-    say(f"waiting up to {LEASE_S:.0f} s: process {holder.pid} on {holder.host} held this output and may be alive")
+    on_status(f"{process} may still be writing to this output; waiting up to {LEASE_S:.0f} s for its next renewal")
     deadline = time.monotonic() + LEASE_S
     while time.monotonic() < deadline:
         time.sleep(0.5)
         current = _read(uri)[1]
         if current != version:
-            raise UsageError(
-                f"process {holder.pid} on {holder.host} is writing to this output now; wait for it, stop it, "
-                "or choose another --output"
-            )
+            raise UsageError(f"{process} is writing to this output; wait for it, stop it, or use another --output")
 
 
 def _read(uri: str) -> tuple[_Holder, str]:
@@ -150,36 +150,36 @@ def _read(uri: str) -> tuple[_Holder, str]:
     return _Holder(**json.loads(blob.data)), blob.version
 
 
-def _myself() -> _Holder:
+def _this_process() -> _Holder:
     return _Holder(
         token=uuid.uuid4().hex,
         host=socket.gethostname(),
-        boot=_boot(),
-        namespace=_namespace(),
+        boot=_boot_id(),
+        namespace=_pid_namespace(),
         pid=os.getpid(),
-        started=_started(os.getpid()),
+        started=_start_time(os.getpid()),
     )
 
 
-def _is_gone(holder: _Holder) -> bool:
-    """Whether the holder ran on this very machine and its process is no more."""
-    here = (socket.gethostname(), _boot(), _namespace())
-    return (holder.host, holder.boot, holder.namespace) == here and _started(holder.pid) != holder.started
+def _has_ended(holder: _Holder) -> bool:
+    """Whether the holder ran on this machine and its process has ended."""
+    here = (socket.gethostname(), _boot_id(), _pid_namespace())
+    return (holder.host, holder.boot, holder.namespace) == here and _start_time(holder.pid) != holder.started
 
 
-def _boot() -> str:
+def _boot_id() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
 
 
-def _namespace() -> int:
-    """Containers may share a host's name and boot, but then not its process numbers."""
+def _pid_namespace() -> int:
+    """Return the inode of the process namespace: containers may share a host's name and boot id, but not this."""
     path = Path("/proc/self/ns/pid")
     return path.stat().st_ino if path.exists() else 0
 
 
-def _started(pid: int) -> int:
-    """When the process was started, in clock ticks since boot; -1 if there is none, or only its zombie."""
+def _start_time(pid: int) -> int:
+    """Return when the process started, in clock ticks since boot; -1 if it has ended or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

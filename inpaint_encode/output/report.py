@@ -1,4 +1,4 @@
-"""What a run did and what the output holds: counts that add up, seconds and rates, for `_report.json`."""
+"""The report of a run: counts that add up, seconds and rates, written as ``_report.json``."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.sources import FoundPairs
 from inpaint_encode.stores import storage
 
-from .state import Committed
+from .state import ChunkResult
 
-__all__ = ["Tally", "unpaired_examples", "write_report"]
+__all__ = ["MAX_SAMPLES", "RunStats", "write_report"]
 
-LISTED = 1_000
-"""Unpaired files that the report names; the counts are always whole."""
+MAX_EXAMPLES = 1_000
+"""Unpaired files that the report names; it counts all of them."""
 
-MARKS = 200
-"""Most moments of a run that the report keeps, however long it takes."""
+MAX_SAMPLES = 200
+"""Points of ``decided_over_time``, however long a run takes."""
 
 
 @dataclass
-class Tally:
-    """Counts of some chunks, their stages' counters, and the time since the tally was begun."""
+class RunStats:
+    """Counts and counters of some chunks, and the time since this object was created."""
 
     encoded: int = 0
     rejected: int = 0
@@ -37,21 +37,21 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     counters: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     started: float = field(default_factory=time.monotonic)
-    marks: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds since the tally was begun and pairs decided by then, in order: what the rate was when."""
-    _apart: float = 0.0
-    """Seconds that two marks are apart at least."""
+    samples: list[tuple[float, int]] = field(default_factory=list)
+    """Seconds since the start and pairs decided by then, in order: the rate over time."""
+    _interval: float = 0.0
+    """Minimum seconds between two samples."""
 
     @classmethod
-    def of(cls, chunks: Iterable[Committed]) -> Tally:
-        """Add up what chunks hold."""
-        tally = cls()
+    def of(cls, chunks: Iterable[ChunkResult]) -> RunStats:
+        """Add up the results of chunks."""
+        stats = cls()
         for chunk in chunks:
-            tally.add(chunk)
-        return tally
+            stats.add(chunk)
+        return stats
 
-    def add(self, chunk: Committed, counters: Iterable[tuple[str, float]] = ()) -> None:
-        """Count one more chunk."""
+    def add(self, chunk: ChunkResult, counters: Iterable[tuple[str, float]] = ()) -> None:
+        """Add one chunk's result and counters."""
         self.encoded += chunk.encoded
         self.rejected += chunk.rejected
         self.data_bytes += chunk.data_bytes
@@ -59,40 +59,35 @@ class Tally:
         self.errors.update(chunk.errors)
         for name, value in counters:
             self.counters[name] += value
-        self._mark(self.seconds)
+        self._sample(self.seconds)
 
-    def _mark(self, now: float) -> None:
-        """Note how far it is; where marks become too many, every second one goes, and new ones stand twice as apart."""
-        if self.marks and now - self.marks[-1][0] < self._apart:
+    def _sample(self, now: float) -> None:
+        """Add a sample; if there are too many, drop every second one and double the interval."""
+        if self.samples and now - self.samples[-1][0] < self._interval:
             return
-        self.marks.append((round(now, 3), self.decided))
-        if len(self.marks) > MARKS:
-            self.marks = self.marks[1::2]
-            self._apart = now / len(self.marks)
+        self.samples.append((round(now, 3), self.decided))
+        if len(self.samples) > MAX_SAMPLES:
+            self.samples = self.samples[1::2]
+            self._interval = now / len(self.samples)
 
     @property
     def decided(self) -> int:
-        """Pairs that are rows or rejects."""
+        """Pairs that are encoded or rejected."""
         return self.encoded + self.rejected
 
     @property
     def seconds(self) -> float:
-        """Since the tally was begun."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     @property
     def over_time(self) -> list[tuple[float, int]]:
-        """The marks, and where the tally is now, if that is not the last of them."""
+        """The samples, and the present count if the last sample is older."""
         now = [(round(self.seconds, 3), self.decided)]
-        return self.marks + (now if self.decided > (self.marks[-1][1] if self.marks else 0) else [])
-
-    @property
-    def rate(self) -> float:
-        """Decided pairs a second."""
-        return self.decided / self.seconds if self.seconds else 0.0
+        return self.samples + (now if self.decided > (self.samples[-1][1] if self.samples else 0) else [])
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts of pairs, files and bytes; rejected pairs by the name of their error."""
+        """Return the counts of pairs, files and bytes, and the rejected pairs by error name."""
         return {
             "encoded": self.encoded,
             "rejected": self.rejected,
@@ -103,45 +98,67 @@ class Tally:
 
 
 def unpaired_examples(found: FoundPairs) -> dict[str, Any]:
-    """Count what the source holds besides pairs, and name the first of it."""
+    """Return the counts and the first names of files that belong to no pair."""
     return {
         "unpaired_images": len(found.unpaired_images),
         "unpaired_masks": len(found.unpaired_masks),
         "ignored_files": found.ignored_files,
-        "unreadable_names": found.unreadable[:LISTED],
-        "unpaired_image_uris": found.unpaired_images[:LISTED].to_pylist(),
-        "unpaired_mask_uris": found.unpaired_masks[:LISTED].to_pylist(),
+        "unreadable_names": found.unreadable_names[:MAX_EXAMPLES],
+        "unpaired_image_uris": found.unpaired_images[:MAX_EXAMPLES].to_pylist(),
+        "unpaired_mask_uris": found.unpaired_masks[:MAX_EXAMPLES].to_pylist(),
     }
 
 
 def write_report(
-    uri: str, job: dict[str, Any], planned: int, found: FoundPairs, whole: Tally, run: Tally
+    uri: str,
+    job: dict[str, Any],
+    planned: int,
+    found: FoundPairs,
+    whole: RunStats,
+    run: RunStats,
+    *,
+    limit: int = 0,
+    left: int = 0,
 ) -> dict[str, Any]:
-    """Write the report of a finished run, and return it.
+    """Write the report of a finished run and return it.
+
+    Args:
+        uri: of the report.
+        job: the contents of ``_job.json``.
+        planned: pairs in the plan.
+        found: the source's pairs and other files.
+        whole: of all chunks of the output.
+        run: of the chunks of this run.
+        limit: ``--limit``, 0 without one.
+        left: pairs of chunks that the limit excluded.
 
     Raises:
-        JobFailed: encoded and rejected pairs do not add up to the planned ones.
+        JobFailed: encoded, rejected and excluded pairs do not add up to the planned ones.
     """
-    if whole.decided != planned:
+    if whole.decided + left != planned:
         raise JobFailed(
             f"{planned:,} pairs were planned, but {whole.encoded:,} encoded and {whole.rejected:,} rejected are "
-            f"{whole.decided:,}; run `inpaint-encode verify`, it says which chunks are not whole"
+            f"{whole.decided:,}; run `inpaint-encode verify` to find the incomplete chunks"
         )
+    seconds = run.seconds
+    counters = {
+        name: round(value, 3)
+        for name, value in sorted(run.counters.items())
+        if not name.startswith(mask_coverage.PREFIX)
+    }
+    warning = mask_coverage.coverage_warning(run.counters)
     report = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "pairs": planned,
         **whole.as_dict(),
+        **({"limit": limit, "pairs_left": left} if limit else {}),
         **unpaired_examples(found),
         "this_run": {
             **run.as_dict(),
-            "seconds": round(run.seconds, 3),
-            "pairs_per_second": round(run.rate, 3),
-            "masks": mask_coverage.masks_found(run.counters) | {"warning": mask_coverage.suspicion(run.counters)},
-            "counters": {
-                name: round(value, 3)
-                for name, value in sorted(run.counters.items())
-                if not name.startswith(mask_coverage.PREFIX)
-            },
+            "seconds": round(seconds, 3),
+            "pairs_per_second": round(run.decided / seconds if seconds else 0.0, 3),
+            "masks": mask_coverage.coverage_summary(run.counters) | {"warning": warning},
+            "counters": counters,
             "decided_over_time": run.over_time,
         },
         "job": job,

@@ -1,4 +1,4 @@
-"""Reading an output back, without Ray: rows as plain values and numpy arrays, whichever way masks are stored."""
+"""Reads an output, without Ray or any other package of the job: rows as plain values and numpy arrays."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from inpaint_encode.stores import storage
 
 from .output import DataFile, Output, as_rows
 
-__all__ = ["DataFile", "Output", "as_rows", "damage_named", "iter_rows"]
+__all__ = ["DataFile", "Output", "as_rows", "iter_rows"]
 
 
 def iter_rows(output: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an output, file by file, one whole file in memory at a time; see `as_rows`.
+    """Yield the rows of an output in file order, as dicts of plain values and numpy arrays. Packed masks are unpacked.
+
+    Needs neither torch nor Ray. One file is in memory at a time.
 
     Args:
-        output: folder or prefix that a job wrote, finished or not: a file that is there is whole.
+        output: folder or URI prefix that a job wrote. The job may be unfinished: every file is complete.
 
     Raises:
-        UsageError: no output can be there, or it holds no rows.
+        UsageError: the URI is invalid, or the output has no rows.
         JobFailed: a file is damaged.
-        PermissionError, OSError: by what the store said.
+        PermissionError, OSError: the store's error.
+
+    Example::
+
+        for row in iter_rows("s3://bucket/latents"):
+            row["key"], row["samples"].shape  # "a/042", (4, 64, 64)
     """
     opened = Output.open(output)
     for file in opened.files:

@@ -1,4 +1,4 @@
-"""Rows as torch tensors, and batches of rows whose tensors have the same shapes."""
+"""Rows with torch tensors, and batches of rows whose tensors have the same shapes."""
 
 from __future__ import annotations
 
@@ -10,71 +10,71 @@ import torch
 
 from .columns import Row
 
-__all__ = ["Bins", "Function", "applied", "as_tensors", "collate"]
+__all__ = ["ShapeBuckets", "Transform", "apply_transforms", "collate", "to_tensors"]
 
-Function = Callable[[Row], Row]
-"""What is made of each row, in the process that reads it."""
-
-
-def as_tensors(row: Row) -> Row:
-    """Turn a row's arrays into tensors that own their memory; other values stay as they are."""
-    return {name: _tensor(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}
+Transform = Callable[[Row], Row]
+"""Function of one row. It runs in the process that reads the row."""
 
 
-def applied(row: Row, functions: Iterable[Function]) -> Row:
-    """Give a row to ``functions``, one after the other."""
-    for function in functions:
-        row = function(row)
+def to_tensors(row: Row) -> Row:
+    """Replace arrays by tensors, which own their memory. Other values stay."""
+    return {
+        name: torch.from_numpy(value if value.flags.writeable else value.copy())
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in row.items()
+    }
+
+
+def apply_transforms(row: Row, transforms: Iterable[Transform]) -> Row:
+    """Apply ``transforms`` to a row, in their order."""
+    for transform in transforms:
+        row = transform(row)
     return row
 
 
-def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
 def collate(batch: Sequence[Row]) -> Row:
-    """Stack the tensors of rows, ``[B, …]``; of every other column make a list.
+    """Stack the tensors of rows to ``[B, ...]``; collect every other column in a list.
 
-    So is every batch of a stream; a ``DataLoader`` over the dataset itself takes it as its ``collate_fn``.
+    Streams use it for their batches. Pass it as ``collate_fn`` to a ``DataLoader`` over a `LatentDataset`.
 
     Raises:
-        ValueError: the rows have tensors of different shapes.
+        ValueError: tensors of one column have different shapes.
     """
     return {
-        name: (_stacked if torch.is_tensor(value) else list)([row[name] for row in batch])
+        name: (_stack if torch.is_tensor(value) else list)([row[name] for row in batch])
         for name, value in batch[0].items()
     }
 
 
-def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """In one thread: on a busy machine torch's threads wait for each other, for milliseconds a row."""
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
     try:
-        arrays = [tensor.numpy() for tensor in tensors]
+        # numpy stacks in one thread. On a busy machine, torch's threads wait milliseconds for each other.
+        return torch.from_numpy(np.stack([tensor.numpy() for tensor in tensors]))
     except TypeError:  # bfloat16, or on a GPU
         return torch.stack(tensors)
-    return torch.from_numpy(np.stack(arrays))
 
 
-class Bins:
-    """Rows that wait, under their positions, until there are ``size`` of the same shapes."""
+class ShapeBuckets:
+    """Collects rows by the shapes of their tensors until ``batch_size`` rows have the same shapes."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._bins: dict[tuple[Any, ...], dict[int, Row]] = {}
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._buckets: dict[tuple[Any, ...], dict[int, Row]] = {}
 
     def add(self, position: int, row: Row) -> list[Row] | None:
-        """Put a row to its like; return all of them if that fills a batch."""
-        shapes = tuple((name, value.shape) for name, value in row.items() if isinstance(value, torch.Tensor))
-        waiting = self._bins.setdefault(shapes, {})
-        waiting[position] = row
-        return list(self._bins.pop(shapes).values()) if len(waiting) == self._size else None
+        """Add a row to its bucket; return and remove the bucket's rows if it is full now."""
+        shapes = tuple((name, value.shape) for name, value in row.items() if torch.is_tensor(value))
+        bucket = self._buckets.setdefault(shapes, {})
+        bucket[position] = row
+        return list(self._buckets.pop(shapes).values()) if len(bucket) == self._batch_size else None
 
-    def rest(self) -> Iterator[list[Row]]:
-        """Empty them, the one that has waited longest first."""
-        while self._bins:
-            yield list(self._bins.pop(next(iter(self._bins))).values())
+    def drain(self) -> Iterator[list[Row]]:
+        """Yield and remove the rows of each bucket, oldest bucket first."""
+        while self._buckets:
+            yield list(self._buckets.pop(next(iter(self._buckets))).values())
 
     @property
     def positions(self) -> list[int]:
-        """Of the rows that wait; adding these in this order brings back the same bins."""
-        return [position for waiting in self._bins.values() for position in waiting]
+        """Positions of the rows in the buckets. Adding the rows in this order restores the buckets."""
+        return [position for bucket in self._buckets.values() for position in bucket]

@@ -1,7 +1,7 @@
-"""A row as the tools take it that denoise: tensors for diffusers' inpainting models, a LATENT for ComfyUI.
+"""Rows in the conventions of other tools: inputs of diffusers' inpainting models, and ComfyUI's LATENT.
 
-Pure functions on one row as `inpaint_encode.reader.as_rows` gives it, its arrays turned into tensors, and on what the
-output's files say of how their rows were made. They give new dictionaries of float32 tensors; the row stays as it is.
+Pure functions of one row, whose arrays are torch tensors, and of the output's metadata. They return new dicts of
+float32 tensors and do not change the row.
 """
 
 from __future__ import annotations
@@ -14,131 +14,135 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
-from inpaint_encode.core.transform import mask_of_latent
+from inpaint_encode.core.transform import resize_to_latent
 from inpaint_encode.errors import UsageError
-from inpaint_encode.vae import VaeFacts, refuse_unscalable, settled, to_scaled, to_unscaled
-from inpaint_encode.vae.registry import known_family
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.vae.registry import family_of
+from inpaint_encode.vae.scaling import apply_vae_family, check_scalable, to_scaled, to_unscaled
 
 __all__ = [
     "Layout",
+    "check_for_diffusers",
     "for_comfyui",
     "for_diffusers",
     "inpaint_input",
     "latent_mask",
-    "of_posterior",
-    "packed",
-    "refuse_for_diffusers",
+    "latent_of",
+    "pack_latent",
     "unscaled",
 ]
 
 Layout = Literal["channels", "flux_fill"]
-"""How a denoiser takes latents and mask: side by side as channels, as those of Stable Diffusion 1, 2, XL and 3 do, or
-as a sequence of 2x2 patches, as Flux.1 Fill does."""
+"""How a denoiser takes latents and mask. ``channels``: concatenated as channels (Stable Diffusion 1, 2, XL and 3).
+``flux_fill``: as a sequence of 2x2 patches (Flux.1 Fill)."""
 
 
 def for_diffusers(
     row: Mapping[str, Any],
-    made_by: Mapping[str, Any],
+    metadata: RowMetadata,
     *,
     layout: Layout = "channels",
     with_latents: bool = True,
     generator: torch.Generator | None = None,
     vae_family: str = "",
 ) -> dict[str, Tensor]:
-    """What diffusers' inpainting pipelines hand their denoiser, of one row; `inpaint_input` puts it together.
-
-    ``latents`` of the image, not greyed, to which a trainer adds noise, and ``masked_image_latents`` of the greyed one,
-    scaled; ``mask``, 0 or 1. As ``channels`` ``[C, h, w]``, ``[C, h, w]`` and, by `latent_mask`, ``[1, h, w]``. For
-    ``flux_fill`` all are `packed`, and the mask is ``noise_mask``, its ``ratio**2`` pixels a latent value as channels.
+    """Return the tensors that diffusers' inpainting pipelines pass to their denoiser; `inpaint_input` combines them.
 
     Args:
-        row: its ``samples``, ``noise_mask`` and, where it has them, ``original_samples`` and ``latent_mask``.
-        made_by: how the output's rows were made, as its files' metadata say.
-        layout: of the denoiser.
-        with_latents: False leaves ``latents`` out, which only ``original_samples`` can give.
-        generator: of moments, draws ``latents`` and then ``masked_image_latents``; by default they are the means.
-        vae_family: sd1, sdxl, sd3 or flux1, where the scaling of a single file's VAE is not known.
+        row: ``samples``, ``noise_mask`` and, if the output has them, ``original_samples`` and ``latent_mask``.
+        metadata: the output's metadata, see `LatentDataset.metadata`.
+        layout: layout of the denoiser's input.
+        with_latents: return ``latents``, which need ``original_samples``.
+        generator: draws ``latents`` and then ``masked_image_latents`` from stored moments. Default: their means.
+        vae_family: sd1, sdxl, sd3 or flux1, if the VAE was a single file whose scaling is unknown.
+
+    Returns:
+        ``latents``: the scaled latent of the original image, to which a trainer adds noise.
+        ``masked_image_latents``: the scaled latent of the masked image.
+        ``mask``: 0 or 1.
+        Shapes for ``channels``: ``[C, h, w]``, ``[C, h, w]`` and ``[1, h, w]``, the mask by `latent_mask`.
+        Shapes for ``flux_fill``: ``[h/2 * w/2, 4C]``, the same, and ``[h/2 * w/2, 4 * vae_scale_factor**2]``, the
+        mask being all pixels of ``noise_mask``; see `pack_latent`.
 
     Raises:
-        UsageError: what `refuse_for_diffusers` refuses; or a latent with odd sides is to be packed.
+        UsageError: as `check_for_diffusers`; or the latent has an odd side and the layout is ``flux_fill``.
     """
-    refuse_for_diffusers(made_by, layout=layout, with_latents=with_latents, generator=generator, vae_family=vae_family)
-    facts = settled(VaeFacts.of(made_by), vae_family)
+    check_for_diffusers(metadata, layout=layout, with_latents=with_latents, generator=generator, vae_family=vae_family)
+    vae = apply_vae_family(metadata.vae, vae_family)
     columns = {"latents": "original_samples"} if with_latents else {}
     columns["masked_image_latents"] = "samples"
-    stored = {name: of_posterior(row[column], made_by, generator) for name, column in columns.items()}
-    tensors = {name: to_scaled(values[None], facts)[0] for name, values in stored.items()}
+    stored = {name: latent_of(row[column], metadata, generator) for name, column in columns.items()}
+    tensors = {name: to_scaled(latent[None], vae)[0] for name, latent in stored.items()}
     if layout == "channels":
-        return {**tensors, "mask": latent_mask(row, made_by, "diffusers")}
-    cells = pixel_unshuffle(row["noise_mask"].float(), facts.ratio)
-    return {name: packed(values) for name, values in {**tensors, "mask": cells}.items()}
+        return {**tensors, "mask": latent_mask(row, metadata, "diffusers")}
+    pixels = pixel_unshuffle(row["noise_mask"].float(), vae.vae_scale_factor)
+    return {name: pack_latent(values) for name, values in {**tensors, "mask": pixels}.items()}
 
 
-def refuse_for_diffusers(
-    made_by: Mapping[str, Any],
+def check_for_diffusers(
+    metadata: RowMetadata,
     *,
     layout: Layout = "channels",
     with_latents: bool = True,
     generator: torch.Generator | None = None,
     vae_family: str = "",
 ) -> None:
-    """Refuse what `for_diffusers` cannot do for any row of an output, before one is read.
+    """Check, before a row is read, that `for_diffusers` works for an output.
 
     Raises:
-        UsageError: there are no ``original_samples`` to make ``latents`` of, no moments to draw from with
-            ``generator``, nothing that tells by what to scale, or the latents are not Flux.1's for ``flux_fill``.
+        UsageError: ``with_latents``, and the output has no ``original_samples``; ``generator``, and it has no moments;
+            the scaling is unknown; or ``flux_fill``, and the latents are not of Flux.1's kind.
     """
     if layout not in get_args(Layout):
-        raise UsageError(f"for_diffusers: layout is one of {', '.join(get_args(Layout))}, and not {layout}")
-    if with_latents and not made_by.get("also_original"):
+        raise UsageError(f"for_diffusers: layout is {layout!r}; it must be one of {', '.join(get_args(Layout))}")
+    if with_latents and not metadata.also_original:
         raise UsageError(
-            "for_diffusers: these rows have no original_samples, of which latents are made; encode with "
-            "--also-original, or ask for the mask and masked_image_latents alone by with_latents=False"
+            "for_diffusers: the output has no original_samples, which latents need; encode with --also-original, or "
+            "pass with_latents=False to get mask and masked_image_latents only"
         )
-    if generator is not None and made_by["posterior"] != "moments":
+    if generator is not None and metadata.posterior != "moments":
         raise UsageError(
-            f"for_diffusers: a generator draws from moments, and these rows store a {made_by['posterior']}; encode "
-            "with --posterior moments, or leave the generator out"
+            f"for_diffusers: generator needs moments, and the output stores posterior {metadata.posterior}; encode "
+            "with --posterior moments, or leave out generator"
         )
-    facts = settled(VaeFacts.of(made_by), vae_family)
-    refuse_unscalable(facts, "for_diffusers", "name the model by vae_family, as in vae_family='sdxl'")
-    if layout == "flux_fill" and facts.latent_form == "packed":
-        raise UsageError(f"for_diffusers: latents of {facts.vae_class} are packed already, and none of Flux.1 Fill's")
+    vae = apply_vae_family(metadata.vae, vae_family)
+    check_scalable(vae, "for_diffusers", "name the model by vae_family, as in vae_family='sdxl'")
+    if layout == "flux_fill" and vae.latent_form == "packed":
+        raise UsageError(f"for_diffusers: latents of {vae.vae_class} are already packed and do not fit Flux.1 Fill")
 
 
-def for_comfyui(row: Mapping[str, Any], made_by: Mapping[str, Any], *, original: bool = False) -> dict[str, Tensor]:
-    """A LATENT of ComfyUI, of one row: ``samples`` ``[1, C, h, w]`` and ``noise_mask`` ``[1, 1, H, W]``.
+def for_comfyui(row: Mapping[str, Any], metadata: RowMetadata, *, original: bool = False) -> dict[str, Tensor]:
+    """Return ComfyUI's LATENT: ``samples`` ``[1, C, h, w]``, not scaled, and ``noise_mask`` ``[1, 1, H, W]``.
 
-    ``samples`` are not scaled: those of rows that were made by ``--scaled`` are scaled back. Of moments they are the
-    means. Packed latents of Flux.2 and those of AutoencoderTiny are as they are stored.
+    Latents that were stored with ``--scaled`` are unscaled; stored moments give their mean. Packed latents of Flux.2
+    and latents of AutoencoderTiny are returned as stored.
 
     Args:
-        row: its ``samples`` or ``original_samples``, and ``noise_mask``.
-        made_by: how the output's rows were made, as its files' metadata say.
-        original: give ``original_samples`` as ``samples``: what is sampled from at a denoise below 1.
+        row: ``samples`` or ``original_samples``, and ``noise_mask``.
+        metadata: the output's metadata, see `LatentDataset.metadata`.
+        original: return ``original_samples`` as ``samples``, for sampling with a denoise below 1.
 
     Raises:
-        UsageError: there are no ``original_samples``.
+        UsageError: ``original``, and the output has no ``original_samples``.
     """
-    if original and not made_by.get("also_original"):
-        raise UsageError("for_comfyui: these rows have no original_samples; encode with --also-original")
-    samples = unscaled(row["original_samples" if original else "samples"], made_by)
+    if original and not metadata.also_original:
+        raise UsageError("for_comfyui: the output has no original_samples; encode with --also-original")
+    samples = unscaled(row["original_samples" if original else "samples"], metadata)
     return {"samples": samples[None], "noise_mask": row["noise_mask"].float()[None]}
 
 
-def unscaled(stored: Tensor, made_by: Mapping[str, Any]) -> Tensor:
-    """One latent, float32 ``[C, h, w]``, as the VAE gave it: only what ``--scaled`` has scaled is computed."""
-    samples = of_posterior(stored, made_by)
-    facts = VaeFacts.of(made_by)
-    if facts.latent_form != "scaled" or known_family(facts.vae_class, "the VAE").scaled:
-        return samples
-    return to_unscaled(samples[None].double(), replace(facts, latent_form="unscaled"))[0].float()
+def unscaled(stored: Tensor, metadata: RowMetadata) -> Tensor:
+    """Return a stored latent as the VAE returned it, float32 ``[C, h, w]``: reverts ``--scaled``."""
+    latent, vae = latent_of(stored, metadata), metadata.vae
+    if vae.latent_form != "scaled" or family_of(vae.vae_class).latents_are_scaled:
+        return latent
+    return to_unscaled(latent[None].double(), replace(vae, latent_form="unscaled"))[0].float()
 
 
-def of_posterior(stored: Tensor, made_by: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
-    """One latent, float32 ``[C, h, w]``, of what a row stores; of moments the mean, or a draw with ``generator``."""
+def latent_of(stored: Tensor, metadata: RowMetadata, generator: torch.Generator | None = None) -> Tensor:
+    """Return a stored latent as float32 ``[C, h, w]``: of moments the mean, or with ``generator`` a sample."""
     values = stored.to(torch.float32, copy=True)
-    if made_by["posterior"] != "moments":
+    if metadata.posterior != "moments":
         return values
     mean, logvar = values.chunk(2)
     if generator is None:
@@ -147,46 +151,47 @@ def of_posterior(stored: Tensor, made_by: Mapping[str, Any], generator: torch.Ge
     return mean + torch.exp(0.5 * logvar) * noise
 
 
-def latent_mask(
-    row: Mapping[str, Any], made_by: Mapping[str, Any], convention: Literal["comfyui", "diffusers"]
-) -> Tensor:
-    """A mask at the latent's size, float32 ``[1, h, w]``, by a rule of `inpaint_encode.core.transform.mask_of_latent`.
+def latent_mask(row: Mapping[str, Any], metadata: RowMetadata, convention: Literal["comfyui", "diffusers"]) -> Tensor:
+    """Return a mask in the latent's size, float32 ``[1, h, w]``; see `inpaint_encode.core.transform.resize_to_latent`.
 
-    It is the stored one, if the output has it by this rule, and else it is made of ``noise_mask``. So by diffusers'
-    rule it is of the mask before it grew where ``--latent-mask diffusers`` stored it, and else of the grown one.
+    It is the stored ``latent_mask`` if that has this convention, else it is computed from ``noise_mask``. Hence
+    ``diffusers`` gives the mask before growing if ``--latent-mask diffusers`` stored it, and the grown mask otherwise.
     """
-    if made_by.get("latent_mask") == convention:
+    if metadata.latent_mask == convention:
         stored: Tensor = row["latent_mask"]
         return stored.to(torch.float32, copy=True)
     height, width = row["samples"].shape[-2:]
-    return mask_of_latent(row["noise_mask"], height, width, convention)
+    return resize_to_latent(row["noise_mask"], height, width, convention)
 
 
-def packed(values: Tensor) -> Tensor:
-    """``[..., C, h, w]`` as Flux.1's sequence of 2x2 patches, ``[..., h/2 * w/2, 4C]``.
+def pack_latent(latent: Tensor) -> Tensor:
+    """Return ``[..., C, h, w]`` as Flux.1's sequence of 2x2 patches, ``[..., h/2 * w/2, 4C]``.
 
     Raises:
         UsageError: a side is odd.
     """
-    height, width = values.shape[-2:]
+    height, width = latent.shape[-2:]
     if height % 2 or width % 2:
         raise UsageError(
-            f"a latent of {height} x {width} has no whole patches of 2 x 2; encode at multiples of 16 pixels, by "
-            "--resolution or --buckets"
+            f"a latent of {height} x {width} cannot be split into patches of 2 x 2; encode at multiples of 16 pixels, "
+            "with --resolution or --buckets"
         )
-    return pixel_unshuffle(values, 2).flatten(-2).transpose(-1, -2).contiguous()
+    return pixel_unshuffle(latent, 2).flatten(-2).transpose(-1, -2).contiguous()
 
 
 def inpaint_input(noisy_latents: Tensor, row: Mapping[str, Tensor], *, layout: Layout = "channels") -> Tensor:
-    """What the denoiser takes at a step: the noisy latents, and what it is told of the image.
-
-    As ``channels`` noisy latents, mask, masked_image_latents, ``[..., 2C + 1, h, w]``: nine for Stable Diffusion.
-    For ``flux_fill`` noisy latents, masked_image_latents, mask, ``[..., h/2 * w/2, 8C + 4 * ratio**2]``: Flux.1's 384.
+    """Return the denoiser's input for one step: noisy latents, mask and latents of the masked image.
 
     Args:
-        noisy_latents: in this layout, ``latents`` with the scheduler's noise, or noise alone.
-        row: by `for_diffusers` in this layout; or a batch of them, stacked.
-        layout: of the denoiser.
+        noisy_latents: ``latents`` with the scheduler's noise, or noise only, in this layout; for ``flux_fill`` see
+            `pack_latent`.
+        row: a row of `for_diffusers` in this layout, or a stacked batch of rows.
+        layout: layout of the denoiser's input.
+
+    Returns:
+        For ``channels``: noisy latents, mask, masked_image_latents, ``[..., 2C + 1, h, w]``; 9 channels for Stable
+        Diffusion. For ``flux_fill``: noisy latents, masked_image_latents, mask,
+        ``[..., h/2 * w/2, 8C + 4 * vae_scale_factor**2]``; 384 for Flux.1.
     """
     if layout == "channels":
         return torch.cat([noisy_latents, row["mask"], row["masked_image_latents"]], dim=-3)

@@ -1,4 +1,4 @@
-"""An output as torch datasets: rows by number or key, and a stream of rows or batches to train on."""
+"""An output as torch datasets: map-style by row number or key, and iterable for training."""
 
 from __future__ import annotations
 
@@ -12,143 +12,147 @@ import torch
 from torch.utils.data import Dataset
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.metadata import RowMetadata
 
-from . import order
-from .batches import Function, applied
+from . import sampler
+from .batches import Transform, apply_transforms
 from .columns import Row
-from .groups import Groups
+from .conventions import Layout, check_for_diffusers, for_comfyui, for_diffusers
+from .groups import RowGroupReader
 from .output import Output
-from .stream import LatentStream, Plan, read_ahead, rows_at, this_rank
+from .prefetch import read_ahead, read_rows
+from .stream import LatentStream, StreamOptions, current_rank
 
 if TYPE_CHECKING:
     import ray.data
 
 __all__ = ["LatentDataset", "open_latents"]
 
-_AT_ONCE = 4
-"""Row groups that are read at the same time, if nothing else is said."""
-
-_THREADS = 32
-"""Of requests for keys alone."""
+_PREFETCH_GROUPS = 4
+_KEY_THREADS = 32
 
 
 def open_latents(output: str, *, columns: Sequence[str] | None = None) -> LatentDataset:
-    """Open what a job wrote, on a disk or in a bucket, as a torch dataset; its rows are dicts.
+    """Open the output of a job, on a disk or in a bucket, as a torch dataset. Rows are dicts by column.
 
-    This lists the output, a request for a thousand files. The first thing that needs to know where rows are, such as
-    ``len``, a row or `LatentDataset.stream`, reads the footers of all files, once: a request of at most 64 KiB for
-    each. So 40,000 files are 40 requests and then 40,000, 32 of them at a time.
+    Opening lists the output: one request per 1,000 files. The first operation that needs row numbers, such as ``len``,
+    access to a row or `LatentDataset.stream`, reads the footers of all files once: one request of at most 64 KiB per
+    file, 32 at a time.
 
     Args:
-        output: folder or prefix that a job wrote, finished or not: a file that is there is whole.
-        columns: those to read, such as ``["key", "samples"]``; leaving out masks as tensors, ``noise_mask``, makes
-            reading ten times as fast. By default all.
+        output: folder or URI prefix that a job wrote. The job may be unfinished: every file is complete.
+        columns: columns to read, such as ``["key", "samples"]``; by default all. Rows without ``noise_mask`` are read
+            about ten times as fast if masks are stored as tensors.
 
     Raises:
-        UsageError: no output can be there, it holds no rows, or has no such column.
-        PermissionError, OSError: by what the store said.
+        UsageError: the URI is invalid, the output has no rows, or a column does not exist.
+        PermissionError, OSError: the store's error.
+
+    Example::
+
+        ds = open_latents("s3://bucket/latents")
+        len(ds), ds[7]["key"], ds["a/042"]["samples"].shape  # 1000, "a/007", torch.Size([4, 64, 64])
+        for batch in ds.for_diffusers().stream(batch_size=8, shuffle=True):
+            batch["latents"], batch["mask"], batch["masked_image_latents"]
     """
     opened = Output.open(output)
     if columns is not None:
-        _refuse_unknown(columns, opened)
-    return LatentDataset(Groups(opened, None if columns is None else tuple(columns)))
-
-
-def _refuse_unknown(columns: Sequence[str], output: Output) -> None:
-    known = output.footer(output.files[0]).schema.to_arrow_schema().names
-    if unknown := [name for name in columns if name not in known]:
-        raise UsageError(f"{output.uri} has no column {', '.join(unknown)}; it has {', '.join(known)}")
-    if not columns:
-        raise UsageError(f"no columns are asked for; {output.uri} has {', '.join(known)}")
+        known = opened.footer(opened.files[0]).schema.to_arrow_schema().names
+        if unknown := [name for name in columns if name not in known]:
+            raise UsageError(f"{opened.uri} has no column {', '.join(unknown)}; it has {', '.join(known)}")
+        if not columns:
+            raise UsageError(f"columns is empty; {opened.uri} has {', '.join(known)}")
+    return LatentDataset(RowGroupReader(opened, None if columns is None else tuple(columns)))
 
 
 @dataclass(frozen=True, eq=False)
 class LatentDataset(Dataset[Row]):
-    """The rows of an output: ``len(ds)``, ``ds[7]``, ``ds["a/042"]``, and all of them by iterating.
+    """Map-style dataset of an output's rows: ``len(ds)``, ``ds[7]``, ``ds["a/042"]``, ``for row in ds``.
 
-    A row is a dict by column: ``samples`` and other tensors are torch tensors that own their memory, in the stored
-    type, see `inpaint_encode.schema.data_schema` for their shapes; masks are unpacked; anything else is a plain value.
-    Iterating gives every row once, in the order of the files and to everyone who does it; `stream` is for training.
-    A ``DataLoader`` and its samplers take it as a map-style dataset, with `inpaint_encode.reader.batches.collate` where
-    rows have the same shapes. Each row out of order costs the reading of its row group, though: 32 rows of 512 x 512.
+    A row is a dict by column. Tensor columns, such as ``samples``, are torch tensors in the stored type, in the shapes
+    of `inpaint_encode.schema.data_schema`; they own their memory. Packed masks are unpacked. Other values are plain.
+    Iteration yields all rows in file order, in every process; for training, use `stream`.
+
+    A ``DataLoader`` with a sampler also works, with `inpaint_encode.reader.batches.collate` as ``collate_fn`` if all
+    rows have the same shapes. Random access is slow: each row costs its row group, 32 rows of 512 x 512.
     """
 
-    groups: Groups
-    functions: tuple[Function, ...] = ()
+    groups: RowGroupReader
+    transforms: tuple[Transform, ...] = ()
 
     @property
-    def made_by(self) -> dict[str, Any]:
-        """How the rows were made: the VAE's facts, the settings of rows, versions."""
-        return self.groups.output.made_by
+    def metadata(self) -> RowMetadata:
+        """How the rows were made: VAE, options and versions."""
+        return self.groups.output.metadata
 
     def __len__(self) -> int:
         return len(self.groups.index)
 
-    def __getitem__(self, which: int | str) -> Row:
-        """Return a row by its number, in the order of the files, or by its key.
-
-        Of the output's files, the footers and the row's group are read; by a key, the keys of its group before.
+    def __getitem__(self, row: int | str) -> Row:
+        """Return a row by its number in file order, or by its key. Reads the row's row group.
 
         Raises:
-            IndexError: there is no row of this number.
-            KeyError: there is no row of this key.
-            PermissionError, OSError: by what the store said.
+            IndexError: the number is out of range.
+            KeyError: no row has this key.
+            PermissionError, OSError: the store's error.
         """
-        (row,) = self.__getitems__([self._number(which) if isinstance(which, str) else which])
-        return row
+        if not isinstance(row, str):
+            return self.__getitems__([row])[0]
+        if (place := self.groups.find(row)) is None:
+            raise KeyError(row)
+        return apply_transforms(read_rows(self.groups, [place])[0], self.transforms)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Row]:
-        """Return rows by their numbers; a row group that several are in is read once."""
-        places = [self.groups.index.place(number) for number in numbers]
-        return [applied(row, self.functions) for row in rows_at(self.groups, places)]
-
-    def _number(self, key: str) -> int:
-        if (found := self.groups.find(key)) is None:
-            raise KeyError(key)
-        group, row = found
-        return int(self.groups.index.ends[group] - self.groups.index.sizes[group]) + row
+        """Return rows by their numbers. Each row group is read once."""
+        places = [self.groups.index.locate(number) for number in numbers]
+        return [apply_transforms(row, self.transforms) for row in read_rows(self.groups, places)]
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.stream(rank=0, world_size=1))
 
     def keys(self) -> Iterator[str]:
-        """Yield the key of every row, in the order of the files; no other column is read, a request a row group."""
-        windows = order.windows(self.groups.index.sizes, range(len(self)), None)
-        coming = read_ahead(((window, 0) for window in windows), lambda piece: self.groups.keys(piece.group), _THREADS)
-        return (key for _, _, (keys,) in coming for key in keys.to_pylist())
+        """Yield the keys of all rows in file order. Reads only the keys: one request per row group."""
+        windows = sampler.windows(self.groups.index.sizes, range(len(self)), None)
+        groups = read_ahead(
+            ((window, 0) for window in windows), lambda part: self.groups.keys(part.group), _KEY_THREADS
+        )
+        return (key for _, _, (keys,) in groups for key in keys.to_pylist())
 
     def map(self, function: Callable[[Row], Row]) -> LatentDataset:
-        """Return a dataset that makes ``function`` of each row, in the process that reads it, after earlier ones.
+        """Return a dataset that applies ``function`` to each row after the functions of earlier calls.
 
         Args:
-            function: takes and returns a dict with torch tensors; one that travels to spawned workers must pickle. One
-                that draws random numbers has to take care itself that workers and resumed streams draw others.
+            function: takes and returns a dict with torch tensors, in the process that reads the row. It must pickle if
+                workers are spawned. If it uses random numbers, it must seed them: per worker, and after resuming.
         """
-        return replace(self, functions=(*self.functions, function))
+        return replace(self, transforms=(*self.transforms, function))
 
-    def for_diffusers(self, **options: Any) -> LatentDataset:
-        """Return a dataset whose tensors are those that diffusers' inpainting models take; other columns stay.
+    def for_diffusers(
+        self,
+        *,
+        layout: Layout = "channels",
+        with_latents: bool = True,
+        generator: torch.Generator | None = None,
+        vae_family: str = "",
+    ) -> LatentDataset:
+        """Return a dataset whose tensors are the inputs of diffusers' inpainting models. Other columns stay.
 
-        Args:
-            options: those of `conventions.for_diffusers`, which says what the tensors are.
+        The arguments and the tensors are those of `inpaint_encode.reader.conventions.for_diffusers`.
 
         Raises:
-            UsageError: see `conventions.refuse_for_diffusers`.
+            UsageError: the output does not have what is needed; see `conventions.check_for_diffusers`.
         """
-        from .conventions import for_diffusers, refuse_for_diffusers
+        options: dict[str, Any] = {"layout": layout, "with_latents": with_latents, "generator": generator}
+        options["vae_family"] = vae_family
+        check_for_diffusers(self.metadata, **options)
+        return self.map(partial(_convert, convert=partial(for_diffusers, metadata=self.metadata, **options)))
 
-        refuse_for_diffusers(self.made_by, **options)
-        return self.map(partial(_converted, by=partial(for_diffusers, made_by=self.made_by, **options)))
+    def for_comfyui(self, *, original: bool = False) -> LatentDataset:
+        """Return a dataset whose tensors are a LATENT of ComfyUI. Other columns stay.
 
-    def for_comfyui(self, **options: Any) -> LatentDataset:
-        """Return a dataset whose tensors are a LATENT of ComfyUI; other columns stay.
-
-        Args:
-            options: those of `conventions.for_comfyui`, which says what the tensors are.
+        The argument and the tensors are those of `inpaint_encode.reader.conventions.for_comfyui`.
         """
-        from .conventions import for_comfyui
-
-        return self.map(partial(_converted, by=partial(for_comfyui, made_by=self.made_by, **options)))
+        return self.map(partial(_convert, convert=partial(for_comfyui, metadata=self.metadata, original=original)))
 
     def stream(
         self,
@@ -163,34 +167,47 @@ class LatentDataset(Dataset[Row]):
         world_size: int | None = None,
         prefetch: int | None = None,
     ) -> LatentStream:
-        """Return an iterable torch dataset of rows, or of batches, for one rank; see `LatentStream`.
+        """Return an iterable torch dataset of rows or batches for one rank; see `LatentStream`.
 
         Args:
-            batch_size: rows of a batch, whose tensors all have the same shapes; None yields rows.
-            shuffle: another order for every seed and epoch; `order.windows` says how random it is.
-            seed: of the orders.
-            shuffle_groups: row groups whose rows are mixed; more mix better and take more memory.
-            drop_last: leave out the smaller batches at the end of a worker's rows.
-            even: let all ranks yield as many batches, all of them full.
-            rank: whose part; by default that of torch.distributed, else RANK, as it is now.
-            world_size: number of ranks; by default that of torch.distributed, else WORLD_SIZE, as it is now.
-            prefetch: row groups that are read at the same time, ahead of those in use; by default 4, or as many as
-                there are CPUs if that is fewer, since threads that decode side by side on one CPU slow each other.
+            batch_size: rows per batch; the tensors of a batch have the same shapes. None yields single rows.
+            shuffle: use a random order, which depends on ``seed`` and the epoch; see `sampler.windows`.
+            seed: seed of the random order.
+            shuffle_groups: row groups whose rows are mixed. More mix better and use more memory, about 10 MB each.
+            drop_last: leave out incomplete batches at the end of a worker's rows.
+            even: yield the same number of full batches on every rank.
+            rank: number of this rank; by default that of torch.distributed, else RANK, else 0.
+            world_size: number of ranks; by default that of torch.distributed, else WORLD_SIZE, else 1.
+            prefetch: row groups to read at the same time. By default 4, or the number of CPUs if that is smaller:
+                threads that decode on the same CPU slow each other down.
 
         Raises:
             UsageError: a number is out of range.
-            PermissionError, OSError: by what the store said.
+            PermissionError, OSError: the store's error.
+
+        Example::
+
+            stream = ds.stream(batch_size=8, shuffle=True, seed=1)
+            for epoch in range(3):
+                stream.set_epoch(epoch)
+                for batch in DataLoader(stream, batch_size=None, num_workers=2):
+                    batch["samples"], batch["noise_mask"], batch["key"]
         """
-        plan = Plan(batch_size, shuffle, seed, shuffle_groups, drop_last, even, *this_rank(rank, world_size))
-        threads = min(_AT_ONCE, cpu_count() or 1) if prefetch is None else prefetch
-        return LatentStream(self.groups, self.functions, plan, threads)
+        ranks = current_rank(rank, world_size)
+        options = StreamOptions(batch_size, shuffle, seed, shuffle_groups, drop_last, even, *ranks)
+        threads = min(_PREFETCH_GROUPS, cpu_count() or 1) if prefetch is None else prefetch
+        return LatentStream(self.groups, self.transforms, options, threads)
 
     def to_ray(self) -> ray.data.Dataset:
-        """Return the rows as a Ray dataset; see `on_ray.dataset_of`."""
-        from .on_ray import dataset_of
+        """Return the rows as a Ray dataset; see `inpaint_encode.reader.on_ray.to_ray_dataset`.
 
-        return dataset_of(self)
+        Raises:
+            ImportError: Ray is not installed.
+        """
+        from .on_ray import to_ray_dataset
+
+        return to_ray_dataset(self)
 
 
-def _converted(row: Row, by: Function) -> Row:
-    return {name: value for name, value in row.items() if not torch.is_tensor(value)} | by(row)
+def _convert(row: Row, convert: Transform) -> Row:
+    return {name: value for name, value in row.items() if not torch.is_tensor(value)} | convert(row)

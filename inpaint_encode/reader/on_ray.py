@@ -1,4 +1,4 @@
-"""An output as a Ray dataset, tensors as arrays and packed masks unpacked."""
+"""Converts a dataset to a Ray dataset."""
 
 from __future__ import annotations
 
@@ -8,45 +8,50 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import torch
 
-from inpaint_encode.reader.columns import Tensors
 from inpaint_encode.stores import storage
 
-from .batches import Function, applied, as_tensors
-from .columns import Row
+from .batches import Transform, apply_transforms, to_tensors
+from .columns import Row, TensorColumn
 
 if TYPE_CHECKING:
     import ray.data
 
     from .dataset import LatentDataset
 
-__all__ = ["dataset_of"]
+__all__ = ["to_ray_dataset"]
 
 
-def dataset_of(dataset: LatentDataset) -> ray.data.Dataset:
-    """Return the rows of ``dataset`` as a Ray dataset, which reads them in Ray's tasks, when it is asked for them.
+def to_ray_dataset(dataset: LatentDataset) -> ray.data.Dataset:
+    """Return the rows as a Ray dataset, which Ray's tasks read lazily.
 
-    Its tensor columns come as numpy arrays of each row's shape. The functions of ``dataset`` see torch tensors there,
-    too, and what they return becomes arrays again.
+    Tensor columns are numpy arrays in each row's shape; packed masks are unpacked. The dataset's transforms get torch
+    tensors, and the tensors that they return become arrays.
+
+    Raises:
+        ImportError: Ray is not installed.
     """
-    import ray.data
+    try:
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise ImportError("to_ray needs Ray, which is not installed; run: pip install 'ray[data]'") from error
 
     output, columns = dataset.groups.output, dataset.groups.columns
-    found = ray.data.read_parquet([storage.join(output.uri, file.path) for file in output.files])
+    rows = ray.data.read_parquet([storage.join(output.uri, file.path) for file in output.files])
     if columns is not None:
-        found = found.select_columns(list(columns))
-    if dataset.made_by["mask_encoding"] == "packed" and (columns is None or "noise_mask" in columns):
-        found = found.map_batches(_unpacked, batch_format="pyarrow")
-    return found.map(partial(_made, functions=dataset.functions)) if dataset.functions else found
+        rows = rows.select_columns(list(columns))
+    if dataset.metadata.mask_encoding == "packed" and (columns is None or "noise_mask" in columns):
+        rows = rows.map_batches(_unpack_masks, batch_format="pyarrow")
+    return rows.map(partial(_transform, transforms=dataset.transforms)) if dataset.transforms else rows
 
 
-def _unpacked(table: pa.Table) -> pa.Table:
+def _unpack_masks(table: pa.Table) -> pa.Table:
     from ray.data.extensions import ArrowVariableShapedTensorArray
 
-    masks = list(Tensors(table["noise_mask"].combine_chunks()))
-    at = table.schema.get_field_index("noise_mask")
-    return table.set_column(at, "noise_mask", ArrowVariableShapedTensorArray.from_numpy(masks))
+    masks = list(TensorColumn(table["noise_mask"].combine_chunks()))
+    index = table.schema.get_field_index("noise_mask")
+    return table.set_column(index, "noise_mask", ArrowVariableShapedTensorArray.from_numpy(masks))
 
 
-def _made(row: Row, functions: tuple[Function, ...]) -> Row:
-    made = applied(as_tensors(row), functions)
-    return {name: value.numpy() if torch.is_tensor(value) else value for name, value in made.items()}
+def _transform(row: Row, transforms: tuple[Transform, ...]) -> Row:
+    transformed = apply_transforms(to_tensors(row), transforms)
+    return {name: value.numpy() if torch.is_tensor(value) else value for name, value in transformed.items()}

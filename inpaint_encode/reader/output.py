@@ -1,4 +1,4 @@
-"""An output as its readers see it: how its rows were made, which files it has, and the rows in them."""
+"""An output: its data files, the metadata of its rows, and the job's own files."""
 
 from __future__ import annotations
 
@@ -13,45 +13,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import damage_named
 from inpaint_encode.schema import FOOTER_KEY
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
-from .columns import Row, Rows
+from .columns import Row, RowBatch
 
-__all__ = ["DataFile", "Output", "as_rows", "made_by"]
+__all__ = ["DataFile", "Output", "as_rows", "footer_metadata"]
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One Parquet file of rows; a file that is there is whole."""
+    """A Parquet file of rows. Files are written atomically, so every file is complete."""
 
     path: str
     """Relative to the output."""
     size: int
-    """In bytes."""
+    """Bytes."""
     version: str
+    """ETag; on a disk, size and modification time."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What one listing found at an output; small and plain, so that every worker can carry it."""
+    """The data files of an output, as listed once. Small and picklable, for use in workers."""
 
     uri: str
     files: tuple[DataFile, ...]
-    """In the order of their names, which is that of their chunks."""
+    """Sorted by name, which is the order of their chunks."""
 
     @classmethod
     def open(cls, output: str) -> Output:
-        """List ``output``, a folder or prefix that a job wrote, finished or not.
+        """List the data files of ``output``, a folder or URI prefix that a job wrote.
 
         Raises:
-            UsageError: no output can be there, or it holds no rows.
-            PermissionError, OSError: by what the store said.
+            UsageError: the URI is invalid, or it has no data files.
+            PermissionError, OSError: the store's error.
         """
         try:
-            uri = storage.normalise(output)
+            uri = storage.normalize_uri(output)
         except ValueError as error:
             raise UsageError(str(error)) from None
         files = sorted(_data_files(uri), key=lambda file: file.path)
@@ -60,55 +62,53 @@ class Output:
         return cls(uri, tuple(files))
 
     @cached_property
-    def made_by(self) -> dict[str, Any]:
-        """How the rows were made: the VAE's facts, `inpaint_encode.settings.RowSettings`, versions; one set for all.
+    def metadata(self) -> RowMetadata:
+        """How the rows were made, from the first data file.
 
         Raises:
-            UsageError: the first data file is none of encode's.
-            JobFailed: it is damaged.
+            UsageError: an encode job did not write that file.
+            JobFailed: the file is damaged.
         """
         first = self.files[0]
         with self.parquet(first) as file:
             try:
-                return made_by(file)
+                return footer_metadata(file)
             except KeyError:
                 where = storage.join(self.uri, first.path)
-                raise UsageError(
-                    f"{where} is no data file of encode: its footer does not say so; move it away"
-                ) from None
+                raise UsageError(f"{where} is no data file of encode; move it out of the output") from None
 
     @cached_property
     def job(self) -> dict[str, Any]:
-        """``_job.json``: what the job was told; empty where only the data files were copied."""
+        """``_job.json``: the options of the job. Empty if the file does not exist, as in a copy of the data files."""
         return self._json("_job.json")
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """``_report.json``: counts that add up; empty until a run has finished."""
+        """``_report.json``: the job's report. Empty until a run has finished."""
         return self._json("_report.json")
 
     @property
     def is_reported(self) -> bool:
-        """Whether the report tells of the files that are there, by their number and bytes; else another run began."""
-        there = len(self.files), sum(file.size for file in self.files)
-        return bool(self.report) and (self.report["files"], self.report["data_bytes"]) == there
+        """Whether number and size of the files are those in the report. If not, a later run has begun."""
+        files = len(self.files), sum(file.size for file in self.files)
+        return bool(self.report) and (self.report["files"], self.report["data_bytes"]) == files
 
     def footer(self, file: DataFile) -> pq.FileMetaData:
-        """What a data file says of its row groups, by one request for its last 64 KiB; those asked last are kept."""
+        """Return the Parquet footer of a data file: one request for its last 64 KiB. 256 footers are cached."""
         return _footer(self.uri, file)
 
     def parquet(self, file: DataFile) -> pq.ParquetFile:
-        """Open a data file: its footer is read now, anything else by ranges when it is asked for.
+        """Open a data file: reads the footer now, and columns by range requests later.
 
         Raises:
-            Changed: now or when something is read, the file is not the one any more that was listed.
-            FileNotFoundError, PermissionError, OSError: by what the store said.
+            Changed: now or later, if the file was replaced after the output was listed.
+            FileNotFoundError, PermissionError, OSError: the store's error.
         """
-        source, on_disk = _source(self.uri, file), "://" not in self.uri
+        source, on_disk = _open_source(self.uri, file), "://" not in self.uri
         return pq.ParquetFile(source, metadata=self.footer(file), memory_map=on_disk, pre_buffer=not on_disk)
 
     def read(self, file: DataFile) -> pq.ParquetFile:
-        """Fetch a whole data file in one request, and open it."""
+        """Read a data file into memory with one request, and open it."""
         return pq.ParquetFile(pa.BufferReader(storage.read(storage.join(self.uri, file.path)).data))
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -118,27 +118,31 @@ class Output:
             return {}
 
 
-def made_by(file: pq.ParquetFile) -> dict[str, Any]:
-    """How the rows of one data file were made, as its footer says; a `KeyError` if it says nothing."""
-    return dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
+def footer_metadata(file: pq.ParquetFile) -> RowMetadata:
+    """Return the metadata of the rows from a data file's footer.
+
+    Raises:
+        KeyError: the footer has no metadata of encode.
+    """
+    return RowMetadata.from_dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
 
 
 def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
-    """Yield plain values and numpy arrays by column; see `Rows`."""
-    for piece in batch.to_batches() if isinstance(batch, pa.Table) else [batch]:
-        yield from Rows(piece)
+    """Yield rows as dicts of plain values and numpy arrays; see `RowBatch`."""
+    for one in batch.to_batches() if isinstance(batch, pa.Table) else [batch]:
+        yield from RowBatch(one)
 
 
 @lru_cache(maxsize=256)
 def _footer(uri: str, file: DataFile) -> pq.FileMetaData:
     with damage_named(storage.join(uri, file.path)):
-        return pq.read_metadata(_source(uri, file))
+        return pq.read_metadata(_open_source(uri, file))
 
 
-def _source(uri: str, file: DataFile) -> RangedFile | str:
+def _open_source(uri: str, file: DataFile) -> RangedFile | str:
     where = storage.join(uri, file.path)
     if "://" in where:
-        return RangedFile(where, storage.DIRECT, storage.Stat(file.size, file.version))
+        return RangedFile(where, storage.DEFAULT_ACCESS, storage.Stat(file.size, file.version))
     if storage.stat(where).version != file.version:
         raise Changed(errno.ESTALE, f"{where} has changed since it was listed; open the output again")
     return where

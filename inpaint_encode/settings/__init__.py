@@ -1,27 +1,25 @@
-"""What a job is told: every option, its default and its consequence, validated before Ray starts.
+"""Settings of every command: each option, its default and its checks, validated before Ray starts.
 
-One class for each question: where the pairs come from, how files are read, what a row is, who does the work, how the
-run behaves; `commands` puts them together. The command line and TOML files spell the fields the same way:
-``grow_mask_by`` is ``--grow-mask-by``.
+There is one class per section of ``--help``; `commands` combines them into one class per command. A field, its option
+and its key in a TOML file have the same name: ``grow_mask_by`` is ``--grow-mask-by``.
 """
 
-from .base import in_words, measured_in
+from .base import format_value, unit
 from .commands import EncodeJob, PlanOptions, VerifyOptions
+from .decoding import Decoding, Limits
 from .export import ExportOptions
-from .files import Decoding, Limits
-from .row import RowSettings, VaeSource
-from .run import Batches, Chunks, Labels, Output, RunOptions, Workers, selector
+from .inspect import LatentDecoding, ReportOptions, ShowOptions
+from .output import Chunks, Output, RunOptions
+from .rows import RowSettings, VaeSource
 from .source import Source, SourceAccess
-from .view import LatentDecoding, ReportOptions, ShowOptions
+from .workers import Batches, Workers, label_selector
 
 __all__ = [
-    "CONTRACT_VERSION",
     "Batches",
     "Chunks",
     "Decoding",
     "EncodeJob",
     "ExportOptions",
-    "Labels",
     "LatentDecoding",
     "Limits",
     "Output",
@@ -35,10 +33,7 @@ __all__ = [
     "VaeSource",
     "VerifyOptions",
     "Workers",
-    "in_words",
-    "measured_in",
-    "selector",
+    "format_value",
+    "label_selector",
+    "unit",
 ]
-
-CONTRACT_VERSION = 1
-"""Version of the transform that `inpaint_encode.core.transform` and `inpaint_encode.vae` carry out."""

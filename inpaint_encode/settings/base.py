@@ -1,4 +1,4 @@
-"""What all settings are: frozen, validated, and shown by ``--help`` in sections."""
+"""What all settings classes share: validation, sections of ``--help``, units and formatting of values."""
 
 from __future__ import annotations
 
@@ -7,31 +7,36 @@ from typing import Any
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Frozen", "in_words", "measured_in", "section"]
+__all__ = ["Frozen", "format_value", "section", "unit"]
 
 
 class Frozen(BaseModel):
-    """Values that nobody changes; an unknown one is an error."""
+    """Base of all settings: immutable; an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
 
 def section(title: str, order: int) -> Parameter:
-    """Let a class of settings be a section of ``--help``."""
+    """Return the decorator that makes a settings class a section of ``--help``."""
     return Parameter(name="*", group=Group(title, sort_key=order))
 
 
-def measured_in(unit: str, default: str | None = None) -> Parameter:
-    """Say in ``--help`` what an option's value is, such as ``PIXELS``, and what its default means if that is a code."""
-    return Parameter(metavar=unit, show_default=default) if default else Parameter(metavar=unit)
+def unit(name: str, default: str | None = None) -> Parameter:
+    """Return an annotation with the unit of an option's value, such as ``PIXELS``.
+
+    Args:
+        name: unit that ``--help`` shows after the option.
+        default: text that ``--help`` shows instead of the default value.
+    """
+    return Parameter(metavar=name, show_default=default) if default else Parameter(metavar=name)
 
 
-def in_words(default: Any) -> str:
-    """Spell a default as a person would: off, none, 64 MiB, 64 million."""
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    if default in (None, ""):
+def format_value(value: Any) -> str:
+    """Format a setting for people: off, none, 64 MiB, 64 million."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value in (None, ""):
         return "none"
-    if isinstance(default, int) and default >= 2**20:
-        return f"{default / 2**20:g} MiB" if default % 2**20 == 0 else f"{default / 1e6:g} million"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    if isinstance(value, int) and value >= 2**20:
+        return f"{value / 2**20:g} MiB" if value % 2**20 == 0 else f"{value / 1e6:g} million"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Everything that a command can be told: one class for each."""
+"""One class of settings for each command that reads pairs or checks an output."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from .base import Frozen, measured_in, section
-from .files import Decoding, Limits, preset_pattern, refuse_masks_that_disagree
-from .row import RowSettings, VaeSource
-from .run import Batches, Chunks, Output, RunOptions, Workers
+from .base import Frozen, section, unit
+from .decoding import Decoding, Limits, apply_preset_pattern, validate_masks
+from .output import Chunks, Output, RunOptions
+from .rows import RowSettings, VaeSource
 from .source import Source, SourceAccess
+from .workers import Workers
 
 __all__ = ["EncodeJob", "PlanOptions", "VerifyOptions"]
 
 
 class _Pairs(Frozen):
-    """Where pairs come from, how they are read, and what their rows are."""
+    """Settings that ``encode`` and ``plan`` share: the source, decoding and the contents of rows."""
 
     source: Source
     access: SourceAccess = SourceAccess()
@@ -24,16 +25,36 @@ class _Pairs(Frozen):
     limits: Limits = Limits()
     rows: RowSettings = RowSettings()
 
-    _preset = model_validator(mode="before")(preset_pattern)
+    _apply_preset = model_validator(mode="before")(apply_preset_pattern)
 
     @model_validator(mode="after")
-    def _masks_agree(self) -> Self:
-        refuse_masks_that_disagree(self.source, self.decoding)
+    def _validate_masks(self) -> Self:
+        validate_masks(self.source, self.decoding)
         return self
 
 
 class EncodeJob(_Pairs):
-    """Everything that ``inpaint-encode encode`` can be told."""
+    """Settings of an encode job, as ``inpaint-encode encode`` and `inpaint_encode.job.pipeline.run_job` use them.
+
+    Example::
+
+        EncodeJob(
+            source=Source(images="s3://bucket/images", masks="s3://bucket/masks"),
+            vae=VaeSource(vae="stabilityai/sd-vae-ft-mse"),
+            output=Output(output="s3://bucket/latents"),
+        )
+
+    Attributes:
+        source: images and masks to pair.
+        access: access to the source's store.
+        decoding: how files become pixels.
+        limits: limits on the sizes of files.
+        rows: what a row contains.
+        vae: the VAE to load.
+        output: where rows are written, and in what chunks.
+        workers: number of workers and their resources.
+        run: options of one run, such as the limit on rejects.
+    """
 
     source: Source = Field(default_factory=Source)
     vae: VaeSource
@@ -42,64 +63,66 @@ class EncodeJob(_Pairs):
     run: RunOptions = RunOptions()
 
 
-@section("What to verify", 1)
+@section("Verification", 1)
 class VerifyOptions(Frozen):
-    """Everything that ``inpaint-encode verify`` can be told."""
+    """Options of ``inpaint-encode verify``."""
 
-    output: Annotated[str, measured_in("URI")]
-    """Folder or prefix that an encode command wrote."""
-    sample: Annotated[int, Field(ge=0), measured_in("ROWS")] = 0
-    """Rows, drawn at random, to fetch, encode again on this machine and compare; 0 loads no VAE."""
-    seed: Annotated[int, measured_in("NUMBER")] = 0
-    """Which rows --sample draws: the same seed draws the same rows of the same output."""
-    vae: Annotated[str, measured_in("MODEL")] = ""
-    """Where --sample loads the VAE from, if not from where the job did; its weights must be the same."""
+    output: Annotated[str, unit("URI")]
+    """Folder or prefix that `encode` wrote."""
+    sample: Annotated[int, Field(ge=0), unit("ROWS")] = 0
+    """Number of random rows to encode again on this machine and compare. 0 loads no VAE."""
+    seed: Annotated[int, unit("NUMBER")] = 0
+    """Seed of --sample. The same seed chooses the same rows of an output."""
+    vae: Annotated[str, unit("MODEL")] = ""
+    """VAE to use for --sample. Give it if the job's path or hub id is not available here. Its weights must be the same
+    as the job's."""
     repair: bool = False
-    """Remove what is damaged or left over, so that the same encode command makes it again. No encode may run then."""
-    address: Annotated[str, measured_in("HOST:PORT")] = ""
-    """Ray cluster to join; by default the one this process runs in, else one is started on this machine."""
+    """Remove damaged and unexpected files. Then run the same encode command again to complete the output. Do not use it
+    while an encode job runs."""
+    address: Annotated[str, unit("HOST:PORT")] = ""
+    """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. Without it, Ray starts on this
+    machine."""
 
 
-@section("The VAE", 2)
+@section("VAE", 2)
 class PlannedVae(VaeSource):
-    """Which VAE the job will have, if that is known yet."""
+    """The VAE of a planned job, if it is known."""
 
-    vae: Annotated[str, measured_in("MODEL")] = ""
-    """Diffusers folder, .safetensors file or hub id. Folder and file may be on s3://; without a VAE, 8 pixels a latent
-    and 4 channels are assumed."""
+    vae: Annotated[str, unit("MODEL")] = ""
+    """Diffusers folder, .safetensors file or Hugging Face hub id. A folder or file may be on s3://. Without a VAE, a
+    downscale factor of 8 and 4 channels are assumed."""
 
 
 @section("How to estimate", 7)
 class Estimation(Frozen):
-    """How much is looked at, and how it is told."""
+    """How ``inpaint-encode plan`` estimates and prints."""
 
-    sample: Annotated[int, Field(ge=1), measured_in("IMAGES")] = 256
-    """Images, drawn at random, whose headers are read; four times as many halve the errors."""
-    seed: Annotated[int, measured_in("NUMBER")] = 0
-    """Which images --sample draws: the same seed draws the same ones of the same source."""
-    calibrate: Annotated[float, Field(ge=0), measured_in("SECONDS")] = 0.0
-    """How long to try sampled pairs here; needs --vae. They are fetched, decoded and encoded on this machine, to tell
-    the job's hours."""
-    price: Annotated[float, Field(ge=0), measured_in("AMOUNT")] = 0.0
-    """Cost of an hour of this device, in any currency; needs --calibrate."""
+    sample: Annotated[int, Field(ge=1), unit("IMAGES")] = 256
+    """Number of randomly drawn images whose headers to read. Four times as many halve the sampling errors."""
+    seed: Annotated[int, unit("NUMBER")] = 0
+    """Seed of the random draw. The same seed draws the same images from the same source."""
+    fetch_threads: Annotated[int, Field(ge=1, le=256), unit("COUNT")] = 16
+    """Number of headers to read concurrently, 1 to 256."""
+    rate_from: Annotated[str, unit("OUTPUT")] = ""
+    """Output of a finished encode run whose rate to use for the hours. Its _report.json is read. The hours assume the
+    same cluster and images of similar sizes."""
+    price: Annotated[float, Field(ge=0), unit("AMOUNT")] = 0.0
+    """Cost of an hour of that run's whole cluster, in any currency. Needs --rate-from."""
     as_json: bool = False
     """Print JSON instead of a table."""
 
 
 class PlanOptions(_Pairs):
-    """Everything that ``inpaint-encode plan`` can be told."""
+    """Options of ``inpaint-encode plan``."""
 
     vae: PlannedVae = PlannedVae()
     chunks: Chunks = Chunks()
-    batches: Batches = Batches()
     estimation: Estimation = Estimation()
 
     @model_validator(mode="after")
-    def _needs(self) -> Self:
-        if self.estimation.calibrate and not self.vae.vae:
-            raise ValueError("--calibrate encodes, so it needs --vae")
-        if self.estimation.price and not self.estimation.calibrate:
-            raise ValueError("--price is of hours, which only --calibrate measures; give both")
+    def _check_options_together(self) -> Self:
+        if self.estimation.price and not self.estimation.rate_from:
+            raise ValueError("--price needs the hours that --rate-from estimates; add --rate-from")
         if not self.vae.vae and self.vae != PlannedVae():
-            raise ValueError("--subfolder, --revision, --vae-family and --flux2-latents say more of --vae; give it too")
+            raise ValueError("--subfolder, --revision, --vae-family and --flux2-latents need --vae; add it")
         return self

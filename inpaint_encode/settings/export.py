@@ -1,29 +1,30 @@
-"""As what an output is exported, and where to."""
+"""Options of ``export``."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from .base import Frozen, measured_in, section
+from .base import Frozen, section, unit
 
 __all__ = ["ExportOptions"]
 
 
-@section("The export", 1)
+@section("Export", 1)
 class ExportOptions(Frozen):
-    """Everything that ``inpaint-encode export`` can be told but which output."""
+    """Options of ``inpaint-encode export``."""
 
     to: Literal["comfyui", "webdataset", "safetensors"]
-    """What a row becomes: latent and mask, a sample in a tar, or one file. comfyui: a/042.latent, float32 and not
-    scaled, as LoadLatent reads it, and a/042_mask.png, the grown mask, white = repaint; the latents of --also-original
-    are below _original. webdataset: of each data file a tar with a/042.json, a/042.samples.npy, a/042.noise_mask.png
-    and what else there is. safetensors: a/042.safetensors with all tensors as they are stored, masks at a byte a pixel,
-    most of the file, and all other columns as strings."""
-    output: Annotated[str, measured_in("URI")]
-    """Folder or prefix to export to, on s3:// or a disk. Rows' keys are their files' names. What a store or disk would
-    refuse there, and in tars a dot, is written as % and two hexadecimal digits; an empty part of a key is %, and a name
-    of over 200 bytes ends in a hash of it."""
+    """Format of the exported files. comfyui: for each row a/042.latent, unscaled float32 for LoadLatent, and
+    a/042_mask.png, the grown mask, where white is repainted. Latents of --also-original are in the folder _original.
+    webdataset: a tar for each data file, with a/042.json, a/042.samples.npy, a/042.noise_mask.png and the other
+    columns. safetensors: for each row a/042.safetensors, with all tensors as they are stored and all other columns as
+    strings. Its masks take one byte per pixel, most of the file."""
+    output: Annotated[str, unit("URI")]
+    """Folder or prefix to export to, on s3:// or a disk. File names are the rows' keys. A character that is not allowed
+    in a file name is written as % and two hexadecimal digits, and in tars so is a dot. An empty part of a key becomes
+    %. A name of more than 200 bytes is cut and ends in a hash."""
     overwrite: bool = False
-    """Start anew: remove the files of an earlier export there, whatever of."""
-    address: Annotated[str, measured_in("HOST:PORT")] = ""
-    """Ray cluster to join; by default the one this process runs in, else one is started on this machine."""
+    """Remove the files of any earlier export at --output and start over."""
+    address: Annotated[str, unit("HOST:PORT")] = ""
+    """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. Without it, Ray starts on this
+    machine."""

@@ -1,78 +1,73 @@
-"""Where pairs come from: prefixes that are listed, a manifest that names them, or files that hold them.
+"""Finds the pairs of a source: prefixes that are listed, a manifest, Parquet files with images, or tars.
 
-One table of pairs either way, and `PairReader`, which reads what they name. Everything stays in Arrow columns: a
-Python object for each of a hundred million keys would not fit.
+`find_pairs` returns one table of pairs for every kind of source. `PairReader` reads their images and masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import Source, SourceAccess
+from inpaint_encode.settings import Source
+from inpaint_encode.stores.access import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
-from inpaint_encode.stores.storage import DIRECT
 
-from .files import named_by
-from .found import FoundPairs
+from .listing import PairFiles, find_pair_files
 from .manifest import from_manifest
-from .pair_reader import Content, PairReader, store_of
-from .parquet import MissingValue
-from .prefixes import from_images, from_prefixes
-from .refetch import Sources, fetch_again
+from .pair_reader import PairReader, SourceFile, store_of
+from .pairs import FoundPairs
+from .parquet import NullValue
+from .prefixes import from_images, from_images_and_masks
 from .tars import from_tars
 
 __all__ = [
     "Changed",
-    "Content",
     "FoundPairs",
-    "MissingValue",
+    "NullValue",
     "PairReader",
-    "Sources",
-    "fetch_again",
+    "SourceFile",
     "find_pairs",
     "store_of",
 ]
 
+_FORMATS: dict[str, Callable[[Source, PairFiles, Access], FoundPairs]] = {
+    "parquet": from_manifest,
+    "csv": from_manifest,
+    "jsonl": from_manifest,
+    "tar": from_tars,
+}
+"""The formats of ``--pairs``: the suffix of a file's name, and the function that reads such files.
 
-@contextmanager
-def _freed_at_once() -> Iterator[None]:
-    """Arrow's own allocator keeps what is freed, 150 MB of a million lines; the system's gives it back."""
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
+To add a format, write its function in a module of its own and add it here. If images are parts of its files, add their
+URIs to `part_uris` and read them in `pair_reader`.
+"""
 
 
-@_freed_at_once()
-def find_pairs(source: Source, access: SourceAccess = DIRECT) -> FoundPairs:
-    """Read the manifest, index the tars, or list the prefixes, and return every pair that they make.
+def find_pairs(source: Source, access: Access = DEFAULT_ACCESS) -> FoundPairs:
+    """Read the manifest, index the tars, or list the prefixes; return all pairs.
 
     Raises:
-        UsageError: something cannot be read, two files or lines claim one key, or there is no pair at all.
+        UsageError: something cannot be read, two files or lines have the same key, or there is no pair.
     """
     if source.pairs:
-        files = named_by(source.pairs, access)
-        found = (from_tars if files.kind == "tar" else from_manifest)(source, files, access)
-        _refuse_idle(access, source.pairs, *(found.pairs[side] for side in ("image_uri", "mask_uri")))
+        files = find_pair_files(source.pairs, access, _FORMATS)
+        found = _FORMATS[files.suffix](source, files, access)
+        _check_access(access, pa.chunked_array([[source.pairs]]), found.pairs["image_uri"], found.pairs["mask_uri"])
         return found
-    _refuse_idle(access, source.images, source.masks)
-    alone = source.random_masks or source.is_own_mask
-    return (from_images if alone else from_prefixes)(source, access)
+    _check_access(access, pa.chunked_array([[source.images, source.masks]]))
+    if source.random_masks or source.is_own_mask:
+        return from_images(source, access)
+    return from_images_and_masks(source, access)
 
 
-def _refuse_idle(access: SourceAccess, *uris: str | pa.ChunkedArray) -> None:
-    """Refuse options of buckets where none is read."""
-    given = [f"--{name.replace('_', '-')}" for name, value in access.model_dump().items() if value]
-    if given and not any(pc.any(pc.match_substring_regex(one, "^(?:s3|gs)://")).as_py() for one in map(_column, uris)):
-        raise UsageError(f"{', '.join(given)}: such is said to s3:// and gs:// alone, and the source names neither")
-
-
-def _column(uris: str | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    return pa.array([uris]) if isinstance(uris, str) else uris
+def _check_access(access: Access, *uris: pa.ChunkedArray) -> None:
+    """Raise UsageError if there are options for buckets, but no URI of a bucket."""
+    options = [f"--{name.replace('_', '-')}" for name, value in asdict(access).items() if value]
+    if options and not any(pc.any(pc.match_substring_regex(one, "^(?:s3|gs)://")).as_py() for one in uris):
+        raise UsageError(
+            f"{', '.join(options)} is for s3:// and gs:// only, and the source has no such URI; leave out the option"
+        )

@@ -1,4 +1,4 @@
-"""What the URIs of a pair stand for: an object, a part of one, or a mask that is drawn."""
+"""Reads the images and masks of pairs by their URIs: an object, a part of an object, or a random mask."""
 
 from __future__ import annotations
 
@@ -7,90 +7,106 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from inpaint_encode.settings import SourceAccess
-from inpaint_encode.sources.random_mask import DRAWING_VERSION, Drawing
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
 
-from . import locators
-from .parquet import RowGroups
+from .parquet import ParquetRowReader
+from .part_uris import ParquetRow, TarMember, parse_part
+from .random_masks import RANDOM_MASK_VERSION, RandomMask
 
-__all__ = ["Content", "Drawn", "PairReader", "store_of"]
+__all__ = ["PairReader", "RandomMaskFile", "SourceFile", "store_of"]
 
 
-class Drawn(NamedTuple):
-    """In the place of a mask's `storage.Blob`."""
+class RandomMaskFile(NamedTuple):
+    """A random mask that is not drawn yet, and its version; stands for the `storage.Blob` of a mask."""
 
-    data: Drawing
+    data: RandomMask
     version: str
 
 
-Content = storage.Blob | Drawn
-"""An image or a mask before it is decoded, and the version it is of."""
+SourceFile = storage.Blob | RandomMaskFile
+"""An image or a mask before it is decoded: ``data`` and ``version``."""
 
 
 class PairReader:
-    """Reads images and masks for one chunk, or one sample; threads may share it.
+    """Reads the images and masks of one chunk or one sample. Threads may share it.
 
-    Every method raises FileNotFoundError, PermissionError, `storage.Unavailable` and OSError by what the store said.
+    Every method raises FileNotFoundError, PermissionError, `storage.Unavailable` or OSError if the store refuses the
+    request or does not answer.
     """
 
-    def __init__(self, access: SourceAccess = storage.DIRECT, max_bytes: int = sys.maxsize) -> None:
+    def __init__(self, access: Access = DEFAULT_ACCESS, max_bytes: int = sys.maxsize) -> None:
         self._access = access
         self.max_bytes = max_bytes
-        self._row_groups = RowGroups(access)
+        self._parquet_rows = ParquetRowReader(access)
 
     def image(self, pair: Mapping[str, Any]) -> storage.Blob:
         """Read the image of a row of `schema.PAIRS`.
 
         Raises:
-            Changed: it is a part of an object that has another version than ``image_version``, if the pair has one.
+            Changed: the image is part of a file, and that file no longer has the pair's ``image_version``.
         """
         return self.read(pair["image_uri"], pair.get("image_version") or "")
 
-    def mask(self, pair: Mapping[str, Any]) -> Content:
-        """Read the mask of a row of `schema.PAIRS`, or say how it is drawn; raises what `image` does."""
-        if drawn := locators.DRAWN_URI.match(pair["mask_uri"]):
-            drawing = Drawing(drawn["style"], int(drawn["seed"]), pair["key"], int(drawn["index"]))
-            return Drawn(drawing, DRAWING_VERSION)
+    def mask(self, pair: Mapping[str, Any]) -> SourceFile:
+        """Read the mask of a row of `schema.PAIRS`, or return the random mask; raises the errors of `image`."""
+        if mask := RandomMask.from_uri(pair["mask_uri"], pair["key"]):
+            return RandomMaskFile(mask, RANDOM_MASK_VERSION)
         return self.read(pair["mask_uri"], pair.get("mask_version") or "")
 
+    def refetch(self, row: Mapping[str, Any]) -> tuple[storage.Blob, SourceFile] | None:
+        """Read the image and the mask of a row of an output; None if one was deleted or has another version now.
+
+        Args:
+            row: ``key``, ``image_uri``, ``mask_uri``, ``image_version`` and ``mask_version``, as in the data files.
+        """
+        pair = {name: row[name] for name in ("key", "image_uri", "mask_uri")}
+        try:
+            image = self.image(pair)
+            mask: SourceFile = image if pair["mask_uri"] == pair["image_uri"] else self.mask(pair)
+        except FileNotFoundError:
+            return None
+        same = (image.version, mask.version) == (row["image_version"], row["mask_version"])
+        return (image, mask) if same else None
+
     def read(self, uri: str, version: str = "") -> storage.Blob:
-        """Read what ``uri`` names: a whole object, or a part of the object that has this version.
+        """Read a whole object, or a part of the object that has this version.
 
         Raises:
-            storage.TooLarge: it has more than ``max_bytes``; of a row that is known only when its row group is read.
+            storage.TooLarge: it has more than ``max_bytes``. For a Parquet row this is known after its row group is
+                read.
         """
-        part = locators.parsed(uri)
-        if isinstance(part, locators.Row):
-            blob = self._row_groups.read(part, version, self.max_bytes)
-            storage.refuse_more(len(blob.data), self.max_bytes)
-            return blob
-        if isinstance(part, locators.Member):
-            storage.refuse_more(part.size, self.max_bytes)
-            return self._member(part, version, part.size)
+        match part := parse_part(uri):
+            case ParquetRow():
+                blob = self._parquet_rows.read(part, version, self.max_bytes)
+                storage.check_size(len(blob.data), self.max_bytes)
+                return blob
+            case TarMember():
+                storage.check_size(part.size, self.max_bytes)
+                return self._read_member(part, version, part.size)
         return storage.read(uri, self._access, self.max_bytes)
 
+    def read_start(self, pair: Mapping[str, Any], length: int) -> bytes:
+        """Read the first ``length`` bytes of the pair's image; of a Parquet row, read the whole image."""
+        uri, version = pair["image_uri"], pair.get("image_version") or ""
+        match part := parse_part(uri):
+            case ParquetRow():
+                return self._parquet_rows.read(part, version, self.max_bytes).data
+            case TarMember():
+                return self._read_member(part, version, min(length, part.size)).data
+        return storage.read_range(uri, 0, length, self._access).data
+
     def probe(self, uri: str) -> None:
-        """Ask the store for a byte of the object that ``uri`` names, or names a part of, whatever is kept of it."""
-        part = locators.parsed(uri)
+        """Request one byte of the object, or of the file that the URI names a part of. No cache is used."""
+        part = parse_part(uri)
         storage.read_range(part.file if part else uri, 0, 1, self._access)
 
     def probe_listing(self, store: str) -> None:
-        """Ask for a page of all that a bucket holds; raises what `storage.list_objects` does."""
+        """Request the first page of a bucket's listing; raises the errors of `storage.list_objects`."""
         next(storage.list_objects(store, self._access), None)
 
-    def start(self, pair: Mapping[str, Any], length: int) -> bytes:
-        """Read the first ``length`` bytes of the pair's image, or all where no less can be had."""
-        uri, version = pair["image_uri"], pair.get("image_version") or ""
-        part = locators.parsed(uri)
-        if isinstance(part, locators.Row):
-            return self._row_groups.read(part, version, self.max_bytes).data
-        if isinstance(part, locators.Member):
-            return self._member(part, version, min(length, part.size)).data
-        return storage.read_range(uri, 0, length, self._access).data
-
-    def _member(self, member: locators.Member, version: str, length: int) -> storage.Blob:
+    def _read_member(self, member: TarMember, version: str, length: int) -> storage.Blob:
         if not length:
             return storage.Blob(b"", version)
         blob = storage.read_range(member.file, member.offset, length, self._access)
@@ -102,6 +118,6 @@ class PairReader:
 
 
 def store_of(uri: str) -> str:
-    """Return the bucket or the host that holds what ``uri`` names, with its scheme; empty of a disk's files."""
+    """Return scheme and bucket, or scheme and host, of a URI; an empty string for a file on disk."""
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}" if separator and not uri.startswith("/") else ""

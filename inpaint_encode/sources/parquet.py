@@ -1,4 +1,4 @@
-"""Images inside Parquet files, as Hugging Face writes them: ``struct<bytes, path>``, or a column of bytes."""
+"""Reads images inside Parquet files: ``struct<bytes, path>`` as Hugging Face writes them, or a column of bytes."""
 
 from __future__ import annotations
 
@@ -15,73 +15,79 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
-from .locators import Row
+from .part_uris import ParquetRow
 
-__all__ = ["LARGEST_GROUP", "MissingValue", "RowGroups", "has_bytes", "holds_images"]
+__all__ = ["MAX_ROW_GROUP_BYTES", "NullValue", "ParquetRowReader", "contains_bytes", "is_image_type"]
 
-LARGEST_GROUP = 2**30
-"""Bytes of one column's images in a row group: a fetch task holds up to `_KEPT` of such."""
+MAX_ROW_GROUP_BYTES = 2**30
+"""Largest allowed size of one column of a row group; a fetch task can hold `_CACHED_CHUNKS` of this size."""
 
-_KEPT = 4
-"""Of the image column and of the mask column, the group that is read and the one before it; more of small ones."""
+_CACHED_CHUNKS = 4
+"""The current and the previous row group, each with an image column and a mask column; more if they are small."""
 
-_KEPT_BYTES = 2**26
-
-
-def holds_images(of: pa.DataType) -> bool:
-    """Whether values of a column are images themselves, and not their URIs."""
-    if pa.types.is_struct(of):
-        at = of.get_field_index("bytes")
-        return at >= 0 and holds_images(of.field(at).type)
-    return bool(pa.types.is_binary(of) or pa.types.is_large_binary(of))
+_CACHED_BYTES = 2**26
 
 
-def has_bytes(of: pa.DataType) -> bool:
-    """Whether there are bytes anywhere in a column's values, which are not carried then."""
-    if pa.types.is_binary(of) or pa.types.is_large_binary(of) or pa.types.is_fixed_size_binary(of):
+def is_image_type(type_: pa.DataType) -> bool:
+    """Return whether a column of this type holds images, not their URIs."""
+    if pa.types.is_struct(type_):
+        at = type_.get_field_index("bytes")
+        return at >= 0 and is_image_type(type_.field(at).type)
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def contains_bytes(type_: pa.DataType) -> bool:
+    """Return whether the type, or a type nested in it, is binary. Such columns are not copied to the output."""
+    if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_):
         return True
-    return any(has_bytes(of.field(at).type) for at in range(of.num_fields))
+    return any(contains_bytes(type_.field(at).type) for at in range(type_.num_fields))
 
 
-class MissingValue(FileNotFoundError):
-    """The row is there, and has nothing in this column."""
+class NullValue(FileNotFoundError):
+    """The row exists, but its value in this column is null."""
 
 
-class _Open(NamedTuple):
+class _OpenFile(NamedTuple):
     uri: str
     version: str
     parquet: pq.ParquetFile
     ends: list[int]
-    """Rows up to the end of each row group."""
+    """Number of the row after the last one of each row group."""
 
 
-class RowGroups:
-    """Reads rows' images; threads may share it.
+class ParquetRowReader:
+    """Reads the images of rows. Threads may share it.
 
-    Of a file the footer and whole column chunks are read, each by a few requests. Row groups that were read last are
-    kept, so that rows in the order of the file cost each of them once.
+    It reads the footer and whole column chunks, with a few requests each. The last column chunks are cached: if rows
+    are read in the order of the file, each column chunk is fetched once.
     """
 
-    def __init__(self, access: SourceAccess) -> None:
+    def __init__(self, access: Access) -> None:
         self._access = access
         self._lock = threading.Lock()
-        self._file: _Open | None = None
-        self._groups: OrderedDict[tuple[str, int, str], pa.Array] = OrderedDict()
+        self._file: _OpenFile | None = None
+        self._chunks: OrderedDict[tuple[str, int, str], pa.Array] = OrderedDict()
 
-    def read(self, row: Row, version: str, at_most: int = sys.maxsize) -> storage.Blob:
-        """Return the image of a row, with the version of the Parquet file.
+    def read(self, row: ParquetRow, version: str, max_bytes: int = sys.maxsize) -> storage.Blob:
+        """Return the image of a row, and the version of the Parquet file.
 
-        A value without bytes but with a path is the file of that path, of ``at_most`` so many bytes: a URI, or a path
-        that is absolute or relative to the Parquet file's folder.
+        If the value has a path but no bytes, read the file with that path: a URI, an absolute path, or a path relative
+        to the Parquet file's folder.
+
+        Args:
+            row: where the image is.
+            version: the expected version of the Parquet file; empty: any.
+            max_bytes: limit for a file that is named by a path.
 
         Raises:
-            Changed: the file has another version than ``version``, unless that is empty.
-            FileNotFoundError: there is no such file or row; `MissingValue`: it is null.
-            PermissionError, storage.Unavailable, OSError: by what the store said.
+            Changed: the Parquet file has another version.
+            FileNotFoundError: there is no such file or row. `NullValue`: the value is null.
+            storage.TooLarge: the file with that path has more than ``max_bytes``.
+            PermissionError, storage.Unavailable, OSError: the store refuses or does not answer.
         """
         with self._lock:
             value, found = self._value(row, version)
@@ -90,11 +96,11 @@ class RowGroups:
         if (data := value["bytes"]) is not None:
             return storage.Blob(data, found)
         if not (path := value.get("path")):
-            raise MissingValue(errno.ENOENT, f"column {row.column} has no value in this row")
-        return storage.read(_beside(row.file, path), self._access, at_most)
+            raise NullValue(errno.ENOENT, f"column {row.column} is null in this row")
+        return storage.read(_resolve(row.file, path), self._access, max_bytes)
 
-    def _value(self, row: Row, version: str) -> tuple[Any, str]:
-        file = self._opened(row.file)
+    def _value(self, row: ParquetRow, version: str) -> tuple[Any, str]:
+        file = self._open(row.file)
         if version and version != file.version:
             raise Changed(errno.ESTALE, "the Parquet file has changed since it was planned")
         group = bisect_right(file.ends, row.row)
@@ -103,42 +109,42 @@ class RowGroups:
         start = file.ends[group - 1] if group else 0
         return self._column(file, group, row.column)[row.row - start].as_py(), file.version
 
-    def _opened(self, uri: str) -> _Open:
+    def _open(self, uri: str) -> _OpenFile:
         if self._file is None or self._file.uri != uri:
             source = RangedFile(uri, self._access)
-            with _read_errors():
+            with _translate_errors():
                 parquet = pq.ParquetFile(source, pre_buffer=True)
-            about = parquet.metadata
-            ends = accumulate(about.row_group(group).num_rows for group in range(about.num_row_groups))
-            self._file = _Open(uri, source.version, parquet, list(ends))
+            metadata = parquet.metadata
+            ends = accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+            self._file = _OpenFile(uri, source.version, parquet, list(ends))
         return self._file
 
-    def _column(self, file: _Open, group: int, column: str) -> pa.Array:
+    def _column(self, file: _OpenFile, group: int, column: str) -> pa.Array:
         place = (file.uri, group, column)
-        if place not in self._groups:
-            while len(self._groups) >= _KEPT and sum(one.nbytes for one in self._groups.values()) > _KEPT_BYTES:
-                self._groups.popitem(last=False)
-            with _read_errors():
-                self._groups[place] = file.parquet.read_row_group(group, columns=[column])[column].combine_chunks()
-        self._groups.move_to_end(place)
-        return self._groups[place]
+        if place not in self._chunks:
+            while len(self._chunks) >= _CACHED_CHUNKS and sum(c.nbytes for c in self._chunks.values()) > _CACHED_BYTES:
+                self._chunks.popitem(last=False)
+            with _translate_errors():
+                self._chunks[place] = file.parquet.read_row_group(group, columns=[column])[column].combine_chunks()
+        self._chunks.move_to_end(place)
+        return self._chunks[place]
 
 
-def _beside(file: str, path: str) -> str:
+def _resolve(file: str, path: str) -> str:
     if "://" not in path and not path.startswith("/"):
         return storage.join(file.rpartition("/")[0], path)
     try:
-        return storage.normalise(path, storage.READABLE)
+        return storage.normalize_uri(path, storage.READABLE)
     except ValueError as error:
-        raise OSError(errno.EINVAL, f"the row has no bytes, but the path {path}: {error}") from None
+        raise OSError(errno.EINVAL, f"the row has no bytes, and its path {path} cannot be read: {error}") from None
 
 
 @contextmanager
-def _read_errors() -> Iterator[None]:
-    """What Arrow says of a damaged file, as an error of reading it; what the store said passes as it is."""
+def _translate_errors() -> Iterator[None]:
+    """Raise OSError for Arrow's errors about a damaged file. Errors of the store, which have an errno, pass."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise OSError(errno.EINVAL, f"the Parquet file cannot be read: {str(error).strip()}") from error
+        raise OSError(errno.EINVAL, f"the Parquet file cannot be read ({str(error).strip()})") from error

@@ -1,9 +1,9 @@
-"""Pairs in WebDataset tars: read by their headers here, and member by member in the workers, never unpacked.
+"""Pairs in WebDataset tars. Only headers are read here; workers read the members by ranges. Nothing is unpacked.
 
-A sample is what has one name up to the first dot, folders included: of ``a/042.jpg``, ``a/042.mask.png`` and
-``a/042.json`` it is ``a/042``, wherever in the tar they are. Its image is the member with nothing, or
-``--image-column``, between that and an image's suffix, its masks those with ``--mask-column`` there, with or without a
-number; json and txt are carried as strings. Everything else is ignored.
+A sample is all members with the same name up to the first dot, folders included: ``a/042.jpg``, ``a/042.mask.png`` and
+``a/042.json`` belong to sample ``a/042``, wherever they are in the tar. The image is the member with nothing, or with
+``--image-column``, between the sample's name and an image's suffix. A mask has ``--mask-column`` there, and may have a
+number after it. json and txt become string columns. All other members are ignored.
 """
 
 from __future__ import annotations
@@ -18,30 +18,29 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import CARRIED
-from inpaint_encode.settings import Source, SourceAccess
-from inpaint_encode.sources.found import IMAGE_SUFFIXES
+from inpaint_encode.schema import EXTRA_COLUMNS
+from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
-from . import locators
-from .files import PairFiles
-from .found import FoundPairs
+from .listing import PairFiles
+from .pairs import IMAGE_SUFFIXES, FoundPairs, check_unique_keys
+from .part_uris import member_uri
 from .random_masks import with_random_masks
 
 __all__ = ["SAMPLE_NAME", "from_tars"]
 
 SAMPLE_NAME = "__key__"
-"""As a ``--key-column``: the sample's name alone, which must be unique over all tars then."""
+"""As ``--key-column``: the sample's name alone is the key, which must then be unique in all tars."""
 
-_NAME = re.compile(r"^(?:\./)*(?P<sample>(?:.*/)?[^./]+)\.(?:(?P<role>[^/]*)\.)?(?P<suffix>[^./]+)$")
+_MEMBER_NAME = re.compile(r"^(?:\./)*(?P<sample>(?:.*/)?[^./]+)\.(?:(?P<role>[^/]*)\.)?(?P<suffix>[^./]+)$")
 _TEXTS = ("json", "txt")
-_TARS_AT_ONCE = 16
-_BUFFER = 2**16
-"""A request reads this much: small members and texts come many at once, and large members are passed over."""
+_CONCURRENT_TARS = 16
+_BUFFER_BYTES = 2**16
+"""Bytes of one request: one reads many small members and texts, and the data of large members is skipped."""
 
 _ROWS = pa.schema(
     [
@@ -67,76 +66,73 @@ class _Member(NamedTuple):
 class _Sample:
     images: list[_Member] = field(default_factory=list)
     masks: dict[int, _Member] = field(default_factory=dict)
-    """By their number; -1 is the one without."""
+    """By number; -1: the mask without a number."""
     texts: dict[str, str] = field(default_factory=dict)
 
 
-class _Tar(NamedTuple):
-    """What one tar holds."""
-
-    pairs: pa.Table
-    unpaired_images: list[str]
-    unpaired_masks: list[str]
-    ignored: int
-    unreadable: list[str]
-    bytes_listed: tuple[int, int]
-
-
-def from_tars(source: Source, files: PairFiles, access: SourceAccess) -> FoundPairs:
-    """Index the tars, some at a time, and return the pairs in their order.
+def from_tars(source: Source, files: PairFiles, access: Access) -> FoundPairs:
+    """Index the tars, several at a time; return the pairs in the order of the tars.
 
     Raises:
-        UsageError: a tar cannot be read, a sample has two images or a mask twice, two samples share a key, or there is
-            no pair at all.
+        UsageError: a tar cannot be read, a sample has two images or the same mask twice, two samples have the same key,
+            or there is no pair.
     """
     if source.key_column not in ("", SAMPLE_NAME):
-        raise UsageError(f"--key-column {source.key_column}: of tars it can only be {SAMPLE_NAME}, the sample's name")
+        raise UsageError(f"--key-column {source.key_column}: with tars use {SAMPLE_NAME} or leave out the option")
     shards = [uri.removeprefix(f"{files.folder}/").removesuffix(".tar") for uri in files.uris]
     prefixes = ["" if source.key_column else f"{shard}/" for shard in shards]
-    with ThreadPoolExecutor(_TARS_AT_ONCE) as pool:
-        tars = list(pool.map(lambda uri, prefix: _indexed(uri, prefix, source, access), files.uris, prefixes))
-    table = pa.concat_tables([tar.pairs for tar in tars])
-    if not table.num_rows:
-        raise UsageError(_no_pairs(source, tars))
-    texts = table.select([name for name in _TEXTS if table[name].null_count < table.num_rows])
-    pairs = table.drop_columns(list(_TEXTS))
-    pairs = pairs.append_column(CARRIED, texts.to_struct_array()) if texts.num_columns else pairs
-    pairs = with_random_masks(pairs, source) if source.random_masks else pairs
-    _refuse_shared_keys(source, pairs)
-    of_images, of_masks = zip(*(tar.bytes_listed for tar in tars), strict=True)
-    return FoundPairs(
-        pairs,
-        unpaired_images=pa.array([uri for tar in tars for uri in tar.unpaired_images], pa.string()),
-        unpaired_masks=pa.array([uri for tar in tars for uri in tar.unpaired_masks], pa.string()),
-        ignored_files=sum(tar.ignored for tar in tars),
-        unreadable=tuple(name for tar in tars for name in tar.unreadable),
-        listed=files.listed,
-        bytes_listed=(sum(of_images), sum(of_masks)),
+    with ThreadPoolExecutor(_CONCURRENT_TARS) as pool:
+        tars = list(pool.map(lambda uri, prefix: _index_tar(uri, prefix, source, access), files.uris, prefixes))
+    sizes = [tar.image_and_mask_bytes or (0, 0) for tar in tars]
+    found = FoundPairs(
+        pa.concat_tables([tar.pairs for tar in tars]),
+        unpaired_images=pa.concat_arrays([tar.unpaired_images for tar in tars]),
+        unpaired_masks=pa.concat_arrays([tar.unpaired_masks for tar in tars]),
+        ignored_files=sum(tar.ignored_files for tar in tars),
+        unreadable_names=tuple(name for tar in tars for name in tar.unreadable_names),
+        objects_listed=files.objects_listed,
+        image_and_mask_bytes=(sum(images for images, _ in sizes), sum(masks for _, masks in sizes)),
     )
+    if not found.pairs.num_rows:
+        raise UsageError(
+            f"no image has a mask: --pairs {source.pairs} has {len(tars):,} tars with {len(found.unpaired_images):,} "
+            f"images without a mask, {len(found.unpaired_masks):,} masks without an image and {found.ignored_files:,} "
+            f"other files; the mask of a.jpg must be named a.{source.mask_column}.png"
+        )
+    texts = found.pairs.select([name for name in _TEXTS if found.pairs[name].null_count < found.pairs.num_rows])
+    pairs = found.pairs.drop_columns(list(_TEXTS))
+    pairs = pairs.append_column(EXTRA_COLUMNS, texts.to_struct_array()) if texts.num_columns else pairs
+    pairs = with_random_masks(pairs, source) if source.random_masks else pairs
+    advice = f"leave out --key-column {SAMPLE_NAME}" if source.key_column else "rename all but one sample"
+    check_unique_keys(f"--pairs {source.pairs}", pairs, lambda some: some["image_uri"], advice)
+    return found._replace(pairs=pairs)
 
 
-def _indexed(uri: str, prefix: str, source: Source, access: SourceAccess) -> _Tar:
+def _index_tar(uri: str, key_prefix: str, source: Source, access: Access) -> FoundPairs:
+    """Return the pairs of one tar, with the texts in columns of their own."""
     try:
         file = RangedFile(uri, access)
-        samples, ignored, unreadable = _samples(uri, file, source)
+        samples, ignored, unreadable_names = _read_samples(uri, file, source)
     except tarfile.TarError as error:
-        raise UsageError(f"--pairs {uri} is no tar, or is cut off or damaged: {error}") from error
+        raise UsageError(
+            f"--pairs {uri} is not a tar, or is truncated or damaged; write it again, without compression ({error})"
+        ) from error
     except OSError as error:
         raise UsageError(
             f"--pairs {uri} cannot be read: {error.strerror or error}; check the path and the credentials"
         ) from error
-    whole = {name: sample for name, sample in samples.items() if sample.images and sample.masks}
-    alone = [sample for name, sample in samples.items() if name not in whole]
-    in_order = sorted(whole.items(), key=lambda item: item[1].images)
-    masks = [mask for sample in whole.values() for mask in sample.masks.values() if mask not in sample.images]
-    rows = [row for name, sample in in_order for row in _rows(prefix + name, sample, file.version)]
-    return _Tar(
+    paired = [(name, sample) for name, sample in samples.items() if sample.images and sample.masks]
+    alone = [sample for sample in samples.values() if not (sample.images and sample.masks)]
+    masks = [mask for _, sample in paired for mask in sample.masks.values() if mask not in sample.images]
+    paired.sort(key=lambda item: item[1].images)
+    rows = [row for name, sample in paired for row in _rows(key_prefix + name, sample, file.version)]
+    return FoundPairs(
         pa.Table.from_pylist(rows, _ROWS),
-        [image.uri for sample in alone for image in sample.images],
-        [mask.uri for sample in alone for mask in sample.masks.values()],
-        ignored,
-        unreadable,
-        (sum(sample.images[0].size for sample in whole.values()), sum(mask.size for mask in masks)),
+        unpaired_images=pa.array([image.uri for sample in alone for image in sample.images], pa.string()),
+        unpaired_masks=pa.array([mask.uri for sample in alone for mask in sample.masks.values()], pa.string()),
+        ignored_files=ignored,
+        unreadable_names=tuple(unreadable_names),
+        image_and_mask_bytes=(sum(sample.images[0].size for _, sample in paired), sum(mask.size for mask in masks)),
     )
 
 
@@ -155,55 +151,78 @@ def _rows(key: str, sample: _Sample, version: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _samples(uri: str, file: RangedFile, source: Source) -> tuple[dict[str, _Sample], int, list[str]]:
-    """The samples by name, how many files belong to none, and names that are no text."""
+def _read_samples(uri: str, file: RangedFile, source: Source) -> tuple[dict[str, _Sample], int, list[str]]:
+    """Return the samples by name, the number of members that belong to no sample, and names that are not UTF-8."""
     samples: defaultdict[str, _Sample] = defaultdict(_Sample)
-    ignored, unreadable = 0, []
-    with tarfile.open(fileobj=io.BufferedReader(file, _BUFFER), mode="r:") as tar:
+    ignored, unreadable_names = 0, []
+    with tarfile.open(fileobj=io.BufferedReader(file, _BUFFER_BYTES), mode="r:") as tar:
         for member in _members(tar):
-            is_text = storage.is_text(member.name)
-            unreadable += [] if is_text else [f"{uri}: {member.name!a}"]
-            regular = is_text and member.isreg() and not member.issparse()
-            if not (regular and _is_placed(uri, samples, tar, member, source)):
+            if not storage.is_utf8(member.name):
+                unreadable_names.append(f"{uri}: {member.name!a}")
+                ignored += 1
+            elif not member.isreg() or member.issparse() or not _add_member(uri, samples, tar, member, source):
                 ignored += 1
     if file.size % tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"{file.size:,} bytes are no whole number of blocks")
+        raise tarfile.ReadError(f"its size of {file.size:,} bytes is not a multiple of {tarfile.BLOCKSIZE}")
     for name, sample in samples.items():
-        _complete(uri, name, sample, source)
-    return samples, ignored, unreadable
+        if len(sample.images) > 1:
+            rivals = " and ".join(image.uri for image in sample.images[:3])
+            raise UsageError(f"--pairs {uri}: sample {name} has several images: {rivals}; remove all but one")
+        if sample.images and (source.random_masks or source.is_own_mask):
+            sample.masks = {-1: sample.images[0]}  # random masks replace it later
+    return samples, ignored, unreadable_names
 
 
-def _is_placed(
+def _add_member(
     uri: str, samples: defaultdict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo, source: Source
 ) -> bool:
-    """Put the member into its sample, if it belongs to one."""
-    named = _NAME.match(member.name)
-    if not named:
+    """Add an image, a mask or a text to its sample; return False for any other member."""
+    if not (name := _MEMBER_NAME.match(member.name)):
         return False
-    role, suffix = named["role"] or "", named["suffix"].lower()
-    number = _mask_number(role, source) if suffix in IMAGE_SUFFIXES else None
+    role, suffix = name["role"] or "", name["suffix"].lower()
+    part = _Member(member.offset_data, member.size, member_uri(uri, member.name, member.offset_data, member.size))
     if suffix in _TEXTS and not role:
-        _add_text(uri, samples[named["sample"]], suffix, tar, member)
+        sample = samples[name["sample"]]
+        if suffix in sample.texts:
+            raise UsageError(f"--pairs {uri}: two members are named {member.name}; remove one of them")
+        text = tar.extractfile(member)
+        assert text is not None  # a regular file has data
+        try:
+            sample.texts[suffix] = text.read().decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--pairs {uri}: {member.name} is not UTF-8; encode it as UTF-8 ({error})") from error
     elif suffix in IMAGE_SUFFIXES and role in ("", source.image_column):
-        samples[named["sample"]].images.append(_located(uri, member))
-    elif number is not None:
-        _add_mask(uri, samples[named["sample"]], number, _located(uri, member))
+        samples[name["sample"]].images.append(part)
+    elif suffix in IMAGE_SUFFIXES and (number := _mask_number(role, source)) is not None:
+        masks = samples[name["sample"]].masks
+        if number in masks:
+            raise UsageError(
+                f"--pairs {uri}: two masks have the same sample and number: {masks[number].uri} and {part.uri}; remove "
+                "one of them"
+            )
+        masks[number] = part
     else:
         return False
     return True
 
 
+def _mask_number(role: str, source: Source) -> int | None:
+    """Return the mask's number, -1 for a mask without a number; None if it is not a mask."""
+    found = re.fullmatch(re.escape(source.mask_column) + r"(\d{0,9})", role)
+    return int(found[1] or -1) if found and not source.random_masks else None
+
+
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All but folders, also of archives that were put one behind the other; a hard link as the file that it is of.
+    """Yield all members except folders, also those of a tar appended to this one; a hard link as the file it links to.
 
     Raises:
-        tarfile.ReadError: a header is damaged, or the archive has no end.
+        tarfile.ReadError: a header is damaged, or the end of the tar is missing.
     """
     files: dict[str, tuple[int, int]] = {}
-    while (member := tar.next()) is not None or _is_continued(tar):
+    while (member := tar.next()) is not None or _open_appended(tar):
         if member is None:
             continue
-        tar.members.clear()  # type: ignore[attr-defined]  # which would hold them all
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all members in memory
         if member.islnk() and member.linkname in files:
             member.offset_data, member.size = files[member.linkname]
             member.type = tarfile.REGTYPE
@@ -213,8 +232,11 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def _is_continued(tar: tarfile.TarFile) -> bool:
-    """Go on to the archive behind the end of this one; tarfile takes a damaged header for an end, and a cut as well."""
+def _open_appended(tar: tarfile.TarFile) -> bool:
+    """Move to the tar behind the end of this one; return False at the end of the file.
+
+    For tarfile a damaged header and a cut are an end too, so both are checked here.
+    """
     file, end = tar.fileobj, tar.offset  # type: ignore[attr-defined]
     file.seek(end)
     block = file.read(tarfile.BLOCKSIZE)
@@ -226,67 +248,3 @@ def _is_continued(tar: tarfile.TarFile) -> bool:
         block = file.read(tarfile.BLOCKSIZE)
     tar.offset = file.tell() - len(block)  # type: ignore[attr-defined]
     return len(block) == tarfile.BLOCKSIZE
-
-
-def _mask_number(role: str, source: Source) -> int | None:
-    """-1 of a mask without a number; None if it is no mask."""
-    found = re.fullmatch(re.escape(source.mask_column) + r"(\d{0,9})", role)
-    return int(found[1] or -1) if found and not source.random_masks else None
-
-
-def _located(uri: str, member: tarfile.TarInfo) -> _Member:
-    where = locators.member(uri, member.name, member.offset_data, member.size)
-    return _Member(member.offset_data, member.size, where)
-
-
-def _add_text(uri: str, sample: _Sample, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    if suffix in sample.texts:
-        raise UsageError(f"--pairs {uri}: two members are named {member.name}; leave one of them")
-    sample.texts[suffix] = _text(uri, tar, member)
-
-
-def _text(uri: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    file = tar.extractfile(member)
-    assert file is not None  # of a regular file there is one
-    try:
-        return file.read().decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--pairs {uri}: {member.name} is not in UTF-8: {error}") from error
-
-
-def _add_mask(uri: str, sample: _Sample, number: int, mask: _Member) -> None:
-    if number in sample.masks:
-        raise UsageError(f"--pairs {uri}: two masks are one of their sample: {sample.masks[number].uri} and {mask.uri}")
-    sample.masks[number] = mask
-
-
-def _complete(uri: str, name: str, sample: _Sample, source: Source) -> None:
-    """Refuse a second image; without masks of its own the image stands for one, itself or drawn later."""
-    if len(sample.images) > 1:
-        rivals = " and ".join(image.uri for image in sample.images[:3])
-        raise UsageError(f"--pairs {uri}: sample {name} has more than one image: {rivals}; leave one of each")
-    if sample.images and (source.random_masks or source.is_own_mask):
-        sample.masks = {-1: sample.images[0]}
-
-
-def _refuse_shared_keys(source: Source, pairs: pa.Table) -> None:
-    if pc.count_distinct(pairs["key"]).as_py() == pairs.num_rows:
-        return
-    counts = pairs.group_by("key").aggregate([("key", "count")])
-    shared = counts.filter(pc.greater(counts["key_count"], 1))["key"]
-    rivals = pairs.filter(pc.equal(pairs["key"], shared[0]))["image_uri"].unique().to_pylist()
-    advice = f"leave out --key-column {SAMPLE_NAME}" if source.key_column else "rename all but one sample"
-    raise UsageError(
-        f"--pairs {source.pairs}: {len(shared):,} keys are shared, the first, {shared[0]}, by "
-        f"{' and '.join(sorted(rivals)[:3])}; {advice}"
-    )
-
-
-def _no_pairs(source: Source, tars: list[_Tar]) -> str:
-    images = sum(len(tar.unpaired_images) for tar in tars)
-    masks = sum(len(tar.unpaired_masks) for tar in tars)
-    return (
-        f"no image has a mask: --pairs {source.pairs} holds {len(tars):,} tars with {images:,} images without a mask, "
-        f"{masks:,} masks without an image and {sum(tar.ignored for tar in tars):,} other files; the mask of a.jpg is "
-        f"named a.{source.mask_column}.png"
-    )

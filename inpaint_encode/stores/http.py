@@ -1,7 +1,6 @@
-"""Objects behind http:// and https://, read one at a time: such a server lists nothing, and nothing is written to it.
+"""Objects on HTTP servers: they can only be read, one at a time.
 
-The proxies of the environment are not used. urllib3 retries nothing here: `inpaint_encode.stores.storage` does, in
-one budget.
+The environment's proxies are not used. urllib3 does not retry here: `inpaint_encode.stores.retries` does.
 """
 
 from __future__ import annotations
@@ -9,132 +8,123 @@ from __future__ import annotations
 import errno
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import urllib3
+from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, MaxRetryError, ResponseError
 
-from inpaint_encode.settings import SourceAccess
+from .access import Access
+from .base import ANSWER_S, CONNECT_S, READ_S, Blob, Stat, Unavailable, check_size
 
-from .storage import Blob, Stat, Unavailable, refuse_more
+__all__ = ["delete", "pages", "read", "read_range", "stat", "write"]
 
-__all__ = ["read", "read_range", "stat"]
-
-_CONNECT_S = 5
-_ANSWER_S = 20
-_READ_S = 300
-"""For a whole body, as for one from S3."""
 _PIECE = 2**20
 _REDIRECTS = 5
-_BEYOND_THE_END = 416
-_WRONG = (
-    urllib3.exceptions.LocationParseError,
-    urllib3.exceptions.LocationValueError,
-    urllib3.exceptions.InvalidHeader,
-)
-"""What the client says to a name that it cannot send, and to an answer that contradicts itself."""
-_PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
-def read(uri: str, access: SourceAccess, at_most: int) -> Blob:
-    """See `inpaint_encode.stores.storage.read`; ``access`` is of buckets, and changes nothing here.
-
-    Of a server that does not tell an object's size a byte more than ``at_most`` is fetched.
-    """
-    with _answered("GET", uri) as answer:
-        refuse_more(_length(answer) or 0, at_most)
-        data = _start(answer, min(at_most, sys.maxsize - 1) + 1)
-        refuse_more(len(data), at_most)
-        return Blob(data, _version(answer))
+def read(uri: str, access: Access, max_bytes: int) -> Blob:
+    """See `storage.read`. If the server sends no size, at most ``max_bytes`` + 1 bytes are fetched."""
+    with _request("GET", uri) as response:
+        check_size(_length(response) or 0, max_bytes)
+        data = _body(response, min(max_bytes, sys.maxsize - 1) + 1)
+        check_size(len(data), max_bytes)
+        return Blob(data, _version(response))
 
 
-def read_range(uri: str, start: int, length: int, access: SourceAccess) -> Blob:
-    """See `inpaint_encode.stores.storage.read_range`.
+def read_range(uri: str, start: int, length: int, access: Access) -> Blob:
+    """See `storage.read_range`. A server without range requests answers with the whole object."""
+    with _request("GET", uri, Range=f"bytes={start}-{start + length - 1}") as response:
+        if response.status == 200 and start:
+            message = "the server does not support range requests; copy the object to a store that does"
+            raise OSError(errno.EINVAL, message)
+        if response.status == 416:  # the object ends before the range
+            return Blob(b"", _version(response))
+        return Blob(_body(response, length + 1)[:length], _version(response))  # + 1: to the end of the body
 
-    A server that takes no ranges answers with the whole object: that is fine for its start, and an error otherwise.
-    """
-    with _answered("GET", uri, {"Range": f"bytes={start}-{start + length - 1}"}) as answer:
-        if answer.status == 200 and start:
-            raise OSError(errno.EINVAL, "the server gives no ranges of an object; copy it to a store that does")
-        data = b"" if answer.status == _BEYOND_THE_END else _start(answer, length + 1)[:length]  # to its end
-        return Blob(data, _version(answer))
 
-
-def stat(uri: str, access: SourceAccess) -> Stat:
-    """See `inpaint_encode.stores.storage.stat`."""
-    with _answered("HEAD", uri) as answer:
-        length = _length(answer)
+def stat(uri: str, access: Access) -> Stat:
+    """See `storage.stat`."""
+    with _request("HEAD", uri) as response:
+        length = _length(response)
         if length is None:
-            raise OSError(errno.EINVAL, "the server does not tell the object's size; copy it to a store that does")
-        return Stat(length, _version(answer))
+            message = "the server does not send the object's size; copy the object to a store that does"
+            raise OSError(errno.EINVAL, message)
+        return Stat(length, _version(response))
+
+
+def _read_only(*_: Any) -> Any:
+    raise OSError(errno.ENOTSUP, "an HTTP server can only be read, object by object")
+
+
+pages = write = delete = _read_only
 
 
 @lru_cache
 def _pool() -> urllib3.PoolManager:
     retries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS)
-    return urllib3.PoolManager(maxsize=256, retries=retries, timeout=urllib3.Timeout(_CONNECT_S, _ANSWER_S))
+    return urllib3.PoolManager(maxsize=256, retries=retries, timeout=urllib3.Timeout(CONNECT_S, ANSWER_S))
 
 
 @contextmanager
-def _answered(method: str, uri: str, headers: Mapping[str, str] | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
-    """The answer, whose body is not read yet; its connection is kept if that is read to its end, or else closed."""
-    wanted = {"Accept-Encoding": "identity", **(headers or {})}
-    with _named_errors():
-        answer = _pool().request(method, uri, headers=wanted, preload_content=False)
-        try:
-            _raise_for(answer)
-            yield answer
-        finally:
-            answer.close()
+def _request(method: str, uri: str, **headers: str) -> Iterator[urllib3.BaseHTTPResponse]:
+    """Yield the response before its body is read; raise errors as `storage` documents them.
 
-
-@contextmanager
-def _named_errors() -> Iterator[None]:
+    The connection is reused if the body is read to its end, and closed otherwise.
+    """
+    headers = {"Accept-Encoding": "identity", **headers}
     try:
-        yield
-    except _WRONG as error:
+        response = _pool().request(method, uri, headers=headers, preload_content=False)
+        try:
+            _raise_for_status(response)
+            yield response
+        finally:
+            response.close()
+    except (LocationValueError, InvalidHeader) as error:
         raise OSError(errno.EINVAL, str(error)) from error
-    except urllib3.exceptions.MaxRetryError as error:
-        if isinstance(error.reason, urllib3.exceptions.ResponseError):  # no answer at all has other reasons
-            raise OSError(errno.ELOOP, f"more than {_REDIRECTS} redirections") from error
-        raise Unavailable(errno.EIO, str(error.reason or error)) from error  # the error itself has the query
-    except urllib3.exceptions.HTTPError as error:
+    except MaxRetryError as error:
+        if isinstance(error.reason, ResponseError):  # without an answer the reason is another one
+            raise OSError(errno.ELOOP, f"more than {_REDIRECTS} redirects") from error
+        raise Unavailable(errno.EIO, str(error.reason or error)) from error  # the error itself quotes the query
+    except HTTPError as error:
         raise Unavailable(errno.EIO, str(error)) from error
 
 
-def _length(answer: urllib3.BaseHTTPResponse) -> int | None:
-    """What the head of the answer says; None if it says nothing."""
-    said = answer.headers.get("Content-Length")
+def _raise_for_status(response: urllib3.BaseHTTPResponse) -> None:
+    status = response.status
+    message = f"the server answered {status} {response.reason or ''}".rstrip()
+    if status in {404, 410}:
+        raise FileNotFoundError(errno.ENOENT, message)
+    if status in {401, 403, 407}:
+        raise PermissionError(errno.EACCES, message)
+    if status in _TRANSIENT:
+        raise Unavailable(errno.EIO, message)
+    if status not in {200, 206, 416}:
+        raise OSError(errno.EINVAL, message)
+
+
+def _length(response: urllib3.BaseHTTPResponse) -> int | None:
+    length = response.headers.get("Content-Length")
     try:
-        return None if said is None else int(said)
+        return None if length is None else int(length)
     except ValueError:
-        raise OSError(errno.EINVAL, f"the server states the object's size as {said}") from None
+        raise OSError(errno.EINVAL, f"the server sent an invalid Content-Length: {length}") from None
 
 
-def _start(answer: urllib3.BaseHTTPResponse, length: int) -> bytes:
-    """The first ``length`` bytes of the body, or as many as there are; a body that trickles is given up."""
-    begun, pieces, there = time.monotonic(), [], 0
-    while there < length and (piece := answer.read1(min(length - there, _PIECE))):
+def _body(response: urllib3.BaseHTTPResponse, length: int) -> bytes:
+    """Return up to ``length`` bytes of the body."""
+    start, pieces, received = time.monotonic(), [], 0
+    while received < length and (piece := response.read1(min(length - received, _PIECE))):
         pieces.append(piece)
-        there += len(piece)
-        if time.monotonic() - begun > _READ_S:
-            raise Unavailable(errno.EIO, f"{there:,} bytes came within {_READ_S} s, and that was not all")
+        received += len(piece)
+        if time.monotonic() - start > READ_S:
+            raise Unavailable(errno.EIO, f"the body was incomplete after {READ_S} s ({received:,} bytes)")
     return b"".join(pieces)
 
 
-def _raise_for(answer: urllib3.BaseHTTPResponse) -> None:
-    said = f"the server answered {answer.status} {answer.reason or ''}".rstrip()
-    if answer.status in {404, 410}:
-        raise FileNotFoundError(errno.ENOENT, said)
-    if answer.status in {401, 403, 407}:
-        raise PermissionError(errno.EACCES, said)
-    if answer.status in _PASSING_STATUSES:
-        raise Unavailable(errno.EIO, said)
-    if answer.status not in {200, 206, _BEYOND_THE_END}:
-        raise OSError(errno.EINVAL, said)
-
-
-def _version(answer: urllib3.BaseHTTPResponse) -> str:
-    """The ETag, or when the object was modified; empty if the server tells neither."""
-    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+def _version(response: urllib3.BaseHTTPResponse) -> str:
+    """Return the ETag, or the modification time; empty if the server sends neither."""
+    return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""

@@ -1,4 +1,4 @@
-"""What is printed and put into pages, without the credentials that URIs may carry."""
+"""Removes credentials from URIs before they are printed or put into pages."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 __all__ = ["redacted"]
 
 _QUERY = re.compile(r"((?:https?://|\burl: /)[^\s?#]*)\?\S*", re.IGNORECASE)
-"""Of a URI, or of its path alone, as urllib3 names it."""
+"""The query of a URI, or of a path as urllib3's errors print it."""
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]+@")
 
 
 def redacted(text: str) -> str:
-    """Return ``text`` with neither logins nor queries in its URIs: a query may be a signature, which opens the object.
+    """Return ``text`` without logins and query strings in its URIs: a query may be a signature that grants access.
 
-    Queries of ``http(s)://`` alone: elsewhere a ``?`` is a part of a name.
+    Only ``http(s)://`` URIs have queries; elsewhere a ``?`` is part of a name.
     """
     return _LOGIN.sub("…@", _QUERY.sub(r"\1?…", text))

@@ -1,4 +1,4 @@
-"""Stored latents as pixels again, by the decoder of the VAE that made them."""
+"""Decode stored latents to pixels, with the VAE that made them."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
-from .facts import LatentForm, VaeFacts, patch_statistics
+from inpaint_encode.metadata import LatentForm, VaeMetadata
+
+from .properties import patch_statistics
 from .registry import family_of
-from .scaling import by_channel, to_unscaled
+from .scaling import per_channel, to_unscaled
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["decoded"]
+__all__ = ["decode_latents"]
 
 
-def decoded(vae: ModelMixin, samples: Tensor, facts: VaeFacts, form: LatentForm) -> Tensor:
-    """Decode latents as rows have them: float32 ``[B, H, W, 3]`` in 0..1 on the CPU, what is outside of that clipped.
+def decode_latents(vae: ModelMixin, latents: Tensor, metadata: VaeMetadata, form: LatentForm) -> Tensor:
+    """Decode latents to float32 ``[B, H, W, 3]`` on the CPU, clipped to 0..1.
 
     Args:
-        vae: of any class in `inpaint_encode.vae.FAMILIES`; it runs on the device and in the type that it is in.
-        samples: float ``[B, C, h, w]``, means or draws; of moments the first half of the channels.
-        facts: of the VAE.
-        form: what the rows' metadata say under ``latent_form``: of rows that were stored with ``--scaled`` it is not
-            the VAE's own.
+        vae: a model of a class in `inpaint_encode.vae.registry.FAMILIES`; it runs on its device and in its type.
+        latents: float ``[B, C, h, w]``, means or draws; of moments, the first half of the channels.
+        metadata: of the loaded VAE.
+        form: ``latent_form`` of the rows; with ``--scaled`` it differs from the VAE's own.
+
+    Raises:
+        UsageError: the latents are scaled by an unknown factor.
     """
     family, parameter = family_of(vae), next(vae.parameters())
     with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False):
-        latents = _as_encoded(vae, samples.to(parameter.device, torch.float32), facts, form).to(parameter.dtype)
-        answer = vae.decode(latents.unsqueeze(2) if family.video else latents).sample
-        pixels = (answer[:, :, 0] if family.video else answer)[:, :3].float()
-        levels: Tensor = ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
-    return levels
-
-
-def _as_encoded(vae: ModelMixin, samples: Tensor, facts: VaeFacts, form: LatentForm) -> Tensor:
-    """What the decoder takes."""
-    if form == "packed":
-        mean, std = (by_channel(one, samples) for one in patch_statistics(vae))
-        return pixel_shuffle(samples * std + mean, family_of(vae).patch(vae.config))
-    if form == "scaled" and facts.latent_form == "unscaled":
-        return to_unscaled(samples, facts)
-    return samples
+        latents = latents.to(parameter.device, torch.float32)
+        if form == "packed":
+            mean, std = (per_channel(statistic, latents) for statistic in patch_statistics(vae))
+            latents = pixel_shuffle(latents * std + mean, family.latent_patch_size(vae.config))
+        elif form == "scaled" and metadata.latent_form == "unscaled":
+            latents = to_unscaled(latents, metadata)
+        latents = latents.to(parameter.dtype)
+        images = vae.decode(latents.unsqueeze(2) if family.video else latents).sample
+        rgb = (images[:, :, 0] if family.video else images)[:, :3].float()
+        pixels: Tensor = ((rgb + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
+    return pixels

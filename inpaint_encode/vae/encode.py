@@ -1,4 +1,4 @@
-"""Images become the posterior of one VAE, in float32."""
+"""Encode images to the posterior of a VAE, in float32."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn.functional import pixel_unshuffle
 
 from inpaint_encode.errors import UsageError
 
-from .facts import crop_multiple, latent_channels, latent_form, patch_statistics, spatial_ratio
-from .registry import Family, family_of
-from .scaling import by_channel
+from .properties import crop_multiple, latent_channels, patch_statistics, vae_scale_factor
+from .registry import family_of, pixel_patch_size
+from .scaling import per_channel
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -21,28 +21,42 @@ __all__ = ["Posterior", "compute_dtype", "posterior", "to_vae_range", "warm_up"]
 
 
 class Posterior(NamedTuple):
-    """What a VAE says of a batch, in float32 and in the VAE's own `latent_form`."""
+    """A VAE's output for a batch, in float32 and in the VAE's `latent_form`."""
 
     mean: Tensor
     """``[B, C, h, w]``"""
     logvar: Tensor | None
-    """``[B, C, h, w]``, or None of a class that answers with the latent itself."""
+    """``[B, C, h, w]``; None for a class that returns the latent without a posterior."""
 
 
 def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
-    """Encode float32 ``[B, H, W, 3]`` in 0..1, sides a multiple of `crop_multiple`; each image is encoded alone.
+    """Encode images; each is encoded as if it were alone.
 
-    ``2p - 1`` is taken in float32 before the cast to the VAE's type, and no autocast may interfere.
+    Images are brought to -1..1 in float32 before the cast to the VAE's type, and autocast is off.
+
+    Args:
+        vae: a model of a class in `inpaint_encode.vae.registry.FAMILIES`; it runs on its device and in its type.
+        pixels: float32 ``[B, H, W, 3]`` in 0..1, sides a multiple of `crop_multiple`.
+
+    Raises:
+        UsageError: the class is not supported.
     """
     family, parameter = family_of(vae), next(vae.parameters())
-    inputs = _inputs(family, to_vae_range(pixels.to(parameter.device, torch.float32))).to(parameter.dtype)
+    inputs = to_vae_range(pixels.to(parameter.device, torch.float32))
+    if family.in_channels == 4:
+        inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+    if family.video:
+        inputs = inputs.unsqueeze(2)
     with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False):
-        answer = getattr(vae.encode(inputs.contiguous()), family.answer)
-        values = [answer.mean, answer.logvar] if family.answer == "latent_dist" else [answer]
-        values = [(value.squeeze(2) if family.video else value).float() for value in values]
-        if latent_form(vae) == "packed":
-            values = _packed(vae, values)
-    return Posterior(values[0], values[1] if len(values) > 1 else None)
+        output = getattr(vae.encode(inputs.to(parameter.dtype).contiguous()), family.output_attr)
+        values = [output.mean, output.logvar] if family.output_attr == "latent_dist" else [output]
+        mean, *logvar = [(value.squeeze(2) if family.video else value).float() for value in values]
+        if family.latent_form(vae.config) == "packed":
+            patch = family.latent_patch_size(vae.config)
+            mean, logvar = pixel_unshuffle(mean, patch), [pixel_unshuffle(value, patch) for value in logvar]
+            shift, scale = (per_channel(statistic, mean) for statistic in patch_statistics(vae))
+            mean, logvar = (mean - shift) / scale, [value - 2 * scale.log() for value in logvar]
+    return Posterior(mean, logvar[0] if logvar else None)
 
 
 def to_vae_range(pixels: Tensor) -> Tensor:
@@ -50,49 +64,37 @@ def to_vae_range(pixels: Tensor) -> Tensor:
     return (2.0 * pixels - 1.0).movedim(-1, -3)
 
 
-def _inputs(family: Family, pixels: Tensor) -> Tensor:
-    """``[B, 3, H, W]`` in -1..1 as the class takes it: with an opaque fourth channel, as clips of one frame."""
-    if family.colours == 4:
-        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)
-    return pixels.unsqueeze(2) if family.video else pixels
-
-
-def _packed(vae: ModelMixin, values: list[Tensor]) -> list[Tensor]:
-    """Mean and log-variance of Flux.2's latents: 2x2 values become channels, then each channel is normalised."""
-    mean, std = (by_channel(one, values[0]) for one in patch_statistics(vae))
-    side = family_of(vae).patch(vae.config)
-    means, logvars = (pixel_unshuffle(value, side) for value in values)
-    return [(means - mean) / std, logvars - 2 * std.log()]
-
-
 def warm_up(vae: ModelMixin) -> None:
-    """Encode two small images and hold the result against the configuration.
+    """Encode two small images and check the result against the configuration.
 
     Raises:
-        UsageError: the model takes other than RGB (or RGBA where its class does), the latents' shape is not
-            ``[2, C, H / ratio, W / ratio]``, or their values are not finite.
+        UsageError: the first layer takes other channels than the class's images have, the latents' shape is not the
+            configuration's, or their values are not finite.
     """
-    takes, given = family_of(vae).inputs(vae.config)
-    if takes != given:
-        name = type(vae).__name__
-        raise UsageError(f"--vae takes {takes} channels, and an image has {given} for its class, {name}; give another")
-    ratio, channels, multiple = spatial_ratio(vae), latent_channels(vae), crop_multiple(vae)
-    height, width = 2 * multiple, 3 * multiple
-    expected = (2, channels, height // ratio, width // ratio)
-    latent = posterior(vae, torch.full((2, height, width, 3), 0.5)).mean
-    if tuple(latent.shape) != expected:
+    config, family = vae.config, family_of(vae)
+    in_channels = int(config.get("in_channels", config.get("input_channels", 3)))
+    expected_channels = family.in_channels * pixel_patch_size(config) ** 2
+    if in_channels != expected_channels:
         raise UsageError(
-            f"--vae: the configuration promises {channels} channels at 1/{ratio} of the size, but 2 images of "
-            f"{height} x {width} became latents of {list(latent.shape)}; give weights with their own configuration"
+            f"--vae takes {in_channels} channels, but images for its class, {type(vae).__name__}, have "
+            f"{expected_channels}; give another VAE"
+        )
+    ratio, channels, multiple = vae_scale_factor(vae), latent_channels(vae), crop_multiple(vae)
+    height, width = 2 * multiple, 3 * multiple
+    latent = posterior(vae, torch.full((2, height, width, 3), 0.5)).mean
+    if tuple(latent.shape) != (2, channels, height // ratio, width // ratio):
+        raise UsageError(
+            f"--vae: the configuration says {channels} channels at 1/{ratio} of the size, but 2 images of "
+            f"{height} x {width} gave latents of shape {list(latent.shape)}; give weights with their own configuration"
         )
     if not bool(latent.isfinite().all()):
-        raise UsageError("--vae turns a plain grey image into values that are not finite: give weights that are whole")
+        raise UsageError("--vae encodes a plain grey image to values that are not finite; give undamaged weights")
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The type to compute in; ``auto`` is bfloat16 on GPUs of compute capability 8.0 and up, else float32.
+    """Return the type to compute in, for a value of ``--dtype``.
 
-    float16 is never chosen, but taken at its word: what overflows in it is encoded again in float32.
+    ``auto`` is bfloat16 on GPUs of compute capability 8.0 and up, else float32; it is never float16.
     """
     if setting == "auto":
         capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

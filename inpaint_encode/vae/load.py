@@ -1,112 +1,183 @@
-"""A VAE by its name: a folder, a single file or a hub id; safetensors only, and no code that comes with a model."""
+"""Load a VAE from a folder, a single file or the hub: safetensors only, and no code that comes with a model."""
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from inpaint_encode.errors import UsageError
-from inpaint_encode.settings import VaeSource
+from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.metadata import RowMetadata, VaeMetadata
 
-from .facts import patch_statistics
-from .node_cache import on_this_node
-from .pickles import refuse_pickles
-from .registry import FAMILIES, known_family
-from .single_file import load_single_file
+from .properties import patch_statistics, vae_metadata
+from .registry import FAMILIES, family_of
+from .single_file import check_no_pickles, load_single_file
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["load_vae"]
+    from inpaint_encode.settings import VaeSource
+
+__all__ = ["load_vae", "load_verified_vae", "parse_vae_source"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def load_vae(source: VaeSource) -> ModelMixin:
-    """Load a VAE of any class in `inpaint_encode.vae.FAMILIES` in float32 on the CPU, from safetensors only.
+def load_vae(
+    vae: str | os.PathLike[str] | VaeSource,
+    *,
+    subfolder: str = "",
+    revision: str = "",
+    vae_family: str = "",
+    flux2_latents: Literal["packed", "plain"] = "packed",
+) -> ModelMixin:
+    """Load a VAE of a class in `inpaint_encode.vae.registry.FAMILIES`, in float32 on the CPU, without gradients.
 
-    What is on ``s3://`` or on the hub is brought to this node once, however many processes ask for it: into
-    ``inpaint-encode`` below ``XDG_CACHE_HOME`` (by default ``~/.cache``), and into the hub's own cache.
+    Files on ``s3://`` are copied to this node once for all processes, into ``inpaint-encode`` below
+    ``XDG_CACHE_HOME`` (default ``~/.cache``). Files on the hub are kept in the hub's own cache.
+
+    Example::
+
+        vae = load_vae("stabilityai/sdxl-vae", revision="main").to("cuda")
+        latents = encode_for_inpaint(pixels, mask, vae)
+
+    Args:
+        vae: a folder in the diffusers layout, a ``.safetensors`` file (a VAE or a whole checkpoint) or a hub id.
+            Folder and file may be on ``s3://``. Or a `inpaint_encode.EncodeJob`'s ``vae``, which has all options.
+        subfolder: folder of the VAE inside a pipeline, usually "vae".
+        revision: branch, tag or commit on the hub.
+        vae_family: "sd1", "sdxl", "sd3" or "flux1": the model of a single file, where its shapes fit several models.
+            It sets the scaling.
+        flux2_latents: "packed" gives Flux.2 latents of 128 channels at 1/16, "plain" of 32 channels at 1/8.
 
     Raises:
-        UsageError: there is no such model, its weights are pickles or not whole, or its class is not known here.
+        UsageError: there is no such model, its weights are pickles or incomplete, its class is not supported, or an
+            option does not fit.
+        JobFailed: the store does not answer.
     """
-    refuse_pickles(source.vae, [source.vae])
-    place = on_this_node(source)
-    vae = load_single_file(source, Path(place)) if Path(place).is_file() else _from_folder(source, place)
-    if known_family(type(vae).__name__, f"--vae {source.vae}").patch(vae.config) > 1:
-        mean, std = patch_statistics(vae)
-        vae.register_to_config(flux2_latents=source.flux2_latents, latents_mean=mean, latents_std=std)
-    return vae.eval().requires_grad_(False)
+    if not isinstance(vae, str | os.PathLike):
+        return load_vae(**dict(vae))
+    name = os.fspath(vae)
+    if flux2_latents not in ("packed", "plain"):
+        raise UsageError(f"flux2_latents is packed or plain, not {flux2_latents!r}")
+    check_no_pickles(name, [name])
+    place, inner = name.removeprefix("file://"), subfolder
+    if name.startswith("s3://"):
+        from .download import download
+
+        place, inner = str(download("/".join(part for part in (name.rstrip("/"), subfolder) if part))), ""
+    if not Path(place).is_file():
+        model = _load_folder(name, place, inner, revision, vae_family)
+    elif subfolder or revision:
+        raise UsageError(f"--vae {name} is a single file, which has no --subfolder and no --revision")
+    else:
+        model = load_single_file(name, Path(place), vae_family)
+    if family_of(model).packs_patches:
+        mean, std = patch_statistics(model)
+        model.register_to_config(flux2_latents=flux2_latents, latents_mean=mean, latents_std=std)
+    return model.eval().requires_grad_(False)
 
 
-def _from_folder(source: VaeSource, place: str) -> ModelMixin:
-    """Load from ``place``, a folder or a hub id, of the class that its configuration names."""
-    if source.vae_family:
-        raise UsageError(f"--vae-family is for single files; the configuration of --vae {source.vae} tells the scaling")
-    _refuse_missing_folder(source, place)
+def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_family: str) -> ModelMixin:
+    """Load from ``place``, a folder or a hub id, as the class that its configuration names."""
+    import diffusers
+
+    if vae_family:
+        raise UsageError(f"--vae-family is for single files; the configuration of --vae {name} has the scaling")
     at_hub = not Path(place).is_dir()
-    where = {"subfolder": source.subfolder} if source.subfolder and not source.vae.startswith("s3://") else {}
-    where |= {"revision": source.revision} if source.revision and at_hub else {}
-    if not at_hub:
-        folder = Path(place, where.get("subfolder", ""))
-        refuse_pickles(source.vae, () if [*folder.glob("*.safetensors")] else (path.name for path in folder.glob("*")))
+    if at_hub and not _HUB_ID.fullmatch(place):
+        raise UsageError(
+            f"--vae {name} cannot be loaded: there is no such folder or file on this node, and it is no hub id"
+        )
+    where = {"subfolder": subfolder} if subfolder else {}
+    if at_hub:
+        where |= {"revision": revision} if revision else {}
+    elif not [*Path(place, subfolder).glob("*.safetensors")]:
+        check_no_pickles(name, (path.name for path in Path(place, subfolder).glob("*")))
     try:
-        kind = _class_of(source, _config(place, where))
-        vae, loading = kind.from_pretrained(
+        config: dict[str, Any] = diffusers.AutoencoderKL.load_config(place, **where)  # reads any class's
+        class_name = str(config.get("_class_name", "(its config.json names none)"))
+        family_of(class_name, f"--vae {name}")
+        if not hasattr(diffusers, class_name):
+            available = [one for one in FAMILIES if hasattr(diffusers, one)]
+            raise UsageError(
+                f"--vae {name} is of class {class_name}, which diffusers {diffusers.__version__} does not have; it has "
+                f"{', '.join(available)}; install a newer diffusers"
+            )
+        model, loading = getattr(diffusers, class_name).from_pretrained(
             place,
             use_safetensors=True,
             torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,  # True needs another package, for a model that is loaded once
+            low_cpu_mem_usage=False,  # True needs the package accelerate, for a model that is loaded once
             output_loading_info=True,
             **where,
         )
     except (OSError, ValueError) as error:
-        raise UsageError(_cannot_be_loaded(source, error, at_hub=at_hub)) from error
+        raise UsageError(_cannot_be_loaded(name, error, at_hub=at_hub)) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
-        raise UsageError(f"--vae {source.vae} lacks {len(missing)} of its weights, the first is {missing[0]}")
-    return vae
+        raise UsageError(f"--vae {name} lacks {len(missing)} of its weights, the first is {missing[0]}")
+    return model
 
 
-def _config(place: str, where: dict[str, str]) -> dict[str, Any]:
-    from diffusers import AutoencoderKL
-
-    config: dict[str, Any] = AutoencoderKL.load_config(place, **where)  # of any class
-    return config
-
-
-def _class_of(source: VaeSource, config: dict[str, Any]) -> Any:
-    import diffusers
-
-    name = str(config.get("_class_name", "(its config.json names none)"))
-    known_family(name, f"--vae {source.vae}")
-    if not hasattr(diffusers, name):
-        there = [known for known in FAMILIES if hasattr(diffusers, known)]
-        raise UsageError(
-            f"--vae {source.vae} is of class {name}, which diffusers {diffusers.__version__} does not have; it has "
-            f"{', '.join(there)}; install a newer diffusers"
-        )
-    return getattr(diffusers, name)
-
-
-def _refuse_missing_folder(source: VaeSource, place: str) -> None:
-    """Nothing but what can be a hub id is asked of the hub."""
-    if not Path(place).is_dir() and not _HUB_ID.fullmatch(place):
-        raise UsageError(
-            f"--vae {source.vae} cannot be loaded: there is no such folder or file on this node, and it is no hub id"
-        )
-
-
-def _cannot_be_loaded(source: VaeSource, error: Exception, *, at_hub: bool) -> str:
+def _cannot_be_loaded(name: str, error: Exception, *, at_hub: bool) -> str:
     offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     why = f"{'there is no such folder on this node, and as a hub id ' if at_hub else ''}{str(error).splitlines()[0]}"
     return (
-        f"--vae {source.vae} cannot be loaded: {why}; give a folder in the diffusers layout "
+        f"--vae {name} cannot be loaded: {why}; give a folder in the diffusers layout "
         "with .safetensors weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of "
-        "a pipeline" + ("; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was looked into" * offline)
+        "a pipeline" + ("; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was searched" * offline)
     )
+
+
+def load_verified_vae(source: VaeSource, expected: VaeMetadata) -> tuple[ModelMixin, VaeMetadata]:
+    """Load a VAE in float32 on the CPU and check that it is the one that the rows were encoded with.
+
+    Args:
+        source: where the VAE is.
+        expected: the rows' VAE; its source, family and latent form may differ.
+
+    Returns:
+        The VAE and its own metadata.
+
+    Raises:
+        UsageError: as `load_vae`.
+        JobFailed: the weights or the configuration differ.
+    """
+    vae = load_vae(source)
+    found = vae_metadata(vae, source)
+    compared = [one.name for one in fields(VaeMetadata) if one.name not in ("vae_source", "vae_family", "latent_form")]
+    differences = [
+        f"{name} {getattr(found, name)} on this node, {getattr(expected, name)} in the output"
+        for name in compared
+        if getattr(found, name) != getattr(expected, name) and getattr(expected, name) != ""
+    ]
+    if differences:
+        raise JobFailed(
+            f"--vae {source.vae} is not the VAE that the output was encoded with: {'; '.join(differences)}; "
+            "give a --revision, or the same folder on every node"
+        )
+    return vae, found
+
+
+def parse_vae_source(text: str, metadata: RowMetadata) -> VaeSource:
+    """Parse a path, a URI or ``org/name[/subfolder][@revision]``, as in `VaeMetadata.vae_source`.
+
+    Args:
+        text: where the VAE is.
+        metadata: of the rows; it has the form of Flux.2's latents and a single file's family.
+    """
+    from inpaint_encode.settings import VaeSource
+
+    options: dict[str, Any] = {"flux2_latents": "packed" if metadata.vae.latent_form == "packed" else "plain"}
+    if text.endswith(".safetensors"):
+        options["vae_family"] = metadata.vae.vae_family
+    if Path(text).exists() or Path(text).is_absolute() or "://" in text:
+        return VaeSource(vae=text, **options)
+    name, _, revision = text.partition("@")
+    parts = name.split("/")
+    return VaeSource(vae="/".join(parts[:2]), subfolder="/".join(parts[2:]), revision=revision, **options)

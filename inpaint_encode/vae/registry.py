@@ -1,13 +1,12 @@
-"""Every VAE class that is known here, each as one entry: what an image must become for it, and what its answer is.
+"""The VAE classes that this package supports: one entry each in `FAMILIES`.
 
-The numbers come from a model's own layers as its configuration describes them, never from what a configuration merely
-claims: a three-level Wan model says ``scale_factor_spatial`` 8 and encodes at 4, and AsymmetricAutoencoderKL's
-``block_out_channels`` are its decoder's. `inpaint_encode.vae.warm_up` holds them against an encoded image.
+Scale factors are computed from the layers that a configuration describes. Its own claims are not used: a Wan VAE of
+three levels says ``scale_factor_spatial`` 8 and encodes at 4. `inpaint_encode.vae.encode.warm_up` checks the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,145 +16,156 @@ from inpaint_encode.errors import UsageError
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["FAMILIES", "Family", "family_of", "known_family"]
+    from inpaint_encode.metadata import LatentForm
+
+__all__ = ["FAMILIES", "VaeFamily", "family_of", "pixel_patch_size"]
 
 Config = Mapping[str, Any]
+"""A model's configuration, as diffusers loads it."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """What is particular about one class of VAE."""
+@dataclass(frozen=True, kw_only=True)
+class VaeFamily:
+    """How to encode with one VAE class of diffusers."""
 
     models: str
-    """Where it is met."""
-    ratio: Callable[[Config], int]
-    """Pixels of a side that become one value of the encoder's answer."""
-    patch: Callable[[Config], int] = lambda _config: 1
-    """The crop is a multiple of this many such values: the side of the patches that are packed afterwards."""
-    channels: str = "latent_channels"
-    """Name in the configuration of the latent's channels."""
-    colours: int = 3
-    """Channels of an image: RGB, or RGB and an opaque alpha."""
+    """Models that use the class."""
+    levels_key: str = "block_out_channels"
+    """Configuration key with one item per encoder level. Each level but the last halves the sides."""
+    scale_factor_key: str = ""
+    """Configuration key of the encoder's scale factor itself; replaces ``levels_key``."""
+    channels_key: str = "latent_channels"
+    """Configuration key of the number of latent channels."""
+    in_channels: int = 3
+    """Channels of an input image: 3 for RGB, 4 for RGB and an opaque alpha."""
     video: bool = False
-    """Takes ``[B, C, frames, H, W]``: each image goes alone, as a clip of one frame."""
-    answer: Literal["latent_dist", "latents", "latent"] = "latent_dist"
-    """Attribute of the answer: a posterior, or the latent itself."""
-    scaled: bool = False
-    """The latent lives in the denoiser's scaled space as it is."""
-    graphs: bool = True
-    """On a GPU, ``encoder`` may be laid out channels-last and compiled as a function of one tensor."""
+    """Takes ``[B, C, frames, H, W]``; each image is encoded as a clip of one frame."""
+    output_attr: Literal["latent_dist", "latents", "latent"] = "latent_dist"
+    """Attribute of ``encode``'s output: the posterior, or the latent where there is no posterior."""
+    packs_patches: bool = False
+    """Patches of latent values can be packed into channels; images are cropped to whole patches."""
+    latents_are_scaled: bool = False
+    """Latents are already in the denoiser's scaled space."""
+    compilable: bool = True
+    """On a GPU, ``encoder`` may run channels-last and compiled."""
     precision: str = "any"
-    """Which of ``--dtype`` it may be asked for; ``auto`` and the check of every row are those of all."""
+    """Values of ``--dtype`` that work."""
     checked: str = ""
-    """Where in diffusers 0.42.1, below ``models/autoencoders`` if not said otherwise, the facts were read."""
+    """Files of diffusers 0.42.1 that these facts were read from; relative to ``models/autoencoders``."""
     notes: str = ""
 
-    def inputs(self, config: Config) -> tuple[int, int]:
-        """Channels that the first layer takes, and those that it would be given; they must be the same."""
-        takes = config.get("in_channels", config.get("input_channels", 3))
-        return int(takes), self.colours * _patch_before(config) ** 2
+    def encoder_scale_factor(self, config: Config) -> int:
+        """Pixels of a side per value of the encoder's output."""
+        if self.scale_factor_key:
+            return int(config[self.scale_factor_key])
+        return int(2 ** (len(config[self.levels_key]) - 1)) * pixel_patch_size(config)
+
+    def latent_patch_size(self, config: Config) -> int:
+        """Latent values of a side per packed patch; 1 if the class packs none."""
+        return int(config["patch_size"][0]) if self.packs_patches else 1
+
+    def latent_form(self, config: Config) -> LatentForm:
+        """Form of the latents that `inpaint_encode.vae.encode.posterior` returns."""
+        if self.latents_are_scaled:
+            return "scaled"
+        return "packed" if self.packs_patches and config.get("flux2_latents") != "plain" else "unscaled"
 
 
-def _halvings(name: str) -> Callable[[Config], int]:
-    """Each level of the encoder but the last halves the sides; a side may be cut into patches before."""
-    return lambda config: int(2 ** (len(config[name]) - 1)) * _patch_before(config)
-
-
-def _patch_before(config: Config) -> int:
+def pixel_patch_size(config: Config) -> int:
+    """Side of the pixel patches that the model moves into channels before its first layer; 1 for none."""
     side = config.get("patch_size")
     return side if isinstance(side, int) else 1
 
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
+# To add a family:
+# 1. Add an entry here, under the name of its class in diffusers. State only what differs from VaeFamily's defaults.
+# 2. Add a small model of it to SMALL in tests/vaes.py. The tests then compare it with diffusers, alone and in a job.
+# 3. Add the published configuration to PUBLISHED in tests/unit/vae/test_registry.py, and its line to README's table.
+# A class whose latents need other steps than these fields describe also needs them in encode.py and decode.py.
+FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
     {
-        "AutoencoderKL": Family(
+        "AutoencoderKL": VaeFamily(
             models="SD 1.x, SD 2, SDXL, SD 3, Flux.1; the x4 upscaler at 4",
-            ratio=_halvings("block_out_channels"),
             precision="float16 overflows in SDXL's",
             checked="autoencoder_kl.py, vae.py (Encoder)",
         ),
-        "AutoencoderKLFlux2": Family(
+        "AutoencoderKLFlux2": VaeFamily(
             models="Flux.2",
-            ratio=_halvings("block_out_channels"),
-            patch=lambda config: int(config["patch_size"][0]),
+            packs_patches=True,
             checked="autoencoder_kl_flux2.py; pipelines/flux2/pipeline_flux2.py (_encode_vae_image)",
-            notes="by default packed, as ComfyUI and the denoiser have it: 2x2 values become channels, normalised by "
-            "the weights' running mean and variance; --flux2-latents plain stores 32 channels at 1/8 instead",
+            notes="packed by default, like ComfyUI and the denoiser: 2x2 values become channels, normalised with the "
+            "running mean and variance of the weights; --flux2-latents plain stores 32 channels at 1/8 instead",
         ),
-        "AutoencoderTiny": Family(
+        "AutoencoderTiny": VaeFamily(
             models="TAESD and its kin",
-            ratio=_halvings("encoder_block_out_channels"),
-            answer="latents",
-            scaled=True,
+            levels_key="encoder_block_out_channels",
+            output_attr="latents",
+            latents_are_scaled=True,
             checked="autoencoder_tiny.py, vae.py (EncoderTiny)",
-            notes="takes -1..1 like every class; no posterior; its latents are in the scaled space already",
+            notes="takes -1..1 like every class; no posterior; its latents are already scaled",
         ),
-        "AutoencoderDC": Family(
+        "AutoencoderDC": VaeFamily(
             models="Sana (DC-AE)",
-            ratio=_halvings("encoder_block_out_channels"),
-            answer="latent",
+            levels_key="encoder_block_out_channels",
+            output_attr="latent",
             checked="autoencoder_dc.py (Encoder); pipelines/sana",
             notes="no posterior",
         ),
-        "AutoencoderKLQwenImage": Family(
+        "AutoencoderKLQwenImage": VaeFamily(
             models="Qwen-Image",
-            ratio=_halvings("dim_mult"),
-            channels="z_dim",
+            levels_key="dim_mult",
+            channels_key="z_dim",
             video=True,
-            graphs=False,
+            compilable=False,
             checked="autoencoder_kl_qwenimage.py; pipelines/qwenimage",
-            notes="a video VAE, with a mean and a deviation for each channel",
+            notes="a video VAE with a mean and a standard deviation per channel",
         ),
-        "AutoencoderKLQwenImage21": Family(
+        "AutoencoderKLQwenImage21": VaeFamily(
             models="Qwen-Image 2.1",
-            ratio=_halvings("dim_mult"),
-            channels="z_dim",
-            colours=4,
+            levels_key="dim_mult",
+            channels_key="z_dim",
+            in_channels=4,
             video=True,
-            graphs=False,
+            compilable=False,
             checked="autoencoder_kl_qwenimage21.py; pipelines/qwenimage21",
-            notes="a video VAE of RGBA: a fourth channel, opaque, is added",
+            notes="a video VAE of RGBA: an opaque fourth channel is added",
         ),
-        "AutoencoderKLWan": Family(
+        "AutoencoderKLWan": VaeFamily(
             models="Wan 2.1 at 8 with 16 channels, Wan 2.2 at 16 with 48",
-            ratio=_halvings("dim_mult"),
-            channels="z_dim",
+            levels_key="dim_mult",
+            channels_key="z_dim",
             video=True,
-            graphs=False,
+            compilable=False,
             checked="autoencoder_kl_wan.py; pipelines/wan/pipeline_wan_i2v.py",
-            notes="a video VAE, with a mean and a deviation for each channel; scale_factor_spatial is not believed",
+            notes="a video VAE with a mean and a standard deviation per channel; scale_factor_spatial is not used",
         ),
-        "AutoencoderKLHunyuanImage": Family(
+        "AutoencoderKLHunyuanImage": VaeFamily(
             models="HunyuanImage 2.1",
-            ratio=lambda config: int(config["spatial_compression_ratio"]),
+            scale_factor_key="spatial_compression_ratio",
             checked="autoencoder_kl_hunyuanimage.py; pipelines/hunyuan_image",
         ),
-        "AsymmetricAutoencoderKL": Family(
+        "AsymmetricAutoencoderKL": VaeFamily(
             models="the asymmetric VQGAN for SD 1.x",
-            ratio=_halvings("down_block_out_channels"),
+            levels_key="down_block_out_channels",
             checked="autoencoder_asym_kl.py",
             notes="its block_out_channels are the decoder's",
         ),
     }
 )
-"""By the name of the class in diffusers."""
+"""Supported families, by the name of the class in diffusers."""
 
 
-def family_of(vae: ModelMixin) -> Family:
+def family_of(vae: ModelMixin | str, subject: str = "the VAE") -> VaeFamily:
     """Return the entry of a loaded model's class.
 
-    Raises:
-        UsageError: the class is not known here.
-    """
-    return known_family(type(vae).__name__, "the VAE")
-
-
-def known_family(name: str, whose: str) -> Family:
-    """Return the entry of the class ``name``; ``whose`` begins the sentence if there is none.
+    Args:
+        vae: a loaded model, or the name of a class in diffusers.
+        subject: begins the error's sentence.
 
     Raises:
-        UsageError: the class is not known here.
+        UsageError: the class is not supported.
     """
+    name = vae if isinstance(vae, str) else type(vae).__name__
     if name not in FAMILIES:
-        raise UsageError(f"{whose} is of class {name}, which is not known here; known are {', '.join(FAMILIES)}")
+        raise UsageError(f"{subject} is of class {name}, which is not supported; supported are {', '.join(FAMILIES)}")
     return FAMILIES[name]

@@ -1,4 +1,4 @@
-"""Latents in the space that a denoiser works in, from latents as they are stored, and back."""
+"""Convert latents between the VAE's own space and the scaled space that a denoiser works in."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.metadata import VaeMetadata
 
-from .facts import VaeFacts
-
-__all__ = ["SCALINGS", "Scaling", "by_channel", "refuse_unscalable", "settled", "to_scaled", "to_unscaled"]
+__all__ = ["SCALINGS", "Scaling", "apply_vae_family", "check_scalable", "per_channel", "to_scaled", "to_unscaled"]
 
 
 class Scaling(NamedTuple):
-    """What the configuration of a model that has an AutoencoderKL says, and which shapes it can be told by."""
+    """The scaling of a model with an AutoencoderKL, and the shapes that identify its VAE."""
 
     channels: int
     levels: int
+    """Levels of the encoder."""
     scaling_factor: float
     shift_factor: float | None
 
@@ -36,113 +36,114 @@ SCALINGS: Mapping[str, Scaling] = MappingProxyType(
         "x4-upscaler": Scaling(4, 3, 0.08333, None),
     }
 )
-"""By ``--vae-family``, and of the upscaler, which its shapes tell."""
+"""By value of ``--vae-family``; the upscaler's shapes are unique, so that it needs no option."""
 
 
-def to_scaled(samples: Tensor, facts: VaeFacts) -> Tensor:
-    """Scale latents as diffusers' pipelines do before they are denoised.
+def to_scaled(latents: Tensor, metadata: VaeMetadata) -> Tensor:
+    """Scale latents as diffusers' pipelines do for the denoiser.
 
-    ``(samples - latents_mean) / latents_std`` where the model has statistics, then
-    ``(samples - shift_factor) * scaling_factor``, each where it has one. Latents that are in that space already
-    (AutoencoderTiny's, Flux.2's packed ones) come back as they are.
+    ``(latents - latents_mean) / latents_std`` where the model has statistics, then
+    ``(latents - shift_factor) * scaling_factor``, each where it has one. Latents that are already scaled
+    (AutoencoderTiny's, Flux.2's packed ones) are returned unchanged.
 
     Args:
-        samples: float ``[B, C, h, w]``, as `inpaint_encode.vae.posterior` gives them.
-        facts: of the VAE that made them.
+        latents: float ``[B, C, h, w]``, as `inpaint_encode.vae.encode.posterior` returns them.
+        metadata: of the VAE that made them.
 
     Raises:
-        UsageError: the scaling is not known, see `refuse_unscalable`.
+        UsageError: the scaling is unknown, see `check_scalable`.
     """
-    refuse_unscalable(facts)
-    if facts.latent_form != "unscaled":
-        return samples
-    if facts.latents_mean is not None and facts.latents_std is not None:
-        mean, std = (by_channel(values, samples) for values in (facts.latents_mean, facts.latents_std))
-        samples = (samples - mean) / std
-    if facts.shift_factor is not None:
-        samples = samples - facts.shift_factor
-    return samples if facts.scaling_factor is None else samples * facts.scaling_factor
+    check_scalable(metadata)
+    if metadata.latent_form != "unscaled":
+        return latents
+    if metadata.latents_mean is not None and metadata.latents_std is not None:
+        mean, std = (per_channel(values, latents) for values in (metadata.latents_mean, metadata.latents_std))
+        latents = (latents - mean) / std
+    if metadata.shift_factor is not None:
+        latents = latents - metadata.shift_factor
+    return latents if metadata.scaling_factor is None else latents * metadata.scaling_factor
 
 
-def to_unscaled(latents: Tensor, facts: VaeFacts) -> Tensor:
-    """Take back what `to_scaled` does with the same facts, of float ``[B, C, h, w]``.
+def to_unscaled(latents: Tensor, metadata: VaeMetadata) -> Tensor:
+    """Undo `to_scaled`; both take and return float ``[B, C, h, w]``.
 
     Raises:
-        UsageError: the scaling is not known, see `refuse_unscalable`.
+        UsageError: the scaling is unknown, see `check_scalable`.
     """
-    refuse_unscalable(facts)
-    if facts.latent_form != "unscaled":
+    check_scalable(metadata)
+    if metadata.latent_form != "unscaled":
         return latents
-    if facts.scaling_factor is not None:
-        latents = latents / facts.scaling_factor
-    if facts.shift_factor is not None:
-        latents = latents + facts.shift_factor
-    if facts.latents_mean is None or facts.latents_std is None:
+    if metadata.scaling_factor is not None:
+        latents = latents / metadata.scaling_factor
+    if metadata.shift_factor is not None:
+        latents = latents + metadata.shift_factor
+    if metadata.latents_mean is None or metadata.latents_std is None:
         return latents
-    mean, std = (by_channel(values, latents) for values in (facts.latents_mean, facts.latents_std))
+    mean, std = (per_channel(values, latents) for values in (metadata.latents_mean, metadata.latents_std))
     return latents * std + mean
 
 
-def settled(facts: VaeFacts, vae_family: str) -> VaeFacts:
-    """Facts with the scaling that a single file has left open, by the model that its VAE is of.
+def apply_vae_family(metadata: VaeMetadata, vae_family: str) -> VaeMetadata:
+    """Return the metadata with the scaling of the named model, for a single file that does not state its scaling.
 
     Args:
-        facts: of the VAE.
-        vae_family: a name in `SCALINGS`, or "" to leave the facts as they are.
+        metadata: of the VAE.
+        vae_family: a key of `SCALINGS`; "" returns the metadata unchanged.
 
     Raises:
-        UsageError: that model's VAE has other shapes, or another scaling than is known.
+        UsageError: that model's VAE has other shapes, or the metadata has another scaling.
     """
     if not vae_family:
-        return facts
+        return metadata
     model = SCALINGS.get(vae_family)
-    shape = facts.vae_class, facts.latent_channels, facts.ratio
+    shape = metadata.vae_class, metadata.latent_channels, metadata.vae_scale_factor
     if model is None or ("AutoencoderKL", model.channels, 2 ** (model.levels - 1)) != shape:
         raise UsageError(
-            f"vae_family {vae_family!r}, but {facts.vae_source} is an {facts.vae_class} of {facts.latent_channels} "
-            f"channels at 1/{facts.ratio}; known are {', '.join(SCALINGS)}"
+            f"vae_family {vae_family!r}, but {metadata.vae_source} is an {metadata.vae_class} of "
+            f"{metadata.latent_channels} channels at 1/{metadata.vae_scale_factor}; known are {', '.join(SCALINGS)}"
         )
-    if facts.scaling_factor not in (None, model.scaling_factor):
+    if metadata.scaling_factor not in (None, model.scaling_factor):
         raise UsageError(
-            f"vae_family {vae_family!r}, but the scaling_factor of {facts.vae_source} is {facts.scaling_factor}"
+            f"vae_family {vae_family!r}, but the scaling_factor of {metadata.vae_source} is {metadata.scaling_factor}"
         )
-    return replace(facts, scaling_factor=model.scaling_factor, shift_factor=model.shift_factor)
+    return replace(metadata, scaling_factor=model.scaling_factor, shift_factor=model.shift_factor)
 
 
-def refuse_unscalable(
-    facts: VaeFacts,
-    asked: str = "--scaled",
+def check_scalable(
+    metadata: VaeMetadata,
+    subject: str = "--scaled",
     remedy: str = "name the model with --vae-family, or give its diffusers folder",
 ) -> None:
-    """Refuse what `to_scaled` cannot do, before a job begins or a row is read.
+    """Check that `to_scaled` can scale a VAE's latents.
 
     Args:
-        facts: of the VAE.
-        asked: what needs the scaling; it begins the sentence.
-        remedy: what to do where it is not known; it ends the sentence.
+        metadata: of the VAE.
+        subject: what needs the scaling; begins the error's sentence.
+        remedy: what to do if the scaling is unknown; ends the error's sentence.
 
     Raises:
-        UsageError: nothing tells by what to scale, or the model's statistics are those of another form.
+        UsageError: the scaling is unknown, or the model's statistics are for packed latents and these are plain.
     """
-    if facts.latent_form != "unscaled":
+    if metadata.latent_form != "unscaled":
         return
-    if facts.latents_std is not None and len(facts.latents_std) != facts.latent_channels:
+    if metadata.latents_std is not None and len(metadata.latents_std) != metadata.latent_channels:
         raise UsageError(
-            f"{asked} of {facts.vae_class} is its packed latent, which --flux2-latents packed stores, and not this one"
+            f"{subject} needs packed latents of {metadata.vae_class}, and these are plain; "
+            "encode with --flux2-latents packed"
         )
-    if facts.scaling_factor is None and facts.latents_std is None:
+    if metadata.scaling_factor is None and metadata.latents_std is None:
         raise UsageError(
-            f"{asked} needs the scaling of {facts.vae_source}, which is not known: its configuration has none, or it "
-            f"is a single file whose names and shapes are those of several models; {remedy}"
+            f"{subject} needs the scaling of {metadata.vae_source}, which is unknown: its configuration has none, or "
+            f"it is a single file whose names and shapes fit several models; {remedy}"
         )
 
 
-def by_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    """``[1, C, 1, 1]`` on the device and in the type of ``like``; what is new to a device waits for it, once."""
-    return _by_channel(tuple(values), like.device, like.dtype)
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return ``[1, C, 1, 1]`` on the device and in the type of ``like``; cached, since a new one waits for the GPU."""
+    return _per_channel(tuple(values), like.device, like.dtype)
 
 
 @lru_cache(maxsize=32)
-def _by_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1)

@@ -1,1 +1,1 @@
-"""What the job costs, beside what its work alone costs and what other programs for the same work cost."""
+"""The benchmark: what the job costs, compared with the cost of its parts and of other programs for the same work."""

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
 from inpaint_encode.job.cluster import protect_local_ray
 
-if TYPE_CHECKING:
-    from .record import Section
-
 __all__ = ["SECTIONS", "app"]
 
-RECORDS = Path("jobs/benchmarks/records")
-
-Name = Literal["kernel", "repeatable", "feed", "cost", "peers", "growth", "fetch", "write", "reading"]
-SECTIONS: tuple[Name, ...] = ("kernel", "repeatable", "feed", "cost", "peers", "growth", "fetch", "write", "reading")
-
+Name = Literal["kernel", "repeatable", "utilisation", "cost", "peers", "dilation", "fetch", "write", "reading"]
+SECTIONS: tuple[Name, ...] = get_args(Name)
 
 app = App(name="benchmark", help="Measure the job and its peers on this machine, with a GPU if it has one.")
 
@@ -32,40 +24,34 @@ def benchmark(
     only: Annotated[tuple[Name, ...], Parameter(negative=(), consume_multiple=True)] = SECTIONS,
     quick: Annotated[bool, Parameter(negative=())] = False,
     scale: Annotated[bool, Parameter(negative=())] = False,
-    records: Path = RECORDS,
+    records: Path = Path("jobs/benchmarks/records"),
 ) -> None:
-    """Make the data, measure the sections, print them and write a dated record.
+    """Create the data, measure the sections, print them and write a dated record.
 
     Args:
-        only: sections to measure, such as --only kernel feed.
-        scale: measure how the job grows with pairs, workers and pixels instead, and reckon what many GPUs need.
-        quick: a minute's run to see that it works; its figures are too few to be believed.
+        only: sections to measure, for example --only kernel utilisation.
+        scale: measure how the job scales with pairs, workers and pixels instead, and extrapolate to many GPUs.
+        quick: run for about a minute to check that the benchmark works. The figures have too few samples to use.
         records: folder of the record.
     """
     protect_local_ray("")
+    from rich.console import Console
+    from rich.markdown import Markdown
+
     from .record import Record
+    from .scale import scale_sections
+    from .sections import FULL, QUICK, measure_sections
 
     console = Console(width=140)
-    extent = {"extent": "quick" if quick else "whole"}
-    record = Record("stand-in, scale" if scale else "SD VAE, random weights", settings=extent)
-    with tempfile.TemporaryDirectory() as folder:
-        for section in _scaled(Path(folder), quick) if scale else _measured(only, Path(folder), quick):
+    record = Record("fake VAE, scale" if scale else "SD VAE, random weights")
+    record.settings = {"extent": "quick" if quick else "full"}
+    with tempfile.TemporaryDirectory() as name:
+        folder, extent = Path(name), QUICK if quick else FULL
+        for section in scale_sections(folder, quick=quick) if scale else measure_sections(only, extent, folder):
             record.sections.append(section)
-            record.write(records)  # what has been measured stays, whatever comes after
-    record.show(console)
+            record.write(records)  # after each section, so that a failure keeps the earlier ones
+    console.print(Markdown(record.markdown()))
     console.print(f"the record is {records / record.file_name}", highlight=False)
-
-
-def _measured(only: tuple[Name, ...], folder: Path, quick: bool) -> Iterable[Section]:
-    from .sections import QUICK, WHOLE, sections
-
-    return sections(only, QUICK if quick else WHOLE, folder)
-
-
-def _scaled(folder: Path, quick: bool) -> Iterable[Section]:
-    from .scale import scale_record
-
-    return scale_record(folder, quick=quick)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The unit of the benchmark: what it costs to decode the two files of a pair with Pillow, and nothing else."""
+"""D, the unit of the benchmark: the cost of decoding the two files of a pair with Pillow, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,27 +12,22 @@ from PIL import Image
 from .data import Pair
 from .figures import Measure, cpu_ms
 
-__all__ = ["UNIT", "bare_decoding", "decode_bare"]
+__all__ = ["UNIT", "decode_pair", "measure_decoding"]
 
 UNIT = "ms CPU/pair"
 
 
-def bare_decoding(pairs: Sequence[Pair]) -> Measure:
-    """Measure the decoding of all ``pairs``, files on disk, one after the other in this process: `UNIT`, called D."""
-
-    def decode_all() -> None:
-        for pair in pairs:
-            decode_bare(pair)
-
-    return lambda: cpu_ms(decode_all, len(pairs))
+def measure_decoding(pairs: Sequence[Pair]) -> Measure:
+    """Return a measure of decoding ``pairs``, files on disk, one after the other in this process, in `UNIT`."""
+    return lambda: cpu_ms(lambda: [decode_pair(pair) for pair in pairs], len(pairs))
 
 
-def decode_bare(pair: Pair) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Open and load both files; return RGB levels ``[H, W, 3]`` and the mask's levels ``[h, w]``, uint8."""
-    return _levels(pair.image, "RGB"), _levels(pair.mask, "L")
+def decode_pair(pair: Pair) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the RGB image ``[H, W, 3]`` and the grey mask ``[h, w]``, both uint8."""
+    return _decode(pair.image, "RGB"), _decode(pair.mask, "L")
 
 
-def _levels(path: str, mode: str) -> NDArray[Any]:
+def _decode(path: str, mode: str) -> NDArray[Any]:
     with Image.open(path) as image:
         image.load()
         return np.asarray(image if image.mode == mode else image.convert(mode))

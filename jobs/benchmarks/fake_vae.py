@@ -1,4 +1,4 @@
-"""What takes the VAE's place where everything around the VAE is measured, or where its pace is to be a known one."""
+"""Fake VAEs: for measuring everything around the VAE, or for a VAE whose speed is known."""
 
 from __future__ import annotations
 
@@ -9,42 +9,40 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CHANNELS", "RATIO", "NullVae", "WaitingVae"]
+from inpaint_encode.metadata import VaeMetadata
 
-RATIO = 8
-CHANNELS = 4
+__all__ = ["FAKE_VAE", "SCALE_FACTOR", "FakeVae"]
+
+SCALE_FACTOR = 8
+FAKE_VAE = VaeMetadata(
+    vae_class="FakeVae",
+    vae_source="none",
+    weights_sha256="0" * 64,
+    config_sha256="0" * 64,
+    vae_scale_factor=SCALE_FACTOR,
+    crop_multiple=SCALE_FACTOR,
+    latent_channels=4,
+)
 
 
-class NullVae:
-    """Makes latents of a real size out of pixels, at nearly no cost: what is measured is everything around the VAE.
+class FakeVae:
+    """Returns every eighth pixel of every eighth row in -1..1 as the latent; channel 4 repeats channel 1.
 
-    A latent is every eighth pixel of every eighth row in -1..1, and its first channel once more.
+    With ``seconds_per_image`` it sleeps for each image, which leaves the CPU to others as a GPU does.
     """
 
-    def encode_levels(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """Encode uint8 ``[B, H, W, 3]``, grey where the 0/1 mask ``[B, H, W]`` is 1, to ``[B, 4, H / 8, W / 8]``."""
-        values = pixels[:, ::RATIO, ::RATIO].astype(np.float32) / 127.5 - 1
-        values *= 1 - mask[:, ::RATIO, ::RATIO, None]
+    def __init__(self, seconds_per_image: float = 0.0) -> None:
+        self._seconds = seconds_per_image
+
+    def encode_uint8(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Encode uint8 ``[B, H, W, 3]``, masked where the 0/1 mask ``[B, H, W]`` is 1, to ``[B, 4, H / 8, W / 8]``."""
+        time.sleep(self._seconds * len(pixels))
+        values = pixels[:, ::SCALE_FACTOR, ::SCALE_FACTOR].astype(np.float32) / 127.5 - 1
+        values *= 1 - mask[:, ::SCALE_FACTOR, ::SCALE_FACTOR, None]
         latents: NDArray[Any] = values[..., [0, 1, 2, 0]].transpose(0, 3, 1, 2).astype(np.float16, order="C")
         return latents
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Encode float32 ``[B, 3, H, W]`` in -1..1, greyed before, to ``[B, 4, H / 8, W / 8]``."""
-        return pixels[:, [0, 1, 2, 0], ::RATIO, ::RATIO]
-
-
-class WaitingVae(NullVae):
-    """A `NullVae` that sleeps for each image: a VAE of a known pace that leaves the CPU to others, as a GPU does."""
-
-    def __init__(self, seconds_per_image: float) -> None:
-        self._seconds = seconds_per_image
-
-    def encode_levels(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """See `NullVae.encode_levels`."""
+        """Encode masked float32 images ``[B, 3, H, W]`` in -1..1 to ``[B, 4, H / 8, W / 8]``."""
         time.sleep(self._seconds * len(pixels))
-        return super().encode_levels(pixels, mask)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """See `NullVae`."""
-        time.sleep(self._seconds * len(pixels))
-        return super().__call__(pixels)
+        return pixels[:, [0, 1, 2, 0], ::SCALE_FACTOR, ::SCALE_FACTOR]

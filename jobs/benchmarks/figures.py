@@ -1,4 +1,4 @@
-"""Figures with their spread, and ratios between figures that were measured in turn."""
+"""Figures with their spread, and ratios of figures that were measured in turn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Figure", "Measure", "Ratio", "cpu_ms", "in_turn", "number"]
+__all__ = ["Figure", "Measure", "Ratio", "cpu_ms", "format_number", "in_turn"]
 
 Measure = Callable[[], float]
 """Does the work once and returns one sample."""
@@ -15,7 +15,7 @@ Measure = Callable[[], float]
 
 @dataclass(frozen=True)
 class Figure:
-    """One quantity, measured as often as there are samples."""
+    """One measured quantity; raises ValueError without samples."""
 
     name: str
     unit: str
@@ -23,35 +23,31 @@ class Figure:
 
     def __post_init__(self) -> None:
         if not self.samples:
-            raise ValueError(f"{self.name} has no samples; a figure is something that was measured")
+            raise ValueError(f"{self.name} has no samples; measure it at least once")
+
+    @classmethod
+    def once(cls, name: str, unit: str, value: float) -> Figure:
+        """Return a figure with one sample."""
+        return cls(name, unit, (float(value),))
 
     @property
     def median(self) -> float:
         """The middle sample, or the mean of the middle two."""
         return statistics.median(self.samples)
 
-    @property
-    def minimum(self) -> float:
-        """The least sample."""
-        return min(self.samples)
-
-    @property
-    def maximum(self) -> float:
-        """The greatest sample."""
-        return max(self.samples)
-
     def __str__(self) -> str:
-        """Median, least and greatest, as ``4.1 (3.9..4.5)``."""
+        """Median, minimum and maximum, for example ``4.1 (3.9..4.5)``."""
         if len(self.samples) == 1:
-            return f"{number(self.median)} (once)"
-        return f"{number(self.median)} ({number(self.minimum)}..{number(self.maximum)})"
+            return f"{format_number(self.median)} (once)"
+        low, high = format_number(min(self.samples)), format_number(max(self.samples))
+        return f"{format_number(self.median)} ({low}..{high})"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times ``numerator`` is as much as ``denominator``, sample by sample: the two were measured in turn.
+    """``numerator`` over ``denominator``, sample by sample; both were measured in turn.
 
-    A neighbour on the machine slows both samples of a pair, so that the quotients scatter less than the figures.
+    Another load on the machine slows both samples, so ratios scatter less than the figures.
 
     Raises:
         ValueError: units or numbers of samples differ.
@@ -71,15 +67,15 @@ class Ratio:
 
     @property
     def figure(self) -> Figure:
-        """The quotients, sample by sample."""
+        """The ratios, sample by sample."""
         pairs = zip(self.numerator.samples, self.denominator.samples, strict=True)
         return Figure(self.name, "ratio", tuple(above / below for above, below in pairs))
 
 
 def in_turn(unit: str, measures: Mapping[str, Measure], repeats: int, warm_ups: int = 1) -> dict[str, Figure]:
-    """Take one sample of each measure, ``repeats`` times over, every other time in the opposite order.
+    """Take one sample of each measure in each of ``repeats`` rounds; every second round runs in the opposite order.
 
-    Samples of the same number are of the same time, as a `Ratio` needs. ``warm_ups`` rounds go before and are not kept.
+    Sample n of all figures is from the same round, which a `Ratio` needs. The first ``warm_ups`` rounds do not count.
     """
     samples: dict[str, list[float]] = {name: [] for name in measures}
     for turn in range(-warm_ups, repeats):
@@ -91,14 +87,14 @@ def in_turn(unit: str, measures: Mapping[str, Measure], repeats: int, warm_ups: 
 
 
 def cpu_ms(work: Callable[[], object], count: int = 1) -> float:
-    """Milliseconds of CPU, of all threads of this process, that ``work`` takes for each of ``count`` items."""
+    """Return the CPU milliseconds of ``work`` per item, for ``count`` items, in all threads of this process."""
     start = time.process_time()
     work()
     return 1000.0 * (time.process_time() - start) / count
 
 
-def number(value: float) -> str:
-    """Three significant digits, never as a power of ten."""
+def format_number(value: float) -> str:
+    """Format with three significant digits, without an exponent."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     digits = 2 if abs(value) >= 1 else 3

@@ -1,6 +1,6 @@
-"""How fast the VAE's encoder can be on this hardware: images a second on resident tensors, as a share of its peak.
+"""The rate of the VAE's encoder on tensors in the device's memory, also as a share of the hardware's peak.
 
-The VAE has the size of Stable Diffusion's and random weights; what it computes takes as long as with any others.
+The VAE has the size of Stable Diffusion's and random weights, which does not change its speed.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,29 +22,16 @@ from .record import Section
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-__all__ = ["EncodeResident", "Tune", "default_encode", "encoder_flop", "kernel_section", "matmul_peak", "sd_vae"]
+__all__ = ["Encode", "default_encode", "encoder_flop", "kernel_section", "matmul_peak", "sd_vae"]
 
-EncodeResident = Callable[[Tensor], Tensor]
-"""``[B, 3, H, W]`` in -1..1 in the VAE's type, on its device, to latents ``[B, C, h, w]``."""
-
-Tune = Callable[["AutoencoderKL"], EncodeResident]
+Encode = Callable[[Tensor], Tensor]
+"""``[B, 3, H, W]`` in -1..1 in the VAE's dtype and on its device, to latents ``[B, C, h, w]``."""
 
 _LEVELS = 4
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """One device, one type, two ways to encode."""
-
-    device: torch.device
-    dtype: torch.dtype
-    window_s: float
-    ways: dict[str, EncodeResident]
-    flop: Callable[[int], int]
-
-
 def sd_vae(*, decoder: bool = False) -> AutoencoderKL:
-    """Build Stable Diffusion's VAE, ratio 8 and 4 channels, with random weights; its decoder if it is needed."""
+    """Return a VAE of Stable Diffusion's architecture with random weights: downscale factor 8, 4 channels."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -61,10 +47,10 @@ def sd_vae(*, decoder: bool = False) -> AutoencoderKL:
     return vae.eval().requires_grad_(False)
 
 
-def default_encode(vae: AutoencoderKL) -> EncodeResident:
-    """Encode as diffusers does when nobody changes anything: eager, and with cuDNN's own choice of algorithms.
+def default_encode(vae: AutoencoderKL) -> Encode:
+    """Return an encoder with diffusers' defaults: eager, without cuDNN's search for faster algorithms.
 
-    A search for faster ones that a tuned way has switched on for the whole process is off during the call.
+    The search is a global setting, which a tuned encoder may have switched on; it is off during the call.
     """
     cudnn = torch.backends.cudnn
 
@@ -81,9 +67,9 @@ def default_encode(vae: AutoencoderKL) -> EncodeResident:
 
 
 def encoder_flop(vae: AutoencoderKL, side: int) -> int:
-    """Count the floating-point operations of encoding one square image: two for a multiplication with its addition.
+    """Return the floating-point operations of encoding one square image: two per multiplication and addition.
 
-    Convolutions, matrix products and attention count, and nothing else. Nothing is computed.
+    Only convolutions, matrix products and attention count. The function computes on the meta device.
     """
     shapes = copy.deepcopy(vae).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -92,15 +78,14 @@ def encoder_flop(vae: AutoencoderKL, side: int) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, window_s: float) -> float:
-    """TFLOP/s of one large square matrix product: what the hardware gives in practice, below its data sheet's."""
+    """Return the TFLOP/s of one large square matrix product: the practical peak, below that of the data sheet."""
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = _seconds_a_call(lambda: left @ right, device, window_s)
-    return float(2 * side**3 / seconds / 1e12)
+    return 2 * side**3 / _seconds_per_call(lambda: left @ right, device, window_s) / 1e12
 
 
 def kernel_section(
-    tune: Tune,
+    tune: Callable[[AutoencoderKL], Encode],
     *,
     device: str,
     sides: Sequence[int],
@@ -109,106 +94,93 @@ def kernel_section(
     window_s: float = 0.5,
     vae: AutoencoderKL | None = None,
 ) -> Section:
-    """Compare ``tune`` with diffusers' default, each at the fastest of ``batches``, on square images of ``sides``.
+    """Compare ``tune`` with diffusers' default, each at its fastest batch size, on square images.
 
-    Both compute in bfloat16 on CUDA and in float32 on the CPU, each on a copy of ``vae`` (`sd_vae` unless given). The
-    matrix product's peak is measured in the same turns; a share is of its best sample. Each sample is the mean over as
-    many calls as fill ``window_s``, and of one at least.
+    Both compute in bfloat16 on CUDA and in float32 on the CPU. A share is of the best sample of the matrix product,
+    which is measured in the same turns.
+
+    Args:
+        tune: returns an encoder for a VAE; gets a copy of ``vae`` on the device.
+        device: ``"cuda"`` or ``"cpu"``.
+        sides: sides of the images, in pixels.
+        batches: batch sizes to try.
+        repeats: samples of each figure.
+        window_s: a sample is the mean of the calls that fill this many seconds, at least one.
+        vae: by default `sd_vae`.
     """
     where = torch.device(device)
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     vae = sd_vae() if vae is None else vae
-    ways = {
+    encoders = {
         "diffusers' default": default_encode(copy.deepcopy(vae).to(where, dtype)),
         "tuned": tune(copy.deepcopy(vae).to(where, dtype)),
     }
-    bench = _Bench(where, dtype, window_s, ways, lambda side: encoder_flop(vae, side))
     figures: list[Figure] = []
     ratios: list[Ratio] = []
     for side in sides:
-        of_side, ratio = _rates(bench, side, batches, repeats)
-        figures += of_side
-        ratios.append(ratio)
+        peak_name = f"matrix product, beside {side} x {side}"
+        measures: dict[str, Measure] = {peak_name: partial(matmul_peak, where, dtype, window_s)}
+        for name, encode in encoders.items():
+            rates = {count: partial(_rate, encode, (count, 3, side, side), where, dtype, window_s) for count in batches}
+            best = _fastest(rates)
+            measures[f"{name}, {side} x {side}, batch {best}"] = rates[best]
+        samples = in_turn("images/s", measures, repeats)
+        peak = Figure(peak_name, "TFLOP/s", samples.pop(peak_name).samples)
+        default, tuned = samples.values()
+        percent = 100 * encoder_flop(vae, side) / 1e12 / max(peak.samples)
+        shares = [
+            Figure(f"{figure.name}, share of the peak", "%", tuple(percent * rate for rate in figure.samples))
+            for figure in (default, tuned)
+        ]
+        figures += [default, tuned, peak, *shares]
+        ratios.append(Ratio(f"tuned over default, {side} x {side}", tuned, default))
     text = (
-        f"Images a second of the encoder alone, {str(dtype).removeprefix('torch.')} on {device}, each way at the "
-        f"fastest of the batches {', '.join(map(str, batches))}; the share is of the matrix product's best sample."
+        f"Images a second of the encoder alone, {str(dtype).removeprefix('torch.')} on {device}, each at the fastest "
+        f"batch size of {', '.join(map(str, batches))}. The share is of the best sample of the matrix product."
     )
     return Section("Kernel rate", text, tuple(figures), tuple(ratios))
 
 
-def _rates(bench: _Bench, side: int, batches: Sequence[int], repeats: int) -> tuple[list[Figure], Ratio]:
-    """The rate of each way, the peak, and the shares of it, for one size."""
-    peak_name = f"matrix product, beside {side} x {side}"
-    measures: dict[str, Measure] = {peak_name: lambda: matmul_peak(bench.device, bench.dtype, bench.window_s)}
-    for name, encode in bench.ways.items():
-        count = _best_batch(bench, encode, side, batches)
-        measures[f"{name}, {side} x {side}, batch {count}"] = partial(_rate, bench, encode, side, count)
-    samples = in_turn("images/s", measures, repeats)
-    peak = Figure(peak_name, "TFLOP/s", samples.pop(peak_name).samples)
-    default, tuned = samples.values()
-    tflop = bench.flop(side) / 1e12
-    shares = [_share(rate, tflop, peak) for rate in (default, tuned)]
-    return [default, tuned, peak, *shares], Ratio(f"tuned over default, {side} x {side}", tuned, default)
-
-
-def _share(rate: Figure, tflop: float, peak: Figure) -> Figure:
-    percent = tuple(100 * tflop * sample / peak.maximum for sample in rate.samples)
-    return Figure(f"{rate.name}, share of the peak", "%", percent)
-
-
-def _best_batch(bench: _Bench, encode: EncodeResident, side: int, batches: Sequence[int]) -> int:
-    """The batch with the highest rate, by one sample of each after a first call; what memory cannot hold is out.
+def _fastest(rates: Mapping[int, Measure]) -> int:
+    """Return the batch size with the highest rate, by one sample each; skips those that do not fit into memory.
 
     Raises:
-        torch.OutOfMemoryError: not even the smallest batch fits.
+        torch.OutOfMemoryError: the smallest batch does not fit.
     """
-    rates: dict[int, float] = {}
-    for count in sorted(batches):
+    found: dict[int, float] = {}
+    for count in sorted(rates):
         try:
-            rates[count] = _rate(bench, encode, side, count)
+            found[count] = rates[count]()
         except torch.OutOfMemoryError:
-            if not rates:
+            if not found:
                 raise
             break
         finally:
-            if bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-    return max(rates, key=rates.__getitem__)
+            torch.cuda.empty_cache()
+    return max(found, key=found.__getitem__)
 
 
-def _rate(bench: _Bench, encode: EncodeResident, side: int, count: int) -> float:
-    """Images a second."""
-    pixels = torch.rand(count, 3, side, side, device=bench.device, dtype=bench.dtype) * 2 - 1
-    return count / _seconds_a_call(lambda: encode(pixels), bench.device, bench.window_s)
+def _rate(
+    encode: Encode, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype, window_s: float
+) -> float:
+    """Return images a second."""
+    pixels = torch.rand(shape, device=device, dtype=dtype) * 2 - 1
+    return shape[0] / _seconds_per_call(lambda: encode(pixels), device, window_s)
 
 
-def _seconds_a_call(call: Callable[[], object], device: torch.device, window_s: float) -> float:
-    """Mean over as many calls as fill ``window_s``, after a first one that may compile or allocate."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
+def _seconds_per_call(call: Callable[[], object], device: torch.device, window_s: float) -> float:
+    """Return the mean of the calls that fill ``window_s``; on CUDA after a first one that may compile or allocate."""
+
+    def seconds(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
             call()
-            once = _cuda_seconds(call, 1)
-            calls = max(1, math.ceil(window_s / once))
-            return _cuda_seconds(call, calls) / calls
-    once = _cpu_seconds(call, 1)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    if device.type == "cuda":
+        seconds(1)
+    once = seconds(1)
     calls = max(1, math.ceil(window_s / once))
-    return once if calls == 1 else _cpu_seconds(call, calls) / calls
-
-
-def _cuda_seconds(call: Callable[[], object], calls: int) -> float:
-    """Between two events on the current stream, with nothing else in flight before."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1000
-
-
-def _cpu_seconds(call: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return time.perf_counter() - start
+    return once if calls == 1 else seconds(calls) / calls

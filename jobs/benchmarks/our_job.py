@@ -1,4 +1,4 @@
-"""The job itself as a contestant: the same command path that a user takes, with a stand-in for the VAE if wanted."""
+"""The job as one of the compared programs: the same code that a user runs, with a fake VAE or a real one."""
 
 from __future__ import annotations
 
@@ -14,119 +14,99 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
-from inpaint_encode.core.batch import MOST_IMAGES, Batch, Done, EncodedBatch
+from inpaint_encode.core.batch import MAX_BATCH_SIZE, Batch, CompletedFuture, EncodedBatch
 from inpaint_encode.core.transform import grow_mask
 from inpaint_encode.job.pipeline import Backend, run_job
 from inpaint_encode.job.progress import Display, Silent
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import EncodeJob, Output, RowSettings, Source, VaeSource, Workers
-from inpaint_encode.vae import VaeFacts
 
-from .fake_vae import CHANNELS, RATIO, NullVae, WaitingVae
-from .peers.contestant import Contestant, Task
+from .fake_vae import FAKE_VAE, FakeVae
+from .peers.task import Program, Task
 
-__all__ = ["StandInEncoder", "product", "run_product", "stand_in_backend"]
+__all__ = ["FakeEncoder", "fake_backend", "our_job", "run_our_job"]
 
 
-class StandInEncoder:
-    """A stand-in VAE where a worker has its encoder; on the CPU, and in one thread, as a GPU leaves the CPU alone."""
+class FakeEncoder:
+    """A `FakeVae` as a worker's encoder; on the CPU, in one thread, because a GPU would leave the CPU alone."""
 
     precision = "float16"
 
-    def __init__(self, _device: str, seconds_per_image: float = 0.0, grow_mask_by: int = 6) -> None:
+    def __init__(self, metadata: RowMetadata, _device: str, seconds_per_image: float = 0.0) -> None:
         torch.set_num_threads(1)
-        self._vae = WaitingVae(seconds_per_image) if seconds_per_image else NullVae()
-        self._grow_mask_by = grow_mask_by
+        self._vae = FakeVae(seconds_per_image)
+        self._grow_mask_by = metadata.grow_mask_by
         self._device = threading.Lock()
 
-    def images_at_once(self, _height: int, _width: int) -> int:
-        """Memory is no matter here."""
-        return MOST_IMAGES
+    def batch_size(self, _height: int, _width: int) -> int:
+        """Return the maximum: memory does not limit a fake VAE."""
+        return MAX_BATCH_SIZE
 
     def check(self) -> None:
-        """Nothing can break."""
+        """Do nothing: no device can fail."""
 
-    def launch(self, batch: Batch) -> Done:
-        """Make the batch's latents by the stand-in, and grow its masks as the job does."""
+    def launch(self, batch: Batch, *, tile: bool | None = None) -> CompletedFuture:
+        """Encode the batch and grow its masks as the job does."""
         begun = time.perf_counter()
         shape = len(batch.pixels), batch.height, batch.width
         pixels = np.stack(batch.pixels).reshape(*shape, 3)
         bits = [np.unpackbits(bits, count=batch.height * batch.width) for bits in batch.masks]
         masks = np.stack(bits).reshape(shape)
         staged = time.perf_counter()
-        with self._device:  # one batch at a time, whichever thread brings it
-            samples = self._vae.encode_levels(pixels, masks)
+        with self._device:  # one batch at a time, as on a GPU
+            samples = self._vae.encode_uint8(pixels, masks)
         grown = grow_mask(torch.from_numpy(masks), self._grow_mask_by).numpy()
         seconds = {"copy": staged - begun, "encode": time.perf_counter() - staged, "copy_back": 0.0}
-        return Done(EncodedBatch(samples, _finite(samples), _finite(samples), grown, seconds))
+        finite = np.ones(len(samples), np.bool_)
+        return CompletedFuture(EncodedBatch(samples, finite, finite, grown, seconds))
 
 
-def _finite(samples: NDArray[Any]) -> NDArray[np.bool_]:
-    finite: NDArray[np.bool_] = np.isfinite(samples).all(axis=(1, 2, 3))
-    return finite
+def fake_backend(_job: EncodeJob, seconds_per_image: float = 0.0) -> Backend:
+    """Return a fake VAE for `inpaint_encode.job.pipeline.run_job`."""
+    return Backend(FAKE_VAE, partial(FakeEncoder, seconds_per_image=seconds_per_image))
 
 
-def stand_in_backend(_job: EncodeJob, seconds_per_image: float = 0.0) -> Backend:
-    """What `inpaint_encode.job.pipeline.run_job` takes in the place of a VAE."""
-    facts = VaeFacts(
-        vae_class="StandIn",
-        vae_source="none",
-        weights_sha256="0" * 64,
-        config_sha256="0" * 64,
-        ratio=RATIO,
-        crop_multiple=RATIO,
-        latent_channels=CHANNELS,
-        latent_form="unscaled",
-        scaling_factor=None,
-        shift_factor=None,
-        latents_mean=None,
-        latents_std=None,
-    )
-    return Backend(facts, partial(StandInEncoder, seconds_per_image=seconds_per_image))
-
-
-def run_product(
+def run_our_job(
     source: Source,
     output: Path,
     *,
-    backend_of: Callable[[EncodeJob], Backend] | None = stand_in_backend,
-    vae: str = "stand-in",
+    backend_of: Callable[[EncodeJob], Backend] | None = fake_backend,
+    vae: str = "fake",
     display: Display | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run the job from ``source`` into a new ``output``, on the Ray that this process has joined; return its report.
+    """Run the job on the Ray that this process is connected to, and return its report.
 
     Args:
-        source: of the pairs.
-        output: removed before.
-        backend_of: what makes latents; None is the VAE at ``vae``.
-        vae: where the VAE is.
-        display: is told how far the job is.
+        source: the pairs.
+        output: folder; removed before the run.
+        backend_of: returns what encodes; None for the VAE at ``vae``.
+        vae: folder of the VAE.
+        display: shows the progress.
         options: fields of `RowSettings`, `Workers` and `Output`.
     """
     shutil.rmtree(output, ignore_errors=True)
 
-    def given(kind: Any) -> dict[str, Any]:
-        return {name: options[name] for name in kind.model_fields if name in options}
+    def fields_of(settings: Any) -> dict[str, Any]:
+        return {name: options[name] for name in settings.model_fields if name in options}
 
     job = EncodeJob(
         source=source,
         vae=VaeSource(vae=vae),
-        output=Output(output=str(output), **given(Output)),
-        rows=RowSettings(**given(RowSettings)),
-        workers=Workers(**given(Workers)),
+        output=Output(output=str(output), **fields_of(Output)),
+        rows=RowSettings(**fields_of(RowSettings)),
+        workers=Workers(**fields_of(Workers)),
     )
     return run_job(job, display or Silent(), backend_of)
 
 
-def product(name: str, **options: Any) -> Contestant:
-    """The job as a `Contestant`, its pairs by a manifest; ``options`` as in `run_product`."""
+def our_job(name: str, **options: Any) -> Program:
+    """Return the job as a `Program` that reads its pairs from a manifest; for ``options`` see `run_our_job`."""
 
     def run(task: Task) -> None:
         manifest = task.output.with_suffix(".parquet")
         pq.write_table(pa.Table.from_pylist([pair._asdict() for pair in task.pairs]), manifest)
-        gpus = "1" if task.device.startswith("cuda") else "0"
-        run_product(Source(pairs=str(manifest), key_column="key"), task.output, gpus_per_worker=gpus, **options)
+        run_our_job(Source(pairs=str(manifest), key_column="key"), task.output, gpus_per_worker="0", **options)
 
-    return Contestant(name, run)
+    return Program(name, run)

@@ -1,4 +1,4 @@
-"""The dated record of a benchmark: the same tables as a Markdown file and in the terminal."""
+"""The dated record of a benchmark, a Markdown file with one table per section."""
 
 from __future__ import annotations
 
@@ -13,34 +13,32 @@ from pathlib import Path
 
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from .figures import Figure, Ratio, number
+from .figures import Figure, Ratio, format_number
 
 __all__ = ["Hardware", "Record", "Section"]
 
 _PACKAGES = ("inpaint-encode", "torch", "ray", "pyarrow", "pillow", "diffusers", "obstore", "s3fs", "numpy")
-_HEAD = ("what", "unit", "median (least..greatest)", "samples")
+_HEAD = ("what", "unit", "median (minimum..maximum)", "samples")
 _RULE = (
-    "All ratios are between figures of this one run, measured in turn; nothing here is held against an older record, "
-    "since the machine and its neighbours were others then."
+    "All ratios are between figures of this run, measured in turn. Do not compare figures with an older record: the "
+    "machine and its load differed."
 )
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the benchmark ran on."""
+    """The machine of the benchmark."""
 
     cpu: str
     cores: int
-    """Those that this process may use."""
+    """Cores that this process may use."""
     memory_gb: float
     gpus: tuple[str, ...]
 
     @classmethod
     def here(cls) -> Hardware:
-        """Ask this machine."""
+        """Return this machine's hardware."""
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return cls(
             cpu=_cpu_model(),
@@ -51,7 +49,7 @@ class Hardware:
 
     @property
     def short(self) -> str:
-        """The GPU's name, or the CPU's where there is none, as it goes into a file name."""
+        """The GPU's name, or the CPU's if there is none, for the file name."""
         if self.gpus:
             return f"{len(self.gpus)}x-{self.gpus[0]}"
         return f"{self.cores}-cores-{self.cpu}"
@@ -63,11 +61,11 @@ class Section:
 
     title: str
     text: str
-    """What was measured and how, in sentences."""
+    """What was measured and how."""
     figures: tuple[Figure, ...]
     ratios: tuple[Ratio, ...] = ()
     measured: bool = True
-    """False where every figure was worked out from those of other sections."""
+    """False if every figure was calculated from other sections."""
 
     @property
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
@@ -76,20 +74,21 @@ class Section:
             if self.measured:
                 yield figure.name, figure.unit, str(figure), str(len(figure.samples))
             else:
-                yield figure.name, figure.unit, number(figure.median), "arithmetic"
+                yield figure.name, figure.unit, format_number(figure.median), "calculated"
 
     @property
     def repeats(self) -> str:
-        """How often things were measured, as a sentence."""
+        """A sentence that says how often the figures were measured."""
         if not self.measured:
-            return "Nothing of this was run."
+            return "Calculated from other sections."
         counts = sorted({len(figure.samples) for figure in self.figures})
-        return f"Measured {' or '.join(_times(count) for count in counts)}."
+        times = (("once", "twice")[count - 1] if count < 3 else f"{count} times" for count in counts)
+        return f"Measured {' or '.join(times)}."
 
 
 @dataclass
 class Record:
-    """Everything that one run of the benchmark found."""
+    """The results of one run of the benchmark."""
 
     vae: str
     hardware: Hardware = field(default_factory=Hardware.here)
@@ -99,29 +98,22 @@ class Record:
 
     @property
     def file_name(self) -> str:
-        """``vae_hardware_date.md``, in lower case, with hyphens for all that is no letter, digit or dot."""
+        """``vae_hardware_date.md``, in lower case; hyphens replace all characters except letters, digits and dots."""
         return f"{_slug(self.vae)}_{_slug(self.hardware.short)}_{self.day.isoformat()}.md"
 
     def write(self, folder: Path) -> Path:
-        """Write the Markdown file into ``folder``; one of the same VAE, hardware and day is replaced."""
+        """Write the Markdown file into ``folder``; replaces one of the same VAE, hardware and day."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.file_name
         path.write_text(self.markdown())
         return path
 
     def markdown(self) -> str:
-        """Everything as one Markdown document."""
+        """Return the record as a Markdown document."""
         parts = [f"# Benchmark of {self.vae}, {self.day.isoformat()}", _markdown_table(("", ""), self._about()), _RULE]
         for section in self.sections:
             parts += [f"## {section.title}", f"{section.text} {section.repeats}", _markdown_table(_HEAD, section.rows)]
         return "\n\n".join(parts) + "\n"
-
-    def show(self, console: Console) -> None:
-        """Print the tables of `markdown`."""
-        console.print(_rich_table("", ("", ""), self._about()))
-        for section in self.sections:
-            console.print(f"\n{section.text} {section.repeats}", highlight=False, markup=False)
-            console.print(_rich_table(section.title, _HEAD, section.rows))
 
     def _about(self) -> Iterator[tuple[str, ...]]:
         yield "VAE", self.vae
@@ -132,32 +124,16 @@ class Record:
         yield from ((name, str(value)) for name, value in self.settings.items())
 
 
-def _times(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
-
-
 def _markdown_table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _rich_table(title: str, head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Table:
-    table = Table(title=title, show_header=any(head))
-    for name in head:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def _cpu_model() -> str:
-    """The kernel's name for the CPU; Python's own is often no more than the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    """Return the kernel's name for the CPU; that of `platform` is often only the architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _slug(text: str) -> str:

@@ -1,242 +1,186 @@
-"""What happens to the job as it grows: more pairs, more workers, more pixels than the object store holds."""
+"""How the job scales: with more pairs, with more workers, and with more pixels than the object store holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
-from .data import ONE_SIZE, SMALL, BenchSet, write_pairs
-from .driver import Course, Load, drive
-from .extrapolation import IMAGES_PER_SECOND, Costs, paper_section
+from .data import SQUARE_64, SQUARE_512, PairSet, write_pairs
+from .driver import JobRun, Workload, run_in_driver
+from .extrapolation import IMAGES_PER_SECOND, extrapolation_section
 from .figures import Figure, Ratio
 from .record import Section
 from .session import RaySession
 
-__all__ = ["scale_record"]
+__all__ = ["scale_sections", "store_section"]
 
-_SIDE = ONE_SIZE.sizes[0][0]
+_SIDE = SQUARE_512.sizes[0][0]
 _STEADY = 0.4, 0.9
-"""Of the receipts: all workers are up before, and none has run out of work after."""
+"""Fractions of the commits between which all workers have started and none has run out of work."""
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """How much of everything."""
+class Scale:
+    """The size of each run."""
 
-    pairs: tuple[int, ...]
-    chunk_rows: int
-    workers: tuple[int, ...]
-    chunks_per_worker: int
-    worker_chunk_rows: int
-    seconds_per_image: float
-    store_bytes: int
-    store_pairs: int
-    store_chunk_rows: int
-    store_seconds_per_image: float
-
-
-_FULL = _Scale(
-    pairs=(1_000, 10_000, 100_000),
-    chunk_rows=64,
-    workers=(1, 2, 4),
-    chunks_per_worker=50,
-    worker_chunk_rows=32,
-    seconds_per_image=0.02,
-    store_bytes=300_000_000,
-    store_pairs=3_800,
-    store_chunk_rows=32,
-    store_seconds_per_image=0.01,
-)
-_QUICK = _Scale(
-    pairs=(64, 128),
-    chunk_rows=8,
-    workers=(1, 2),
-    chunks_per_worker=6,
-    worker_chunk_rows=8,
-    seconds_per_image=0.005,
-    store_bytes=100_000_000,
-    store_pairs=32,
-    store_chunk_rows=4,
-    store_seconds_per_image=0.005,
-)
+    pairs: tuple[int, ...] = (1_000, 10_000, 100_000)
+    chunk_rows: int = 64
+    workers: tuple[int, ...] = (1, 2, 4)
+    chunks_per_worker: int = 50
+    worker_chunk_rows: int = 32
+    seconds_per_image: float = 0.02
+    store_bytes: int = 300_000_000
+    store_pairs: int = 3_800
+    store_chunk_rows: int = 32
+    store_seconds_per_image: float = 0.01
 
 
-class _Courses(NamedTuple):
-    growth: Mapping[int, Course]
-    """By pairs."""
-    workers: Mapping[int, Course]
-    """By workers."""
-    store: Course
+_QUICK = Scale((64, 128), 8, (1, 2), 6, 8, 0.005, 100_000_000, 32, 4, 0.005)
 
 
-def scale_record(folder: Path, *, quick: bool = False, images_per_second: float = IMAGES_PER_SECOND) -> list[Section]:
-    """Run the job at several sizes, each in a driver process of its own, and reckon what hundreds of GPUs would need.
+def scale_sections(folder: Path, *, quick: bool = False, images_per_second: float = IMAGES_PER_SECOND) -> list[Section]:
+    """Run the job at several sizes, each in a new driver process, and extrapolate to hundreds of GPUs.
 
-    It takes some minutes and 500 MB below ``folder``, and Rays that it starts and ends itself; call it while this
-    process has joined none. If ``quick``, all is tiny and runs in one driver, so that the memory of the larger size is
-    not its own: enough to see that it works, too little to learn anything from.
+    It takes some minutes and 500 MB, and starts its own Ray; call it in a process that is not connected to one.
 
     Args:
         folder: a new one, for sources and outputs; the caller removes it.
-        quick: whether to be done in half a minute.
-        images_per_second: of one GPU, for the reckoning.
+        quick: run tiny sizes in one driver, in half a minute, to check that it works. The figures are of no use.
+        images_per_second: of one GPU, for the extrapolation.
     """
-    scale = _QUICK if quick else _FULL
-    courses = (_together if quick else _apart)(scale, folder)
-    costs = Costs.of(courses.growth[scale.pairs[-1]], courses.store, _bytes_per_pair(folder / "store"), _SIDE)
+    scale = _QUICK if quick else Scale()
+    by_pairs, by_workers, store = _run_all(scale, folder, quick)
+    files = [path.stat().st_size for side in ("images", "masks") for path in (folder / "store" / side).rglob("*.*")]
+    bytes_in = sum(files) / scale.store_pairs
+    many = by_pairs[scale.pairs[-1]]
     return [
-        _growth_section(courses.growth, scale),
-        _workers_section(courses.workers, scale),
-        _store_section(courses.store, scale),
-        paper_section(costs, images_per_second),
+        _pairs_section(by_pairs, scale),
+        _workers_section(by_workers, scale),
+        store_section(store, scale),
+        extrapolation_section(many, store, _SIDE**2, bytes_in, images_per_second),
     ]
 
 
-def _apart(scale: _Scale, folder: Path) -> _Courses:
-    growth, workers, store = _loads(scale, folder)
-    warm_up = growth[scale.pairs[0]]
-    with RaySession(4, scale.store_bytes) as ray:
-        growing = {count: drive(ray.address, [warm_up, load])[-1] for count, load in growth.items()}
-        storing = drive(ray.address, [warm_up, store])[-1]
+def _run_all(scale: Scale, folder: Path, quick: bool) -> tuple[dict[int, JobRun], dict[int, JobRun], JobRun]:
+    """Write all pairs and run all workloads; return the runs by pairs, the runs by workers and the store's."""
+
+    def workload(name: str, chosen: PairSet, count: int, rows: int, workers: int = 1, sleep: float = 0.0) -> Workload:
+        write_pairs(folder / name, chosen, count)
+        return Workload(folder / name, rows, workers, sleep)
+
+    by_pairs = [workload(f"pairs-{count}", SQUARE_64, count, scale.chunk_rows) for count in scale.pairs]
+    store = workload("store", SQUARE_512, scale.store_pairs, scale.store_chunk_rows, 1, scale.store_seconds_per_image)
+    rows, seconds = scale.worker_chunk_rows, scale.seconds_per_image
+    by_workers = [
+        workload(f"workers-{count}", SQUARE_64, count * scale.chunks_per_worker * rows, rows, count, seconds)
+        for count in scale.workers
+    ]
+    runs: list[JobRun] = []
+    if not quick:  # each in its own driver, for its memory, after a warm-up run
+        with RaySession(4, scale.store_bytes) as ray:
+            runs += [run_in_driver(ray.address, [by_pairs[0], one])[-1] for one in (*by_pairs, store)]
     with RaySession(4 * max(scale.workers), scale.store_bytes) as ray:
-        working = drive(ray.address, list(workers.values()))
-    return _Courses(growing, dict(zip(workers, working, strict=True)), storing)
+        runs += run_in_driver(ray.address, [*by_pairs, store, *by_workers] if quick else by_workers)
+    count = len(by_pairs)
+    pairs, workers = zip(scale.pairs, runs[:count], strict=True), zip(scale.workers, runs[count + 1 :], strict=True)
+    return dict(pairs), dict(workers), runs[count]
 
 
-def _together(scale: _Scale, folder: Path) -> _Courses:
-    growth, workers, store = _loads(scale, folder)
-    with RaySession(4 * max(scale.workers), scale.store_bytes) as ray:
-        *courses, last = drive(ray.address, [*growth.values(), *workers.values(), store])
-    growing, working = courses[: len(growth)], courses[len(growth) :]
-    return _Courses(dict(zip(growth, growing, strict=True)), dict(zip(workers, working, strict=True)), last)
-
-
-def _loads(scale: _Scale, folder: Path) -> tuple[dict[int, Load], dict[int, Load], Load]:
-    """Write all pairs; for each section, say what is to be done with them."""
-    growth = {count: _load(folder / f"pairs-{count}", SMALL, count, scale.chunk_rows) for count in scale.pairs}
-    waiting = partial(_load, chunk_rows=scale.worker_chunk_rows, seconds_per_image=scale.seconds_per_image)
-    each = scale.chunks_per_worker * scale.worker_chunk_rows
-    workers = {n: waiting(folder / f"workers-{n}", SMALL, n * each, workers=n) for n in scale.workers}
-    seconds = scale.store_seconds_per_image
-    store = _load(folder / "store", ONE_SIZE, scale.store_pairs, scale.store_chunk_rows, seconds_per_image=seconds)
-    return growth, workers, store
-
-
-def _load(
-    folder: Path, chosen: BenchSet, count: int, chunk_rows: int, *, workers: int = 1, seconds_per_image: float = 0.0
-) -> Load:
-    write_pairs(folder, chosen, count)
-    return Load(folder, chunk_rows, workers, seconds_per_image)
-
-
-def _bytes_per_pair(folder: Path) -> float:
-    sizes = {side: [path.stat().st_size for path in (folder / side).rglob("*.*")] for side in ("images", "masks")}
-    return sum(map(sum, sizes.values())) / len(sizes["images"])
-
-
-def _growth_section(courses: Mapping[int, Course], scale: _Scale) -> Section:
+def _pairs_section(runs: Mapping[int, JobRun], scale: Scale) -> Section:
     text = (
-        f"Pairs of {SMALL.name} on a disk, in chunks of {scale.chunk_rows}, with a stand-in for the VAE that takes "
-        "next to no time. Each size in a new driver process that had run the smallest size before, all on one Ray of "
-        "4 logical CPUs. Time is from the first receipt to the last, over the pairs between, CPU that of every "
-        "process. Ray starts workers meanwhile, which weighs on a small run; a pair more is what one size took beyond "
-        "the next smaller one, over the pairs between them. Quarters are slopes inside the largest run. The driver's "
-        "memory is resident, torch and Ray included: before the run, when the first chunk is done, all being planned, "
-        "and when the last one is; its growth is a slope over the receipts' second half, its peak that of its life."
+        f"Pairs of {SQUARE_64.name} on a disk, in chunks of {scale.chunk_rows}, with a fake VAE that takes almost no "
+        "time. Each size ran in a new driver process after the smallest size, all on one Ray of 4 logical CPUs. Times "
+        "are from the first commit to the last, divided by the pairs between; CPU time is of all processes. Ray starts "
+        "workers in that time, which matters in a small run. A pair more: the difference to the next smaller size, "
+        "divided by the pairs between. Quarters: slopes inside the largest run. The driver's memory is resident and "
+        "includes torch and Ray. It is measured before the run, at the first commit (all chunks are planned) and at "
+        "the last. Memory per chunk is a slope over the second half of the commits."
     )
-    figures = {count: _growth_figures(count, course) for count, course in courses.items()}
-    slopes = [_slopes(courses, *sizes) for sizes in pairwise(scale.pairs)]
-    quarters = _quarters(scale.pairs[-1], courses[scale.pairs[-1]])
-    compared = [(last, first) for last, first in zip(slopes[-1], slopes[0], strict=True) if last is not first]
-    compared += zip(figures[scale.pairs[-1]][:2], figures[scale.pairs[0]][:2], strict=True)
-    compared.append((quarters[1], quarters[0]))
+    figures = {count: _run_figures(f"{count:,} pairs", run) for count, run in runs.items()}
+    slopes = [_slopes(runs, *sizes) for sizes in pairwise(scale.pairs)]
+    smallest, largest = scale.pairs[0], scale.pairs[-1]
+    # Not the first and the last: chunks queue up before the first commit, and the queue empties at the end.
+    second, third = (
+        Figure.once(
+            f"{largest:,} pairs, wall, {name} quarter", "ms/pair", 1000 / runs[largest].rate(begin, begin + 0.25)
+        )
+        for name, begin in (("second", 0.25), ("third", 0.5))
+    )
+    compared = [(third, second), *zip(figures[largest][:2], figures[smallest][:2], strict=True)]
+    if len(slopes) > 1:
+        compared += zip(slopes[-1], slopes[0], strict=True)
     ratios = tuple(Ratio(f"{above.name} over {below.name}", above, below) for above, below in compared)
-    return Section("Growing the work", text, (*chain(*figures.values(), *slopes), *quarters), ratios)
+    groups = (*figures.values(), *slopes, [second, third])
+    return Section("More pairs", text, tuple(figure for group in groups for figure in group), ratios)
 
 
-def _slopes(courses: Mapping[int, Course], few: int, many: int) -> list[Figure]:
-    small, large = courses[few], courses[many]
+def _run_figures(name: str, run: JobRun) -> list[Figure]:
+    """Return a run's figures; the first two are compared from size to size."""
+    values = (
+        ("CPU of the driver", "ms CPU/chunk", run.driver_ms_per_chunk),
+        ("driver memory, peak", "MB", run.resident_peak / 1e6),
+        ("driver memory, before", "MB", run.resident_before / 1e6),
+        ("driver memory, first commit", "MB", run.commits[0].driver_bytes / 1e6),
+        ("driver memory, last commit", "MB", run.commits[-1].driver_bytes / 1e6),
+        ("driver memory per chunk, second half", "kB/chunk", run.driver_bytes_per_chunk / 1e3),
+        ("wall", "ms/pair", run.wall_ms_per_pair),
+        ("CPU", "ms CPU/pair", run.cpu_ms_per_pair),
+        ("Ray workers started", "processes", run.used.workers_started),
+    )
+    return [Figure.once(f"{name}, {what}", unit, value) for what, unit, value in values]
+
+
+def _slopes(runs: Mapping[int, JobRun], few: int, many: int) -> list[Figure]:
+    small, large = runs[few], runs[many]
     more = large.pairs - small.pairs
     name = f"a pair more, {few:,} to {many:,}"
     return [
-        _once(f"{name}, wall", "ms/pair", 1000 * (large.seconds - small.seconds) / more),
-        _once(f"{name}, CPU", "ms CPU/pair", 1000 * (large.used.seconds - small.used.seconds) / more),
+        Figure.once(f"{name}, wall", "ms/pair", 1000 * (large.seconds - small.seconds) / more),
+        Figure.once(f"{name}, CPU", "ms CPU/pair", 1000 * (large.used.seconds - small.used.seconds) / more),
     ]
 
 
-def _quarters(count: int, course: Course) -> list[Figure]:
-    """The middle two: chunks pile up before the first receipt, and the pile is cleared at the end."""
-    parts = {"second quarter": (0.25, 0.5), "third quarter": (0.5, 0.75)}
-    return [_once(f"{count:,} pairs, wall, {name}", "ms/pair", 1000 / course.rate(*of)) for name, of in parts.items()]
-
-
-def _growth_figures(count: int, course: Course) -> list[Figure]:
-    """The first two are compared from size to size."""
-    first, last = course.receipts[0].driver_bytes, course.receipts[-1].driver_bytes
-    values: dict[str, tuple[str, float]] = {
-        "CPU of the driver": ("ms CPU/chunk", course.driver_ms_per_chunk),
-        "driver's peak": ("MB", course.resident_peak / 1e6),
-        "driver before": ("MB", course.resident_before / 1e6),
-        "driver at the first receipt": ("MB", first / 1e6),
-        "driver at the last": ("MB", last / 1e6),
-        "driver's growth, second half": ("kB/chunk", course.bytes_per_chunk / 1e3),
-        "wall": ("ms/pair", course.wall_ms_per_pair),
-        "CPU": ("ms CPU/pair", course.cpu_ms_per_pair),
-        "Ray workers started meanwhile": ("processes", course.used.workers_started),
-    }
-    return [_once(f"{count:,} pairs, {name}", unit, value) for name, (unit, value) in values.items()]
-
-
-def _workers_section(courses: Mapping[int, Course], scale: _Scale) -> Section:
+def _workers_section(runs: Mapping[int, JobRun], scale: Scale) -> Section:
     begin, end = _STEADY
     text = (
-        f"Workers whose VAE sleeps {1000 * scale.seconds_per_image:.0f} ms for each image, one after the other, on "
-        f"pairs of {SMALL.name}, {scale.chunks_per_worker} chunks of {scale.worker_chunk_rows} for each worker. A rate "
-        f"is the slope of pairs over time through the receipts from {begin:.0%} to {end:.0%} of the run; no rate can "
-        "exceed the pace of the sleep. Ray was told of more CPUs than there are, since sleep needs none."
+        f"Workers whose fake VAE sleeps {1000 * scale.seconds_per_image:.0f} ms for each image, on pairs of "
+        f"{SQUARE_64.name}, {scale.chunks_per_worker} chunks of {scale.worker_chunk_rows} for each worker. A rate is "
+        f"the slope of pairs over time between {begin:.0%} and {end:.0%} of the commits; the sleep limits it. Ray has "
+        "more logical CPUs than the machine, because sleep needs none."
     )
-    rates = {n: _once(_counted(n), "pairs/s", course.rate(*_STEADY)) for n, course in courses.items()}
+    names = {count: f"{count} worker{'s' if count > 1 else ''}" for count in runs}
+    rates = {count: Figure.once(names[count], "pairs/s", run.rate(*_STEADY)) for count, run in runs.items()}
     first = scale.workers[0]
-    ratios = [
-        Ratio(f"{_counted(n)} over the pace of the sleep", rate, _once("pace", "pairs/s", n / scale.seconds_per_image))
-        for n, rate in rates.items()
-    ]
-    ratios += [
-        Ratio(f"{_counted(n)} over linear", rate, _once("linear", "pairs/s", rates[first].median * n / first))
-        for n, rate in rates.items()
-        if n > first
-    ]
-    return Section("Many workers", text, tuple(rates.values()), tuple(ratios))
+    ratios: list[Ratio] = []
+    for count, rate in rates.items():
+        limit = Figure.once("limit", "pairs/s", count / scale.seconds_per_image)
+        ratios.append(Ratio(f"{names[count]} over the limit of the sleep", rate, limit))
+        if count > first:
+            linear = Figure.once("linear", "pairs/s", rates[first].median * count / first)
+            ratios.append(Ratio(f"{names[count]} over linear", rate, linear))
+    return Section("More workers", text, tuple(rates.values()), tuple(ratios))
 
 
-def _counted(workers: int) -> str:
-    return f"{workers} worker{'s' if workers > 1 else ''}"
-
-
-def _store_section(course: Course, scale: _Scale) -> Section:
-    size = _once("object store", "MB", scale.store_bytes / 1e6)
-    through = _once("pixels and masks that went through it", "MB", scale.store_pairs * _SIDE**2 * (3 + 1 / 8) / 1e6)
-    peak = _once("in the store at most", "MB", course.store.used_bytes / 1e6)
-    figures = (
-        size,
-        through,
-        peak,
-        _once("spilled to the disk", "MB", course.store.spilled_bytes / 1e6),
-        _once("wall", "ms/pair", course.wall_ms_per_pair),
-        _once("CPU", "ms CPU/pair", course.cpu_ms_per_pair),
-    )
+def store_section(run: JobRun, scale: Scale) -> Section:
+    """Return the use of the object store by a run whose pixels exceed it."""
     text = (
-        f"{scale.store_pairs:,} pairs of {ONE_SIZE.name} on a disk, in chunks of {scale.store_chunk_rows}, one worker "
-        f"whose VAE sleeps {1000 * scale.store_seconds_per_image:.0f} ms for each image, so that decoding is ahead of "
-        "it. What the store held and spilled is Ray's own account, looked at ten times a second."
+        f"{scale.store_pairs:,} pairs of {SQUARE_512.name} on a disk, in chunks of {scale.store_chunk_rows}, one "
+        f"worker whose fake VAE sleeps {1000 * scale.store_seconds_per_image:.0f} ms for each image, so that decoding "
+        "is faster. "
     )
-    ratios = Ratio("pixels over the store", through, size), Ratio("peak over the store", peak, size)
-    return Section("More pixels than the object store holds", text, figures, ratios)
-
-
-def _once(name: str, unit: str, value: float) -> Figure:
-    return Figure(name, unit, (float(value),))
+    size = Figure.once("object store", "MB", scale.store_bytes / 1e6)
+    pixels = Figure.once("pixels and masks", "MB", scale.store_pairs * _SIDE**2 * (3 + 1 / 8) / 1e6)
+    figures = [size, pixels]
+    ratios = [Ratio("pixels over the store", pixels, size)]
+    if run.store is None:
+        text += "This version of Ray does not report the use of its object store."
+    else:
+        text += "Ray reports the store's use and what it spilled; sampled ten times a second."
+        peak = Figure.once("peak use of the store", "MB", run.store.peak_bytes / 1e6)
+        figures += [peak, Figure.once("spilled to disk", "MB", run.store.spilled_bytes / 1e6)]
+        ratios.append(Ratio("peak over the store", peak, size))
+    figures.append(Figure.once("wall", "ms/pair", run.wall_ms_per_pair))
+    figures.append(Figure.once("CPU", "ms CPU/pair", run.cpu_ms_per_pair))
+    return Section("More pixels than the object store holds", text, tuple(figures), tuple(ratios))

@@ -7,151 +7,160 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers.utils.logging import set_verbosity_error
 
-from inpaint_encode.core.compiled import tuned
+from inpaint_encode.core.compiled import optimise
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.demo.s3server import LocalS3
 from inpaint_encode.job.cluster import joined
 
-from .compare import contest
+from .compare import compare_section
 from .cpu import CpuMeter
-from .data import LARGE, LITTLE, LITTLE_MIXED, MIXED, ONE_SIZE, BenchSet, Pair, pairs_below, write_pairs
-from .dilation import growth_section
+from .data import MIXED, MIXED_128, SQUARE_128, SQUARE_512, SQUARE_1024, Pair, pair_uris, write_pairs
+from .dilation import dilation_section
+from .fake_vae import FakeVae
 from .fetch import fetch_section
 from .kernel import default_encode, kernel_section, sd_vae
-from .our_job import product
-from .peers.contestant import Contestant, LoadStandIn, Task
+from .our_job import our_job
 from .peers.loader import LOADER
 from .peers.script import SCRIPT
+from .peers.task import Program, Task
 from .peers.template import TEMPLATE
-from .reading import Stored, reading_section, write_rows
+from .reading import StoredRows, reading_section, write_rows
 from .record import Section
 from .repeatable import repeatable_section
-from .utilisation import FeedPlan, feed_sections
+from .utilisation import RatePlan, utilisation_sections
 from .writing import writing_section
 
-__all__ = ["QUICK", "WHOLE", "Extent", "sections"]
+__all__ = ["FULL", "QUICK", "Extent", "measure_sections"]
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured; the sections are the same."""
+    """How many pairs and samples to measure."""
 
     full: bool
     few: int
-    """Pairs of a contest's smaller run."""
+    """Pairs of the smaller run of each compared program."""
     cost_pairs: int
     peer_pairs: int
     repeats: int
-    gpu_images: int = 20_000
 
 
-WHOLE = Extent(full=True, few=512, cost_pairs=4_096, peer_pairs=1_536, repeats=3)
+FULL = Extent(full=True, few=512, cost_pairs=4_096, peer_pairs=1_536, repeats=3)
 QUICK = Extent(full=False, few=16, cost_pairs=48, peer_pairs=48, repeats=1)
 
+_GPU_IMAGES = 20_000
+_ON_RAY = {"utilisation", "cost", "peers"}
 
-_ON_RAY = {"feed", "cost", "peers"}
+
+class _Machine(NamedTuple):
+    device: str
+    server: LocalS3
+    folder: Path
+    """For the data of one section."""
 
 
-def sections(only: Sequence[str], extent: Extent, folder: Path) -> Iterator[Section]:
-    """Measure the sections that are named, in their order, on one Ray and one S3 server, with data below ``folder``."""
+def measure_sections(only: Sequence[str], extent: Extent, folder: Path) -> Iterator[Section]:
+    """Measure the sections named in ``only``, on one Ray and one S3 server, with data in ``folder``."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    set_verbosity_error()  # a cast that is meant needs no warning
+    set_verbosity_error()  # hides diffusers' warning about casts
     with LocalS3(folder / "s3") as server:
-        os.environ.update(server.environment)  # before Ray, whose workers have this process's environment
-        measures: dict[str, Callable[[], Iterator[Section]]] = {
-            "kernel": lambda: _kernel(extent, device),
-            "repeatable": lambda: _repeatable(extent, device),
-            "feed": lambda: _feed(extent, device, folder / "feed"),
-            "cost": lambda: _cost(extent, folder / "cost", server),
-            "peers": lambda: _peers(extent, folder / "peers", server),
-            "growth": lambda: iter([growth_section(full=extent.full)]),
-            "fetch": lambda: _fetch(extent, folder / "fetch", server),
-            "write": lambda: iter([writing_section()]),
-            "reading": lambda: _reading(extent, folder / "reading", server),
-        }
+        os.environ.update(server.environment)  # before Ray starts, whose workers inherit the environment
         with joined("") if _ON_RAY & set(only) else nullcontext():
-            for name, measure in measures.items():
+            for name, measure in _MEASURES.items():
                 if name in only:
-                    yield from measure()
+                    yield from measure(extent, _Machine(device, server, folder / name))
 
 
-def _kernel(extent: Extent, device: str) -> Iterator[Section]:
-    """What a GPU does at 512 and 1024 costs a CPU ten seconds an image, so it is given less."""
-    sides, batches = ((256, 512, 1024), (4, 8, 16)) if device == "cuda" else ((128,), (1, 4))
+def _kernel(extent: Extent, on: _Machine) -> Iterator[Section]:
+    """Use small images on a CPU, which takes ten seconds for one of 1024 x 1024."""
+    sides, batches = ((256, 512, 1024), (4, 8, 16)) if on.device == "cuda" else ((128,), (1, 4))
     yield kernel_section(
-        lambda vae: default_encode(tuned(vae, deterministic=False, compiled=True)),
-        device=device,
+        lambda vae: default_encode(optimise(vae, deterministic=False, compiled=True)),
+        device=on.device,
         sides=sides if extent.full else (64,),
         batches=batches if extent.full else (1,),
         repeats=extent.repeats,
     )
 
 
-def _repeatable(extent: Extent, device: str) -> Iterator[Section]:
-    side = 512 if device == "cuda" else 128
-    yield repeatable_section(device, side if extent.full else 64, repeats=extent.repeats)
+def _repeatable(extent: Extent, on: _Machine) -> Iterator[Section]:
+    side = 512 if on.device == "cuda" else 128
+    yield repeatable_section(on.device, side if extent.full else 64, repeats=extent.repeats)
 
 
-def _feed(extent: Extent, device: str, folder: Path) -> Iterator[Section]:
-    vae = folder / "vae"
+def _utilisation(extent: Extent, on: _Machine) -> Iterator[Section]:
+    vae = str(on.folder / "vae")
     sd_vae(decoder=True).save_pretrained(vae)
-    if device == "cuda":
-        plan = FeedPlan(str(vae), device, 8, 256, settle=extent.gpu_images // 2, images=extent.gpu_images)
-        single: tuple[BenchSet, ...] = (ONE_SIZE, LARGE)
-        mixed = MIXED
+    if on.device == "cuda":
+        plan = RatePlan(vae, on.device, 8, 256, warm_up=_GPU_IMAGES // 2, images=_GPU_IMAGES)
+        yield from utilisation_sections(plan, on.folder, (SQUARE_512, SQUARE_1024), MIXED)
     else:
-        plan = FeedPlan(str(vae), device, 4, 4, settle=8, images=48 if extent.full else 4, repeats=extent.repeats)
-        single, mixed = (LITTLE,), LITTLE_MIXED
-    yield from feed_sections(plan, folder, single, mixed)
+        plan = RatePlan(vae, on.device, 4, 4, warm_up=8, images=48 if extent.full else 4, repeats=extent.repeats)
+        yield from utilisation_sections(plan, on.folder, (SQUARE_128,), MIXED_128)
 
 
-def _cost(extent: Extent, folder: Path, server: LocalS3) -> Iterator[Section]:
-    """Everything but the VAE, with a stand-in for it, from disk and from S3."""
-    jobs = [product("the job, tensor masks"), product("the job, packed masks", mask_encoding="packed")]
-    for chosen in (ONE_SIZE, MIXED):
-        pairs = write_pairs(folder / chosen.name, chosen, extent.cost_pairs)
-        yield _contest(f"CPU cost outside the VAE, {chosen.name}", jobs, pairs, pairs, folder, extent, server)
-    local = write_pairs(folder / "from-s3", ONE_SIZE, extent.peer_pairs)
-    upload(folder / "from-s3", server.uri("cost"))
-    remote = pairs_below(server.uri("cost"), len(local))
-    title = f"CPU cost outside the VAE, {ONE_SIZE.name}, from S3"
-    yield _contest(title, jobs[:1], remote, local, folder, extent, server)
+def _cost(extent: Extent, on: _Machine) -> Iterator[Section]:
+    """Measure everything except the VAE, with a fake VAE, from disk and from S3."""
+    jobs = [our_job("the job, tensor masks"), our_job("the job, packed masks", mask_encoding="packed")]
+    for chosen in (SQUARE_512, MIXED):
+        pairs = write_pairs(on.folder / chosen.name, chosen, extent.cost_pairs)
+        yield _compare(f"CPU cost outside the VAE, {chosen.name}", jobs, pairs, pairs, extent, on)
+    local = write_pairs(on.folder / "from-s3", SQUARE_512, extent.peer_pairs)
+    upload(on.folder / "from-s3", on.server.uri("cost"))
+    remote = pair_uris(on.server.uri("cost"), len(local))
+    yield _compare(f"CPU cost outside the VAE, {SQUARE_512.name}, from S3", jobs[:1], remote, local, extent, on)
 
 
-def _peers(extent: Extent, folder: Path, server: LocalS3) -> Iterator[Section]:
-    """The job beside other programs for the same pairs, the same stand-in and the same output."""
-    everyone = [product("the job"), SCRIPT, LOADER, TEMPLATE]
-    for chosen in (ONE_SIZE, MIXED):
-        pairs = write_pairs(folder / chosen.name, chosen, extent.peer_pairs)
-        yield _contest(f"Peers, {chosen.name}", everyone, pairs, pairs, folder, extent, server)
+def _peers(extent: Extent, on: _Machine) -> Iterator[Section]:
+    """Compare the job with other programs, on the same pairs, with the same fake VAE and the same output."""
+    programs = [our_job("the job"), SCRIPT, LOADER, TEMPLATE]
+    for chosen in (SQUARE_512, MIXED):
+        pairs = write_pairs(on.folder / chosen.name, chosen, extent.peer_pairs)
+        yield _compare(f"Peers, {chosen.name}", programs, pairs, pairs, extent, on)
 
 
-def _contest(
-    title: str,
-    contestants: Sequence[Contestant],
-    pairs: Sequence[Pair],
-    local: Sequence[Pair],
-    folder: Path,
-    extent: Extent,
-    server: LocalS3,
+def _compare(
+    title: str, programs: list[Program], pairs: list[Pair], local: list[Pair], extent: Extent, on: _Machine
 ) -> Section:
-    task = Task(pairs, LoadStandIn(), folder / "out")
-    with CpuMeter(exclude=[server.pid]) as meter:
-        return contest(title, contestants, task, local, meter, few=extent.few, repeats=extent.repeats)
+    task = Task(pairs, FakeVae, on.folder / "out")
+    with CpuMeter(exclude=[on.server.pid]) as meter:
+        return compare_section(title, programs, task, local, meter, few=extent.few, repeats=extent.repeats)
 
 
-def _fetch(extent: Extent, folder: Path, server: LocalS3) -> Iterator[Section]:
-    local = write_pairs(folder / "pairs", ONE_SIZE, extent.few)
-    upload(folder / "pairs", server.uri("fetch"))
-    yield fetch_section(pairs_below(server.uri("fetch"), len(local)), local, extent.repeats)
+def _dilation(extent: Extent, _on: _Machine) -> Iterator[Section]:
+    yield dilation_section(full=extent.full)
 
 
-def _reading(extent: Extent, folder: Path, server: LocalS3) -> Iterator[Section]:
-    local = write_rows(folder, extent.few)
-    upload(folder, server.uri("reading"))
+def _fetch(extent: Extent, on: _Machine) -> Iterator[Section]:
+    local = write_pairs(on.folder, SQUARE_512, extent.few)
+    upload(on.folder, on.server.uri("fetch"))
+    yield fetch_section(pair_uris(on.server.uri("fetch"), len(local)), local, extent.repeats)
+
+
+def _write(_extent: Extent, _on: _Machine) -> Iterator[Section]:
+    yield writing_section()
+
+
+def _reading(extent: Extent, on: _Machine) -> Iterator[Section]:
+    local = write_rows(on.folder, extent.few)
+    upload(on.folder, on.server.uri("reading"))
     yield reading_section("disk", local, extent.repeats)
-    yield reading_section("S3", Stored(server.uri("reading"), extent.few), extent.repeats)
+    yield reading_section("S3", StoredRows(on.server.uri("reading"), extent.few), extent.repeats)
+
+
+_MEASURES: dict[str, Callable[[Extent, _Machine], Iterator[Section]]] = {
+    "kernel": _kernel,
+    "repeatable": _repeatable,
+    "utilisation": _utilisation,
+    "cost": _cost,
+    "peers": _peers,
+    "dilation": _dilation,
+    "fetch": _fetch,
+    "write": _write,
+    "reading": _reading,
+}

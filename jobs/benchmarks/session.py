@@ -1,4 +1,4 @@
-"""A Ray that a benchmark has to itself: its own processes, so that drivers can come and go."""
+"""A Ray of its own processes for a benchmark or a test, so that drivers can come and go."""
 
 from __future__ import annotations
 
@@ -10,61 +10,58 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from inpaint_encode.job.cluster import protect_local_ray
 
 __all__ = ["RaySession"]
 
-_UP_WITHIN_S = 300.0
+_START_TIMEOUT_S = 300.0
 
 
 class RaySession:
-    """A Ray head on this machine, inside its ``with`` block; drivers join it at ``address``.
+    """A Ray head on this machine, inside its ``with`` block; drivers connect to ``address``.
 
-    Its processes are below this one, where a `CpuMeter` sees them, and obey this user only.
+    Its processes are children of this one, so a `CpuMeter` counts them. It requires this user's auth token.
+
+    Args:
+        cpus: number of logical CPUs.
+        store_bytes: size of the object store.
     """
 
     def __init__(self, cpus: int, store_bytes: int) -> None:
-        """Say how many logical CPUs it has, and how large its object store is."""
         self._options = [f"--num-cpus={cpus}", f"--object-store-memory={store_bytes}"]
-        self._port = _free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port: int = probe.getsockname()[1]
         self.address = f"127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
         protect_local_ray("")
-        self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the paths of its sockets may not be long
+        self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: paths of sockets have a maximum length
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={self._port}"]
         command += ["--node-ip-address=127.0.0.1", f"--temp-dir={self._folder}", "--include-dashboard=false"]
         command += ["--disable-usage-stats", *self._options]
-        nowhere = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)  # noqa: S603
+        silent = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdout=silent, stderr=silent)  # noqa: S603
         try:
-            self._wait()
+            self._wait_for_port()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()  # its children die with it, and a polite end takes it half a minute
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()  # its children end with it; SIGTERM would take half a minute
         self._process.wait(30)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _wait(self) -> None:
-        deadline = time.monotonic() + _UP_WITHIN_S
+    def _wait_for_port(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
                 return
             time.sleep(0.1)
-        raise RuntimeError(f"Ray did not start on port {self._port} within {_UP_WITHIN_S:.0f} s; see `ray start`")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        raise RuntimeError(
+            f"Ray did not start on port {self._port} in {_START_TIMEOUT_S:.0f} s; run `ray start` to see why"
+        )

@@ -1,4 +1,4 @@
-"""Whether the device ever waits: the whole job's rate with a real VAE, over the rate of the VAE alone."""
+"""Device utilisation: the whole job's rate with a real VAE, over the rate of the VAE alone."""
 
 from __future__ import annotations
 
@@ -15,104 +15,104 @@ import torch
 from inpaint_encode.core.batch import Batch
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.job.progress import Silent
-from inpaint_encode.settings import RowSettings, Source, VaeSource
-from inpaint_encode.vae import load_vae
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.settings import Source, VaeSource
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
 
-from .data import BenchSet, write_pairs
+from .data import PairSet, write_pairs
 from .figures import Figure, Measure, Ratio, in_turn
-from .our_job import run_product
+from .our_job import run_our_job
 from .record import Section
 
-__all__ = ["FeedPlan", "feed_sections", "utilisation_section"]
+__all__ = ["RatePlan", "utilisation_sections"]
 
 _STAGES = ("fetch", "decode", "wait", "copy", "encode", "copy_back", "write")
 
 
 @dataclass(frozen=True)
-class FeedPlan:
-    """How a rate is found."""
+class RatePlan:
+    """How to measure a rate."""
 
     vae: str
     """Folder of an ``AutoencoderKL``."""
     device: str
     batch_size: int
     chunk_rows: int
-    settle: int
-    """Pairs that are decided before a job's pace counts: in them workers start and graphs are built."""
+    warm_up: int
+    """Pairs before the clock starts: meanwhile workers start and compile."""
     images: int
-    """Pairs whose pace counts."""
+    """Pairs that are timed."""
     repeats: int = 3
 
 
-class _Paced(Silent):
-    """A display that remembers when how many pairs were decided."""
+class _RateDisplay(Silent):
+    """A display that measures the rate after a warm-up, in pairs a second."""
 
-    def __init__(self, settle: int) -> None:
+    def __init__(self, warm_up: int) -> None:
         super().__init__()
-        self._settle = settle
-        self._seen: list[tuple[float, int]] = []
+        self._warm_up = warm_up
+        self._commits: list[tuple[float, int]] = []
 
     def update(self, done: int, rejected: int, rate: float) -> None:
-        """Remember the moment."""
-        if done >= self._settle:
-            self._seen.append((time.perf_counter(), done))
+        """Record the time of a commit."""
+        if done >= self._warm_up:
+            self._commits.append((time.perf_counter(), done))
 
     @property
     def rate(self) -> float:
-        """Pairs a second since it has settled."""
-        (start, before), (end, after) = self._seen[0], self._seen[-1]
+        """Pairs a second since the warm-up."""
+        (start, before), (end, after) = self._commits[0], self._commits[-1]
         return (after - before) / (end - start)
 
 
-def feed_sections(plan: FeedPlan, folder: Path, single: Sequence[BenchSet], mixed: BenchSet) -> list[Section]:
-    """Measure the VAE alone and the job, all in turns, for each size of ``single`` and for ``mixed``.
+def utilisation_sections(plan: RatePlan, folder: Path, single: Sequence[PairSet], mixed: PairSet) -> list[Section]:
+    """Measure the VAE alone and the job in turn, for each size of ``single`` and for ``mixed``.
 
-    The data go to ``folder``. The second section says where the jobs' time went, by their own counters.
+    The data go to ``folder``. The second section has the jobs' time by stage, from their reports.
     """
     reports: dict[str, list[Any]] = {}
     measures: dict[str, Measure] = {}
     for chosen in (*single, mixed):
         source = folder / chosen.name.replace(" ", "-")
-        write_pairs(source, chosen, plan.settle + plan.images)
+        write_pairs(source, chosen, plan.warm_up + plan.images)
         measures[f"job, {chosen.name}"] = partial(_job_rate, plan, source, chosen, reports)
         if chosen is not mixed:
-            measures[f"VAE alone, {chosen.name}"] = partial(_kernel_rate, plan, chosen)
+            measures[f"VAE alone, {chosen.name}"] = partial(_vae_rate, plan, chosen)
     rates = in_turn("megapixels/s", measures, plan.repeats, warm_ups=0)
-    ratios = [Ratio(f"feed ratio, {n}", rates[f"job, {n}"], rates[f"VAE alone, {n}"]) for n in _names(single)]
-    ratios += [Ratio(f"{mixed.name} over {n}", rates[f"job, {mixed.name}"], rates[f"job, {n}"]) for n in _names(single)]
+    jobs = {chosen.name: rates[f"job, {chosen.name}"] for chosen in single}
+    ratios = [Ratio(f"utilisation, {name}", job, rates[f"VAE alone, {name}"]) for name, job in jobs.items()]
+    ratios += [Ratio(f"{mixed.name} over {name}", rates[f"job, {mixed.name}"], job) for name, job in jobs.items()]
     text = (
-        f"The job's pace over the last {plan.images:,} of {plan.settle + plan.images:,} images, and the VAE's on "
-        f"batches of {plan.batch_size} that lie in memory, on {plan.device}, in turns."
+        f"The job's rate over the last {plan.images:,} of {plan.warm_up + plan.images:,} images, and the VAE's rate on "
+        f"batches of {plan.batch_size} in memory, on {plan.device}, in turn. Utilisation is the job's rate over the "
+        "VAE's."
     )
-    return [Section("Feed ratio", text, tuple(rates.values()), tuple(ratios)), utilisation_section(reports)]
+    return [Section("Device utilisation", text, tuple(rates.values()), tuple(ratios)), _stages_section(reports)]
 
 
-def _names(sets: Sequence[BenchSet]) -> list[str]:
-    return [one.name for one in sets]
-
-
-def utilisation_section(reports: dict[str, list[Any]]) -> Section:
-    """Where jobs' time went: seconds by stage for each pair, from the reports of each set's runs."""
+def _stages_section(reports: dict[str, list[Any]]) -> Section:
+    """Return the milliseconds of each stage per pair, from the reports of each set's runs."""
     figures = [
-        Figure(f"{stage}, {name}", "ms/pair", tuple(_stage_ms(report, stage) for report in runs))
+        Figure(
+            f"{stage}, {name}",
+            "ms/pair",
+            tuple(1e3 * run["this_run"]["counters"].get(f"{stage}_s", 0.0) / run["pairs"] for run in runs),
+        )
         for name, runs in reports.items()
         for stage in _STAGES
     ]
     text = (
-        "Wall time by stage as `_report.json` has it. Fetch, decode and write go on beside each other in several "
-        "processes; wait is how long a worker's device had nothing to do, the time until its first batch included."
+        "Wall time by stage, from `_report.json`. Fetch, decode and write run at the same time in several processes. "
+        "Wait is how long a worker's device was idle, including the time until its first batch."
     )
-    return Section("Stage utilisation", text, tuple(figures))
+    return Section("Time by stage", text, tuple(figures))
 
 
-def _stage_ms(report: dict[str, Any], stage: str) -> float:
-    return float(1e3 * report["this_run"]["counters"].get(f"{stage}_s", 0.0) / report["pairs"])
-
-
-def _job_rate(plan: FeedPlan, source: Path, chosen: BenchSet, reports: dict[str, list[Any]]) -> float:
-    """Megapixels a second."""
-    display = _Paced(plan.settle)
-    report = run_product(
+def _job_rate(plan: RatePlan, source: Path, chosen: PairSet, reports: dict[str, list[Any]]) -> float:
+    """Return the job's megapixels a second, and append its report to ``reports``."""
+    display = _RateDisplay(plan.warm_up)
+    report = run_our_job(
         Source(images=f"{source}/images", masks=f"{source}/masks"),
         source / "out",
         backend_of=None,
@@ -126,24 +126,25 @@ def _job_rate(plan: FeedPlan, source: Path, chosen: BenchSet, reports: dict[str,
     return display.rate * chosen.megapixels
 
 
-def _kernel_rate(plan: FeedPlan, chosen: BenchSet) -> float:
-    """Megapixels a second of the job's own encoder, with the next batch always launched before one is waited for."""
+def _vae_rate(plan: RatePlan, chosen: PairSet) -> float:
+    """Return the megapixels a second of the job's encoder, with one batch always in flight."""
     ((width, height),) = chosen.sizes
-    vae = load_vae(VaeSource(vae=plan.vae))
-    encoder = BatchEncoder(vae, RowSettings(), torch.device(plan.device), compiled=True)
+    source = VaeSource(vae=plan.vae)
+    vae = load_vae(source)
+    encoder = BatchEncoder(vae, RowMetadata(vae=vae_metadata(vae, source)), torch.device(plan.device), compiled=True)
     pixels = np.random.default_rng(0).integers(0, 256, (plan.batch_size, height * width * 3), np.uint8)
     batch = Batch(height, width, list(pixels), [np.zeros(height * width // 8, np.uint8)] * plan.batch_size)
-    _run(encoder, batch, max(1, plan.settle // plan.batch_size))
+
+    def encode(count: int) -> None:
+        launched = encoder.launch(batch)
+        for _ in range(count - 1):
+            following = encoder.launch(batch)
+            launched.result()
+            launched = following
+        launched.result()
+
+    encode(max(1, plan.warm_up // plan.batch_size))
     count = max(2, plan.images // plan.batch_size)
-    begun = time.perf_counter()
-    _run(encoder, batch, count)
-    return count * chosen.megapixels * plan.batch_size / (time.perf_counter() - begun)
-
-
-def _run(encoder: BatchEncoder, batch: Batch, count: int) -> None:
-    ahead = encoder.launch(batch)
-    for _ in range(count - 1):
-        following = encoder.launch(batch)
-        ahead.result()
-        ahead = following
-    ahead.result()
+    start = time.perf_counter()
+    encode(count)
+    return count * chosen.megapixels * plan.batch_size / (time.perf_counter() - start)

@@ -80,7 +80,8 @@ class TimeLine:
             self.say(f"{self.seen[node]} node {node[-4:]} is up, {len(alive)} in all")
         for node in self.alive - alive:
             self.say(f"{self.seen[node]} node {node[-4:]} is gone, {len(alive)} left")
-        for node in {actor["node_id"] for actor in actors if "Encoder" in actor["repr_name"]} - self.encoding.keys():
+        encoders = {actor["node_id"] for actor in actors if "EncodeStage" in actor["repr_name"]}
+        for node in encoders - self.encoding.keys():
             self.encoding[node] = time.monotonic()
             self.say(f"a VAE worker runs on {node[-4:]}")
         self.alive = alive

@@ -176,7 +176,7 @@ def test_each_stage_runs_on_the_nodes_with_its_label(cluster, resumed):
         found = [task for task in tasks if f"MapBatches({stage})" in task["name"]]
         return found if len(found) >= 10 else None
 
-    for stage, pool in {"fetch_and_decode": "data", "Encoder": "vae", "commit": "data"}.items():
+    for stage, pool in {"fetch_stage": "data", "EncodeStage": "vae", "commit_stage": "data"}.items():
         tasks = wait_for(lambda stage=stage: tasks_of(stage), 60, f"ten tasks of {stage}")
         assert {pools[task["node_id"]] for task in tasks} == {pool}, stage
 
@@ -199,7 +199,7 @@ def test_a_rejected_pair_is_in_the_workers_logs(cluster, resumed, s3):
     lines = [line for line in cluster.worker_logs().splitlines() if '"pair rejected"' in line]
     assert len(lines) in (1, 2)
     for record in map(json.loads, lines):
-        assert (record["job"], record["error"]) == (job, "decode.not_an_image")
+        assert (record["job"], record["error"]) == (job, "image.not_an_image")
         assert record["key"] == "000/000000"
         assert "node_id" in record
 
@@ -230,7 +230,7 @@ def test_each_job_ends_with_the_exit_code_of_its_command(client, resumed, option
     said = " ".join(client.get_job_logs("no-cuda").split())
     assert f"a VAE worker was given 1 GPU on node {socket.gethostname()}, but torch finds no CUDA device" in said
     assert "not whole: 1 problem" in client.get_job_logs("damaged")
-    assert re.search(r"decode\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
+    assert re.search(r"image\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
     plan = client.get_job_logs("plan")
     assert json.loads(plan[plan.index("{\n") :])["pairs"] == PAIRS
 

@@ -1,1 +1,1 @@
-"""How the demonstration's VAE, ``inpaint_encode/demo/vae``, was trained; ``python -m`` it to do so again."""
+"""Training of the demonstration's VAE, ``inpaint_encode/demo/vae``: run ``python -m tests.demo_vae``."""

@@ -1,4 +1,4 @@
-"""``python -m tests.demo_vae --output DIR``: train the demo's VAE, measure it, and write its card."""
+"""``python -m tests.demo_vae --output DIR``: train the demonstration's VAE, measure it and write its card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .measure import measured
 from .train import Recipe, train
 
 STEPS = 10_000
-"""Of what is shipped."""
+"""Steps of the published weights."""
 
 console = Console(highlight=False, soft_wrap=True)
 app = App(name="train_vae", help_format="plaintext", default_parameter=Parameter(negative=()))
@@ -21,22 +21,21 @@ app = App(name="train_vae", help_format="plaintext", default_parameter=Parameter
 
 @app.default
 def train_vae(*, output: Path, steps: PositiveInt = STEPS, seed: NonNegativeInt = 0) -> None:
-    """Train the demonstration's VAE on photographs of scikit-image, and measure it on two that it never saw.
+    """Train the demonstration's VAE on photographs of scikit-image, and measure it on two others.
 
-    On one thread. The same steps and seed, with the versions in constraints.txt on the same kind of processor, give the
-    same weights bit for bit.
+    It runs on one thread. The same steps and seed, with the versions in constraints.txt on the same kind of processor,
+    give the same weights bit for bit.
 
     Args:
         output: folder for config.json, the weights in float16 and their card, README.md.
-        steps: batches of 32,768 pixels to learn from; each takes about 0.07 s.
-        seed: another one starts otherwise and sees other pieces.
+        steps: number of batches of 32,768 pixels; each takes about 0.07 s.
+        seed: of the initial weights and the batches.
     """
-    from inpaint_encode.settings import VaeSource
-    from inpaint_encode.vae import load_vae
+    from inpaint_encode.vae.load import load_vae
 
     recipe = Recipe(steps=steps, seed=seed)
     train(recipe, console.print).half().save_pretrained(output)
-    figures = measured(load_vae(VaeSource(vae=str(output))))
+    figures = measured(load_vae(output))
     (output / "README.md").write_text(card(recipe, figures, output))
     console.print(f"{figures}\n{output} has the weights, their configuration and their card")
 

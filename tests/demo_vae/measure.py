@@ -1,4 +1,4 @@
-"""What a VAE makes of pictures, in the figures of its card: decibels on photographs, levels of 255 on grey."""
+"""Measurements for a VAE's card: decibels on photographs, levels of 255 on grey."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inpaint_encode.core.threads import one_thread
-from inpaint_encode.demo.pairs import draw_mask
-from inpaint_encode.demo.photographs import photograph
+from inpaint_encode.demo.pairs import draw_mask, photograph
+from jobs.benchmarks.threads import one_thread
 
 from .sources import HELD_OUT
 
@@ -21,37 +20,37 @@ __all__ = ["Figures", "cropped", "levels", "measured", "psnr", "through"]
 GREY_SIDE = 128
 GREYS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 STROKES_SIDE = 128
-"""Strokes are drawn for pictures of this side, so that they are 9 to 18 pixels wide, and repeated over a photograph."""
+"""Side of the mask that is repeated over a photograph; its strokes are 9 to 18 pixels wide."""
 
 
 class Figures(NamedTuple):
-    """What the card says of a VAE; of two photographs it is the worse figure."""
+    """Measurements of a VAE; each is the worse of two photographs."""
 
     parameters: int
     coffee_psnr: float
     """Decibels."""
     chelsea_psnr: float
     sample_loss: float
-    """Decibels that a sample of the posterior does worse than its mean."""
+    """Decibels that a sample of the posterior loses against its mean."""
     colour_off: float
-    """Levels of 255 that the mean of a colour is off over all of a photograph."""
+    """Error of a colour channel's mean over a whole photograph, in levels of 255."""
     strokes_loss: float
-    """Decibels that it does worse on a photograph that strokes have greyed than on the whole one."""
+    """Decibels that a photograph with grey strokes loses against the whole one."""
     strokes_off: float
-    """Levels that the mean of a colour is off inside the strokes, 2 pixels from their edges."""
+    """Error of a colour channel's mean inside the strokes, 2 pixels from their edges, in levels."""
     rectangle_off: float
-    """Levels that any pixel is off inside a greyed rectangle, 8 pixels from its edges."""
+    """Largest error of a pixel inside a grey rectangle, 8 pixels from its edges, in levels."""
     grey_off: float
-    """Levels that any pixel of an image is off that is all 0.5 grey."""
+    """Largest error of a pixel of an image of 0.5 grey, in levels."""
     corner_off: float
-    """The same of its top left 8 x 8 pixels."""
+    """The same for its top left 8 x 8 pixels."""
     tint: float
-    """Levels between the means of two colours, of flat images from black to white."""
+    """Largest difference between the means of two colour channels, for flat images from black to white, in levels."""
 
 
 @one_thread()
 def measured(vae: Any) -> Figures:
-    """Encode and decode the photographs that are held out, whole and partly grey, and flat images."""
+    """Encode and decode the held-out photographs, whole and partly grey, and flat images."""
     photos = [cropped(photo.file) for photo in HELD_OUT]
     decoded = [through(vae, photo) for photo in photos]
     whole = [psnr(after, before) for after, before in zip(decoded, photos, strict=True)]
@@ -107,12 +106,12 @@ def _colour_off(decoded: Tensor, photo: Tensor) -> float:
 
 
 def _off(grey: Tensor) -> Tensor:
-    """Levels of 255 that pixels are away from 0.5 grey."""
+    """Differences of pixels from 0.5 grey, in levels of 255."""
     return grey.abs() * 127.5
 
 
 def _strokes(vae: Any, photo: Tensor) -> tuple[float, float]:
-    """Grey strokes; return decibels, and levels that the mean of a colour is off inside."""
+    """Set strokes to grey; return decibels, and the error of a colour channel's mean inside the strokes."""
     height, width = photo.shape[2:]
     drawn = np.asarray(draw_mask(np.random.default_rng(0), (STROKES_SIDE, STROKES_SIDE), "strokes")) > 0
     repeats = -(-height // STROKES_SIDE), -(-width // STROKES_SIDE)
@@ -124,7 +123,7 @@ def _strokes(vae: Any, photo: Tensor) -> tuple[float, float]:
 
 
 def _rectangle(vae: Any, photo: Tensor) -> float:
-    """Grey the middle ninth, on the grid of 8; return levels that any pixel is off, 8 pixels inside."""
+    """Set the middle ninth to grey, on the grid of 8; return the largest error of a pixel, 8 pixels inside."""
     top, left = (size // 24 * 8 for size in photo.shape[2:])
     pixels = photo.clone()
     pixels[..., top : 2 * top, left : 2 * left] = 0

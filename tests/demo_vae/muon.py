@@ -1,4 +1,4 @@
-"""Muon for convolutions: torch's own takes matrices, so each kernel is shown to it as one."""
+"""Muon for convolutions: torch's Muon takes matrices, so each kernel is viewed as one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["kernels_as_matrices"]
 
 
 def kernels_as_matrices(convolutions: Iterable[nn.Conv2d]) -> list[nn.Parameter]:
-    """Return a parameter ``[out, in * height * width]`` for each kernel, which shares its values and its gradient.
+    """Return a parameter ``[out, in * height * width]`` per kernel, which shares its values and its gradient.
 
-    Gradients must be zeroed in place from here on, not dropped.
+    From then on, gradients must be zeroed in place, not set to None.
     """
     matrices = []
     for conv in convolutions:

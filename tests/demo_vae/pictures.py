@@ -1,4 +1,4 @@
-"""Batches to learn from: pieces of photographs and of drawn leaves, in other colours, greyed as the job greys them."""
+"""Training batches: recoloured pieces of photographs and of random ellipses, partly masked as in the job."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from inpaint_encode.demo.pairs import MaskKind, draw_mask
-from inpaint_encode.demo.photographs import photograph
+from inpaint_encode.demo.pairs import MaskKind, draw_mask, photograph
 
 from .sources import TRAINED_ON
 
@@ -19,17 +18,17 @@ Pixels = NDArray[np.float32]
 
 SCALES = (1.0, 0.7, 0.5, 0.35)
 SMALLEST = 130
-"""Sides of a scaled photograph in pixels at least, so that pieces of 128 fit."""
+"""Smallest side of a scaled photograph in pixels, so that pieces of 128 fit."""
 LEAVES, LEAVES_SHARE, LEAVES_SIDE = 16, 0.15, 384
 GREYED, FLAT, RECOLOURED, MIRRORED = 0.3, 0.05, 0.5, 0.5
 """Shares of pieces."""
 GREY_KINDS: tuple[MaskKind, ...] = ("strokes", "boxes")
 RIM = 4
-"""Pixels from the edge of what is greyed that do not count as flat."""
+"""Pixels from the edge of a masked area that do not count as flat."""
 
 
 class Pictures:
-    """Draws batches; the seed alone decides what comes, in order."""
+    """Draws batches; the seed alone decides their sequence."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -46,16 +45,16 @@ class Pictures:
         self._shares = np.array(shares) / sum(shares)
 
     def batch(self, count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``[count, 3, side, side]`` in -1..1 and ``[count, 1, side, side]``, which is 1 where that is flat.
+        """Return pixels ``[count, 3, side, side]`` in -1..1 and a map ``[count, 1, side, side]``, 1 where flat.
 
-        Flat are the greyed parts without their rims, and all of some pieces.
+        Masked areas without their rims are flat, and some whole pieces.
         """
         pieces, flat = zip(*(self._piece(side) for _ in range(count)), strict=True)
-        pixels = torch.from_numpy(np.stack(pieces)).permute(0, 3, 1, 2)  # as they lie: last bits follow it
+        pixels = torch.from_numpy(np.stack(pieces)).permute(0, 3, 1, 2)  # this memory layout decides the last bits
         return pixels * 2 - 1, torch.from_numpy(np.stack(flat))[:, None]
 
     def plain(self, count: int, side: int) -> torch.Tensor:
-        """Return pieces of photographs as they are, ``[count, 3, side, side]`` in -1..1."""
+        """Return unchanged pieces of photographs, ``[count, 3, side, side]`` in -1..1."""
         pieces = np.stack([self._cut(side) for _ in range(count)])
         return torch.from_numpy(pieces).permute(0, 3, 1, 2) * 2 - 1
 
@@ -87,7 +86,7 @@ def _levels(photo: Image.Image) -> list[NDArray[np.uint8]]:
 
 
 def _leaves(rng: np.random.Generator, palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Draw ellipses over one another, many small and few large, in a photograph's colours: edges of every kind."""
+    """Draw many small and few large ellipses over one another in a photograph's colours, for edges of every kind."""
     side = 2 * LEAVES_SIDE
     image = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(image)
@@ -109,7 +108,7 @@ def _turned(rng: np.random.Generator, piece: Pixels) -> Pixels:
 
 
 def _recoloured(rng: np.random.Generator, piece: Pixels) -> Pixels:
-    """Change hue, saturation, tint, contrast and brightness; grey pieces get two colours and what lies between."""
+    """Change hue, saturation, tint, contrast and brightness; grey pieces become a gradient of two colours."""
     grey = piece.mean(axis=2, keepdims=True)
     if np.ptp(piece, axis=2).max() == 0:
         dark, light = np.clip(rng.uniform(0, 0.4) + rng.normal(0, 0.12, 3), 0, 1), rng.uniform(0.6, 1, 3)

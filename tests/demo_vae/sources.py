@@ -1,4 +1,4 @@
-"""Which photographs a VAE of the demo is trained on, which never, and what their documentation says of each."""
+"""Photographs that the demonstration's VAE is trained on, photographs held out, and their documented licences."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ __all__ = ["HELD_OUT", "TRAINED_ON", "Photograph"]
 
 
 class Photograph(NamedTuple):
-    """A file of scikit-image's wheel."""
+    """A file in scikit-image's wheel."""
 
     file: str
     loader: str
     """Function of `skimage.data` that documents it."""
     licence: str
-    """Words of that function's docstring; whoever trains on another photograph finds such words first."""
+    """Quoted from that function's docstring; a new photograph needs one too."""
     share: float = 0.0
-    """How often it is drawn, against the others."""
+    """Relative frequency in training."""
 
 
 _BY_NASA_AND_OTHERS = "released into the public domain"

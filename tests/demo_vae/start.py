@@ -1,8 +1,8 @@
-"""A network that is linear to begin with: it packs 8 x 8 pixels into their principal components, and unpacks them.
+"""Initial weights of a linear network: it packs 8 x 8 pixels into their principal components, and unpacks them.
 
-Training then starts from a codec that works, and every residual branch from zero. Channel 0 of each level is a
-constant, far larger than the rest: the norms, of one group each, divide by what all of an image holds, so that without
-it a flat image would be divided by next to nothing, and what stands in one corner of an image would change the other.
+Training thus starts from a working codec, and every residual branch starts from zero. Channel 0 of each level is a
+constant, far larger than the rest. The norms have one group and divide by the deviation over the whole image: without
+the constant, a flat image would be divided by almost zero, and one corner of an image would change the other.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from torch.nn import functional
 __all__ = ["build", "start_linear"]
 
 CONSTANT = 20.0
-"""Of channel 0; other channels are about 1."""
+"""Value of channel 0; other channels are about 1."""
 RIDGE = 1e-3
 NARROW_POSTERIOR = -8.0
-"""Log variance of the posterior to begin with, of latents of variance 1."""
+"""Initial log-variance of the posterior, for latents of variance 1."""
 SILU_MIDDLE, SILU_SCALE = 3.0, 0.5
-"""SiLU is nearly straight around 3, where it takes the latents through."""
+"""SiLU is nearly linear around 3, where it passes the latents through."""
 
 
 class Packing(NamedTuple):
-    """One halving of a side: ``components`` takes 2 x 2 pixels of each channel to the channels of the next level."""
+    """One halving of the sides: ``components`` maps 2 x 2 pixels of each channel to the channels of the next level."""
 
     components: Tensor
-    """``[out, in * 4]``, of each channel's four pixels in turn."""
+    """``[out, in * 4]``; the four pixels of a channel are adjacent."""
     mean: Tensor
     scale: Tensor
     """Standard deviations of the components."""
 
 
 def build(widths: tuple[int, ...], latent_channels: int) -> Any:
-    """Return an AutoencoderKL without attention, of one layer a block, with the torch generator's weights."""
+    """Return an AutoencoderKL without attention, one layer per block, with random weights."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -55,14 +55,14 @@ def build(widths: tuple[int, ...], latent_channels: int) -> Any:
 
 @torch.no_grad()
 def start_linear(vae: Any, pixels: Tensor) -> None:
-    """Set the weights of ``vae`` by pictures to learn from, ``[B, 3, H, W]`` in -1..1."""
+    """Initialise the weights of ``vae`` from training pictures, ``[B, 3, H, W]`` in -1..1."""
     packings, packed = [], [pixels]
     for block in vae.encoder.down_blocks[:-1]:
         room = block.downsamplers[0].conv.out_channels - 1
         packings.append(_principal(packed[-1], room))
         packed.append(_pack(packed[-1], packings[-1]))
     for resnet in (one for one in vae.modules() if hasattr(one, "conv_shortcut")):
-        _straighten(resnet)
+        _pass_through(resnet)
     _start_encoder(vae.encoder, packings, vae.config.latent_channels)
     _start_decoder(vae.decoder, packed, vae.config.latent_channels)
 
@@ -80,27 +80,26 @@ def _pack(pixels: Tensor, packing: Packing) -> Tensor:
     return (patches @ packing.components.T).movedim(-1, 1)
 
 
-def _straighten(resnet: Any) -> None:
-    """Let a block's input through as it is, the constant too; the branch learns from zero."""
+def _pass_through(resnet: Any) -> None:
+    """Pass a block's input through unchanged, with the constant; the branch starts from zero."""
     nn.init.zeros_(resnet.conv2.weight)
     nn.init.zeros_(resnet.conv2.bias)
-    _gauge(resnet.norm1)
+    _undo_norm(resnet.norm1)
     if resnet.conv_shortcut is not None:
         through = min(resnet.conv_shortcut.weight.shape[:2]) - 1
         _set(resnet.conv_shortcut, torch.eye(through)[..., None, None])
 
 
-def _gauge(norm: Any) -> None:
-    """Undo the norm's division by the deviation that the constant brings, and hide the constant itself."""
+def _undo_norm(norm: Any) -> None:
+    """Undo the norm's division by the deviation that the constant causes, and remove the constant."""
     nn.init.constant_(norm.weight, CONSTANT * math.sqrt(norm.num_channels - 1) / norm.num_channels)
     norm.weight[0] = 0
 
 
 def _set(conv: nn.Conv2d, kernel: Tensor, bias: Tensor | float = 0.0, first: int = 1) -> None:
-    """Set what ``conv`` makes of the channels from ``first`` on: ``kernel``, at its top left, and ``bias``.
+    """Set ``kernel`` (top left aligned) and ``bias`` of ``conv`` for the input channels from ``first`` on.
 
-    Channel 0 of what comes out is the constant. Channels that ``kernel`` does not make keep their weights, for the
-    branches to use.
+    Output channel 0 is the constant. Output channels beyond the kernel's keep their weights, for the branches.
     """
     made, seen, height, width = kernel.shape
     conv.weight[:, :first] = 0
@@ -122,7 +121,7 @@ def _start_encoder(encoder: Any, packings: list[Packing], channels: int) -> None
         kernel = packing.components.reshape(len(packing.components), -1, 2, 2)
         _set(block.downsamplers[0].conv, kernel, bias=-packing.components @ packing.mean)
     latents = slice(1, 1 + channels)
-    _gauge(encoder.conv_norm_out)
+    _undo_norm(encoder.conv_norm_out)
     norm, strength = encoder.conv_norm_out, SILU_SCALE / packings[-1].scale[:channels]
     norm.bias[latents] = SILU_MIDDLE + strength * CONSTANT / norm.num_channels
     norm.weight[latents] *= strength
@@ -133,7 +132,7 @@ def _start_encoder(encoder: Any, packings: list[Packing], channels: int) -> None
 
 
 def _start_decoder(decoder: Any, packed: list[Tensor], channels: int) -> None:
-    """Fit each doubling of a side to what the encoder had there, by least squares on what comes so far."""
+    """Fit each doubling of the sides to the encoder's values at that level, by least squares."""
     latents = packed[-1][:, :channels]
     latents = latents / latents.std((0, 2, 3), keepdim=True)
     _set(decoder.conv_in, _centred(torch.eye(channels)), first=0)
@@ -142,15 +141,15 @@ def _start_decoder(decoder: Any, packed: list[Tensor], channels: int) -> None:
         weight, bias = _fitted(latents, wanted[:, : conv.out_channels - 1])
         _set(conv, weight, bias)
         latents = functional.conv2d(_doubled(latents), weight, bias, padding=1)
-    _mirror(decoder.up_blocks[-2].upsamplers[0].conv)
-    _gauge(decoder.conv_norm_out)
+    _add_negatives(decoder.up_blocks[-2].upsamplers[0].conv)
+    _undo_norm(decoder.conv_norm_out)
     nn.init.constant_(decoder.conv_norm_out.bias[1:7], CONSTANT / decoder.conv_norm_out.num_channels)
     nn.init.zeros_(decoder.conv_out.weight)
     nn.init.zeros_(decoder.conv_out.bias)
     decoder.conv_out.weight[:, 1:7] = _centred(torch.cat([torch.eye(3), -torch.eye(3)], dim=1))
 
 
-def _mirror(conv: Any) -> None:
+def _add_negatives(conv: Any) -> None:
     """Add the negatives of red, green and blue: SiLU(x) - SiLU(-x) is x."""
     conv.weight[4:7], conv.bias[4:7] = -conv.weight[1:4], -conv.bias[1:4]
 
@@ -160,7 +159,7 @@ def _doubled(pixels: Tensor) -> Tensor:
 
 
 def _fitted(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a 3 x 3 convolution's weight and bias that bring ``given``, doubled, nearest to ``wanted``."""
+    """Return the 3 x 3 convolution (weight, bias) that maps ``given``, doubled, closest to ``wanted``."""
     seen = functional.unfold(_doubled(given), 3, padding=1).movedim(1, -1).flatten(0, 1)
     seen = functional.pad(seen, (0, 1), value=1.0)
     normal = seen.T @ seen + RIDGE * len(seen) * torch.eye(seen.shape[1])

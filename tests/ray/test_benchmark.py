@@ -1,58 +1,54 @@
-"""The benchmark runs: the job as a contestant, the feed ratio, and the record; nothing is held against a clock."""
+"""The benchmark on a real Ray: the job as a compared program, utilisation and the record."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from inpaint_encode.core.decode import PairDecoder
-from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.reader import iter_rows
-from jobs.benchmarks.compare import contest
+from jobs.benchmarks.compare import compare_section
 from jobs.benchmarks.cpu import CpuMeter
-from jobs.benchmarks.data import SMALL, BenchSet, pairs_below, write_pairs
-from jobs.benchmarks.fake_vae import NullVae
-from jobs.benchmarks.our_job import product
-from jobs.benchmarks.peers.contestant import LoadStandIn, Task
-from jobs.benchmarks.utilisation import FeedPlan, feed_sections
+from jobs.benchmarks.data import SQUARE_64, PairSet, pair_uris, write_pairs
+from jobs.benchmarks.fake_vae import FakeVae
+from jobs.benchmarks.our_job import our_job
+from jobs.benchmarks.peers.task import Task
+from jobs.benchmarks.utilisation import RatePlan, utilisation_sections
+from tests.unit.benchmarks.reference import decoded
 
-MIXED = BenchSet("two sizes", ((64, 64), (56, 80)))
+MIXED = PairSet("two sizes", ((64, 64), (56, 80)))
 
 
 def test_the_job_writes_the_latents_of_the_fake_vae(s3, ray_cluster, tmp_path):
-    local = write_pairs(tmp_path / "pairs", SMALL, 6)
+    local = write_pairs(tmp_path / "pairs", SQUARE_64, 6)
     upload(tmp_path / "pairs", s3.uri("bench"))
-    remote = pairs_below(s3.uri("bench"), len(local))
-    product("the job").run(Task(remote, LoadStandIn(), tmp_path / "out"))
+    remote = pair_uris(s3.uri("bench"), len(local))
+    our_job("the job").run(Task(remote, FakeVae, tmp_path / "out"))
     rows = {row["key"]: row for row in iter_rows(str(tmp_path / "out"))}
     assert rows.keys() == {pair.key for pair in local}
     for pair in local:
-        decoder = PairDecoder(sizing=Sizing(ratio=8))
-        image = decoder.image(Path(pair.image).read_bytes())
-        binary = decoder.mask(Path(pair.mask).read_bytes(), image)
-        latents = NullVae().encode_levels(image.pixels[None], binary[None])[0]
+        pixels, mask = decoded(pair)
+        latents = FakeVae().encode_uint8(pixels[None], mask[None])[0]
         assert (rows[pair.key]["samples"] == latents).all()
-        assert rows[pair.key]["mask_coverage"] >= binary.mean()
+        assert rows[pair.key]["mask_coverage"] >= mask.mean()
 
 
-def test_a_comparison_divides_by_bare_decoding(ray_cluster, tmp_path):
-    pairs = write_pairs(tmp_path / "pairs", SMALL, 8)
-    task = Task(pairs, LoadStandIn(), tmp_path / "out")
+def test_the_job_is_compared_with_decoding(ray_cluster, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs", SQUARE_64, 8)
+    task = Task(pairs, FakeVae, tmp_path / "out")
     with CpuMeter() as meter:
-        section = contest("", [product("the job")], task, pairs, meter, few=4, repeats=1)
-    unit, job, pace, *_ = section.figures
+        section = compare_section("", [our_job("the job")], task, pairs, meter, few=4, repeats=1)
+    unit, job, wall, *_ = section.figures
     assert unit.median > 0
     assert section.ratios[0].figure.median == pytest.approx(job.median / unit.median)
-    assert pace.unit == "ms/pair"
+    assert wall.unit == "ms/pair"
 
 
-def test_the_utilisation_is_a_ratio_within_one_run(ray_cluster, vae_folder, tmp_path):
-    plan = FeedPlan(vae_folder, "cpu", batch_size=2, chunk_rows=2, settle=2, images=4, repeats=1)
-    feed, stages = feed_sections(plan, tmp_path, [SMALL], MIXED)
-    job, alone, mixed = (figure.median for figure in feed.figures)
-    assert [ratio.figure.median for ratio in feed.ratios] == pytest.approx([job / alone, mixed / job])
+def test_utilisation_is_the_jobs_rate_over_the_vaes(ray_cluster, vae_folder, tmp_path):
+    plan = RatePlan(vae_folder, "cpu", batch_size=2, chunk_rows=2, warm_up=2, images=4, repeats=1)
+    rates, stages = utilisation_sections(plan, tmp_path, [SQUARE_64], MIXED)
+    job, alone, mixed = (figure.median for figure in rates.figures)
+    assert [ratio.figure.median for ratio in rates.ratios] == pytest.approx([job / alone, mixed / job])
     assert {figure.name.split(",")[0] for figure in stages.figures} >= {"fetch", "decode", "wait", "encode", "write"}
 
 

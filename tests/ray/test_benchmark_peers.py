@@ -10,28 +10,28 @@ from inpaint_encode import load_vae
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.settings import VaeSource
 from jobs.benchmarks.cpu import CpuMeter
-from jobs.benchmarks.data import BenchSet, pairs_below, write_pairs
-from jobs.benchmarks.peers.contestant import LoadVae, Task
+from jobs.benchmarks.data import PairSet, pair_uris, write_pairs
+from jobs.benchmarks.peers.task import Task
 from jobs.benchmarks.peers.template import TEMPLATE
 from tests.cluster.heads import wait_for
-from tests.unit.benchmarks.test_benchmarks import expected
+from tests.unit.benchmarks.reference import LoadVae, expected
 
-MIXED = BenchSet("three small sizes", ((64, 64), (83, 61), (64, 96)))
+SIZES = ((64, 64), (83, 61), (64, 96))
 
 
 @pytest.mark.parametrize(
     "sizes",
     [
-        pytest.param(MIXED.sizes, id="mixed sizes"),
-        pytest.param(MIXED.sizes[:1], id="one size", marks=pytest.mark.long),
+        pytest.param(SIZES, id="mixed sizes"),
+        pytest.param(SIZES[:1], id="one size", marks=pytest.mark.long),
     ],
 )
-def test_the_ray_data_template_writes_the_contracts_values(ray_cluster, s3, vae_folder, tmp_path, sizes, request):
+def test_the_ray_data_template_writes_the_contracts_values(ray_cluster, s3, vae_folder, tmp_path, sizes):
     """The template reads pairs from a bucket and writes Parquet."""
-    local = write_pairs(tmp_path / "in", BenchSet("these", sizes), 20)
+    local = write_pairs(tmp_path / "in", PairSet("sizes", sizes), 20)
     prefix = s3.uri(f"bench-{len(sizes)}")
     upload(tmp_path / "in", prefix)
-    TEMPLATE.run(Task(pairs_below(prefix, 20), LoadVae(vae_folder), tmp_path / "out"))
+    TEMPLATE.run(Task(pair_uris(prefix, 20), LoadVae(vae_folder), tmp_path / "out"))
     rows = {row["key"]: row for row in ray.data.read_parquet(str(tmp_path / "out")).take_all()}
     vae = load_vae(VaeSource(vae=vae_folder))
     assert rows.keys() == {pair.key for pair in local}

@@ -16,20 +16,20 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.verify.run import verify_output
+from inpaint_encode.tools.verify.pipeline import verify_output
 from tests import mutations
 from tests.files import COLOUR, COLOUR_ALPHA, GREY, matrix_profile, png, saved, tiff
 from tests.outputs import rejects_of, whole_report
-from tests.unit.core.decode.test_pair import ADOBE_RGB, turned_by
+from tests.unit.core.decode.samples import ADOBE_RGB, turned_by
 
 PHOTO = photographs.astronaut()[:200, :300]
 RULES = {"mask_preset": "mat", "buckets": 96 * 96, "bucket_step": 32}
 LIMITS = {"max_pixels": 100_000, "max_bytes": 100_000}
 REJECTED = {
-    "bomb": "decode.too_large",
+    "bomb": "image.too_large",
     "bytes": "fetch.too_large",
-    "cut": "decode.truncated",
-    "html": "decode.not_an_image",
+    "cut": "image.truncated",
+    "html": "image.not_an_image",
     "across": "orientation.mismatch",
     "small": "size.too_small",
 }
@@ -88,7 +88,7 @@ def test_a_job_with_all_decoding_options(source, tmp_path, ray_cluster, make_job
     assert (masks["rows"], masks["empty"], masks["full"]) == (10, 0, 0)
     assert masks["median_percent"] == pytest.approx(100 * (1 - 450 / 3750), abs=4)
 
-    decoder = PairDecoder(sizing=Sizing(ratio=8, buckets=96 * 96, bucket_step=32), mask_polarity="black")
+    decoder = PairDecoder(sizing=Sizing(multiple=8, buckets=96 * 96, bucket_step=32), mask_polarity="black")
     for row in iter_rows(output):
         image = decoder.image(Path(row["image_uri"]).read_bytes())
         assert (row["source_height"], row["source_width"]) == (image.source_height, image.source_width)
@@ -102,7 +102,7 @@ def test_a_job_with_all_decoding_options(source, tmp_path, ray_cluster, make_job
     assert turned == (128, 85)  # 300 x 200 upright, on its way to 128 x 64
 
     verdict = verify_output(VerifyOptions(output=output, sample=100), display.say)
-    assert (verdict.problems, verdict.resampled.rows, verdict.resampled.other_masks) == ([], 10, 0)
+    assert (verdict.problems, verdict.reencoded.rows, verdict.reencoded.other_masks) == ([], 10, 0)
 
     with pytest.raises(UsageError, match="icc: srgb there, ignore here; buckets: 9216 there, 4096 here"):
         run(**RULES | {"icc": "ignore", "buckets": 64 * 64}, **LIMITS, chunk_rows=4)
@@ -115,7 +115,7 @@ def test_a_job_with_all_decoding_options(source, tmp_path, ray_cluster, make_job
 def test_a_job_encodes_or_rejects_each_of_2000_mutated_files(tmp_path, ray_cluster, make_job):
     """Each file becomes a row or a reject with the error that decoding it alone gives."""
     limit = {"max_pixels": 100_000}
-    decoder, wanted = PairDecoder(sizing=Sizing(ratio=8), **limit), Counter()
+    decoder, wanted = PairDecoder(sizing=Sizing(multiple=8), **limit), Counter()
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     suffixes = ("jpg", "png", "webp", "gif", "tif", "bmp")

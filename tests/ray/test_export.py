@@ -16,10 +16,10 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.export import run as export_run
+from inpaint_encode.tools.export import pipeline as export_pipeline
+from inpaint_encode.tools.export.file_names import key_to_path
 from inpaint_encode.tools.export.formats import SUFFIXES
-from inpaint_encode.tools.export.names import path_of
-from inpaint_encode.tools.export.run import export_output
+from inpaint_encode.tools.export.pipeline import export_output
 from tests.exports import by_key, exported, load_latent, load_mask, of_rows, write_chunk
 from tests.outputs import files_of
 
@@ -42,7 +42,7 @@ def output(tmp_path, ray_cluster):
 
 
 def test_an_encoded_output_on_s3_becomes_what_comfyui_loads(tmp_path, s3, ray_cluster, make_job, shell):
-    """The exported latents are those of the rows, bit for bit."""
+    """The files hold the latents of the rows, bit for bit."""
     write_random_pairs(tmp_path, 10, seed=5, smallest=24, largest=72)
     upload(tmp_path, s3.uri("export-in"))
     encoded, to = s3.uri("export-encoded"), s3.uri("export-comfyui", "input")
@@ -54,10 +54,10 @@ def test_an_encoded_output_on_s3_becomes_what_comfyui_loads(tmp_path, s3, ray_cl
     )
     files, rows = of_rows(to), by_key(encoded)
     assert len(rows) == 10
-    assert set(files) == {f"{path_of(key)}{suffix}" for key in rows for suffix in SUFFIXES["comfyui"]}
+    assert set(files) == {f"{key_to_path(key)}{suffix}" for key in rows for suffix in SUFFIXES["comfyui"]}
     for key, row in rows.items():
-        assert np.array_equal(load_latent(files[f"{path_of(key)}.latent"])[0], row["samples"])
-        assert np.array_equal(load_mask(files[f"{path_of(key)}_mask.png"]), row["noise_mask"][0])
+        assert np.array_equal(load_latent(files[f"{key_to_path(key)}.latent"])[0], row["samples"])
+        assert np.array_equal(load_mask(files[f"{key_to_path(key)}_mask.png"]), row["noise_mask"][0])
     size = sum(map(len, files.values()))
     assert done.stdout.splitlines()[1] == f"{to}: 20 files, {size:,} bytes"
     again = shell("export", encoded, "--to", "comfyui", "--output", to)
@@ -88,7 +88,7 @@ def versions_of(destination) -> dict[str, str]:
 
 
 def test_only_missing_files_are_exported(output, tmp_path):
-    """Of four data files one has no note, and one was begun."""
+    """Of four data files one has no record, and one is unfinished."""
     to = tmp_path / "to"
     export(output, "comfyui", to)
     before, bytes_before = versions_of(to), exported(str(to))
@@ -133,7 +133,7 @@ def test_another_export_is_refused_or_overwritten_on_request(output, tmp_path, s
     before = exported(to)
     done = shell("export", output, "--to", "webdataset", "--output", to)
     assert done.returncode == 2
-    assert "has another export (to: comfyui there, webdataset here)" in " ".join(done.stderr.split())
+    assert "has a different export (to: comfyui there, webdataset here)" in " ".join(done.stderr.split())
     other = str(tmp_path / "other")
     write_chunk(other, 0, ["z"], job="99999999")
     with pytest.raises(UsageError, match=f"source: {output} there, {other} here; job: 0a1b2c3d there, 99999999 here"):
@@ -151,9 +151,9 @@ def test_a_damaged_file_ends_the_command_and_keeps_the_rest(output, tmp_path, sh
     path.write_bytes(whole[:-100])
     done = shell("export", output, "--to", "safetensors", "--output", tmp_path / "to")
     assert done.returncode == 1
-    assert f"no encode has ended in {output} yet" in done.stderr
+    assert f"no job has finished in {output} yet" in done.stderr
     assert f"{path} cannot be exported: " in done.stderr
-    assert "what is done stays, and the same command goes on from it" in " ".join(done.stderr.split())
+    assert "exported data files stay, and the same command resumes from them" in " ".join(done.stderr.split())
     path.write_bytes(whole)
     export(output, "safetensors", tmp_path / "to")
     export(output, "safetensors", tmp_path / "fresh")
@@ -166,7 +166,7 @@ KILLED_CHUNKS = 24
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, ray_cluster):
-    """An output with enough data files to kill an export in its middle."""
+    """An output with enough data files to kill an export in the middle."""
     folder = str(tmp_path_factory.mktemp("large") / "out")
     for chunk in range(KILLED_CHUNKS):
         write_chunk(folder, chunk, [f"{chunk:03d}/{row:02d}" for row in range(12)])
@@ -181,7 +181,7 @@ def export_and_die(source: str, to: str, destination: str, done: int) -> None:
         if exported and int(exported[1]) >= done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    export_run.EVERY_S = 0.0  # so that ``say`` is called after each data file
+    export_pipeline.EVERY_S = 0.0  # so that ``say`` is called after each data file
     export_output(source, ExportOptions(to=to, output=destination), say)
 
 
@@ -211,7 +211,7 @@ def test_a_killed_export_resumes(large, killed_and_finished, tmp_path):
     killed_and_finished("comfyui", str(tmp_path / "to"), 6)
     export(large, "comfyui", tmp_path / "undisturbed")
     assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "undisturbed"))
-    assert list(storage.unfinished(str(tmp_path / "to"))) == []
+    assert list(storage.temporary_files(str(tmp_path / "to"))) == []
 
 
 @pytest.mark.long

@@ -2,7 +2,7 @@
 
 import io
 import json
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms
 
 from inpaint_encode import iter_rows
-from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job import pipeline
@@ -21,8 +20,8 @@ from inpaint_encode.job.pipeline import Backend, run_job, vae_backend
 from inpaint_encode.schema import FOOTER_KEY
 from inpaint_encode.settings import VaeSource, VerifyOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.verify.run import verify_output
-from inpaint_encode.vae import load_vae
+from inpaint_encode.tools.verify.pipeline import verify_output
+from inpaint_encode.vae.load import load_vae
 from tests.conftest import command, save_vae
 
 
@@ -88,7 +87,7 @@ def test_rows_follow_the_contract(demo, demo_rows, vae_folder):
 def test_counts_add_up(demo):
     report, pairs = read_report(demo["output"]), demo["pairs"]
     assert report["pairs"] == len(pairs.pairs) == report["encoded"] + report["rejected"]
-    assert report["rejected_by_error"] == {"decode.truncated": 1}
+    assert report["rejected_by_error"] == {"image.truncated": 1}
     assert report["unpaired_images"] == len(pairs.unpaired_images)
     assert report["unpaired_masks"] == len(pairs.unpaired_masks)
     assert report["ignored_files"] == len(pairs.ignored_files)
@@ -100,8 +99,8 @@ def test_a_reject_says_what_happened(demo):
     rejects = pq.read_table(io.BytesIO(only_file(demo["output"], "_rejected/")))
     (row,) = rejects.to_pylist()
     assert row["key"] == demo["pairs"].broken
-    assert row["stage"] == "decode"
-    assert row["error"] == "decode.truncated"
+    assert row["stage"] == "image"
+    assert row["error"] == "image.truncated"
     assert row["image_uri"] in row["message"]
     assert "bytes" in row["message"]
 
@@ -114,16 +113,16 @@ def only_file(output: str, folder: str) -> bytes:
 def test_footer_says_how_the_rows_were_made(demo, vae_folder):
     path = next(p for listed in storage.list_objects(demo["output"]) for p in listed.paths if not p.startswith("_"))
     blob = storage.read(f"{demo['output']}/{path}").data
-    made_by = json.loads(pq.read_schema(pa.BufferReader(blob)).metadata[FOOTER_KEY])
-    assert made_by["contract"] == 1
-    assert made_by["grow_mask_by"] == 6
-    assert made_by["posterior"] == "mean"
-    assert made_by["vae_class"] == "AutoencoderKL"
-    assert made_by["vae_source"] == vae_folder
-    assert (made_by["ratio"], made_by["latent_channels"]) == (8, 4)
-    assert made_by["scaling_factor"] == 0.18215
-    assert len(made_by["weights_sha256"]) == 64
-    assert {"inpaint-encode", "torch", "diffusers"} <= made_by["versions"].keys()
+    metadata = json.loads(pq.read_schema(pa.BufferReader(blob)).metadata[FOOTER_KEY])
+    assert metadata["contract"] == 1
+    assert metadata["grow_mask_by"] == 6
+    assert metadata["posterior"] == "mean"
+    assert metadata["vae_class"] == "AutoencoderKL"
+    assert metadata["vae_source"] == vae_folder
+    assert (metadata["vae_scale_factor"], metadata["latent_channels"]) == (8, 4)
+    assert metadata["scaling_factor"] == 0.18215
+    assert len(metadata["weights_sha256"]) == 64
+    assert {"inpaint-encode", "torch", "diffusers"} <= metadata["versions"].keys()
 
 
 def test_encodings_of_the_columns(demo):
@@ -181,13 +180,13 @@ def test_other_downscale_factors_dilations_and_mask_encodings(
     assert check_every_row(rows, tmp_path / "in", str(tmp_path / "in"), vae, ratio=ratio, grow=grow) == 12
     footer = pq.read_schema(next(output.glob("*.parquet"))).metadata
     assert json.loads(footer[FOOTER_KEY])["mask_encoding"] == masks
-    verify_output(VerifyOptions(output=str(output), sample=12), display.say).refuse_unless_whole()
+    verify_output(VerifyOptions(output=str(output), sample=12), display.say).check_complete()
 
 
 def with_other_weights(job) -> Backend:
     """The job's VAE, but workers expect a wrong hash of its weights."""
-    facts = {"weights_sha256": "0" * 64}
-    return vae_backend(job)._replace(open=partial(BatchEncoder.load, job.vae, job.rows, facts, compiled=False))
+    backend = vae_backend(job)
+    return backend._replace(vae=replace(backend.vae, weights_sha256="0" * 64))
 
 
 def test_a_worker_with_other_weights_fails_the_job(tmp_path, ray_cluster, make_job, display, monkeypatch):
@@ -195,10 +194,10 @@ def test_a_worker_with_other_weights_fails_the_job(tmp_path, ray_cluster, make_j
     monkeypatch.setattr(pipeline, "REMIND_S", 0.01)
     write_random_pairs(tmp_path, 3, seed=1)
     job = make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out")
-    with pytest.raises(JobFailed, match=r"weights_sha256 [0-9a-f]{64} on this node, 0{64} there"):
+    with pytest.raises(JobFailed, match=r"weights_sha256 [0-9a-f]{64} on this node, 0{64} in the output"):
         run_job(job, display, with_other_weights)
     reminders = [line for line in display.lines if "no chunk is done yet" in line]
-    assert "a VAE worker of 2 CPU, and tasks of 1 CPU" in reminders[0]
+    assert "a VAE worker of 2 CPU and tasks of 1 CPU" in reminders[0]
 
 
 class TestExitCodes:
@@ -253,7 +252,7 @@ class TestExitCodes:
         environment = {name: f"canary-{name}" for name in secret} | {"RAY_ADDRESS": ray_cluster}
         done = command("encode", *pairs, "--vae", vae_folder, "--max-rejected", "0", **environment)
         assert done.returncode == 3, done.stderr
-        assert "1 decode.not_an_image" in done.stderr
+        assert "1 image.not_an_image" in done.stderr
         written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
         assert len(written) > 3
         assert not [text for text in (*written, done.stdout.encode(), done.stderr.encode()) if b"canary" in text]

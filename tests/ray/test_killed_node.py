@@ -55,4 +55,4 @@ def runs_an_encoder(node) -> bool:
     processes = [line.split(None, 2) for line in listing.splitlines()[1:]]
     for _ in range(3):
         family |= {int(pid) for pid, parent, _ in processes if int(parent) in family}
-    return any(int(pid) in family and "MapBatches(Encoder" in title for pid, _, title in processes)
+    return any(int(pid) in family and "MapBatches(EncodeStage" in title for pid, _, title in processes)

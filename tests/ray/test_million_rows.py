@@ -15,17 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inpaint_encode.job.transfer import ENCODED, table_of
+from inpaint_encode.core.chunk import Pair
 from inpaint_encode.output import plan
 from inpaint_encode.output.lease import hold
-from inpaint_encode.output.parquet import data_table
-from inpaint_encode.output.resume import job_record, open_output, remaining
-from inpaint_encode.schema import REJECTS, data_schema, pack_mask
+from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
+from inpaint_encode.schema import REJECTS
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import load_vae, vae_facts
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
 from tests.outputs import whole_report
+from tests.rows import encoded_pair, groups_of
 
 DONE = 1_000_000
 NEW = 50
@@ -85,7 +86,7 @@ def test_a_manifest_of_a_million_lines_is_planned(folder):
 PLAN = """
 import sys, time
 from inpaint_encode.output.lease import hold
-from inpaint_encode.output.state import Ledger
+from inpaint_encode.output.state import OutputState
 from inpaint_encode.output.resume import remaining
 from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
 from inpaint_encode.sources import find_pairs
@@ -95,8 +96,8 @@ manifest, output = sys.argv[1:]
 job = EncodeJob(source=Source(pairs=manifest), vae=VaeSource(vae="none"), output=Output(output=output))
 begun = time.monotonic()
 with hold(f"{output}/_lease.json", lambda _: None) as lease:
-    ledger = Ledger(output, "0123abcd", lease.token)
-    left = remaining(ledger, ledger.inventory(), job, find_pairs(job.source))
+    state = OutputState(output, "0123abcd", lease.token)
+    left = remaining(state, state.inventory(), job, find_pairs(job.source))
 print(left.pairs, time.monotonic() - begun, resident_peak("self"))
 """
 
@@ -112,23 +113,21 @@ def make_sources(folder: Path) -> None:
 
 
 def make_done(job) -> None:
-    """An output in which every planned pair is a row, written by the product's own ledger."""
+    """An output in which every planned pair is a row, written by the product's own state."""
     source = VaeSource(vae=job.vae.vae)
-    record = job_record(job, vae_facts(load_vae(source), source).as_dict())
-    output = storage.normalise(job.output.output)
+    metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(source), source))
+    record = job_record(job, metadata)
+    output = storage.normalize_uri(job.output.output)
     with hold(f"{output}/_lease.json", print) as lease:
-        ledger, inventory = open_output(output, record, overwrite=False, token=lease.token)
-        left = remaining(ledger, inventory, job, find_pairs(job.source))
-    schema = data_schema(record["rows"])
+        state, inventory = open_output(output, record, overwrite=False, token=lease.token)
+        left = remaining(state, inventory, job, find_pairs(job.source))
     for work in left.work.to_pylist():
-        encoded = tiny_rows(plan.read_chunk(work["part"], work["chunk"]))
-        ledger.publish(work, [data_table(encoded, schema)], schema, REJECTS.empty_table())
+        planned = plan.read_chunk(work["part"], work["chunk"]).select(Pair._fields).to_pylist()
+        rows = [encoded_pair(pair.pop("key"), SAMPLES, MASK, **pair) for pair in planned]
+        state.commit(work, *groups_of(rows, metadata), REJECTS.empty_table(), check=lambda: None)
 
 
-def tiny_rows(pairs: pa.Table) -> pa.Table:
-    tensors = {"samples": np.zeros(4, np.float32), "samples_shape": [4, 1, 1]}
-    tensors |= {"noise_mask": pack_mask(np.zeros(64, np.uint8)), "height": 8, "width": 8, "mask_coverage": 0.0}
-    return table_of([{**pair, **tensors} for pair in pairs.to_pylist()], ENCODED)
+SAMPLES, MASK = np.zeros((4, 1, 1), np.float32), np.zeros((8, 8), np.uint8)
 
 
 def resume(job, vae_folder) -> tuple[float, float]:

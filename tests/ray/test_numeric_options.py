@@ -10,13 +10,15 @@ from torch import nn
 
 from inpaint_encode import iter_rows
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.core.transform import grow_mask, mask_of_latent, neutralise
+from inpaint_encode.core.transform import grow_mask, neutralise, resize_to_latent
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job, vae_backend
-from inpaint_encode.settings import RowSettings, VaeSource, VerifyOptions
-from inpaint_encode.tools.verify.run import verify_output
-from inpaint_encode.vae import load_vae, to_vae_range
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.settings import VaeSource, VerifyOptions
+from inpaint_encode.tools.verify.pipeline import verify_output
+from inpaint_encode.vae.encode import to_vae_range
 from inpaint_encode.vae.latent_values import standard_normal
+from inpaint_encode.vae.load import load_vae
 from tests.conftest import save_vae
 from tests.outputs import whole_report
 
@@ -47,15 +49,15 @@ class Crowded(nn.Module):
         return self.encoder(inputs)
 
 
-def crowded(source: VaeSource, settings: RowSettings, expected: dict, device: str) -> BatchEncoder:
-    encoder = BatchEncoder.load(source, settings, expected, device, compiled=False)
+def crowded(source: VaeSource, metadata: RowMetadata, device: str) -> BatchEncoder:
+    encoder = BatchEncoder.load(source, metadata, device, compiled=False)
     encoder._vae.encoder = Crowded(encoder._vae.encoder)
     return encoder
 
 
 def crowded_backend(job):
     backend = vae_backend(job)
-    return backend._replace(open=partial(crowded, job.vae, job.rows, backend.facts.as_dict()))
+    return backend._replace(open=partial(crowded, job.vae))
 
 
 def write_pairs(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -115,14 +117,14 @@ def test_rows_of_a_job_with_all_numeric_options(tmp_path, ray_cluster, make_job,
         levels, hole = torch.from_numpy(image).float() / 255, torch.from_numpy(mask)
         assert np.array_equal(row["noise_mask"][0], grow_mask(hole, 6).numpy())
         size = row["samples"].shape[1:]
-        assert np.array_equal(row["latent_mask"], mask_of_latent(hole[None], *size, "diffusers").numpy())
+        assert np.array_equal(row["latent_mask"], resize_to_latent(hole[None], *size, "diffusers").numpy())
         if key != "large":
             tolerance = 1e-5 if noise else 0.02
             assert np.abs(row["samples"] - drawn(vae, neutralise(levels, hole.float()), key)).max() <= tolerance
             assert np.abs(row["original_samples"] - drawn(vae, levels, key)).max() <= tolerance
     verdict = verify_output(VerifyOptions(output=str(tmp_path / "out"), sample=7), lambda _: None)
-    verdict.refuse_unless_whole()
-    assert verdict.resampled.rows == len(pairs)
+    verdict.check_complete()
+    assert verdict.reencoded.rows == len(pairs)
     assert whole_report(str(tmp_path / "out"))["job"]["rows"]["posterior_seed"] == 3
     with pytest.raises(UsageError, match=r"posterior_seed: 3 there, 4 here"):
         run_job(make(**{**ASKED, "posterior_seed": 4}), display)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from inpaint_encode import iter_rows, open_latents
-from inpaint_encode.reader.conventions import for_comfyui, for_diffusers, inpaint_input
+from inpaint_encode import inpaint_input, iter_rows, open_latents
+from inpaint_encode.reader.conventions import for_comfyui, for_diffusers
 from inpaint_encode.reader.output import Output
 from tests import recipes
 from tests.outputs import write_output
@@ -22,11 +22,11 @@ from tests.outputs import write_output
 
 @pytest.fixture(scope="module")
 def expected(demo):
-    """Every row by its key, as arrays."""
+    """All rows by key, as arrays."""
     return {row["key"]: row for row in iter_rows(demo["output"])}
 
 
-def hold(arrays, expected) -> None:
+def check_arrays(arrays, expected) -> None:
     """Check types, shapes and values of both tensor columns of all rows."""
     for name, dtype in recipes.COLUMNS.items():
         assert arrays[name].keys() == expected.keys()
@@ -51,7 +51,7 @@ def read_without_ray(copied_demo, tmp_path_factory):
 
 
 class TestOtherReaders:
-    """Seven readers of one file format: with pyarrow twice, as Ray's types are registered or not."""
+    """Other libraries; pyarrow with and without Ray's registered types."""
 
     def test_the_output_has_twenty_rows_of_many_shapes(self, expected):
         assert len(expected) == 20
@@ -59,7 +59,7 @@ class TestOtherReaders:
 
     @pytest.mark.parametrize("reader", recipes.READERS)
     def test_without_ray(self, read_without_ray, expected, reader):
-        hold(read_without_ray[reader], expected)
+        check_arrays(read_without_ray[reader], expected)
 
     def test_pyarrow_beside_ray(self, copied_demo, expected):
         import pyarrow as pa
@@ -68,10 +68,12 @@ class TestOtherReaders:
         table = pq.read_table(copied_demo)
         assert isinstance(table["samples"].type, pa.ExtensionType)
         keys = table["key"].to_pylist()
-        hold({name: dict(zip(keys, table[name].to_pylist(), strict=True)) for name in recipes.COLUMNS}, expected)
+        check_arrays(
+            {name: dict(zip(keys, table[name].to_pylist(), strict=True)) for name in recipes.COLUMNS}, expected
+        )
 
     def test_ray_data(self, demo_rows, expected):
-        hold({name: {row["key"]: row[name] for row in demo_rows} for name in recipes.COLUMNS}, expected)
+        check_arrays({name: {row["key"]: row[name] for row in demo_rows} for name in recipes.COLUMNS}, expected)
 
     def test_pyarrow_and_a_bucket(self, demo, expected):
         import pyarrow.parquet as pq
@@ -85,7 +87,7 @@ class TestOurs:
     def test_rows_from_the_bucket(self, demo, expected):
         dataset = open_latents(demo["output"])
         rows = list(dataset)
-        hold({name: {row["key"]: row[name].numpy() for row in rows} for name in recipes.COLUMNS}, expected)
+        check_arrays({name: {row["key"]: row[name].numpy() for row in rows} for name in recipes.COLUMNS}, expected)
         for row in rows:
             plain = {name: value for name, value in row.items() if not torch.is_tensor(value)}
             assert plain == {name: expected[row["key"]][name] for name in plain}
@@ -94,10 +96,10 @@ class TestOurs:
     def test_rows_by_the_conventions_of_tools(self, demo):
         """Tensors follow the convention; other columns stay."""
         dataset = open_latents(demo["output"])
-        made_by = Output.open(demo["output"]).made_by
+        metadata = Output.open(demo["output"]).metadata
         for made, rule in ((dataset.for_diffusers(), for_diffusers), (dataset.for_comfyui(), for_comfyui)):
             for row, by_rule in zip(dataset, made, strict=True):
-                wanted = rule(row, made_by)
+                wanted = rule(row, metadata)
                 assert by_rule.keys() - wanted.keys() == {n for n, v in row.items() if not torch.is_tensor(v)}
                 assert all(torch.equal(by_rule[name], tensor) for name, tensor in wanted.items())
                 assert by_rule["key"] == row["key"]
@@ -107,7 +109,7 @@ class TestOurs:
         rows = dataset.to_ray().take_all()
         assert {name for row in rows for name in row} == {"key", "samples", "noise_mask"}
         types = {"samples": np.float32, "noise_mask": np.uint8}
-        hold({name: {row["key"]: row[name][0].astype(types[name]) for row in rows} for name in types}, expected)
+        check_arrays({name: {row["key"]: row[name][0].astype(types[name]) for row in rows} for name in types}, expected)
 
     def test_to_ray_unpacks_masks(self, ray_cluster, tmp_path):
         written = write_output(str(tmp_path), [[], [(4, 6), (5, 3)] * 3, [(4, 6)] * 2], mask_encoding="packed")
@@ -184,7 +186,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_with_two_workers_see_every_row_once_an_epoch(demo, expected, tmp_path):
-    """Processes of torch.distributed, whose workers read the bucket."""
+    """Two processes of torch.distributed, each with workers that read the bucket."""
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     commands = [[sys.executable, "-c", RANK, str(rank), tmp_path / "store", demo["output"]] for rank in range(2)]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) for command in commands]

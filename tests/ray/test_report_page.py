@@ -14,8 +14,8 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import ReportOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.inspect.contents import gather
 from inpaint_encode.tools.inspect.page import render
+from inpaint_encode.tools.inspect.page_data import collect_page_data
 from inpaint_encode.tools.inspect.pictures import TITLES
 from tests.conftest import save_vae
 
@@ -29,7 +29,7 @@ in_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is no
 
 @pytest.fixture(scope="module")
 def output(s3, ray_cluster, make_job, tmp_path_factory):
-    """Of 24 pairs in the bucket: one image is cut and rejected, one is encoded and then removed."""
+    """The output of 24 pairs: one image is truncated and rejected, one is encoded and then deleted."""
     folder = tmp_path_factory.mktemp("photos")
     write_random_pairs(folder, PAIRS, seed=5, smallest=32, largest=96)
     cut = min((folder / "images").rglob("*.*"))
@@ -43,14 +43,14 @@ def output(s3, ray_cluster, make_job, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def contents(output):
-    return gather(output, ReportOptions(gallery=PAIRS), lambda _: None)
+def data(output):
+    return collect_page_data(output, ReportOptions(gallery=PAIRS), lambda _: None)
 
 
 @pytest.fixture(scope="module")
-def page(contents, tmp_path_factory):
+def page(data, tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(render(contents))
+    file.write_text(render(data))
     return file
 
 
@@ -66,7 +66,7 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium, page):
-    """Open the page; keep its console messages and its requests."""
+    """Return a function that opens the page and records its console messages and requests."""
     contexts = []
 
     def open_page(width: int = 1200, **options):
@@ -94,8 +94,8 @@ CONTRASTS = """() => {
     .reduce((sum, one, at) => sum + one * [0.2126, 0.7152, 0.0722][at], 0);
   const behind = (node) => {
     for (let at = node; at; at = at.parentElement) {
-      const colour = levels(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] > 0.9) return colour;
+      const color = levels(getComputedStyle(at).backgroundColor);
+      if (color.length === 3 || color[3] > 0.9) return color;
     }
     return [255, 255, 255];
   };
@@ -120,10 +120,10 @@ class TestPage:
         assert [url for url in tab.asked if not url.startswith("data:")] == [page.as_uri()]
         assert tab.title().startswith("inpaint-encode: s3://")
 
-    def test_it_shows_every_picture(self, opened, contents):
+    def test_it_shows_every_picture(self, opened, data):
         tab = opened()
         assert tab.evaluate(WITHOUT_PICTURE) == 0
-        shown = [len(card.pictures) for card in contents.gallery.cards]
+        shown = [len(card.pictures) for card in data.gallery.cards]
         assert tab.locator(".card img").count() == sum(shown) > 100
         assert tab.locator(".card").first.locator("figcaption").all_inner_texts() == list(TITLES)
         assert tab.locator("svg.chart").count() == 4
@@ -183,17 +183,17 @@ class TestPage:
 
 
 class TestGallery:
-    def test_the_psnr_is_that_of_diffusers(self, contents, vae_folder):
+    def test_the_psnr_is_that_of_the_vae(self, data, vae_folder):
         from diffusers import AutoencoderKL
 
         vae = AutoencoderKL.from_pretrained(vae_folder)
-        rows = {row["key"]: row for file in contents.output.files for row in _rows(contents.output, file)}
+        rows = {row["key"]: row for file in data.output.files for row in _rows(data.output, file)}
         checked = 0
-        for card in (card for card in contents.gallery.cards if card.psnr is not None):
+        for card in (card for card in data.gallery.cards if card.psnr is not None):
             row = rows[card.key]
             file = Image.open(io.BytesIO(storage.read(row["image_uri"]).data))
             if "icc_profile" in file.info:
-                continue  # whose colours are converted
+                continue  # its colors are converted
             with torch.no_grad():
                 image = vae.decode(torch.from_numpy(row["samples"].copy())[None]).sample[0].permute(1, 2, 0).numpy()
             levels = np.rint((image / 2 + 0.5).clip(0, 1) * 255)
@@ -205,19 +205,21 @@ class TestGallery:
             checked += 1
         assert checked > 8
 
-    def test_it_shows_the_extreme_rows(self, contents):
-        cards = contents.gallery.cards
-        coverage = sorted(contents.facts.coverage.tolist())
-        small = sorted(card.row["mask_coverage"] for card in cards if "small" in card.why)
+    def test_it_shows_the_extreme_rows(self, data):
+        cards = data.gallery.cards
+        coverage = sorted(data.columns.coverage.tolist())
+        small = sorted(card.row["mask_coverage"] for card in cards if "small" in card.reasons)
         assert small == coverage[: len(small)] and len(small) == PAIRS // 2
-        large = sorted(card.row["mask_coverage"] for card in cards if "large" in card.why)
+        large = sorted(card.row["mask_coverage"] for card in cards if "large" in card.reasons)
         assert large == coverage[-len(large) :]
-        worst = sorted(card.psnr for card in cards if "worst" in card.why)
-        assert worst == sorted(contents.gallery.decoded)[: len(worst)] and len(worst) == PAIRS // 2
+        worst = sorted(card.psnr for card in cards if "worst" in card.reasons)
+        assert worst == sorted(data.gallery.psnrs)[: len(worst)] and len(worst) == PAIRS // 2
 
-    def test_a_row_without_its_source_has_no_image(self, contents):
-        cards = [card for card in contents.gallery.cards if card.missing]
-        assert [card.missing for card in cards] == [["its image or mask has gone, or has changed since it was encoded"]]
+    def test_a_row_without_its_source_has_no_image(self, data):
+        cards = [card for card in data.gallery.cards if card.missing]
+        assert [card.missing for card in cards] == [
+            ["its image or mask was deleted or has changed since it was encoded"]
+        ]
         assert [picture.title for picture in cards[0].pictures] == ["grown mask", "latent", "decoded"]
 
 
@@ -232,41 +234,41 @@ class TestCommands:
         uri = s3.uri("pages/report.html")
         done = shell("report", output, "--html", uri, "--gallery", 2, "--no-decode")
         assert done.returncode == 0, done.stderr
-        data = storage.read(uri).data
-        assert f"a page of {len(data):,} bytes: {uri}" in done.stdout
-        assert "rejected for" in done.stdout and b"Nothing is decoded: --no-decode was given." in data
+        html = storage.read(uri).data
+        assert f"{uri}: {len(html):,} bytes" in done.stdout
+        assert "rejected for" in done.stdout and b"No latent is decoded: --no-decode was given." in html
         assert shell("report", output, "--html", "ftp://host/x.html").returncode == 2
 
     def test_report_with_another_vae_decodes_nothing(self, output, shell, tmp_path):
         other = save_vae(tmp_path / "other", levels=4, seed=1)
         done = shell("report", output, "--html", tmp_path / "r.html", "--gallery", 2, "--vae", other)
         assert done.returncode == 0, done.stderr
-        assert "Nothing is decoded: --vae" in (tmp_path / "r.html").read_text()
+        assert "No latent is decoded: --vae" in (tmp_path / "r.html").read_text()
 
-    def test_show_prints_a_row(self, output, contents, shell, tmp_path):
-        card = next(card for card in contents.gallery.cards if card.psnr is not None)
+    def test_show_prints_a_row(self, output, data, shell, tmp_path):
+        card = next(card for card in data.gallery.cards if card.psnr is not None)
         done = shell("show", output, card.key, "--picture", tmp_path / "row.png")
         assert done.returncode == 0, done.stderr
         lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
         assert f"key {card.key}" in lines
-        assert f"PSNR {card.psnr:.1f} dB, of the decoded image against its source outside of noise_mask" in lines
+        assert f"PSNR {card.psnr:.1f} dB, decoded image against the source, outside noise_mask" in lines
         assert any(line.startswith("samples float32, 4 x") for line in lines)
-        assert f"its picture: {tmp_path / 'row.png'}" in lines
+        assert f"picture: {tmp_path / 'row.png'}" in lines
         with Image.open(tmp_path / "row.png") as picture:
             assert picture.width > 1300 and picture.height > 500
 
-    def test_show_prints_a_row_without_its_source(self, output, contents, shell, tmp_path, monkeypatch):
+    def test_show_prints_a_row_without_its_source(self, output, data, shell, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        (card,) = (card for card in contents.gallery.cards if card.missing)
+        (card,) = (card for card in data.gallery.cards if card.missing)
         done = shell("show", output, card.key, "--no-decode")
         assert done.returncode == 0, done.stderr
-        assert "missing: its image or mask has gone" in done.stdout and "not decoded: --no-decode" in done.stdout
+        assert "missing: its image or mask was deleted" in done.stdout and "not decoded: --no-decode" in done.stdout
         assert (tmp_path / f"{card.key.replace('/', '-')}.png").exists()
 
     def test_show_refuses_an_unknown_key(self, output, shell, tmp_path):
         done = shell("show", output, "000/00000")
-        assert (done.returncode, "has no row '000/00000'; near it are '000/00000" in done.stderr) == (2, True)
+        assert (done.returncode, "has no row '000/00000'; similar keys: '000/00000" in done.stderr) == (2, True)
         done = shell("show", output, "000/000000")
-        assert (done.returncode, "it was rejected: decode." in done.stderr) == (2, True)
+        assert (done.returncode, "it was rejected (image." in done.stderr) == (2, True)
         done = shell("show", output, "000/000001", "--picture", tmp_path / "row.jpg")
         assert (done.returncode, "must end in .png" in done.stderr) == (2, True)

@@ -20,16 +20,16 @@ from PIL import Image
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.job import transfer
 from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
-from inpaint_encode.output.parquet import data_groups, parquet_bytes
-from inpaint_encode.output.state import Ledger
-from inpaint_encode.schema import REJECTS, data_schema, pack_mask
+from inpaint_encode.output.parquet import parquet_bytes
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.schema import REJECTS, data_schema
 from inpaint_encode.stores import storage
 from tests.conftest import command, save_vae
 from tests.outputs import PLAIN, data_files, files_of, rejects_of, rows_of, whole_output
 from tests.proxy import FaultyProxy
+from tests.rows import encoded_pair, groups_of
 
 ENCODED, REJECTED = 10, 2
 ODD_KEY = "..hidden/%2e%2e%2fescape;rm -rf"
@@ -333,13 +333,8 @@ class TestLateWorkers:
 
     def chunk(self, key):
         """Arguments of a commit of one encoded pair."""
-        encoded = dict.fromkeys(transfer.ENCODED.names)
-        encoded |= {"key": key, "image_uri": "i", "mask_uri": "m", "height": 8, "width": 8, "mask_coverage": 0.0}
-        encoded |= {"samples": np.zeros((4, 1, 1), np.float32), "samples_shape": [4, 1, 1]}
-        encoded |= {"noise_mask": pack_mask(np.zeros(64, np.uint8))}
-        table = transfer.table_of([encoded], transfer.ENCODED)
-        schema = data_schema(PLAIN)
-        return data_groups(table, schema), schema, REJECTS.empty_table()
+        row = encoded_pair(key, np.zeros((4, 1, 1), np.float32), np.zeros((8, 8), np.uint8))
+        return *groups_of([row], PLAIN), REJECTS.empty_table()
 
     def reject(self, key):
         reject = {"key": key, "image_uri": "i", "mask_uri": "m", "stage": "fetch", "error": "fetch.unavailable"}
@@ -353,25 +348,25 @@ class TestLateWorkers:
 
     def test_a_worker_with_an_old_token_cannot_commit(self, where):
         storage.write(f"{where}/_lease.json", json.dumps(lease_of("new")).encode())
-        late = Ledger(where, "0123abcd", "old")
+        late = OutputState(where, "0123abcd", "old")
         with pytest.raises(JobFailed, match="taken over"):
             late.commit(self.WORK, *self.chunk("a"))
         assert data_files(where) == []
 
     def test_the_first_commit_wins_and_the_second_accepts_it(self, where):
         """The late worker has checked the lease before the new run commits; it brings a reject, the new run a row."""
-        ledger = Ledger(where, "0123abcd", "new")
-        first = ledger.publish(self.WORK, *self.chunk("a"))
-        late = ledger.publish(self.WORK, *self.reject("a"))
+        state = OutputState(where, "0123abcd", "new")
+        first = state.commit(self.WORK, *self.chunk("a"), check=lambda: None)
+        late = state.commit(self.WORK, *self.reject("a"), check=lambda: None)
         assert first == late
         assert (late.encoded, late.rejected) == (1, 0)
         assert rejects_of(where) == []
         assert list(rows_of(where)) == ["a"]
 
     def test_a_late_reject_that_came_first_is_accepted(self, where):
-        ledger = Ledger(where, "0123abcd", "new")
-        ledger.publish(self.WORK, *self.reject("a"))
-        mine = ledger.publish(self.WORK, *self.chunk("a"))
+        state = OutputState(where, "0123abcd", "new")
+        state.commit(self.WORK, *self.reject("a"), check=lambda: None)
+        mine = state.commit(self.WORK, *self.chunk("a"), check=lambda: None)
         assert (mine.encoded, mine.rejected, mine.errors) == (0, 1, {"fetch.unavailable": 1})
         assert [row["key"] for row in rejects_of(where)] == ["a"]
         assert rows_of(where) == {}
@@ -426,7 +421,7 @@ def test_killed_workers_lose_no_row(tmp_path, make_job, ray_cluster, display):
     write_random_pairs(tmp_path / "in", 120, seed=2, smallest=100, largest=220)
     job = make_job(tmp_path / "in/images", tmp_path / "in/masks", tmp_path / "out", chunk_rows=6, batch_size=1)
     with ThreadPoolExecutor() as killers:
-        victims = "MapBatches(fetch_and_decode", "MapWorker(MapBatches(Encoder"
+        victims = "MapBatches(fetch_stage", "MapWorker(MapBatches(EncodeStage"
         killed = [killers.submit(kill_worker, victim) for victim in victims]
         report = run_job(job, display)
         assert len({one.result() for one in killed}) == 2

@@ -16,11 +16,11 @@ from inpaint_encode.core.transform import grow_mask
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.settings import VerifyOptions
-from inpaint_encode.sources.random_mask import Drawing
+from inpaint_encode.sources.random_masks import RandomMask
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.verify.run import verify_output
+from inpaint_encode.tools.verify.pipeline import verify_output
 from tests.outputs import data_files, whole_output
-from tests.unit.sources.test_parquet_and_tars import write_tar
+from tests.unit.sources.make_sources import write_tar
 
 IMAGES, MASKS = 5, 8
 
@@ -45,7 +45,7 @@ def write_image(prefix: str, image: int, masks: list[str], rng: np.random.Genera
 def verified(output: str):
     verdict = verify_output(VerifyOptions(output=output, sample=4), lambda _: None)
     assert [(one.check, one.sentence) for one in verdict.problems] == []
-    verdict.refuse_unless_whole()
+    verdict.check_complete()
 
 
 def test_an_image_with_eight_masks_is_fetched_once(s3, ray_cluster, make_job, display):
@@ -175,7 +175,7 @@ def test_tars_and_random_masks(s3, ray_cluster, make_job, display):
     made = rows_by_key(output)
     assert len(made) == 18
     for key, row in made.items():
-        drawn = Drawing("brush", 5, key, row["mask_index"]).levels(32, 40) > 0
+        drawn = RandomMask("brush", 5, key, row["mask_index"]).draw(32, 40) > 0
         assert np.array_equal(row["noise_mask"][0], grow_mask(torch.from_numpy(drawn).to(torch.uint8), 6).numpy())
         assert row["mask_uri"] == f"random:brush?seed=5&index={row['mask_index']}"
         assert row["json"] == ('{"n": 1}' if key.startswith("1/a/1") else None)

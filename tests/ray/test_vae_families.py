@@ -14,7 +14,7 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.verify.run import verify_output
+from inpaint_encode.tools.verify.pipeline import verify_output
 from tests.original_layouts import wan_22
 from tests.vaes import SMALL, encoded, saved, small_vae
 
@@ -81,7 +81,7 @@ def test_a_job_with_a_single_file_vae_in_a_bucket(pairs, tmp_path, make_job, ray
     run_job(make_job(pairs / "images", pairs / "masks", output, vae=uri), display)
     check_every_row(pairs, output, "Wan 2.2", vae)
     verdict = verify_output(VerifyOptions(output=str(output), sample=2), Silent().say)
-    assert (verdict.problems, verdict.resampled.rows) == ([], 2)
+    assert (verdict.problems, verdict.reencoded.rows) == ([], 2)
 
 
 def _wan_22():
@@ -97,7 +97,7 @@ def test_plain_latents_of_flux2_are_cropped_to_16_and_verified(pairs, tmp_path, 
     job = make_job(pairs / "images", pairs / "masks", tmp_path / "out", vae=folder, flux2_latents="plain")
     run_job(job, display)
     facts = made_by(tmp_path / "out")
-    assert (facts["ratio"], facts["crop_multiple"], facts["latent_channels"]) == (8, 16, 32)
+    assert (facts["vae_scale_factor"], facts["crop_multiple"], facts["latent_channels"]) == (8, 16, 32)
     assert facts["latent_form"] == "unscaled"
     vae = small_vae("AutoencoderKLFlux2")
     for row in iter_rows(str(tmp_path / "out")):
@@ -106,4 +106,4 @@ def test_plain_latents_of_flux2_are_cropped_to_16_and_verified(pairs, tmp_path, 
             expected = vae.encode(inputs).latent_dist.mode()[0]
         assert np.allclose(row["samples"], expected.numpy(), rtol=1e-5, atol=1e-5)
     verdict = verify_output(VerifyOptions(output=str(tmp_path / "out"), sample=2), Silent().say)
-    assert (verdict.problems, verdict.resampled.rows) == ([], 2)
+    assert (verdict.problems, verdict.reencoded.rows) == ([], 2)

@@ -10,19 +10,20 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from inpaint_encode.cli import app
+from inpaint_encode.cli.commands import app
+from inpaint_encode.core.chunk import DecodedPair, Reject
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import Sizing
-from inpaint_encode.job.stages import fetch_and_decode
-from inpaint_encode.job.transfer import DECODED, unfold
+from inpaint_encode.job.stages import fetch_stage
+from inpaint_encode.job.transfer import unpack_chunk, unpack_decoded
 from inpaint_encode.output import plan
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.schema import PAIRS, WORK, unpack_mask
 from inpaint_encode.settings import EncodeJob, PlanOptions
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.plan.run import estimate
-from tests.unit.sources.test_parquet_and_tars import write_parquet, write_tar
+from inpaint_encode.tools.plan.estimate import estimate
+from tests.unit.sources.make_sources import write_parquet, write_tar
 
 README = Path(__file__).parents[2] / "README.md"
 LAYOUTS = re.findall(r"^\| (`.*?) \| `(--.*?)` \| (`.*?) \|$", README.read_text(), re.MULTILINE)
@@ -82,20 +83,21 @@ def job_of(options: str, folder: str) -> EncodeJob:
 
 def planned(job: EncodeJob, part: str) -> str:
     """Plan the job's pairs in one chunk."""
-    found = find_pairs(job.source, job.access)
+    found = find_pairs(job.source, job.access.to_access())
     cut = plan.cut(found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)), 1_000, 2**30)
     storage.write(part, parquet_bytes(cut))
     return part
 
 
-def fetched(job: EncodeJob, part: str) -> list[dict]:
+def fetched(job: EncodeJob, part: str) -> list[DecodedPair | Reject]:
     """Take the chunk through the first stage."""
     work = pa.Table.from_pylist([{"chunk": 0, "generation": 0, "part": part, "keep": False}], WORK)
     channel, polarity = job.decoding.mask_channel, job.decoding.mask_polarity
-    decoder = PairDecoder(sizing=Sizing(ratio=8), mask_channel=channel, mask_polarity=polarity)
-    row = fetch_and_decode(work, decoder=decoder, access=job.access, max_bytes=2**20, threads=4)
-    assert row["fatal"][0].as_py() is None
-    return unfold(row, DECODED).to_pylist()
+    decoder = PairDecoder(sizing=Sizing(multiple=8), mask_channel=channel, mask_polarity=polarity)
+    row = fetch_stage(work, decoder=decoder, access=job.access.to_access(), max_bytes=2**20, threads=4)
+    _, _, fatal, (decoded,) = unpack_chunk(row, "decoded")
+    assert fatal is None
+    return unpack_decoded(decoded)
 
 
 def test_the_table_is_found():
@@ -108,14 +110,14 @@ def test_each_row_of_the_table_is_a_command(layout, options, keys, tmp_path):
     make(folder, layout, options)
     job = job_of(options, folder)
     decoded = fetched(job, planned(job, f"{tmp_path}/part.parquet"))
-    assert [row["key"] for row in decoded] == re.findall("`([^`]*)`", keys)
-    assert [(row["error"], row["message"]) for row in decoded] == [(None, None)] * len(decoded)
+    assert [row.pair.key for row in decoded] == re.findall("`([^`]*)`", keys)
+    assert [row for row in decoded if isinstance(row, Reject)] == []
     for row in decoded:
-        repainted = unpack_mask(row["mask"], row["height"], row["width"])
+        repainted = unpack_mask(row.mask, *row.image.pixels.shape[:2])
         assert repainted.any() and not repainted.all()
         if "--random-masks" not in options:
             assert repainted.sum() == (8 * 8 if "--mask-channel alpha" in options else 16 * 20)
-    assert sum(row["pixels"] is not None for row in decoded) == len({row["image_uri"] for row in decoded})
+    assert len({id(row.image) for row in decoded}) == len({row.pair.image_uri for row in decoded})
 
 
 REQUESTS = {"--pairs …/data": 8, "--pairs …/shards": 4, "--images … --mask-channel alpha": 3}
@@ -140,5 +142,5 @@ def test_a_tar_that_has_changed_since_it_was_planned_is_rejected_by_name(tmp_pat
     part = planned(job, f"{tmp_path}/part.parquet")
     write_tar(f"{tmp_path}/x.tar", {"0.txt": b"1", "a.png": picture(), "a.mask.png": mask()})
     decoded = fetched(job, part)
-    assert [row["error"] for row in decoded] == ["fetch.changed"] * 2
-    assert "--refresh plans it again" in decoded[0]["message"]
+    assert [row.error for row in decoded] == ["fetch.changed"] * 2
+    assert "--refresh plans it again" in decoded[0].message

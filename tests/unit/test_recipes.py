@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from inpaint_encode import cli
-from inpaint_encode.cli.config import without_config
-from inpaint_encode.settings import Workers, selector
+from inpaint_encode.cli.commands import app
+from inpaint_encode.cli.config import apply_config
+from inpaint_encode.settings import Workers, label_selector
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs/recipes").glob("*.toml"))
@@ -15,15 +15,15 @@ REST = ["--images", "s3://in/images", "--masks", "s3://in/masks", "--vae", "some
 
 
 def job_of(*arguments):
-    tokens = without_config(["encode", *map(str, arguments)])
-    _, bound, _ = cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
+    tokens = apply_config(["encode", *map(str, arguments)])
+    _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     return bound.arguments["job"]
 
 
 @pytest.fixture(autouse=True)
 def no_config_after():
     yield
-    cli.app.config = ()
+    app.config = ()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -34,7 +34,7 @@ def test_a_recipe_lacks_only_what_is_to_be_encoded(recipe):
 
 
 def job_of_flags():
-    cli.app.config = ()
+    app.config = ()
     return job_of(*REST)
 
 
@@ -51,8 +51,8 @@ def test_there_are_recipes_and_jobs():
 
 
 def test_labels_are_told_apart():
-    assert selector("") is None
-    assert selector("pool=gpu") == {"pool": "gpu"}
+    assert label_selector("") is None
+    assert label_selector("pool=gpu") == {"pool": "gpu"}
     labels = Workers(encode_on="ray.io/accelerator-type=in(L4, A10G),market=!spot, a.b/c-d=!in(x,y)").encode_on
     expected = {"ray.io/accelerator-type": "in(L4, A10G)", "market": "!spot", "a.b/c-d": "!in(x,y)"}
-    assert selector(labels) == expected
+    assert label_selector(labels) == expected

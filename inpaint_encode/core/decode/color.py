@@ -1,9 +1,9 @@
-"""Embedded colour profiles: an image's levels become those of sRGB, with which VAEs are trained.
+"""Convert images with an embedded ICC profile to sRGB, the color space that VAEs are trained with.
 
 * Intent: relative colorimetric with black point compensation, by LittleCMS.
-* A profile that moves no level of a cube of colours by more than one is sRGB, and is not applied.
-* A profile of RGB is applied to grey too. One that cannot be read, or is of other colours than the file, is ignored,
-  as browsers do, and the levels are taken for sRGB.
+* A profile that changes no level of a grid of colors by more than one counts as sRGB and is not applied.
+* A profile for RGB is also applied to grey images. A profile that cannot be read, or is for another color space than
+  the file's, is ignored, as in browsers: the levels count as sRGB.
 """
 
 from __future__ import annotations
@@ -15,53 +15,51 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from .levels import in_mode
-
 __all__ = ["to_srgb"]
 
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""Pillow's modes by a profile's colour space."""
-
-_Conversion = tuple[str, ImageCms.ImageCmsTransform]
-"""The mode that a transform to RGB takes, and the transform."""
+"""Pillow's mode for a profile's color space."""
 
 
-def to_srgb(found: Image.Image | NDArray[np.uint8], profile: bytes) -> Image.Image | NDArray[np.uint8]:
-    """Return an image, or grey or RGB levels, in sRGB, alpha dropped; as they are, where ``profile`` says nothing."""
-    conversion = _conversion(profile, _colours_of(found))
+def to_srgb(stored: Image.Image | NDArray[np.uint8], profile: bytes) -> Image.Image | NDArray[np.uint8]:
+    """Return an image as RGB in sRGB, without alpha.
+
+    Args:
+        stored: a Pillow image, or uint8 levels ``[H, W]`` or ``[H, W, 3]``.
+        profile: the ICC profile embedded in the file.
+
+    Returns:
+        The converted image, or ``stored`` itself if the profile is ignored.
+    """
+    if isinstance(stored, np.ndarray):
+        mode = "L" if stored.ndim == 2 else "RGB"
+    else:
+        mode = "L" if stored.mode in {"1", "L", "LA", "La"} else "CMYK" if stored.mode == "CMYK" else "RGB"
+    conversion = _conversion(profile, mode)
     if conversion is None:
-        return found
-    mode, transform = conversion
-    return transform.apply(in_mode(found if isinstance(found, Image.Image) else Image.fromarray(found), mode))
-
-
-def _colours_of(found: Image.Image | NDArray[np.uint8]) -> str:
-    if isinstance(found, np.ndarray):
-        return "L" if found.ndim == 2 else "RGB"
-    return "L" if found.mode in {"1", "L", "LA", "La"} else "CMYK" if found.mode == "CMYK" else "RGB"
+        return stored
+    input_mode, transform = conversion
+    image = Image.fromarray(stored) if isinstance(stored, np.ndarray) else stored
+    return transform.apply(image if image.mode == input_mode else image.convert(input_mode))
 
 
 @lru_cache(maxsize=64)
-def _conversion(profile: bytes, mode: str) -> _Conversion | None:
-    """What brings ``mode`` from ``profile`` to sRGB; None where that is nothing."""
+def _conversion(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform] | None:
+    """Return the Pillow mode that the transform to sRGB takes, and the transform; None to ignore the profile."""
     try:
         opened = ImageCms.getOpenProfile(io.BytesIO(profile))
-        takes = _MODES.get(opened.profile.xcolor_space.strip(), "")
-        if takes != mode and (mode, takes) != ("L", "RGB"):
+        input_mode = _MODES.get(opened.profile.xcolor_space.strip(), "")
+        if input_mode != mode and (mode, input_mode) != ("L", "RGB"):
             return None
         srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC
         flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
-        transform = ImageCms.buildTransform(opened, srgb, takes, "RGB", intent, flags)
-        return None if _changes_nothing(takes, transform) else (takes, transform)
+        transform = ImageCms.buildTransform(opened, srgb, input_mode, "RGB", intent, flags)
+        if input_mode == "CMYK":
+            return input_mode, transform
+        levels = np.arange(0, 256, 15, dtype=np.uint8)
+        grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+        before = Image.fromarray(grid if input_mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
+        change = np.asarray(transform.apply(before)).astype(int) - np.asarray(before.convert("RGB"))
+        return None if np.abs(change).max() <= 1 else (input_mode, transform)
     except (ImageCms.PyCMSError, ValueError, TypeError):
         return None
-
-
-def _changes_nothing(mode: str, transform: ImageCms.ImageCmsTransform) -> bool:
-    if mode == "CMYK":
-        return False
-    levels = np.arange(0, 256, 15, dtype=np.uint8)
-    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
-    before = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
-    moved = np.asarray(transform.apply(before)).astype(int) - np.asarray(before.convert("RGB"))
-    return bool(np.abs(moved).max() <= 1)

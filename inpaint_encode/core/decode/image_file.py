@@ -1,250 +1,239 @@
-"""A file's bytes become levels; every rule of decoding and its named errors are here.
+"""From the bytes of one file to an array; all rules of decoding and their named errors are here.
 
-* An image is JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF, of these the first frame or page, and becomes 8-bit RGB: grey is
-  repeated, palettes are looked up, CMYK is converted, alpha is dropped and not blended. 16-bit grey is rounded to
-  8 bits; Pillow gives 16-bit colour as its high bytes. An embedded profile is applied by the rules of `colour`; PNG's
-  gamma is not.
-* A mask is any of these and becomes one level a pixel, of the channel that `decode_mask` is asked for; 16-bit grey
-  keeps its precision. Its profile is ignored: a mask's levels are numbers, no colours.
-* 32-bit and floating-point pixels have no stated range, so they are rejected.
-* EXIF orientation is applied to image and mask alike, before anything is measured. EXIF that cannot be read says
-  nothing, in every format.
-* A file that ends early, or whose data do not fill the size that its header says, is rejected, never filled up with
-  grey or black, but for AVIF, whose decoder scales it; so are damaged data where the format lets them be
-  told: JPEG's codes, PNG's checksums.
-* Grey TIFF of 12 bits is scaled to 16, and its white is white whichever way it is stored.
+* An image is JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF. Its first frame or page becomes 8-bit RGB: grey is repeated,
+  palettes are looked up, CMYK is converted, alpha is dropped without blending. 16-bit grey is rounded to 8 bits;
+  of 16-bit color Pillow reads the high bytes. An embedded ICC profile is applied (see `color`), PNG's gamma is not.
+* A mask is one of the same formats. One channel becomes levels ``[h, w]``; 16-bit grey keeps its precision. Its ICC
+  profile is ignored, because a mask's levels are numbers, not colors.
+* 32-bit and floating-point files are rejected, because their range is not stated.
+* EXIF orientation is applied to images and masks before anything is measured. EXIF data that cannot be read are
+  ignored in every format.
+* A file that ends early, or whose data do not fill the size in its header, is rejected and never filled with grey or
+  black. AVIF is the exception: its decoder scales. Damaged data are rejected where the format allows the check: JPEG by
+  its codes, PNG by its checksums.
+* Grey TIFF of 12 bits is scaled to 16, and white is the highest level however the file stores it.
 """
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin, features
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from inpaint_encode.errors import PairRejected
 
 from .color import to_srgb
-from .levels import in_mode, stored
+from .pillow import TooLarge, open_image
+from .strict import load_gif, load_png, load_tiff
 
-__all__ = [
-    "MAX_PIXELS",
-    "Upright",
-    "decode_image",
-    "decode_mask",
-    "upright_size",
-]
+__all__ = ["MAX_PIXELS", "DecodedFile", "decode_image", "decode_mask", "upright_size"]
 
 MAX_PIXELS = 64_000_000
-"""A header that declares more is refused before a pixel is decoded, unless a caller has another limit."""
+"""Default limit: a file whose header declares more pixels is rejected before a pixel is decoded."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if features.check("avif") else []))
-_BEGINS = re.compile(
+_SIMPLEJPEG_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+"""simplejpeg's names of Pillow's modes."""
+_SIGNATURES = re.compile(
     rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WebP>RIFF....WEBP)|(?P<GIF>GIF8[79]a)|"
     rb"(?P<TIFF>II\*\0|MM\0\*|II\+\0|MM\0\+)|(?P<BMP>BM.{4}\0{4})|(?P<AVIF>....ftypavi[fs])",
     re.DOTALL,
 )
-_LYING = {5, 6, 7, 8}
-"""EXIF orientations that exchange height and width."""
+_SWAPPING = {5, 6, 7, 8}
+"""EXIF orientations that swap height and width."""
 _ENDS_EARLY = re.compile("truncated|premature end of jpeg file", re.IGNORECASE)
 _CHANNELS = ("red", "green", "blue")
-_WIDE = {"I": "32-bit integers", "F": "floating-point"}
-
-Image.MAX_IMAGE_PIXELS = None  # our own limit is an error with a name, not a warning
+_WIDE = {"I": "32-bit integers", "F": "floating-point numbers"}
 
 
-class Upright(NamedTuple):
-    """What a file shows, its EXIF orientation applied."""
+class DecodedFile(NamedTuple):
+    """A decoded image or mask file, its EXIF orientation applied."""
 
     levels: NDArray[Any]
-    turned: bool
-    """Whether that has exchanged height and width."""
+    transposed: bool
+    """Whether the orientation swapped height and width; never of a square TIFF, where it makes no difference."""
 
 
-def decode_image(data: bytes, *, icc: str = "srgb", max_pixels: int = MAX_PIXELS) -> Upright:
-    """Return the 8-bit RGB levels ``[H, W, 3]`` of an image file.
-
-    Args:
-        data: the file.
-        icc: ``srgb`` applies an embedded profile, ``ignore`` does not.
-        max_pixels: a header that declares more is refused before a pixel is decoded.
-
-    Raises:
-        PairRejected: ``decode.not_an_image``, ``decode.too_large``, ``decode.unsupported``, ``decode.truncated``
-            or ``decode.corrupt``.
-    """
-    return _decoded(data, "decode", max_pixels, lambda image: _colours(image, data, icc))
-
-
-def decode_mask(data: bytes, channel: str = "auto", *, max_pixels: int = MAX_PIXELS) -> Upright:
-    """Return the levels ``[h, w]`` of a mask file: uint8, or uint16 where the file is grey of 16 bits.
+def decode_image(data: bytes, *, icc: str = "srgb", max_pixels: int = MAX_PIXELS) -> DecodedFile:
+    """Decode an image file to uint8 RGB levels ``[H, W, 3]``.
 
     Args:
         data: the file.
-        channel: what of it, as `inpaint_encode.settings.Decoding` has it.
-        max_pixels: as for `decode_image`.
+        icc: ``srgb`` applies an embedded ICC profile, ``ignore`` does not.
+        max_pixels: a file whose header declares more is rejected before a pixel is decoded.
 
     Raises:
-        PairRejected: the names of `decode_image` with ``mask`` in the place of ``decode``; ``mask.no_alpha`` and
-            ``mask.ambiguous`` by the rules of ``channel``.
+        PairRejected: ``image.not_an_image``, ``image.too_large``, ``image.unsupported``, ``image.truncated`` or
+            ``image.corrupt``.
     """
-    return _decoded(data, "mask", max_pixels, lambda image: _channel(image, data, channel))
+    with _opened(data, "image", max_pixels) as image:
+        stored = _load(image, data)
+        if isinstance(stored, np.ndarray) and stored.dtype == np.uint16:
+            stored = ((stored.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        profile = image.info.get("icc_profile") if icc == "srgb" else None
+        if profile:
+            stored = to_srgb(stored, profile)
+        if isinstance(stored, Image.Image):
+            stored = np.asarray(stored if stored.mode == "RGB" else stored.convert("RGB"))
+        if stored.ndim == 2:
+            stored = np.repeat(stored[..., None], 3, axis=2)
+        return _apply_orientation(stored, image)
+
+
+def decode_mask(data: bytes, channel: str = "auto", *, max_pixels: int = MAX_PIXELS) -> DecodedFile:
+    """Decode a mask file to levels ``[h, w]``: uint8, or uint16 if the file is 16-bit grey.
+
+    Args:
+        data: the file.
+        channel: channel to read the mask from: ``auto``, ``luma``, ``alpha``, ``red``, ``green`` or ``blue``.
+        max_pixels: as in `decode_image`.
+
+    Raises:
+        PairRejected: the names of `decode_image` with ``mask`` in place of ``image``; ``mask.no_alpha`` if ``channel``
+            is ``alpha`` and the file has none; ``mask.ambiguous`` if ``channel`` is ``auto`` and the file has
+            transparent pixels.
+    """
+    with _opened(data, "mask", max_pixels) as image:
+        stored = _load(image, data)
+        if channel in {"alpha", "auto"} and image.has_transparency_data:
+            alpha = _alpha(image, stored, data)
+            if channel == "alpha":
+                return _apply_orientation(alpha, image)
+            if (lowest := alpha.min()) < 255:
+                message = (
+                    f"its alpha goes down to {lowest} of 255 and may be the mask: set --mask-channel alpha or luma"
+                )
+                raise PairRejected("mask.ambiguous", message)
+        elif channel == "alpha":
+            raise PairRejected("mask.no_alpha", "it has no alpha channel; --mask-channel alpha needs one")
+        if isinstance(stored, np.ndarray):
+            if stored.ndim == 2:
+                return _apply_orientation(stored, image)
+            stored = Image.fromarray(stored)
+        if stored.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"}:
+            stored = stored.convert("RGB")  # drops alpha before a channel is read
+        if channel in _CHANNELS and stored.mode not in {"1", "L"}:
+            rgb = stored if stored.mode == "RGB" else stored.convert("RGB")
+            return _apply_orientation(np.asarray(rgb.getchannel(_CHANNELS.index(channel))), image)
+        return _apply_orientation(np.asarray(stored if stored.mode == "L" else stored.convert("L")), image)
 
 
 def upright_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return the height and width that `decode_image` would give, by the header alone, EXIF orientation applied.
+    """Return the height and width that `decode_image` would give, from the header alone.
 
-    The file's first bytes are enough if its header is in them. A PNG that states its orientation after its pixels,
-    as the format allows, is taken as it lies.
+    The first bytes of the file are enough if they contain the header. The orientation of a PNG that stores it after
+    its pixels, which the format allows, is not seen.
 
     Raises:
-        PairRejected: ``decode.not_an_image``, ``decode.corrupt``, ``decode.too_large`` or ``decode.unsupported``.
+        PairRejected: the names of `decode_image`.
     """
-    with _open(data, "decode", max_pixels) as image:
-        _refuse_unsupported(image, "decode", _describe(image, data))
+    with _opened(data, "image", max_pixels) as image:
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # newer Pillows have already swapped its size
+            width, height = (
+                int(image.tag_v2[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH)
+            )
         try:
-            lies, (width, height) = _lies(image), _size_in_file(image)
-        except Exception as error:  # decoding fails by the same
-            raise PairRejected("decode.corrupt", f"{_describe(image, data)}: {error}") from error
-        return (width, height) if lies else (height, width)
+            exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the pixels
+            swapped = exif.get(ExifTags.Base.Orientation, 1) in _SWAPPING
+        except Exception:  # Pillow raises almost any type on damaged EXIF data
+            swapped = False
+        return (width, height) if swapped else (height, width)
 
 
-def _lies(image: Image.Image) -> bool:
-    """Whether the header says an orientation that exchanges height and width."""
-    return _orientation(image, Image.Image.getexif) in _LYING  # a PNG's own decodes it whole
-
-
-def _orientation(image: Image.Image, read: Callable[[Image.Image], Image.Exif]) -> Any:
-    """EXIF orientation, 1 where none can be read: of JPEG Pillow lets that pass, of others it fails."""
+@contextmanager
+def _opened(data: bytes, role: Literal["image", "mask"], max_pixels: int) -> Iterator[Image.Image]:
+    """Open a file and check its header; translate errors in the block to rejections named ``role.what``."""
     try:
-        return read(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # as in `_open`
-        return 1
+        image = open_image(data, max_pixels)
+    except TooLarge as error:
+        raise PairRejected(f"{role}.too_large", str(error)) from None
+    except Exception as error:  # Pillow's plugins raise almost any type on damaged headers
+        raise _unreadable(data, role) from error
+    with image:
+        about = f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
+        try:
+            if image.mode in _WIDE and (image.mode, image.format) != (
+                "I",
+                "PNG",
+            ):  # Pillow < 11.3 opens 16-bit PNG as I
+                what = f"its levels are {_WIDE[image.mode]} without a stated range"
+                raise PairRejected(f"{role}.unsupported", what)
+            yield image
+        except PairRejected as rejection:
+            raise PairRejected(rejection.error, f"{about}: {rejection.message}") from None
+        except Exception as error:  # damaged pixel data may raise any type, too
+            what = "truncated" if _ENDS_EARLY.search(str(error)) else "corrupt"
+            raise PairRejected(f"{role}.{what}", f"{about}: {error}") from error
 
 
-def _size_in_file(image: Image.Image) -> tuple[int, int]:
-    """Width and height before any orientation: of a TIFF, newer Pillows tell those after it."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
-    return image.size
+def _unreadable(data: bytes, role: str) -> PairRejected:
+    """Tell a file of another kind from one with a damaged or incomplete header."""
+    signature = _SIGNATURES.match(data)
+    if not signature:
+        about = f"{len(data):,} bytes that begin with {data[:12]!r}" if data else "the file is empty"
+        return PairRejected(f"{role}.not_an_image", about)
+    declared = int.from_bytes(data[4:8], "little") + 8
+    if signature.lastgroup == "WebP" and declared > len(data):
+        return PairRejected(f"{role}.truncated", f"WebP of {declared:,} bytes, of which {len(data):,} exist")
+    message = f"{signature.lastgroup} in {len(data):,} bytes: its header is damaged or ends early"
+    return PairRejected(f"{role}.corrupt", message)
 
 
-def _open(data: bytes, stage: str, max_pixels: int) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:  # Pillow's plugins raise nearly every type on hostile headers
-        raise _not_opened(data, stage) from error
-    if image.width * image.height > max_pixels:
-        message = f"the header says {image.width} x {image.height} pixels; --max-pixels allows {max_pixels:,}"
-        raise PairRejected(f"{stage}.too_large", message)
+def _load(image: Image.Image, data: bytes) -> Image.Image | NDArray[Any]:
+    """Load the pixels of an opened file as they are stored, before color conversion and orientation.
+
+    Returns:
+        Levels of grey and RGB JPEG (uint8) and of 16-bit grey (uint16); all else as a Pillow image in its own mode.
+    """
+    if image.format in {"JPEG", "MPO"} and image.mode in _SIMPLEJPEG_SPACES:
+        # libjpeg-turbo: the same levels as Pillow's in half the time, and an error where Pillow fills a damaged scan
+        levels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, _SIMPLEJPEG_SPACES[image.mode])
+        if image.mode == "CMYK":
+            return Image.fromarray(255 - levels, "CMYK")  # JPEG stores CMYK inverted, as Adobe does
+        return levels[..., 0] if image.mode == "L" else levels
+    if image.format == "TIFF":
+        return load_tiff(image)
+    if image.format == "PNG":
+        load_png(image, data)
+        return np.asarray(image).astype(np.uint16) if image.mode.startswith("I") else image
+    if image.format == "GIF":
+        load_gif(image, data)
+    else:
+        image.load()
     return image
 
 
-def _not_opened(data: bytes, stage: str) -> PairRejected:
-    """Tell a file of another kind from one whose header is damaged or cut off."""
-    begins = _BEGINS.match(data)
-    if not begins:
-        about = f"{len(data):,} bytes that begin with {data[:12]!r}" if data else "the file is empty"
-        return PairRejected(f"{stage}.not_an_image", about)
-    declared = int.from_bytes(data[4:8], "little") + 8
-    if begins.lastgroup == "WebP" and declared > len(data):
-        return PairRejected(f"{stage}.truncated", f"WebP of {declared:,} bytes, of which {len(data):,} are there")
-    message = f"{begins.lastgroup} in {len(data):,} bytes, whose header is damaged or ends early"
-    return PairRejected(f"{stage}.corrupt", message)
-
-
-def _decoded(data: bytes, stage: str, max_pixels: int, take: Callable[[Image.Image], NDArray[Any]]) -> Upright:
-    """Open a file, ``take`` its levels as they are stored, and turn them upright."""
-    with _open(data, stage, max_pixels) as image:
-        about = _describe(image, data)
-        _refuse_unsupported(image, stage, about)
-        try:
-            turned = isinstance(image, TiffImagePlugin.TiffImageFile) and _lies(image)
-            levels = take(image)  # a TIFF turns upright as it is loaded, and then says so
-            upright = _upright(levels, _orientation(image, type(image).getexif))
-            return upright._replace(turned=True) if turned else upright
-        except PairRejected as rejection:
-            raise PairRejected(rejection.error, f"{about}: {rejection.message}") from None
-        except Exception as error:  # as above: a damaged body may end in any type of error
-            what = "truncated" if _ENDS_EARLY.search(str(error)) else "corrupt"
-            raise PairRejected(f"{stage}.{what}", f"{about}: {error}") from error
-
-
-def _colours(image: Image.Image, data: bytes, icc: str) -> NDArray[np.uint8]:
-    """RGB levels ``[H, W, 3]`` as they are stored, in sRGB."""
-    found = stored(image, data)
-    if isinstance(found, np.ndarray) and found.dtype == np.uint16:
-        found = ((found.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    profile = image.info.get("icc_profile") if icc == "srgb" else None
-    if profile:
-        found = to_srgb(found, profile)
-    levels = found if isinstance(found, np.ndarray) else np.asarray(in_mode(found, "RGB"))
-    return np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
-
-
-def _channel(image: Image.Image, data: bytes, channel: str) -> NDArray[Any]:
-    """Levels ``[h, w]`` of one channel as they are stored."""
-    found = stored(image, data)
-    if channel in {"alpha", "auto"}:
-        alpha = _alpha(image, found, data)
-        if channel == "alpha":
-            return _wanted(alpha)
-        if alpha is not None and (lowest := alpha.min()) < 255:
-            message = f"its alpha goes down to {lowest} of 255, and may be the mask; say --mask-channel alpha or luma"
-            raise PairRejected("mask.ambiguous", message)
-    if isinstance(found, np.ndarray):
-        if found.ndim == 2:
-            return found
-        found = Image.fromarray(found)
-    if found.mode in {"P", "PA", "RGBA", "RGBa", "LA", "La"}:
-        found = found.convert("RGB")  # drops alpha before a level is taken
-    if channel in _CHANNELS and found.mode not in {"1", "L"}:
-        return np.asarray(in_mode(found, "RGB").getchannel(_CHANNELS.index(channel)))
-    return np.asarray(in_mode(found, "L"))
-
-
-def _wanted(alpha: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    if alpha is None:
-        raise PairRejected("mask.no_alpha", "it has no alpha channel, which --mask-channel alpha asks for")
-    return alpha
-
-
-def _alpha(image: Image.Image, found: Image.Image | NDArray[Any], data: bytes) -> NDArray[np.uint8] | None:
-    """Alpha ``[h, w]`` of what `stored` found; None where there is none."""
-    if not image.has_transparency_data:
-        return None
+def _alpha(image: Image.Image, stored: Image.Image | NDArray[Any], data: bytes) -> NDArray[np.uint8]:
+    """Return the alpha levels ``[h, w]`` of a file with transparency; ``stored`` is what `_load` returned."""
     depth, transparent = data[24] if image.format == "PNG" else 8, image.info.get("transparency", 0)
-    if image.mode == "L" or isinstance(found, np.ndarray):  # Pillow holds levels of 8 bits against one of `depth`
+    if image.mode == "L" or isinstance(stored, np.ndarray):
+        # one grey level is transparent, given at the file's bit depth; Pillow scales the levels to 8 bits
         level = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
-        return np.where(np.asarray(found) == level, np.uint8(0), np.uint8(255))
+        return np.where(np.asarray(stored) == level, np.uint8(0), np.uint8(255))
     if image.mode == "RGB" and depth == 16:
-        raise PairRejected("mask.unsupported", "it has a transparent colour of 16 bits, and 16-bit colour is read at 8")
-    return np.asarray(in_mode(image, "RGBA").getchannel("A"))
+        raise PairRejected("mask.unsupported", "it has a transparent 16-bit color, and 16-bit color is read at 8 bits")
+    return np.asarray((image if image.mode == "RGBA" else image.convert("RGBA")).getchannel("A"))
 
 
-def _upright(levels: NDArray[Any], orientation: int) -> Upright:
-    """Undo an EXIF orientation, 1 to 8: how the camera was held when it stored ``[H, W]`` or ``[H, W, 3]``."""
-    turned = orientation in _LYING
-    if turned:
+def _apply_orientation(levels: NDArray[Any], image: Image.Image) -> DecodedFile:
+    """Apply the EXIF orientation, 1 to 8, of a loaded file to its levels ``[H, W]`` or ``[H, W, 3]``."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises almost any type on damaged EXIF data
+        orientation = 1
+    transposed = orientation in _SWAPPING
+    if transposed:
         levels = levels.swapaxes(0, 1)
     if orientation in {3, 4, 7, 8}:
         levels = levels[::-1]
-    return Upright(levels[:, ::-1] if orientation in {2, 3, 6, 7} else levels, turned)
-
-
-def _describe(image: Image.Image, data: bytes) -> str:
-    return f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
-
-
-def _refuse_unsupported(image: Image.Image, stage: str, about: str) -> None:
-    if image.mode in {"I", "F"} and not _is_16_bit(image):
-        raise PairRejected(f"{stage}.unsupported", f"{about}: its levels are {_WIDE[image.mode]}, of no stated range")
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    """Pillow before 11.3 opens 16-bit grey PNG in its 32-bit mode."""
-    return image.mode == "I" and image.format == "PNG"
+    if orientation in {2, 3, 6, 7}:
+        levels = levels[:, ::-1]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow has applied it while loading, and then says 1
+        transposed = levels.shape[0] != image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return DecodedFile(levels, transposed)

@@ -1,10 +1,9 @@
-"""An image and its mask: both decoded and brought to one size, the mask to the image, and both cropped alike."""
+"""Decode an image and its mask, bring both to one size and crop them alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,8 @@ from PIL import Image
 
 from inpaint_encode.core.geometry import CropBox, Geometry, Sizing
 from inpaint_encode.errors import PairRejected
-from inpaint_encode.sources.random_mask import Drawing
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.sources.random_masks import RandomMask
 
 from .image_file import MAX_PIXELS, decode_image, decode_mask
 
@@ -20,27 +20,27 @@ __all__ = ["DecodedImage", "PairDecoder"]
 
 
 class DecodedImage(NamedTuple):
-    """An image, brought to size, cropped to the VAE's multiple and ready for it."""
+    """A decoded image, resized and cropped for the VAE."""
 
     pixels: NDArray[np.uint8]
-    """``[H, W, 3]`` RGB levels."""
+    """RGB levels ``[H, W, 3]`` of the crop."""
     source_height: int
     source_width: int
     geometry: Geometry
-    turned: bool
-    """Whether its EXIF orientation exchanged height and width."""
+    transposed: bool
+    """Whether its EXIF orientation swapped height and width."""
 
     @property
     def crop(self) -> CropBox:
-        """Where in the resized image the pixels lie."""
+        """The crop, in pixels of the resized image."""
         return self.geometry.crop
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairDecoder:
-    """What a job's pairs are decoded by: small, and the same in every worker.
+    """Decodes the pairs of a job; small, picklable, and the same in every worker.
 
-    But for the last, the options are those of `inpaint_encode.settings.Decoding`.
+    All options except ``max_pixels`` are those of `inpaint_encode.settings.Decoding`.
     """
 
     sizing: Sizing
@@ -48,34 +48,39 @@ class PairDecoder:
     mask_polarity: str = "white"
     icc: str = "srgb"
     max_pixels: int = MAX_PIXELS
-    """A file or a resized image of more is rejected."""
+    """Limit for files and for resized images; a pair above it is rejected."""
 
     @classmethod
-    def of(cls, made_by: Mapping[str, Any], *, max_pixels: int) -> Self:
-        """The decoder of an output's rows, by what ``_job.json`` and every file's metadata say of them."""
-        names = ("mask_channel", "mask_polarity", "icc")
-        return cls(sizing=Sizing.of(made_by), max_pixels=max_pixels, **{name: made_by[name] for name in names})
+    def of(cls, metadata: RowMetadata, *, max_pixels: int) -> Self:
+        """Return the decoder for rows with this metadata."""
+        return cls(
+            sizing=Sizing.of(metadata),
+            mask_channel=metadata.mask_channel,
+            mask_polarity=metadata.mask_polarity,
+            icc=metadata.icc,
+            max_pixels=max_pixels,
+        )
 
     def image(self, data: bytes) -> DecodedImage:
-        """Decode an image file, resize it where that is asked for, and crop it.
+        """Decode an image file, resize it (Lanczos with antialiasing) if the options ask for it, and crop it.
 
         Raises:
-            PairRejected: ``decode.*`` for a bad file, ``size.too_small`` below the VAE's multiple or where it would
-                have to be enlarged, ``size.too_large`` where that makes too many pixels.
+            PairRejected: ``image.*`` for a bad file, or the names of `fit`.
         """
-        pixels, turned = decode_image(data, icc=self.icc, max_pixels=self.max_pixels)
+        pixels, transposed = decode_image(data, icc=self.icc, max_pixels=self.max_pixels)
         height, width = pixels.shape[:2]
         geometry = self.fit(height, width)
-        resized = geometry.resized_height, geometry.resized_width
-        if resized != (height, width):
-            pixels = _resized(pixels, *resized)
-        return DecodedImage(pixels[geometry.crop.slices], height, width, geometry, turned)
+        if (geometry.resized_height, geometry.resized_width) != (height, width):
+            size = geometry.resized_width, geometry.resized_height
+            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+        return DecodedImage(pixels[geometry.crop.slices], height, width, geometry, transposed)
 
     def fit(self, height: int, width: int) -> Geometry:
-        """Return what becomes of an image of this size.
+        """Return how an image of this size is resized and cropped.
 
         Raises:
-            PairRejected: the ``size.*`` of `image`.
+            PairRejected: ``size.too_small`` if a side is below the VAE's multiple, or if the image would have to be
+                enlarged without ``upscale``; ``size.too_large`` if it would be enlarged to more than ``max_pixels``.
         """
         try:
             geometry = self.sizing.fit(height, width)
@@ -83,64 +88,57 @@ class PairDecoder:
             raise PairRejected("size.too_small", str(error)) from None
         resized = geometry.resized_height, geometry.resized_width
         if resized != (height, width) and resized[0] * resized[1] > self.max_pixels:
-            of = f"{resized[0]} x {resized[1]} pixels"
-            raise PairRejected("size.too_large", f"enlarged to {of} it has more than --max-pixels {self.max_pixels:,}")
+            size = f"{resized[0]} x {resized[1]} pixels"
+            raise PairRejected(
+                "size.too_large", f"it would be enlarged to {size}, more than --max-pixels {self.max_pixels:,}"
+            )
         return geometry
 
-    def mask(self, data: bytes | Drawing, image: DecodedImage) -> NDArray[np.uint8]:
-        """Decode a mask file, or draw the mask, bring it to the image's size, crop it alike and make it binary.
+    def mask(self, data: bytes | RandomMask, image: DecodedImage) -> NDArray[np.uint8]:
+        """Decode a mask file or draw a random mask, resize it to the image, crop it alike and make it binary.
 
-        Returns ``[H, W]``, 1 where the image is repainted; not grown.
+        Returns:
+            ``[H, W]``, 1 where the image is repainted and 0 elsewhere; not grown.
 
         Raises:
-            PairRejected: ``mask.*`` for a bad file, ``orientation.mismatch`` if it lies across the image because only
-                one of them has an EXIF orientation.
+            PairRejected: ``mask.*`` for a bad file; ``orientation.mismatch`` if only one of image and mask has an EXIF
+                orientation that swaps its sides, and their proportions match only without it.
         """
-        resized = image.geometry.resized_height, image.geometry.resized_width
-        levels = data.levels(*resized) if isinstance(data, Drawing) else self._mask_levels(data, image)
-        return _binary_mask(levels, *resized)[image.crop.slices]
+        height, width = image.geometry.resized_height, image.geometry.resized_width
+        if isinstance(data, RandomMask):
+            levels = data.draw(height, width)
+        else:
+            levels, transposed = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels)
+            if transposed != image.transposed:
+                _check_orientation(levels.shape, image)
+            if self.mask_polarity in ("black", "transparent"):
+                levels = np.iinfo(levels.dtype).max - levels
+        full_scale = np.iinfo(levels.dtype).max
+        if levels.shape == (height, width):  # needs no floating point
+            binary = (levels > full_scale // 2).view(np.uint8)
+        else:
+            import torch
 
-    def _mask_levels(self, data: bytes, image: DecodedImage) -> NDArray[Any]:
-        """Levels ``[h, w]`` of a mask file, the higher half of which is repainted."""
-        levels, turned = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels)
-        if turned != image.turned:
-            _refuse_across(levels.shape, image)
-        if self.mask_polarity in ("black", "transparent"):
-            levels = np.iinfo(levels.dtype).max - levels
-        return levels
+            from inpaint_encode.core.transform import binarise_mask, resize_mask
+
+            mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
+            binary = binarise_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
+        return binary[image.crop.slices]
 
 
-def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Lanczos with antialiasing, Pillow's."""
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def _refuse_across(mask: tuple[int, ...], image: DecodedImage) -> None:
-    """Reject a mask that has the image's proportions only if height and width are exchanged."""
+def _check_orientation(mask: tuple[int, ...], image: DecodedImage) -> None:
+    """Reject a mask whose proportions match the image's only if height and width are swapped."""
     height, width = image.source_height, image.source_width
-    if _alike(mask[0], mask[1], height, width) or not _alike(mask[1], mask[0], height, width):
+    if _same_proportions(mask[0], mask[1], height, width) or not _same_proportions(mask[1], mask[0], height, width):
         return
-    which = "image" if image.turned else "mask"
+    which = "image" if image.transposed else "mask"
     raise PairRejected(
         "orientation.mismatch",
-        f"only the {which}'s EXIF orientation turns it by a quarter: the image is {height} x {width} pixels upright, "
+        f"only the {which}'s EXIF orientation turns it by 90 degrees: the image is {height} x {width} pixels upright, "
         f"the mask {mask[0]} x {mask[1]}; turn or strip one of them",
     )
 
 
-def _alike(height: int, width: int, other_height: int, other_width: int) -> bool:
-    """Whether the proportions are the same, to a pixel of the first size."""
+def _same_proportions(height: int, width: int, other_height: int, other_width: int) -> bool:
+    """Compare proportions, to within one pixel of the first size."""
     return abs(height * other_width - width * other_height) <= max(other_height, other_width)
-
-
-def _binary_mask(levels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
-    """Steps 1 and 3 of the contract on ``levels``; the common case needs no floating point."""
-    full_scale = np.iinfo(levels.dtype).max
-    if levels.shape == (height, width):
-        return (levels > full_scale // 2).view(np.uint8)
-    import torch
-
-    from inpaint_encode.core.transform import binarise_mask, resize_mask
-
-    mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
-    return binarise_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Checks of Ray, and by Ray of every node: a task on each, and another that is given a GPU where the node has one."""
+"""Checks of Ray and of every node: one task per node, and one more with a GPU if the node has one."""
 
 from __future__ import annotations
 
@@ -15,141 +15,134 @@ from rich.filesize import decimal
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import joined
 
-from .device import devices
-from .finding import Finding, ok, problem, warning
-from .machine import installed, machine
-from .stores import stores
+from .device import check_devices
+from .findings import Finding, ok, plural, problem, warning
+from .machine import PACKAGES, check_machine, installed_version
+from .stores import check_stores
 
-__all__ = ["ANSWER_S", "check_nodes"]
+__all__ = ["TIMEOUT_S", "check_nodes"]
 
-ANSWER_S = 60.0
-"""How long nodes have to answer: their first worker imports torch, and a GPU may be in a job's hands."""
+TIMEOUT_S = 60.0
+"""Seconds that nodes have to finish: a first worker imports torch, and a job may use the GPUs."""
 
-_COMPARED = ("inpaint-encode", "torch", "diffusers", "pyarrow", "pillow", "numpy")
-"""Packages that rows depend on; Ray itself and Python are compared by Ray."""
+_SHOWN_CHECKS = ("CPU", "memory", "GPU", "GPU 0")
+"""Checks whose findings are part of a node's line."""
 
 
-class _Answer(NamedTuple):
-    """What a worker found on its node."""
+class _NodeResult(NamedTuple):
+    """What a task found on its node."""
 
     findings: list[Finding]
     versions: dict[str, str]
 
 
-def check_nodes(address: str, sources: Sequence[str], output: str, say: Callable[[str], None]) -> Iterator[Finding]:
-    """Join the cluster, or start a Ray of our own, and have every node checked.
-
-    Args:
-        address: of the cluster; empty is what RAY_ADDRESS says, or else a Ray of our own.
-        sources: URIs that each node must be able to read.
-        output: URI that each must be able to write; empty is none.
-        say: is told what takes time.
-    """
-    cluster = address or os.environ.get("RAY_ADDRESS", "")
-    say(f"joining the Ray cluster at {cluster}" if cluster else "starting Ray, which takes some ten seconds")
-    begun = time.monotonic()
-    try:
-        with joined(address):
-            yield _about_cluster(time.monotonic() - begun)
-            say("asking the nodes")
-            yield from _about_nodes(sources, output, own=not cluster)
-    except JobFailed as error:
-        there = "`ray status` on its head says whether it is up; a firewall may be between"
-        yield problem("Ray", str(error), there if cluster else "see the logs in /tmp/ray/session_latest/logs")
-
-
-def _about_cluster(seconds: float) -> Finding:
-    there, nodes = ray.cluster_resources(), len(_alive())
-    store = decimal(int(there.get("object_store_memory", 0)))
-    found = f"{nodes} {'node' if nodes == 1 else 'nodes'}, {there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs, "
-    return ok("Ray", f"{found}{store} of object store; Ray {ray.__version__}, there in {seconds:.0f} s")
-
-
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-class _Asked(NamedTuple):
-    """A task that is under way on a node."""
+class _NodeTask(NamedTuple):
+    """A task that runs on a node."""
 
     node: str
-    task: str
-    answer: Any
+    uses_gpu: bool
+    result: Any
+
+    @property
+    def name(self) -> str:
+        return "a task with a GPU" if self.uses_gpu else "a task"
 
 
-def _about_nodes(sources: Sequence[str], output: str, *, own: bool) -> Iterator[Finding]:
-    """Ask all nodes at once, and tell them one after the other."""
-    asked = [one for node in _alive() for one in _ask(node, sources, output, own=own)]
-    answers = [one.answer for one in asked]
-    done, _ = ray.wait(answers, num_returns=len(answers), timeout=ANSWER_S)
-    for one in asked:
-        if one.answer in done:
-            yield from _answered(one)
-        else:
-            ray.cancel(one.answer, force=True)
-            yield _silent(one)
+def check_nodes(
+    address: str, sources: Sequence[str], output: str, on_status: Callable[[str], None]
+) -> Iterator[Finding]:
+    """Join the cluster, or start Ray here, and check every node.
 
-
-def _ask(node: Mapping[str, Any], sources: Sequence[str], output: str, *, own: bool) -> Iterator[_Asked]:
-    """A task of a node, and one that is given a GPU where it has one; what our own Ray is on was looked at already."""
-    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    options = {"num_cpus": 0, "scheduling_strategy": there, "max_retries": 0}
-    name = f"node {node['NodeManagerAddress']}"
-    run: Any = ray.remote(_versions if own else _on_node).options(**options)
-    yield _Asked(name, _TASK, run.remote() if own else run.remote(sources, output))
-    if gpus := node["Resources"].get("GPU", 0):
-        run = ray.remote(_with_gpu).options(**options, num_gpus=min(1, gpus))
-        yield _Asked(name, _GPU_TASK, run.remote())
-
-
-_TASK, _GPU_TASK = "a task", "a task with a GPU"
-
-
-def _answered(asked: _Asked) -> Iterator[Finding]:
-    """What is wrong there, each by itself, and what is right in one line."""
+    Args:
+        address: of the cluster; empty for RAY_ADDRESS, or without it a Ray that is started here.
+        sources: URIs that each node must be able to read.
+        output: URI that each node must be able to write; empty for none.
+        on_status: called before each slow step, with its description.
+    """
+    cluster = address or os.environ.get("RAY_ADDRESS", "")
+    on_status(f"joining the Ray cluster at {cluster}" if cluster else "starting Ray, which takes about ten seconds")
+    start = time.monotonic()
     try:
-        told: _Answer = ray.get(asked.answer)
+        with joined(address):
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            yield _describe_cluster(len(nodes), time.monotonic() - start)
+            on_status("checking the nodes")
+            yield from _run_tasks([task for node in nodes for task in _start(node, sources, output, local=not cluster)])
+    except JobFailed as error:
+        remote = "run `ray status` on its head node, and check firewalls"
+        yield problem("Ray", str(error), remote if cluster else "see the logs in /tmp/ray/session_latest/logs")
+
+
+def _describe_cluster(nodes: int, seconds: float) -> Finding:
+    resources = ray.cluster_resources()
+    counts = f"{plural(nodes, 'node')}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+    store = decimal(int(resources.get("object_store_memory", 0)))
+    return ok("Ray", f"{counts}, {store} of object store; Ray {ray.__version__}, joined in {seconds:.0f} s")
+
+
+def _start(node: Mapping[str, Any], sources: Sequence[str], output: str, *, local: bool) -> Iterator[_NodeTask]:
+    """Start the tasks of a node; a local one only reports versions, since the machine is already checked."""
+    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": strategy, "max_retries": 0}
+    name = f"node {node['NodeManagerAddress']}"
+    task: Any = ray.remote(_check_node).options(**options)
+    yield _NodeTask(name, False, task.remote(sources, output, local=local))
+    if gpus := node["Resources"].get("GPU", 0):
+        task = ray.remote(_check_gpus_of_node).options(**options, num_gpus=min(1, gpus))
+        yield _NodeTask(name, True, task.remote())
+
+
+def _run_tasks(tasks: Sequence[_NodeTask]) -> Iterator[Finding]:
+    """Wait for all tasks at once, then yield the findings of each."""
+    results = [task.result for task in tasks]
+    done, _ = ray.wait(results, num_returns=len(results), timeout=TIMEOUT_S)
+    for task in tasks:
+        if task.result in done:
+            yield from _findings_of(task)
+            continue
+        ray.cancel(task.result, force=True)
+        found = f"{task.name} did not finish within {TIMEOUT_S:.0f} s"
+        if task.uses_gpu:
+            yield warning(task.node, f"{found}; a job may use its GPUs", "try again after the job; see `ray status`")
+        else:
+            yield problem(task.node, found, "see `ray status` and the logs of the node")
+
+
+def _findings_of(task: _NodeTask) -> Iterator[Finding]:
+    """Yield each problem and warning of a node, then one line about all that is ok."""
+    try:
+        result: _NodeResult = ray.get(task.result)
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
-        advice = "give the nodes the package by ray job submit --working-dir . or in their image"
-        yield problem(asked.node, f"{asked.task} cannot run there: {reason}", advice)
+        advice = "install the package in the nodes' image, or submit with: ray job submit --working-dir ."
+        yield problem(task.node, f"{task.name} cannot run ({reason})", advice)
         return
-    wrong = [finding for finding in told.findings if finding.level != "ok"]
-    yield from (one._replace(check=asked.node, found=f"{one.check}: {one.found}") for one in wrong)
-    yield from _differences(asked.node, told.versions)
-    right = [f"{one.check} {one.found}" for one in told.findings if one not in wrong and one.check in _SHOWN]
-    checks = f", {len(told.findings) - len(wrong)} of {len(told.findings)} checks are ok" if told.findings else ""
-    yield ok(asked.node, "; ".join([f"{asked.task} ran there{checks}", *right]))
+    wrong = [finding for finding in result.findings if finding.level != "ok"]
+    yield from (one._replace(check=task.node, found=f"{one.check}: {one.found}") for one in wrong)
+    yield from _compare_versions(task.node, result.versions)
+    shown = [f"{one.check} {one.found}" for one in result.findings if one not in wrong and one.check in _SHOWN_CHECKS]
+    count = f", {len(result.findings) - len(wrong)} of {len(result.findings)} checks are ok" if result.findings else ""
+    yield ok(task.node, "; ".join([f"{task.name} ran{count}", *shown]))
 
 
-_SHOWN = ("CPU", "memory", "GPU", "GPU 0")
-"""Checks of which the line about a node has more than the number."""
-
-
-def _differences(node: str, versions: Mapping[str, str]) -> Iterator[Finding]:
-    here = _versions().versions
+def _compare_versions(node: str, versions: Mapping[str, str]) -> Iterator[Finding]:
+    here = _versions()
     other = [f"{name} {there}, here {here[name]}" for name, there in versions.items() if there != here[name]]
     if other:
-        yield warning(node, f"has other versions: {', '.join(other)}", "give all nodes one image: else rows differ")
+        advice = "use one image for all nodes: rows depend on these versions"
+        yield warning(node, f"has other versions: {', '.join(other)}", advice)
 
 
-def _silent(asked: _Asked) -> Finding:
-    waited = f"{asked.task} has not ended there within {ANSWER_S:.0f} s"
-    if asked.task == _GPU_TASK:
-        return warning(asked.node, f"{waited}: a job may have its GPUs", "try again after it, or see `ray status`")
-    return problem(asked.node, waited, "see `ray status`, and the node's logs")
+def _check_node(sources: Sequence[str], output: str, *, local: bool) -> _NodeResult:
+    """Check the machine and the stores, in a worker with its environment."""
+    findings = [] if local else [*check_machine(), *check_devices(gpus=False), *check_stores(sources, output)]
+    return _NodeResult(findings, _versions())
 
 
-def _on_node(sources: Sequence[str], output: str) -> _Answer:
-    """In a worker: the machine and the stores, with the environment that workers have."""
-    return _Answer([*machine(), *devices(gpus=False), *stores(sources, output)], _versions().versions)
+def _check_gpus_of_node() -> _NodeResult:
+    """Check GPUs, in a worker with a reserved GPU."""
+    return _NodeResult([finding for finding in check_devices(gpu_reserved=True) if finding.check != "CPU"], {})
 
 
-def _with_gpu() -> _Answer:
-    """In a worker that was given a GPU."""
-    return _Answer([finding for finding in devices(given=True) if finding.check != "CPU"], {})
-
-
-def _versions() -> _Answer:
-    """In a worker: that it runs, and with what."""
-    return _Answer([], {name: installed(name) for name in _COMPARED})
+def _versions() -> dict[str, str]:
+    return {name: installed_version(name) for name in PACKAGES}

@@ -1,4 +1,4 @@
-"""Checks of what a job reads and writes: each URI is tried by the calls that a job makes."""
+"""Checks of sources and output, by the same calls that a job makes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from inpaint_encode.stores import storage
+from inpaint_encode.stores import s3, storage
 
-from .finding import Finding, ok, problem, warning
+from .findings import Finding, ok, problem, warning
 from .machine import check_disk
 
-__all__ = ["PROBE", "check_clock", "check_output", "check_source", "stores"]
+__all__ = ["PROBE_PREFIX", "check_clock", "check_output", "check_source", "check_stores"]
 
-PROBE = "_doctor-"
-"""How the name of the folder begins in which an object is for a moment; readers skip what begins with ``_``.
+PROBE_PREFIX = "_doctor-"
+"""Prefix of the folder for the object that `check_output` writes. Readers skip names that begin with ``_``.
 
-In a folder of its own it is listed by one request, whatever else the output holds.
+The folder is new, so that one request lists it, however large the output is.
 """
 
-_PIECE = 2**16
-"""Bytes that are read of an object."""
+_READ_BYTES = 2**16
+"""Bytes to read of an object."""
 
-_SKEW_S, _LATE_S = 15 * 60, 60
-"""Seconds: S3 refuses a signature whose time is farther from its own than the first."""
+_MAX_SKEW_S, _LARGE_SKEW_S = 15 * 60, 60
+"""Seconds. S3 rejects signatures whose time differs by more than the first."""
 
 
-def stores(sources: Iterable[str], output: str) -> Iterator[Finding]:
-    """All checks of the sources, and of the output if there is one."""
+def check_stores(sources: Iterable[str], output: str) -> Iterator[Finding]:
+    """Check S3's credentials and server if a URI needs them, then each source and the output."""
     sources = list(sources)
     on_s3 = [uri for uri in (*sources, output) if uri.startswith("s3://")]
     if on_s3:
@@ -49,152 +49,147 @@ def stores(sources: Iterable[str], output: str) -> Iterator[Finding]:
 
 
 def _check_credentials() -> Finding:
-    from inpaint_encode.stores import s3
-
     advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
     try:
-        how = s3.credentials_from()
+        provider = s3.credentials_from()
     except PermissionError as error:
-        return problem("credentials", str(error.strerror), advice)
-    if how:
-        return ok("credentials", f"found by {how}")
-    return warning("credentials", "there are none: only public buckets can be read, and none written", advice)
+        return problem("credentials", f"incomplete ({error.strerror})", advice)
+    if provider:
+        return ok("credentials", f"found by {provider}")
+    return warning("credentials", "none; a job can only read public buckets, and write to none", advice)
 
 
 def _check_server(uri: str) -> Finding:
-    from inpaint_encode.stores import s3
-
-    begun = time.monotonic()
+    start = time.monotonic()
     try:
-        told = s3.server_time(uri)
+        server_time = s3.server_time(uri)
     except OSError as error:
         advice = "set AWS_ENDPOINT_URL, or unset it for AWS; check AWS_REGION and the network"
-        return problem("S3 server", f"{s3.server()}: {error.strerror or error}", advice)
-    return check_clock(s3.server(), told, datetime.now(UTC), time.monotonic() - begun)
+        return problem("S3 server", f"{s3.server()} does not answer ({error.strerror or error})", advice)
+    return check_clock(s3.server(), server_time, datetime.now(UTC), time.monotonic() - start)
 
 
-def check_clock(server: str, told: datetime, now: datetime, seconds: float) -> Finding:
-    """Hold the server's clock, which tells whole seconds, against this machine's."""
-    skew = (now - told).total_seconds()
-    late = max(0.0, abs(skew) - 1 - seconds)
-    found = f"{server} answers in {seconds * 1000:,.0f} ms; "
-    found += f"this clock is {late:,.0f} s {'ahead' if skew > 0 else 'behind'}" if late else "the clocks agree"
-    if late >= _SKEW_S:
-        return problem("S3 server", found, "set this machine's clock, by NTP: S3 refuses signatures 15 minutes off")
-    if late >= _LATE_S:
-        return warning("S3 server", found, "set this machine's clock, by NTP, before it is 15 minutes off")
+def check_clock(server: str, server_time: datetime, now: datetime, seconds: float) -> Finding:
+    """Compare this machine's clock with the server's, which has whole seconds.
+
+    Args:
+        server: URL of the server.
+        server_time: time in the server's answer.
+        now: this machine's time after the answer.
+        seconds: duration of the request.
+    """
+    skew = (now - server_time).total_seconds()
+    error = max(0.0, abs(skew) - 1 - seconds)
+    clock = f"this machine's clock is {error:,.0f} s {'ahead' if skew > 0 else 'behind'}" if error else "clocks agree"
+    found = f"{server} answers in {seconds * 1000:,.0f} ms; {clock}"
+    if error >= _MAX_SKEW_S:
+        return problem("S3 server", found, "synchronise this machine's clock (NTP): S3 rejects 15 minutes difference")
+    if error >= _LARGE_SKEW_S:
+        return warning("S3 server", found, "synchronise this machine's clock (NTP), before it differs by 15 minutes")
     return ok("S3 server", found)
 
 
 def check_source(uri: str) -> Finding:
-    """List what is below a URI, and read the start of one object; of a file, and over HTTP, only the latter."""
+    """List a prefix and read the start of one object; a single file, and anything over HTTP, is only read."""
     try:
-        place = storage.normalise(uri, storage.READABLE)
+        place = storage.normalize_uri(uri, storage.READABLE)
     except ValueError as error:
         return problem(uri, str(error), "give an s3://, gs:// or http(s):// URI, or a path")
     try:
-        return _tried_source(uri, place)
+        return _read_source(uri, place)
     except OSError as error:
-        return _refused(uri, error, "read")
+        return _store_problem(uri, error, "read")
 
 
-def _tried_source(uri: str, place: str) -> Finding:
-    begun = time.monotonic()
-    listed = next((page for page in _pages(place) if page.paths), None)
-    listing_s = time.monotonic() - begun
-    if listed is None:
-        if "://" not in place and Path(place).is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the folder is empty")
-        size = f" of {decimal(storage.stat(place).size)}" if _is_asked_for_its_size(place) else ""
-        said, path = f"an object{size}", place
-    else:
-        said = f"listed, the first {len(listed.paths):,} objects in {listing_s * 1000:,.0f} ms"
+def _read_source(uri: str, place: str) -> Finding:
+    is_http = place.startswith("http")
+    start = time.monotonic()
+    listed = None if is_http else next((page for page in storage.list_objects(place) if page.paths), None)
+    listing_ms = (time.monotonic() - start) * 1000
+    if listed:
+        found = f"listed, the first {len(listed.paths):,} objects in {listing_ms:,.0f} ms"
         path = storage.join(place, max(zip(listed.sizes, listed.paths, strict=True))[1])
-    begun = time.monotonic()
-    data, _ = storage.read_range(path, 0, _PIECE)
-    return ok(uri, f"{said}; {decimal(len(data))} read in {(time.monotonic() - begun) * 1000:,.0f} ms")
+    elif "://" not in place and Path(place).is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder is empty")
+    else:
+        # A job asks for the sizes of Parquet files and tars only. A URL that is signed for GET does not allow HEAD.
+        has_size = not is_http or place.endswith((".parquet", ".tar"))
+        found = f"an object of {decimal(storage.stat(place).size)}" if has_size else "an object"
+        path = place
+    start = time.monotonic()
+    data, _ = storage.read_range(path, 0, _READ_BYTES)
+    return ok(uri, f"{found}; {decimal(len(data))} read in {(time.monotonic() - start) * 1000:,.0f} ms")
 
 
-def _pages(place: str) -> Iterator[storage.Listed]:
-    return iter(()) if place.startswith("http") else storage.list_objects(place)
-
-
-def _is_asked_for_its_size(place: str) -> bool:
-    """Behind HTTP only what is read by ranges: a URL that is signed for GET gives an image, and not its size."""
-    return not place.startswith("http") or place.endswith((".parquet", ".tar"))
-
-
-def _refused(uri: str, error: OSError, verb: str) -> Finding:
-    found = f"cannot be {verb}: {error.strerror or error}"
+def _store_problem(uri: str, error: OSError, action: str) -> Finding:
+    """Return the problem of a source or output; ``action`` is ``read`` or ``written``."""
     if isinstance(error, FileNotFoundError):
         advice = "check the spelling, and for a bucket AWS_ENDPOINT_URL and AWS_REGION"
+    elif isinstance(error, PermissionError) and action == "read":
+        advice = "allow these credentials to list and read it; for a public bucket, give encode --anonymous"
     elif isinstance(error, PermissionError):
-        advice = f"let these credentials list and {verb.replace('written', 'write and delete')} there"
-        advice += "; of a public bucket, encode reads with --anonymous" if verb == "read" else ""
+        advice = "allow these credentials to list, write and delete there"
     else:
-        advice = "check AWS_ENDPOINT_URL, AWS_REGION and the network; on a disk, that it is there and not full"
-    return problem(uri, found, advice)
+        advice = "check AWS_ENDPOINT_URL, AWS_REGION and the network; on a disk, check that it exists and is not full"
+    return problem(uri, f"cannot be {action} ({error.strerror or error})", advice)
 
 
 def check_output(uri: str) -> Iterator[Finding]:
-    """Write a small object where a job would write, replace it, hold the store to its conditions, and delete it."""
+    """Write a small object to the output, check that the store keeps conditions on writes, and delete the object."""
     try:
-        place = storage.normalise(uri)
+        place = storage.normalize_uri(uri)
     except ValueError as error:
         yield problem(uri, str(error), "give --output an s3:// URI or a path")
         return
     if "://" not in place:
         yield check_disk("output's disk", Path(place), "--output")
-    probe = storage.join(place, f"{PROBE}{uuid.uuid4().hex}", "probe")
-    made = _missing_folders(probe)
-    begun, refusal = time.monotonic(), None
+    probe = storage.join(place, f"{PROBE_PREFIX}{uuid.uuid4().hex}", "probe")
+    new_folders = [] if "://" in probe else [folder for folder in Path(probe).parents if not folder.exists()]
+    start, failure = time.monotonic(), None
     try:
-        broken = list(_broken_promises(probe))
+        violations = list(_violations(probe))
     except OSError as error:
-        refusal = _refused(uri, error, "written")
+        failure = _store_problem(uri, error, "written")
     finally:
-        gone = _leave_nothing(probe, made)
-    if refusal:
-        yield refusal if gone else refusal._replace(found=f"{refusal.found}; {probe} is left there, remove it")
-    elif broken:
-        advice = "write to a store that keeps conditions, such as AWS S3, or to a disk: two runs may spoil each other"
-        yield problem(uri, "; ".join(broken), advice)
+        removed = _remove(probe, new_folders)
+    if failure:
+        rest = "" if removed else f"; {probe} could not be deleted, remove it"
+        yield failure._replace(found=f"{failure.found}{rest}")
+    elif violations:
+        advice = "use AWS S3, another store with conditional writes, or a disk: two runs could overwrite each other"
+        yield problem(uri, "; ".join(violations), advice)
     else:
-        ms = (time.monotonic() - begun) * 1000
-        yield ok(uri, f"written, replaced, read, listed and deleted under conditions, in {ms:,.0f} ms")
+        ms = (time.monotonic() - start) * 1000
+        yield ok(uri, f"written, replaced, read, listed and deleted with conditions, in {ms:,.0f} ms")
 
 
-def _broken_promises(probe: str) -> Iterator[str]:
-    """What of the promises of `inpaint_encode.stores.storage` the store does not keep; exactly-once rests on each.
+def _violations(probe: str) -> Iterator[str]:
+    """Yield each guarantee of `inpaint_encode.stores.storage` that the store does not keep; exactly-once needs all.
 
-    It is listed first: some servers make a bucket that is not there when something is written to it.
+    Lists first: some servers create a missing bucket when an object is written.
     """
     folder, _, name = probe.rpartition("/")
     next(storage.list_objects(folder), None)
     version = storage.write(probe, b"1", expect=storage.ABSENT)
-    if _passes(lambda: storage.write(probe, b"2", expect=storage.ABSENT)):
-        yield "it ignores If-None-Match: an object that is there was written over"
+    if _succeeds(lambda: storage.write(probe, b"2", expect=storage.ABSENT)):
+        yield "the store ignores If-None-Match: an existing object was overwritten"
         version = storage.stat(probe).version
-    if _passes(lambda: storage.write(probe, b"33", expect='"00000000000000000000000000000000"')):
-        yield "it ignores If-Match: another version was written over"
+    if _succeeds(lambda: storage.write(probe, b"33", expect='"00000000000000000000000000000000"')):
+        yield "the store ignores If-Match: another version was overwritten"
         version = storage.stat(probe).version
-    try:
-        storage.write(probe, b"4444", expect=version)
-    except storage.Conflict:
-        yield "it does not know the version that it gave"
-    else:
-        if storage.read(probe).data != b"4444":
-            yield "what was read is not what was written last"
+    if not _succeeds(lambda: storage.write(probe, b"4444", expect=version)):
+        yield "If-Match does not accept the version that the store returned"
+    elif storage.read(probe).data != b"4444":
+        yield "a read does not return the last write"
     if not any(name in page.paths for page in storage.list_objects(folder)):
-        yield "what was written is not listed"
+        yield "a new object is not listed"
     storage.delete(probe)
     with contextlib.suppress(FileNotFoundError):
         storage.stat(probe)
-        yield "what was deleted is still there"
+        yield "a deleted object still exists"
 
 
-def _passes(write: Callable[[], str]) -> bool:
-    """Whether a write is done that should be refused."""
+def _succeeds(write: Callable[[], str]) -> bool:
     try:
         write()
     except storage.Conflict:
@@ -202,20 +197,15 @@ def _passes(write: Callable[[], str]) -> bool:
     return True
 
 
-def _missing_folders(probe: str) -> list[Path]:
-    """Of a path on a disk, the folders that a write will make, the innermost first."""
-    return [] if "://" in probe else [folder for folder in Path(probe).parents if not folder.exists()]
-
-
-def _leave_nothing(probe: str, made: list[Path]) -> bool:
-    """Remove the object and the folders that were made for it; return whether that is so."""
+def _remove(probe: str, new_folders: list[Path]) -> bool:
+    """Delete the object and the folders that were created for it; return whether the object is gone."""
     try:
         storage.delete(probe)
     except OSError:
         with contextlib.suppress(OSError):
             storage.stat(probe)
             return False
-    for folder in made:
+    for folder in new_folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
     return True

@@ -1,1 +1,1 @@
-"""An output in the files that others read: `formats` makes them of rows, `chunk` of a data file, `run` of all."""
+"""The command ``export``: writes an output's rows as files for other tools, one Ray task per data file."""

@@ -1,8 +1,7 @@
-"""What a row becomes: of each format which files, how they are named, and how their bytes are made.
+"""The export formats: which files a row becomes, their names and their contents.
 
-Values are those of the row, bit for bit: nothing is encoded again, and float16 is a part of float32. Only latents that
-were stored ``--scaled`` are computed for ComfyUI, which wants them as the VAE gave them. The same row gives the same
-bytes, wherever and however often it is exported.
+Values are those of the row, bit for bit; float16 becomes float32 without loss. Only latents that were stored
+``--scaled`` are computed for ComfyUI, which expects unscaled latents. Exporting a row again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,145 +18,126 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.schema import FOOTER_KEY, TENSORS
 
-from .names import path_of
+from .file_names import key_to_path
 
-__all__ = ["SUFFIXES", "Facts", "Format", "Kind", "Row", "format_of", "tar_bytes"]
+__all__ = ["SUFFIXES", "Format", "FormatOptions", "Row", "RowFile", "select_format", "tar_bytes"]
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "comfyui": (".latent", "_mask.png"),
     "webdataset": (".tar",),
     "safetensors": (".safetensors",),
 }
-"""By ``--to``, how the names of all its files end, and no others' do."""
+"""Suffixes of all files by ``--to``."""
 
-_MADE_BY = FOOTER_KEY.decode()
-"""Under this name every file says how its rows were made, as the metadata of the Parquet file does."""
+_METADATA_KEY = FOOTER_KEY.decode()
+"""Key of `RowMetadata` in every file's metadata, as in the footers of data files."""
+
+_FLAT_METADATA = ("latent_form", "scaling_factor", "shift_factor")
+"""Fields of `VaeMetadata` that safetensors files have as separate strings, unless a column has the same name."""
 
 Row = Mapping[str, Any]
+"""A row as `inpaint_encode.reader.as_rows` returns it."""
 
 
-class Facts(NamedTuple):
+class FormatOptions(NamedTuple):
     """What all rows of a data file share."""
 
-    made_by: Mapping[str, Any]
-    """Of its footer."""
-    video: bool
-    """Whether ComfyUI has this VAE's latents with an axis of frames."""
+    metadata: RowMetadata
+    has_frames: bool
+    """Whether ComfyUI's latents of this VAE have an axis of frames."""
 
 
-class Kind(NamedTuple):
+class RowFile(NamedTuple):
     """One of the files that a row becomes."""
 
     suffix: str
-    make: Callable[[Row, Facts], bytes]
+    make: Callable[[Row, FormatOptions], bytes]
     folder: str = ""
 
 
 @dataclass(frozen=True)
 class Format:
-    """The files of every row of an output, and whether they go into tars."""
+    """The files of each row, and whether they are packed into tar files."""
 
-    kinds: tuple[Kind, ...]
+    files: tuple[RowFile, ...]
     is_tar: bool
 
     def names(self, key: str) -> list[str]:
-        """What a row's files are called, relative to the output or in its tar, in the order of `contents`."""
-        path = path_of(key, dots=not self.is_tar)
-        return [f"{kind.folder}{path}{kind.suffix}" for kind in self.kinds]
+        """Return the paths of a row's files, relative to the destination or in the tar, in the order of `contents`."""
+        path = key_to_path(key, dots=not self.is_tar)
+        return [f"{file.folder}{path}{file.suffix}" for file in self.files]
 
-    def contents(self, row: Row, facts: Facts) -> list[bytes]:
-        """What is in a row's files; ``row`` is one of `inpaint_encode.reader.as_rows`."""
-        return [kind.make(row, facts) for kind in self.kinds]
-
-
-def format_of(to: str, columns: Sequence[str]) -> Format:
-    """Return the format of this name for rows of these columns."""
-    there = [name for name in TENSORS if name in columns]
-    return Format(_KINDS[to](there), is_tar=to == "webdataset")
+    def contents(self, row: Row, options: FormatOptions) -> list[bytes]:
+        """Return the contents of a row's files."""
+        return [file.make(row, options) for file in self.files]
 
 
-def _comfyui(tensors: Sequence[str]) -> tuple[Kind, ...]:
-    latent, mask = Kind(".latent", partial(_latent, "samples")), Kind("_mask.png", _mask_png)
-    original = Kind(".latent", partial(_latent, "original_samples"), "_original/")
-    return (latent, mask, original) if "original_samples" in tensors else (latent, mask)
+def select_format(to: str, columns: Sequence[str]) -> Format:
+    """Return the format ``--to`` for rows with these columns."""
+    tensors = [name for name in TENSORS if name in columns]
+    if to == "safetensors":
+        return Format((RowFile(".safetensors", partial(_safetensors_file, tensors)),), is_tar=False)
+    if to == "webdataset":
+        arrays = [RowFile(f".{name}.npy", partial(_npy_file, name)) for name in tensors if name != "noise_mask"]
+        return Format((RowFile(".json", _json_file), RowFile(".noise_mask.png", _mask_file), *arrays), is_tar=True)
+    files = [RowFile(".latent", partial(_latent_file, "samples")), RowFile("_mask.png", _mask_file)]
+    if "original_samples" in tensors:
+        files.append(RowFile(".latent", partial(_latent_file, "original_samples"), "_original/"))
+    return Format(tuple(files), is_tar=False)
 
 
-def _webdataset(tensors: Sequence[str]) -> tuple[Kind, ...]:
-    arrays = [Kind(f".{name}.npy", partial(_npy, name)) for name in tensors if name != "noise_mask"]
-    return (Kind(".json", _json), Kind(".noise_mask.png", _mask_png), *arrays)
+def _latent_file(column: str, row: Row, options: FormatOptions) -> bytes:
+    """Return a file of ComfyUI's SaveLatent, with an unscaled latent.
 
-
-def _safetensors(tensors: Sequence[str]) -> tuple[Kind, ...]:
-    return (Kind(".safetensors", partial(_tensors, tensors)),)
-
-
-_KINDS = {"comfyui": _comfyui, "webdataset": _webdataset, "safetensors": _safetensors}
-
-
-def _latent(name: str, row: Row, facts: Facts) -> bytes:
-    """A latent as ComfyUI saves one: without the second, empty tensor its loader would divide by a factor of SD 1."""
-    latent = _unscaled(row[name], facts.made_by)
-    batch = latent[None, :, None] if facts.video else latent[None]
-    tensors = {"latent_tensor": batch, "latent_format_version_0": np.empty(0, np.float32)}
-    return _safetensors_bytes(tensors, _strings(row, facts._replace(made_by=_once_unscaled(facts.made_by))))
-
-
-def _unscaled(values: NDArray[Any], made_by: Mapping[str, Any]) -> NDArray[np.float32]:
-    import torch
+    The empty second tensor states its version; without it the loader divides the latent by SD 1's scaling factor.
+    """
+    import torch  # takes seconds to import; the other formats do not need it
 
     from inpaint_encode.reader.conventions import unscaled
 
-    latent: NDArray[np.float32] = unscaled(torch.from_numpy(np.array(values)), made_by).numpy()
-    return np.ascontiguousarray(latent)
+    metadata = options.metadata
+    latent = np.ascontiguousarray(unscaled(torch.from_numpy(np.array(row[column])), metadata).numpy())
+    batch = latent[None, :, None] if options.has_frames else latent[None]
+    if metadata.scaled and metadata.vae.latent_form == "scaled":
+        metadata = replace(metadata, scaled=False, vae=replace(metadata.vae, latent_form="unscaled"))
+    if metadata.posterior == "moments":
+        metadata = replace(metadata, posterior="mean")
+    tensors = {"latent_tensor": batch, "latent_format_version_0": np.empty(0, np.float32)}
+    return _safetensors_bytes(tensors, _strings(row, metadata))
 
 
-def _is_scaled(made_by: Mapping[str, Any]) -> bool:
-    """Whether --scaled has scaled them; a packed latent is in its denoiser's space in any case."""
-    return bool(made_by.get("scaled")) and made_by["latent_form"] == "scaled"
-
-
-def _once_unscaled(made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What is true of what `_unscaled` returns."""
-    plain = {"scaled": False, "latent_form": "unscaled"} if _is_scaled(made_by) else {}
-    mean = {"posterior": "mean"} if made_by.get("posterior") == "moments" else {}
-    return {**made_by, **plain, **mean}
-
-
-def _mask_png(row: Row, facts: Facts) -> bytes:
+def _mask_file(row: Row, options: FormatOptions) -> bytes:
     out = io.BytesIO()
     Image.fromarray(row["noise_mask"][0] * np.uint8(255)).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
-def _npy(name: str, row: Row, facts: Facts) -> bytes:
+def _npy_file(column: str, row: Row, options: FormatOptions) -> bytes:
     out = io.BytesIO()
-    np.save(out, row[name], allow_pickle=False)
+    np.save(out, row[column], allow_pickle=False)
     return out.getvalue()
 
 
-def _json(row: Row, facts: Facts) -> bytes:
-    values = {**_plain(row), _MADE_BY: facts.made_by}
+def _json_file(row: Row, options: FormatOptions) -> bytes:
+    values = {**_plain(row), _METADATA_KEY: options.metadata.to_dict()}
     return json.dumps(values, ensure_ascii=False, default=str).encode()
 
 
-def _tensors(names: Sequence[str], row: Row, facts: Facts) -> bytes:
-    return _safetensors_bytes({name: row[name] for name in names}, _strings(row, facts))
+def _safetensors_file(columns: Sequence[str], row: Row, options: FormatOptions) -> bytes:
+    return _safetensors_bytes({name: row[name] for name in columns}, _strings(row, options.metadata))
 
 
 def _plain(row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in TENSORS}
 
 
-_FLAT = ("latent_form", "scaling_factor", "shift_factor")
-"""Of how rows were made, what is a string of its own besides, unless the row has a column of that name."""
-
-
-def _strings(row: Row, facts: Facts) -> dict[str, str]:
-    """A row's plain columns for metadata that has strings alone: others as JSON, and what is null is left out."""
-    flat = {name: facts.made_by.get(name) for name in _FLAT}
-    values = {**flat, **_plain(row), _MADE_BY: facts.made_by}
+def _strings(row: Row, metadata: RowMetadata) -> dict[str, str]:
+    """Return a row's plain columns as strings: numbers and lists as JSON, without nulls."""
+    flat = {name: getattr(metadata.vae, name) for name in _FLAT_METADATA}
+    values = {**flat, **_plain(row), _METADATA_KEY: metadata.to_dict()}
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for name, value in values.items()
@@ -166,7 +146,7 @@ def _strings(row: Row, facts: Facts) -> dict[str, str]:
 
 
 def _safetensors_bytes(tensors: Mapping[str, NDArray[Any]], strings: Mapping[str, str]) -> bytes:
-    """The library's file, but that its header has the metadata in the order of their names, not in one by chance."""
+    """Return a safetensors file with sorted metadata; the library writes them in random order."""
     from safetensors.numpy import save
 
     made: bytes = save(dict(tensors), metadata={"": ""})
@@ -178,7 +158,7 @@ def _safetensors_bytes(tensors: Mapping[str, NDArray[Any]], strings: Mapping[str
 
 
 def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """An archive of files that belong to no one and are of no time."""
+    """Return a tar file of (name, contents), without owners and times."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:

@@ -1,1 +1,1 @@
-"""What a person sees of an output: a table, a page, the pictures of a row."""
+"""The commands ``info``, ``report`` (with its HTML page) and ``show``."""

@@ -1,10 +1,9 @@
-"""Rows in pictures for the page: some drawn at random, and those that are extreme in some way."""
+"""Rows that the page shows in pictures: random ones, and extremes by mask, latent or decoding quality."""
 
 from __future__ import annotations
 
 import base64
 import io
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,39 +11,36 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from inpaint_encode.reader import Output
+from .latent_statistics import Outlier
+from .pictures import LatentColors, draw_pictures, psnr
+from .row_inspector import InspectedRow, RowInspector
+from .row_sample import PlainColumns, RowLocation, RowSample, read_row
 
-from .pictures import LatentColours, pictures_of, psnr
-from .row_inspector import Look, Looker
-from .sample import Facts, Place, read_place
-from .statistics import Outlier
+__all__ = ["KINDS", "Card", "Gallery", "Picture", "build_gallery"]
 
-__all__ = ["KINDS", "Card", "Gallery", "Picture", "fill"]
-
-SIDE = 320
-"""Longest side in pixels of a picture on the page."""
+_SIDE = 320
+"""Longest side of a picture on the page in pixels."""
 
 KINDS = {
-    "random": "drawn at random",
+    "random": "random rows",
     "small": "smallest masks",
     "large": "largest masks",
     "unusual": "unusual latents",
-    "worst": "decoded worst",
+    "worst": "lowest decoding quality",
 }
-"""Why a row is shown, in the order of the page."""
+"""Reasons for showing a row, in the order of the page."""
 
 
 class Picture(NamedTuple):
-    """A picture in the page itself."""
+    """A picture that is embedded in the page."""
 
     title: str
     width: int
     height: int
-    """As it is shown at first; of a latent its own size is smaller."""
     data: str
     """A ``data:`` URI."""
-    whole: tuple[int, int]
-    """Width and height of what it is a picture of."""
+    pixelated: bool
+    """Whether to enlarge it with visible pixels."""
 
 
 @dataclass
@@ -52,110 +48,110 @@ class Card:
     """One row on the page."""
 
     key: str
-    why: dict[str, str]
-    """One of `KINDS` each, and what more there is to say of it."""
+    reasons: dict[str, str]
+    """`KINDS`, each with a note or an empty string."""
     row: Mapping[str, Any]
     """Its plain columns."""
     size: tuple[int, int]
-    """Width and height of the crop."""
+    """Width and height of the crop in pixels."""
     pictures: list[Picture]
     psnr: float | None
+    """Of the decoded latent, in dB."""
     missing: list[str]
 
     @property
     def kind(self) -> str:
-        """Under which heading it stands."""
-        return next(kind for kind in KINDS if kind in self.why)
+        """The kind whose heading it stands under."""
+        return next(kind for kind in KINDS if kind in self.reasons)
 
     @property
     def tags(self) -> list[str]:
-        """Why it is shown, as far as its heading does not say it."""
-        tags = {kind: f"{KINDS[kind]}: {more}" if more else KINDS[kind] for kind, more in self.why.items()}
-        return [tag for kind, tag in tags.items() if kind != self.kind or self.why[kind]]
+        """The reasons that its heading does not state."""
+        reasons = self.reasons.items()
+        return [
+            f"{KINDS[kind]}: {note}" if note else KINDS[kind] for kind, note in reasons if note or kind != self.kind
+        ]
 
 
 @dataclass
 class Gallery:
-    """What is shown, and what was looked at to choose it."""
+    """Cards in the order of the page."""
 
     cards: list[Card] = field(default_factory=list)
-    decoded: list[float] = field(default_factory=list)
-    """PSNR of every row that was decoded and has a source and kept pixels."""
-    why_not: str = ""
-    """Why nothing is decoded, if nothing is."""
+    psnrs: list[float] = field(default_factory=list)
+    """PSNR in dB of all rows that were decoded and compared, ascending."""
+    not_decoded: str = ""
+    """Why no latent is decoded; empty if they are."""
 
 
-def fill(
-    output: Output,
-    facts: Facts,
+def build_gallery(
+    sample: RowSample,
+    columns: PlainColumns,
     outliers: Sequence[Outlier],
-    colours: LatentColours,
-    looker: Looker,
+    colors: LatentColors,
+    inspector: RowInspector,
     count: int,
-    rng: random.Random,
-    say: Callable[[str], None],
+    on_status: Callable[[str], None],
 ) -> Gallery:
-    """Look at rows and choose which to show.
+    """Choose rows and inspect them.
 
     Args:
-        output: whose rows.
-        facts: of the rows to choose from.
-        outliers: the most unusual first.
-        colours: of latents.
-        looker: fetches and decodes.
-        count: rows to draw at random; of each kind of extreme half as many are shown. Of ``count`` more, drawn at
-            random, only those that are decoded worst are.
-        rng: draws.
-        say: is told, in a line, how far it is.
+        sample: reads and draws the rows.
+        columns: of the rows to choose from.
+        outliers: rows with unusual latents, the most unusual first.
+        colors: of the latents.
+        inspector: of this output.
+        count: random rows to show. Half as many are shown of each kind of extreme. ``count`` more random rows are
+            decoded, and shown if their decoding quality is among the lowest.
+        on_status: called with a line of progress now and then.
     """
-    chosen = _chosen(facts, outliers, count, rng)
-    gallery = Gallery(why_not=looker.why_not)
-    for number, (place, why) in enumerate(chosen.items()):
+    half = -(-count // 2)
+    chosen = _choose(sample, columns, outliers, count, half)
+    gallery = Gallery(not_decoded=inspector.not_decoded)
+    for number, (location, reasons) in enumerate(chosen.items()):
         if number % 8 == 0:
-            say(f"looking at rows: {number} of {len(chosen)}")
-        look = looker.look(read_place(output, place))
-        gallery.cards.append(_card(look, why, colours))
-    _mark_worst(gallery, -(-count // 2))
-    gallery.cards = sorted((card for card in gallery.cards if card.why), key=lambda card: list(KINDS).index(card.kind))
+            on_status(f"inspecting rows: {number} of {len(chosen)}")
+        gallery.cards.append(_card(inspector.inspect(read_row(sample.output, location)), reasons, colors))
+    decoded = sorted((card.psnr, number) for number, card in enumerate(gallery.cards) if card.psnr is not None)
+    gallery.psnrs = [decibels for decibels, _ in decoded]
+    for rank, (_, number) in enumerate(decoded[:half], start=1):
+        gallery.cards[number].reasons["worst"] = f"rank {rank} of {len(decoded)}, the lowest PSNR first"
+    shown = [card for card in gallery.cards if card.reasons]
+    gallery.cards = sorted(shown, key=lambda card: list(KINDS).index(card.kind))
     return gallery
 
 
-def _chosen(facts: Facts, outliers: Sequence[Outlier], count: int, rng: random.Random) -> dict[Place, dict[str, str]]:
-    """Places, and why each is shown; those without a reason are decoded, and shown only if that goes badly."""
-    half = -(-count // 2)
-    by_coverage = np.argsort(facts.coverage, kind="stable")
-    drawn = rng.sample(range(len(facts)), min(2 * count, len(facts)))
-    chosen: dict[Place, dict[str, str]] = {facts.places[at]: {} for at in drawn}
-    for at in drawn[:count]:
-        chosen[facts.places[at]]["random"] = ""
-    for kind, ats in (("small", by_coverage[:half]), ("large", by_coverage[::-1][:half])):
-        for at in ats:
-            chosen.setdefault(facts.places[at], {})[kind] = ""
+def _choose(
+    sample: RowSample, columns: PlainColumns, outliers: Sequence[Outlier], count: int, half: int
+) -> dict[RowLocation, dict[str, str]]:
+    """Return locations with the reasons to show them; those without a reason are decoded only."""
+    locations = columns.locations
+    drawn = sample.random.sample(range(len(locations)), min(2 * count, len(locations)))
+    chosen: dict[RowLocation, dict[str, str]] = {locations[number]: {} for number in drawn}
+    for number in drawn[:count]:
+        chosen[locations[number]]["random"] = ""
+    by_coverage = np.argsort(columns.coverage, kind="stable")
+    for kind, numbers in (("small", by_coverage[:half]), ("large", by_coverage[::-1][:half])):
+        for number in numbers:
+            chosen.setdefault(locations[number], {})[kind] = ""
     for outlier in outliers[:half]:
-        chosen.setdefault(outlier.place, {})["unusual"] = outlier.what
+        chosen.setdefault(outlier.location, {})["unusual"] = outlier.reason
     return chosen
 
 
-def _mark_worst(gallery: Gallery, count: int) -> None:
-    known = sorted((card for card in gallery.cards if card.psnr is not None), key=lambda card: card.psnr or 0.0)
-    gallery.decoded = [card.psnr for card in known if card.psnr is not None]
-    for rank, card in enumerate(known[:count], start=1):
-        card.why["worst"] = f"number {rank} of {len(known)}, the lowest PSNR first"
+def _card(inspected: InspectedRow, reasons: dict[str, str], colors: LatentColors) -> Card:
+    pixels = inspected.pixels
+    pictures = [_embed(title, picture) for title, picture in draw_pictures(pixels, colors).items()]
+    height, width = pixels.noise_mask.shape
+    plain = {name: value for name, value in inspected.row.items() if not isinstance(value, np.ndarray)}
+    return Card(pixels.key, reasons, plain, (width, height), pictures, psnr(pixels), inspected.missing)
 
 
-def _card(look: Look, why: dict[str, str], colours: LatentColours) -> Card:
-    pictures = [_embedded(title, picture) for title, picture in pictures_of(look.pixels, colours).items()]
-    height, width = look.pixels.noise_mask.shape
-    plain = {name: value for name, value in look.row.items() if not isinstance(value, np.ndarray)}
-    return Card(look.row["key"], why, plain, (width, height), pictures, psnr(look.pixels), look.missing)
-
-
-def _embedded(title: str, picture: Image.Image) -> Picture:
-    """Photographs lose what nobody sees at that size; masks and latents nothing."""
+def _embed(title: str, picture: Image.Image) -> Picture:
+    """Masks and latents are compressed without loss."""
     small = picture.copy()
-    small.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    exact = title in ("mask", "grown mask", "latent")
+    small.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
     file = io.BytesIO()
-    small.save(file, "WEBP", lossless=exact, quality=80, method=4)
+    small.save(file, "WEBP", lossless=title in ("mask", "grown mask", "latent"), quality=80, method=4)
     data = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(title, *small.size, data, picture.size)
+    return Picture(title, *small.size, data, title == "latent" or small.size == picture.size)

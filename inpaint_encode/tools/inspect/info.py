@@ -1,12 +1,11 @@
-"""What an output is, told from its metadata: a listing, ``_job.json``, ``_report.json``, receipts and one footer.
+"""The command ``info``: describes an output from its metadata alone.
 
-No row is read, whatever the output's size, and neither torch nor Ray is imported.
+No row is read and neither torch nor Ray is imported, whatever the output's size.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,27 +18,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
-from inpaint_encode.schema import RECEIPT, TENSORS, is_packed
-from inpaint_encode.settings import Decoding, RowSettings, in_words
-from inpaint_encode.stores import storage
+from inpaint_encode.schema import TENSORS, is_packed
+from inpaint_encode.settings import format_value
 from inpaint_encode.stores.redaction import redacted
 
-__all__ = ["RECEIPTS", "Column", "Counts", "Info", "about", "show"]
+from .summary import SETTING_DEFAULTS, VAE_FIELDS, OutputCounts, count_output, writable_uri
 
-RECEIPTS = 32
-"""Files of receipts that are read at most to count the rows of a job that has not finished; it writes one in 30 s."""
-
-_FACTS = (
-    *("vae_class", "vae_source", "vae_family", "weights_sha256", "config_sha256", "ratio", "crop_multiple"),
-    *("latent_channels", "latent_form", "scaling_factor", "shift_factor"),
-)
+__all__ = ["Column", "OutputInfo", "print_info", "read_info"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the rows."""
+    """A column of the rows."""
 
     name: str
     type: str
@@ -50,149 +42,62 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How much there is; what is not known without reading rows is None."""
-
-    state: str
-    """A sentence: finished and when, in progress, or neither."""
-    finished: bool
-    """Whether the last run's report is of what is there now."""
-    planned: int | None
-    """Pairs."""
-    encoded: int | None
-    """Pairs that are rows."""
-    rejected: int | None
-    files: int
-    bytes: int
-    """Of the files with rows."""
-
-
-@dataclass(frozen=True)
-class Info:
-    """All that `about` found."""
+class OutputInfo:
+    """Description of an output."""
 
     output: str
-    counts: Counts
+    counts: OutputCounts
     columns: tuple[Column, ...]
     rows_in_first_file: int
     vae: dict[str, Any]
     settings: dict[str, Any]
-    """`inpaint_encode.settings.RowSettings` and what is kept of `inpaint_encode.settings.Decoding`."""
+    """Settings of rows: `inpaint_encode.settings.RowSettings` and the recorded part of `Decoding`."""
     source: dict[str, Any]
-    """What the job was told of it, as far as it was told anything."""
+    """Options of the source that were set."""
     versions: dict[str, str]
     contract: int | None
-    rejected_by_error: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Return plain values for JSON."""
+        values = asdict(self)
+        return values | {"rejected_by_error": values["counts"].pop("rejected_by_error")}
 
 
-def about(output: str) -> Info:
-    """Look at an output, a folder or prefix that a job wrote, finished or not.
+def read_info(output: str) -> OutputInfo:
+    """Describe an output, finished or not.
+
+    Args:
+        output: folder or prefix that a job wrote.
 
     Raises:
-        UsageError: no output can be there, it holds no rows, or what is there is none of encode's.
-        JobFailed: a job has begun it, and there is no row yet; or a file is damaged.
-        PermissionError, OSError: by what the store said.
+        UsageError: ``output`` cannot be an output, has no data file, or has files that are not from encode.
+        JobFailed: a job has begun there and has not written a row yet, or a file is damaged.
+        PermissionError, OSError: from the store.
     """
-    opened = _opened(output)
-    first = opened.files[0]
-    with opened.parquet(first) as file:
+    try:
+        opened = Output.open(output)
+    except UsageError as error:
+        if created := Output(writable_uri(output), ()).job.get("created"):
+            raise JobFailed(f"{output}: the job that began {created} has not written a row yet") from error
+        raise
+    metadata = opened.metadata
+    with opened.parquet(opened.files[0]) as file:
         footer, schema = file.metadata, file.schema_arrow
-    made_by = opened.made_by
-    job, report = opened.job, opened.report
-    counts = _counts(opened, report)
-    return Info(
+    source = {name: value for name, value in opened.job.get("source", {}).items() if value}
+    return OutputInfo(
         output=opened.uri,
-        counts=counts,
-        columns=tuple(_columns(schema, footer, made_by)),
+        counts=count_output(opened),
+        columns=tuple(_columns(schema, footer, metadata)),
         rows_in_first_file=footer.num_rows,
-        vae={name: made_by.get(name) for name in _FACTS},
-        settings={name: value for name, value in made_by.items() if name in _SETTINGS},
-        source={name: _public(value) for name, value in job.get("source", {}).items() if value},
-        versions=dict(made_by.get("versions", {})),
-        contract=made_by.get("contract"),
-        rejected_by_error=dict(report["rejected_by_error"]) if counts.finished else {},
+        vae={name: getattr(metadata.vae, name) for name in VAE_FIELDS},
+        settings={name: getattr(metadata, name) for name in SETTING_DEFAULTS},
+        source={name: redacted(value) if isinstance(value, str) else value for name, value in source.items()},
+        versions=dict(metadata.versions),
+        contract=metadata.contract,
     )
 
 
-def _public(value: Any) -> Any:
-    return redacted(value) if isinstance(value, str) else value
-
-
-_SETTINGS = RowSettings().model_dump() | Decoding().recorded()
-
-
-def _opened(output: str) -> Output:
-    try:
-        return Output.open(output)
-    except UsageError as error:
-        if created := _begun(output):
-            raise JobFailed(f"{output} was begun {created} and has no rows yet; look again when it has") from error
-        raise
-
-
-def _begun(output: str) -> str:
-    """When a job began to write there; empty if none did, or none can."""
-    try:
-        return str(Output(storage.normalise(output), ()).job.get("created", ""))
-    except ValueError:
-        return ""
-
-
-def _counts(opened: Output, report: Mapping[str, Any]) -> Counts:
-    there = {"files": len(opened.files), "bytes": sum(file.size for file in opened.files)}
-    held = _is_held(opened.uri)
-    if opened.is_reported:
-        state = f"finished {report['finished']}{'; another run is in progress, or has died' if held else ''}"
-        return Counts(state, True, report["pairs"], report["encoded"], report["rejected"], **there)
-    state = "in progress, or its run has died" if held else "not finished, and no run is writing to it"
-    state += f"; _report.json is of the run that finished {report['finished']}" if report else ""
-    encoded, rejected = _decided(opened) or (None, None)
-    return Counts(state, False, _planned(opened), encoded, rejected, **there)
-
-
-def _is_held(uri: str) -> bool:
-    """Whether there is a lease: one that is given back is removed, and that of a run that has died stays."""
-    try:
-        return bool(storage.stat(storage.join(uri, "_lease.json")))
-    except FileNotFoundError:
-        return False
-
-
-def _planned(opened: Output) -> int | None:
-    """Pairs in the plan, if it has one generation: a later one may state some of them again."""
-    prefix = storage.join(opened.uri, "_plan")
-    markers = [path for page in storage.list_objects(prefix) for path in page.paths if path.endswith(".json")]
-    if len(markers) != 1:
-        return None
-    return int(json.loads(storage.read(storage.join(prefix, markers[0])).data)["pairs"])
-
-
-def _decided(opened: Output) -> tuple[int, int] | None:
-    """Rows and rejects that receipts have of the files that are there; None if they have not all of them."""
-    prefix = storage.join(opened.uri, "_receipts")
-    receipts = [path for page in storage.list_objects(prefix) for path in page.paths]
-    if len(receipts) > RECEIPTS:
-        return None
-    unknown = {file.path: file.version for file in opened.files}
-    encoded = rejected = 0
-    for path in receipts:
-        data = storage.read(storage.join(prefix, path)).data
-        with damage_named(storage.join(prefix, path)):
-            table = pq.read_table(pa.BufferReader(data), schema=RECEIPT)
-        job = path.partition("-")[0]
-        for one in table.select(["chunk", "encoded", "rejected", "version"]).to_pylist():
-            name = f"{job}-{one['chunk']:08d}.parquet"
-            if unknown.get(name) == one["version"]:
-                del unknown[name]
-                encoded, rejected = encoded + one["encoded"], rejected + one["rejected"]
-    return None if unknown else (encoded, rejected)
-
-
-def _columns(schema: pa.Schema, footer: pq.FileMetaData, made_by: Mapping[str, Any]) -> Iterator[Column]:
+def _columns(schema: pa.Schema, footer: pq.FileMetaData, metadata: RowMetadata) -> Iterator[Column]:
     sizes: dict[str, int] = {}
     for group in range(footer.num_row_groups):
         for leaf in range(footer.num_columns):
@@ -200,79 +105,73 @@ def _columns(schema: pa.Schema, footer: pq.FileMetaData, made_by: Mapping[str, A
             name = chunk.path_in_schema.partition(".")[0]
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
     for field in schema:
-        kind, shape = _type_and_shape(field, made_by)
-        yield Column(field.name, kind, shape, sizes.get(field.name, 0))
+        yield Column(field.name, *type_and_shape(field, metadata), sizes.get(field.name, 0))
 
 
-def _type_and_shape(field: pa.Field, made_by: Mapping[str, Any]) -> tuple[str, str]:
+def type_and_shape(field: pa.Field, metadata: RowMetadata) -> tuple[str, str]:
+    """Describe the values of a column; the shape is empty for plain values."""
     kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
     if field.name not in TENSORS:
         return str(kind), ""
+    if field.name == "noise_mask":
+        shape = "[1, H, W], height and width of the crop"
+    elif field.name == "latent_mask":
+        shape = "[1, h, w], the same sides as samples"
+    else:
+        channels = metadata.vae.latent_channels * (2 if metadata.posterior == "moments" else 1)
+        shape = f"[{channels}, h, w], sides are 1/{metadata.vae.vae_scale_factor} of the crop's"
     if is_packed(kind):
-        return "bits, 8 pixels a byte", _SHAPES["noise_mask"]
-    value = np.dtype(kind.field("data").type.value_type.to_pandas_dtype()).name
-    channels = made_by["latent_channels"] * (2 if made_by.get("posterior") == "moments" else 1)
-    return f"tensor of {value}", _SHAPES[field.name].format(channels=channels, ratio=made_by["ratio"])
+        return "bits, 8 pixels per byte", shape
+    return f"tensor of {np.dtype(kind.field('data').type.value_type.to_pandas_dtype()).name}", shape
 
 
-_LATENT = "[{channels}, h, w], each 1/{ratio} of the crop's sides"
-_SHAPES = {
-    "samples": _LATENT,
-    "original_samples": _LATENT,
-    "noise_mask": "[1, H, W], the crop's height and width",
-    "latent_mask": "[1, h, w], as samples",
-}
+def print_info(info: OutputInfo, console: Console) -> None:
+    """Print counts and sizes, columns, the VAE, settings, source and versions."""
+    console.print(f"[bold]{escape(info.output)}[/]: {escape(info.counts.state)}", highlight=False)
+    console.print(_table(_count_lines(info)), _columns_table(info), highlight=False)
+    vae = {name: str(value)[:12] if name.endswith("sha256") else value for name, value in info.vae.items()}
+    sections = {
+        "VAE": [(name, escape(format_value(value))) for name, value in vae.items()],
+        f"settings, contract {info.contract}": [(name, _setting(name, value)) for name, value in info.settings.items()],
+        "source": [(name, escape(str(value))) for name, value in info.source.items()],
+        "versions": [(", ".join(f"{name} {value}" for name, value in info.versions.items()), "")],
+    }
+    for title, lines in sections.items():
+        if lines:
+            console.print(f"\n[bold]{title}[/]", _table(lines), highlight=False)
 
 
-def show(found: Info, console: Console) -> None:
-    """Print it: counts and sizes, columns, the VAE, settings, source and versions."""
-    console.print(f"[bold]{escape(found.output)}[/]: {escape(found.counts.state)}", highlight=False)
-    console.print(_table(_count_lines(found)), _column_table(found), highlight=False)
-    for title, lines in _sections(found):
-        console.print(f"\n[bold]{title}[/]", _table(lines), highlight=False)
-
-
-def _count_lines(found: Info) -> Iterator[tuple[str, str]]:
-    counts = found.counts
+def _count_lines(info: OutputInfo) -> Iterator[tuple[str, str]]:
+    counts = info.counts
     if counts.planned is not None:
         yield "pairs planned", f"{counts.planned:,}"
     if counts.encoded is None:
-        yield "rows", "not counted: the run that finishes writes how many"
+        yield "rows", "not counted; the run that finishes writes their number"
     else:
-        rejects = ", ".join(f"{count:,} {error}" for error, count in found.rejected_by_error.items())
         yield "rows", f"{counts.encoded:,}"
-        yield "rejected", f"{counts.rejected:,}{f' ({rejects})' if rejects else ''}"
-    yield "files", f"{counts.files:,}, {found.rows_in_first_file:,} rows in the first"
-    each = f", {decimal(round(counts.bytes / counts.encoded))} a row" if counts.encoded else ""
+        reasons = ", ".join(f"{count:,} {error}" for error, count in counts.rejected_by_error.items())
+        yield "rejected", f"{counts.rejected:,}{f' ({reasons})' if reasons else ''}"
+    yield "files", f"{counts.files:,}, {info.rows_in_first_file:,} rows in the first"
+    each = f", {decimal(round(counts.bytes / counts.encoded))} per row" if counts.encoded else ""
     yield "size", f"{decimal(counts.bytes)}{each}"
 
 
-def _column_table(found: Info) -> Table:
-    table = Table("\ncolumn", "\ntype", "\nshape", "bytes a row\nin the first file", box=None, pad_edge=False)
+def _columns_table(info: OutputInfo) -> Table:
+    table = Table("\ncolumn", "\ntype", "\nshape", "bytes per row\nin the first file", box=None, pad_edge=False)
     table.columns[3].justify = "right"
-    for column in found.columns:
-        each = column.bytes / max(1, found.rows_in_first_file)
+    for column in info.columns:
+        each = column.bytes / max(1, info.rows_in_first_file)
         table.add_row(escape(column.name), escape(column.type), escape(column.shape), f"{each:,.0f}")
     return table
 
 
-def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    facts = {name: str(value)[:12] if name.endswith("sha256") else value for name, value in found.vae.items()}
-    yield "VAE", [(name, escape(in_words(value))) for name, value in facts.items()]
-    settings = [(name, _setting(name, value)) for name, value in found.settings.items()]
-    yield f"settings, of contract {found.contract}", settings
-    if found.source:
-        yield "source", [(name, escape(str(value))) for name, value in found.source.items()]
-    yield "versions", [(", ".join(f"{name} {value}" for name, value in found.versions.items()), "")]
-
-
 def _setting(name: str, value: Any) -> str:
-    words = escape(str(value).lower() if isinstance(value, bool) else in_words(value))
-    return words if value != _SETTINGS[name] else f"{words} [dim]default[/]"
+    words = escape(str(value).lower() if isinstance(value, bool) else format_value(value))
+    return words if value != SETTING_DEFAULTS[name] else f"{words} [dim]default[/]"
 
 
 def _table(lines: Iterable[tuple[str, str]]) -> Table:
-    """Names as they are, values as rich's markup."""
+    """Return a table of names, which are escaped here, and values in rich's markup."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in lines:
         table.add_row(escape(name), value)

@@ -1,4 +1,4 @@
-"""Pairs that did not become rows: how many for which reason, what the reason means, and some of them."""
+"""Rejected pairs of an output: how many for each reason, what the reasons mean, and examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -17,95 +17,96 @@ from inpaint_encode.output.parquet import damage_named
 from inpaint_encode.schema import REJECTS
 from inpaint_encode.stores import storage
 
-__all__ = ["EXAMPLES", "REASONS", "Rejects", "read_file", "read_rejects"]
+from .summary import list_paths
 
-EXAMPLES = 5
-"""Pairs that are named for each reason."""
+__all__ = ["MAX_EXAMPLES", "REASONS", "RejectedPairs", "read_rejects", "read_rejects_file"]
 
-_FILES = 100
-"""Files of rejects that are read at most."""
+MAX_EXAMPLES = 5
+"""Examples of each reason."""
 
-_UNREADABLE = "the first bytes are of no format that is read, whatever the suffix says"
-_ENDS = "it ends before its pixels do"
-_DAMAGED = "header or data are damaged"
-_LEVELS = "its levels are 32-bit or floating-point, of no stated range"
-_LARGE = "its header says more than --max-pixels"
+_MAX_FILES = 100
+"""Files of rejects that are read."""
+
+_NOT_AN_IMAGE = "its first bytes match no supported format; the suffix is ignored"
+_TRUNCATED = "the file ends before its last pixel"
+_CORRUPT = "its header or data are damaged"
+_UNSUPPORTED = "its levels are 32-bit or floating-point, without a known range"
+_TOO_LARGE = "its header states more pixels than --max-pixels"
 
 REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "fetch.not_found": "the object has gone since it was listed, or the list names one that is not there",
-        "fetch.denied": "the store does not allow this object",
-        "fetch.changed": "the file that holds it is not the one any more that was planned; --refresh plans it again",
-        "fetch.too_large": "it is over --max-bytes",
-        "fetch.unavailable": "the store gave no whole answer within 25 s of trying again",
-        "fetch.failed": "the store answered with another error, which is named",
-        "decode.not_an_image": f"image: {_UNREADABLE}",
-        "mask.not_an_image": f"mask: {_UNREADABLE}",
-        "decode.truncated": f"image: {_ENDS}",
-        "mask.truncated": f"mask: {_ENDS}",
-        "decode.corrupt": f"image: {_DAMAGED}",
-        "mask.corrupt": f"mask: {_DAMAGED}",
-        "decode.unsupported": f"image: {_LEVELS}",
-        "mask.unsupported": f"mask: {_LEVELS}; or one of its 16-bit colours is transparent",
-        "decode.too_large": f"image: {_LARGE}",
-        "mask.too_large": f"mask: {_LARGE}",
-        "mask.missing": "the row of a Parquet file has no mask",
-        "mask.no_alpha": "--mask-channel alpha was given, and the mask has none",
-        "mask.ambiguous": "the mask has alpha, and no --mask-channel says whether that is the mask",
-        "orientation.mismatch": "only the image or only the mask is turned by EXIF, and they lie across",
-        "size.too_small": "a side is below the VAE's multiple, or it would have to be enlarged",
-        "size.too_large": "enlarged, it would be over --max-pixels",
-        "encode.failed": "the VAE failed on it alone",
-        "encode.not_finite": "its latent has values that are not finite, in float32 either",
-        "encode.too_large": "its latent has values that float16 does not hold; --samples-dtype float32 stores them",
-        "encode.out_of_memory": "not even it alone fits into the device, in tiles where they are allowed",
+        "fetch.not_found": "the object was deleted after the listing, or the manifest names a missing object",
+        "fetch.denied": "the store denies access to this object",
+        "fetch.changed": "the file that contains it has changed since it was planned; --refresh plans it again",
+        "fetch.too_large": "it is larger than --max-bytes",
+        "fetch.unavailable": "the store did not return the whole object within 25 s of retries",
+        "fetch.failed": "the store returned another error, which the message quotes",
+        "image.not_an_image": f"image: {_NOT_AN_IMAGE}",
+        "mask.not_an_image": f"mask: {_NOT_AN_IMAGE}",
+        "image.truncated": f"image: {_TRUNCATED}",
+        "mask.truncated": f"mask: {_TRUNCATED}",
+        "image.corrupt": f"image: {_CORRUPT}",
+        "mask.corrupt": f"mask: {_CORRUPT}",
+        "image.unsupported": f"image: {_UNSUPPORTED}",
+        "mask.unsupported": f"mask: {_UNSUPPORTED}; or one of its 16-bit colors is transparent",
+        "image.too_large": f"image: {_TOO_LARGE}",
+        "mask.too_large": f"mask: {_TOO_LARGE}",
+        "mask.missing": "the row of the Parquet file has no mask",
+        "mask.no_alpha": "--mask-channel is alpha, and the mask has no alpha channel",
+        "mask.ambiguous": "the mask has an alpha channel, and --mask-channel does not say whether it is the mask",
+        "orientation.mismatch": "EXIF rotates only the image or only the mask, and one is upright, the other across",
+        "size.too_small": "a side is shorter than the VAE's multiple, or the image would have to be enlarged",
+        "size.too_large": "after enlarging it would exceed --max-pixels",
+        "encode.failed": "the VAE fails on this image, also alone",
+        "encode.not_finite": "its latent has NaN or infinite values, in float32 too",
+        "encode.too_large": "its latent has values beyond float16; --samples-dtype float32 stores them",
+        "encode.out_of_memory": "it does not fit into the device alone, nor in tiles where they are allowed",
     }
 )
-"""What each name of a reason means; a test holds the names against those that the README explains."""
+"""What each reason means; the README explains the same reasons."""
 
 
 @dataclass(frozen=True)
-class Rejects:
-    """What some or all files of rejects hold."""
+class RejectedPairs:
+    """Contents of the files of rejects that were read."""
 
     files: int
-    """That were read."""
+    """Files that were read."""
     of_files: int
-    counts: Counter[str] = field(default_factory=Counter)
-    """Of the files that were read, by reason."""
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """`schema.REJECTS` by reason, at most `EXAMPLES` each."""
+    counts: Counter[str]
+    """Pairs by reason, in the files that were read."""
+    examples: dict[str, list[dict[str, Any]]]
+    """Rows of `schema.REJECTS` by reason, at most `MAX_EXAMPLES` each."""
 
 
-def read_rejects(output: str, rng: random.Random) -> Rejects:
-    """Read what ``_rejected`` holds, of at most a hundred files, which ``rng`` draws.
+def read_rejects(output: str, rng: random.Random) -> RejectedPairs:
+    """Read up to 100 files below ``_rejected``, which ``rng`` draws.
 
     Raises:
-        JobFailed: one of them is damaged.
-        PermissionError, OSError: by what the store said.
+        JobFailed: a file is damaged.
+        PermissionError, OSError: from the store.
     """
     prefix = storage.join(output, "_rejected")
-    paths = sorted(
-        path for listed in storage.list_objects(prefix) for path in listed.paths if path.endswith(".parquet")
-    )
-    drawn = rng.sample(paths, min(_FILES, len(paths)))
+    paths = sorted(list_paths(prefix, ".parquet"))
+    drawn = rng.sample(paths, min(_MAX_FILES, len(paths)))
     with ThreadPoolExecutor(16) as pool:
-        tables = list(pool.map(lambda path: read_file(storage.join(prefix, path)), drawn))
+        tables = list(pool.map(lambda path: read_rejects_file(storage.join(prefix, path)), drawn))
+    counts: Counter[str] = Counter()
     examples: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for table in tables:
         for reject in table.to_pylist():
-            if len(examples[reject["error"]]) < EXAMPLES:
+            counts[reject["error"]] += 1
+            if len(examples[reject["error"]]) < MAX_EXAMPLES:
                 examples[reject["error"]].append(reject)
-    counts = Counter(error for table in tables for error in table["error"].to_pylist())
-    return Rejects(len(drawn), len(paths), counts, dict(examples))
+    return RejectedPairs(len(drawn), len(paths), counts, dict(examples))
 
 
-def read_file(uri: str) -> pa.Table:
+def read_rejects_file(uri: str) -> pa.Table:
     """Read one file of rejects, a table of `schema.REJECTS`.
 
     Raises:
-        JobFailed: it is damaged.
-        PermissionError, OSError: by what the store said.
+        JobFailed: the file is damaged.
+        PermissionError, OSError: from the store.
     """
     data = storage.read(uri).data
     with damage_named(uri):

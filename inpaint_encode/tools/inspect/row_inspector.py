@@ -1,132 +1,162 @@
-"""One row looked at: its sources are fetched and read again, its latent is decoded, and what cannot be is said."""
+"""Inspects single rows: fetches and decodes the sources, decodes the latent, and reports what is missing."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.errors import EncodeError, PairRejected
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
-from inpaint_encode.settings import SourceAccess
-from inpaint_encode.sources import PairReader, fetch_again, store_of
+from inpaint_encode.settings import LatentDecoding
+from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
+from .latent_statistics import latent_of
 from .pictures import RowPixels
-from .statistics import latent_of
 
-if TYPE_CHECKING:
-    from inpaint_encode.settings import LatentDecoding
+__all__ = ["InspectedRow", "RowInspector", "load_decoder"]
 
-    from .decoder import LatentDecoder
-
-__all__ = ["Look", "Looker"]
+Decoder = Callable[[NDArray[Any]], NDArray[np.uint8]]
+"""Returns levels ``[H, W, 3]`` of a latent ``[C, h, w]``."""
 
 
-class Look(NamedTuple):
-    """A row in pixels, and what of it is not to be had."""
+class InspectedRow(NamedTuple):
+    """A row with its pixels."""
 
     row: dict[str, Any]
-    """As `as_rows` gives it."""
+    """All columns, as `as_rows` returns them."""
     pixels: RowPixels
     missing: list[str]
-    """Sentences."""
+    """What is not available and why, in sentences."""
 
 
 @dataclass
-class Looker:
-    """Looks at rows of one output, one after the other.
+class RowInspector:
+    """Inspects rows of one output, one after another.
 
     Args:
-        made_by: how its rows were made.
-        reader: with the access that the job had.
-        decoder: makes pictures of latents; None if there is none.
-        why_not: if there is none, why.
-        most_pixels: a row of more is not decoded.
+        metadata: of the rows.
+        reader: reads sources with the access options of the job.
+        decoder: decodes latents; None if they are not decoded.
+        not_decoded: why latents are not decoded; empty if they are.
+        max_pixels: larger rows are not decoded.
     """
 
-    made_by: Mapping[str, Any]
+    metadata: RowMetadata
     reader: PairReader
-    decoder: LatentDecoder | None = None
-    why_not: str = ""
-    most_pixels: int = sys.maxsize
-    _silent: dict[str, str] = field(default_factory=dict)
-    """Stores that did not answer, and their fault."""
+    decoder: Decoder | None = None
+    not_decoded: str = ""
+    max_pixels: int = sys.maxsize
+    _unavailable: dict[str, str] = field(default_factory=dict)
+    """Errors of stores that did not respond, which are not asked again."""
 
     @classmethod
-    def of(
-        cls, output: Output, options: LatentDecoding, say: Callable[[str], None], most_pixels: int = sys.maxsize
-    ) -> Looker:
-        """Load the VAE, if that is wanted and it is there."""
-        looker = cls(output.made_by, PairReader(SourceAccess(**output.job.get("access", {}))), most_pixels=most_pixels)
-        spelled = options.vae or output.job.get("vae_source") or output.made_by["vae_source"]
+    def open(
+        cls, output: Output, options: LatentDecoding, on_status: Callable[[str], None], max_pixels: int = sys.maxsize
+    ) -> RowInspector:
+        """Return an inspector for an output, with its VAE if that is requested and can be loaded."""
+        reader = PairReader(Access(**output.job.get("access", {})))
+        inspector = cls(output.metadata, reader, max_pixels=max_pixels)
         if not options.decode:
-            looker.why_not = "--no-decode was given"
-            return looker
-        say(f"loading the VAE {spelled}")
-        from .decoder import LatentDecoder  # brings torch, which takes seconds to import
-
+            inspector.not_decoded = "--no-decode was given"
+            return inspector
+        source = options.vae or output.job.get("vae_source") or output.metadata.vae.vae_source
+        on_status(f"loading the VAE {source}")
         try:
-            looker.decoder = LatentDecoder.load(spelled, output.made_by)
+            inspector.decoder = load_decoder(source, output.metadata)
         except EncodeError as error:
-            looker.why_not = str(error)
-        except RuntimeError as error:  # torch's, of a GPU that a job has filled
-            looker.why_not = f"the VAE cannot be brought to the device: {str(error).splitlines()[0]}"
-        return looker
+            inspector.not_decoded = str(error)
+        except RuntimeError as error:  # from torch: a job may have filled the GPU
+            inspector.not_decoded = f"the VAE cannot be moved to the device ({str(error).splitlines()[0]})"
+        return inspector
 
-    def look(self, row: dict[str, Any]) -> Look:
-        """Look at one row, as `as_rows` gives it."""
+    def inspect(self, row: dict[str, Any]) -> InspectedRow:
+        """Inspect one row, given as `as_rows` returns it."""
         missing: list[str] = []
-        image, mask = self._source(row, missing)
-        latent = latent_of(row, self.made_by)
+        image, mask = self._read_source(row, missing)
+        latent = latent_of(row, self.metadata)
         noise_mask = row["noise_mask"][0]
         if image is not None and image.shape[:2] != noise_mask.shape:
-            missing.append(f"its source is {image.shape[0]} x {image.shape[1]} pixels now, and the row is not")
+            height, width = noise_mask.shape
+            missing.append(f"its source is now {image.shape[0]} x {image.shape[1]} pixels, the row {height} x {width}")
             image = mask = None
-        decoded = self._decoded(latent, noise_mask.shape, missing)
-        return Look(row, RowPixels(row["key"], image, mask, noise_mask, latent, decoded), missing)
+        decoded = self._decode(latent, noise_mask.shape, missing)
+        return InspectedRow(row, RowPixels(row["key"], image, mask, noise_mask, latent, decoded), missing)
 
-    def _source(
+    def _read_source(
         self, row: Mapping[str, Any], missing: list[str]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | tuple[None, None]:
         store = store_of(row["image_uri"])
-        if store in self._silent:
-            missing.append(f"its source is not fetched, since {store} did not answer: {self._silent[store]}")
+        if store in self._unavailable:
+            missing.append(f"its source is not fetched: {store} did not respond ({self._unavailable[store]})")
             return None, None
         try:
-            sources = fetch_again(self.reader, row)
+            sources = self.reader.refetch(row)
             if sources is None:
-                missing.append("its image or mask has gone, or has changed since it was encoded")
+                missing.append("its image or mask was deleted or has changed since it was encoded")
                 return None, None
-            decoder = PairDecoder.of(self.made_by, max_pixels=sys.maxsize)
-            image = decoder.image(sources.image.data)
-            return image.pixels, decoder.mask(sources.mask.data, image)
-        except storage.Unavailable as error:
-            self._silent[store] = str(error)
-            missing.append(f"its source cannot be fetched: {error}")
+            decoder = PairDecoder.of(self.metadata, max_pixels=sys.maxsize)
+            image_file, mask_file = sources
+            image = decoder.image(image_file.data)
+            return image.pixels, decoder.mask(mask_file.data, image)
         except OSError as error:
+            if isinstance(error, storage.Unavailable):
+                self._unavailable[store] = str(error)
             missing.append(f"its source cannot be fetched: {error}")
         except PairRejected as rejection:
-            missing.append(f"its source cannot be read any more: {rejection.message}")
+            missing.append(f"its source can no longer be read: {rejection.message}")
         return None, None
 
-    def _decoded(self, latent: NDArray[Any], size: tuple[int, ...], missing: list[str]) -> NDArray[np.uint8] | None:
+    def _decode(self, latent: NDArray[Any], size: tuple[int, ...], missing: list[str]) -> NDArray[np.uint8] | None:
         if self.decoder is None:
             return None
-        if size[0] * size[1] > self.most_pixels:
-            missing.append(f"not decoded, since it has over {self.most_pixels:,} pixels; `show` decodes it")
+        if size[0] * size[1] > self.max_pixels:
+            missing.append(f"not decoded: it has more than {self.max_pixels:,} pixels; use `show` to decode it")
             return None
         try:
-            decoded = self.decoder.decode(latent)
-        except RuntimeError as error:  # torch's, out of memory included
-            missing.append(f"cannot be decoded here: {str(error).splitlines()[0]}")
+            decoded = self.decoder(latent)
+        except RuntimeError as error:  # from torch, for example out of memory
+            missing.append(f"its latent cannot be decoded here: {str(error).splitlines()[0]}")
             return None
         if decoded.shape[:2] != size:
-            missing.append(f"the VAE's decoder makes {decoded.shape[0]} x {decoded.shape[1]} pixels of it, no picture")
+            height, width = decoded.shape[:2]
+            missing.append(f"the VAE decodes its latent to {height} x {width} pixels, not to {size[0]} x {size[1]}")
             return None
         return decoded
+
+
+def load_decoder(source: str, metadata: RowMetadata) -> Decoder:
+    """Load the VAE that made the rows, in float32, on the GPU if there is one; return its decoder.
+
+    Args:
+        source: path, URI or hub id, spelled as in `VaeMetadata.vae_source`.
+        metadata: of the rows.
+
+    Raises:
+        UsageError: there is no VAE.
+        JobFailed: it is not the VAE that made the rows.
+        RuntimeError: from torch, for example out of memory; the decoder raises it too.
+    """
+    import torch  # takes seconds to import, and --no-decode does not need it
+
+    from inpaint_encode.vae.decode import decode_latents
+    from inpaint_encode.vae.load import load_verified_vae, parse_vae_source
+
+    vae, found = load_verified_vae(parse_vae_source(source, metadata), metadata.vae)
+    vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def decode(latent: NDArray[Any]) -> NDArray[np.uint8]:
+        samples = torch.from_numpy(latent.astype(np.float32))[None]
+        pixels = decode_latents(vae, samples, found, metadata.vae.latent_form)[0]
+        levels: NDArray[np.uint8] = (pixels * 255).round().to(torch.uint8).numpy()
+        return levels
+
+    return decode

@@ -1,10 +1,8 @@
-"""Sizes of a sample of images, from their first bytes: nothing is decoded."""
+"""Sizes of images from their headers, without decoding a pixel."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from inpaint_encode.core.decode import PairDecoder, upright_size
@@ -12,54 +10,45 @@ from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 
-__all__ = ["START", "Header", "draw", "read_header", "read_headers"]
+__all__ = ["START", "Header", "read_header"]
 
 START = 2**16
-"""Bytes that are read of an image; the rest follows only where its header is not whole in them."""
+"""Bytes to read of an image; the whole file is read only if its header is longer."""
 
-
-_MAYBE_CUT = {"decode.not_an_image", "decode.truncated", "decode.corrupt"}
-"""What a header may be called of which a part is missing."""
+_MAYBE_INCOMPLETE = {"image.not_an_image", "image.truncated", "image.corrupt"}
+"""Errors that an incomplete header may cause."""
 
 
 class Header(NamedTuple):
-    """What the start of one image says."""
+    """Result of reading one image's header."""
 
     size: tuple[int, int] | None
     """Height and width after the crop, EXIF orientation applied; None if the image will be rejected."""
     error: str
-    """The name of the error that it will be rejected by, or empty."""
+    """Name of the error that the image will be rejected with, or empty."""
     bytes_read: int
 
 
-def draw(population: int, count: int, seed: int) -> list[int]:
-    """Draw ``count`` positions out of ``population``, or all there are, each as likely as any other; ascending."""
-    return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
-
-
-def read_headers(
-    pairs: Sequence[Mapping[str, Any]], reader: PairReader, decoder: PairDecoder, threads: int
-) -> list[Header]:
-    """Read the headers of the images of all ``pairs``; see `read_header`."""
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda pair: read_header(pair, reader, decoder), pairs))
-
-
 def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecoder) -> Header:
-    """Read the header of the image of one of `schema.PAIRS`, and bring its size to what ``decoder`` makes of it.
+    """Read the header of a pair's image, and compute the image's size after resizing and cropping.
+
+    Args:
+        pair: a row of `schema.PAIRS`.
+        reader: its ``max_bytes`` limits the file's size.
+        decoder: computes the size as in the job.
 
     Raises:
-        JobFailed: the store does not let it be read.
+        JobFailed: the store denies or fails the read.
     """
     read = 0
     try:
-        storage.refuse_more(pair.get("image_bytes") or 0, reader.max_bytes)
-        start = reader.start(pair, START)
+        storage.check_size(pair.get("image_bytes") or 0, reader.max_bytes)
+        start = reader.read_start(pair, START)
         read = len(start)
         try:
             size = upright_size(start, decoder.max_pixels)
         except PairRejected as rejection:
-            if rejection.error not in _MAYBE_CUT or read < START:
+            if rejection.error not in _MAYBE_INCOMPLETE or read < START:
                 return Header(None, rejection.error, read)
             whole = reader.image(pair).data
             read += len(whole)

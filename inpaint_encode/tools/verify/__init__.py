@@ -1,1 +1,1 @@
-"""Hold an output against its plan: `run` over all chunks, `checks` of one, `resample` some, `repair` what is wrong."""
+"""Verify an output: check its plan and every chunk, encode a sample of rows again, and remove what is damaged."""

@@ -1,4 +1,4 @@
-"""Take what is wrong out of an output, so that the encode command that made it makes it whole again."""
+"""Remove what is wrong from an output, so that the same encode command completes it."""
 
 from __future__ import annotations
 
@@ -8,110 +8,94 @@ import pyarrow.compute as pc
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.lease import Lease
 from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.output.state import Inventory, Ledger
+from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.stores import storage
 
-from .checks import Unreadable, read_receipts
-from .verdict import DATA_CHECKS, Verdict
+from .files import Unreadable, read_receipts
+from .findings import DATA_CHECKS, VerifyResult
 
 __all__ = ["repair"]
 
-_REMOVED = frozenset({"foreign", "temporary", "report"})
-"""Checks whose problems are gone when the file is."""
+_FILE_CHECKS = frozenset({"orphan", "temporary", "report"})
+"""Checks that are repaired by removing the file."""
 
-_BEYOND = frozenset({"plan", "stranger"})
-"""Checks whose problems nothing here can mend."""
+_NOT_REPAIRED = frozenset({"plan", "unknown"})
 
 
-def repair(verdict: Verdict, ledger: Ledger, inventory: Inventory, lease: Lease) -> None:
-    """Mend what can be mended; `Verdict.left` and `Verdict.undone` say what remains to be done.
+def repair(result: VerifyResult, state: OutputState, inventory: Inventory, lease: Lease) -> None:
+    """Remove damaged and unexpected files, and record in ``result`` what was done and what remains.
 
-    A damaged chunk loses its receipts first, so that no later run takes it for done, then its data file, then its
-    rejects file. Strangers and a damaged plan stay as they are. If the plan or every data file is damaged, or every
-    row that was encoded again differs, the cause is rather the plan, ``_job.json``, this machine or this version of
-    the tool, and no such file is removed.
+    The receipts of a damaged chunk are removed first, so that no later run counts it as committed; then its data file
+    and its rejects file. Unknown files and a damaged plan are not changed. If the plan is damaged, or all data files
+    are, or all rows that were encoded again differ, no data file is removed: the cause is probably elsewhere.
 
     Raises:
         JobFailed: another run has taken the lease.
     """
-    hands = _Hands(ledger, lease)
-    spared = _spared(verdict)
-    removed = verdict.damaged - spared
-    hands.forget(removed | _chunks_of(verdict, "receipts"), inventory.receipts)
+    kept = _kept_chunks(result)
+    removed = result.damaged - kept
+    chunks = {
+        check: {one.chunk for one in result.problems if one.check == check and one.chunk >= 0}
+        for check in ("receipts", "rejects")
+    }
+    _remove_receipts(removed | chunks["receipts"], list(map(state.uri, inventory.receipts)), lease)
     for chunk in sorted(removed):
-        hands.delete(ledger.data_uri(chunk))
-        hands.delete(ledger.rejects_uri(chunk))
-    mended = _chunks_of(verdict, "rejects") - removed
-    for chunk in sorted(mended):
-        hands.adopt(chunk, verdict.found[chunk].generation)
-    files = {problem.file for problem in verdict.problems if problem.check in _REMOVED}
-    for file in sorted(files | ({ledger.uri("_report.json")} if removed else set())):
-        hands.delete(file)
-    verdict.undone |= removed
-    verdict.left = [one for one in verdict.problems if one.check in _BEYOND or _is_spared(one.check, one.chunk, spared)]
-    verdict.repairs = [
-        f"{len(removed):,} chunks are to be encoded again, their files are removed",
-        f"{len(mended):,} rejects files made to say what their data files say",
-        f"{len(files):,} other files removed",
-        *([f"{len(spared):,} data files stay: {_WHY_SPARED}"] if spared else []),
+        _delete(state.data_uri(chunk), lease)
+        _delete(state.rejects_uri(chunk), lease)
+    rejects = chunks["rejects"] - removed
+    for chunk in sorted(rejects):
+        _check_held(lease)
+        state.accept_existing({"chunk": chunk, "generation": result.findings[chunk].generation})
+    files = {problem.file for problem in result.problems if problem.check in _FILE_CHECKS}
+    for file in sorted(files | ({state.uri("_report.json")} if removed else set())):
+        _delete(file, lease)
+    result.incomplete |= removed
+    result.unrepaired = [
+        one for one in result.problems if one.check in _NOT_REPAIRED or (one.check in DATA_CHECKS and one.chunk in kept)
     ]
+    result.repairs = [
+        f"{len(removed):,} damaged chunks removed; the encode command encodes them again",
+        f"{len(rejects):,} rejects files rewritten from their data files",
+        f"{len(files):,} other files removed",
+    ]
+    if kept:
+        result.repairs.append(
+            f"{len(kept):,} damaged data files kept: the plan is damaged or all of them are wrong, so that the cause "
+            "is probably the plan, _job.json, this machine or this version; to replace them, encode with --overwrite"
+        )
 
 
-_WHY_SPARED = (
-    "what is wrong is rather the plan, _job.json, this machine or this version, since the plan is damaged or all of "
-    "them are wrong at once; to give them up, encode with --overwrite"
-)
-
-
-class _Hands:
-    """Writes and deletes for as long as the lease is held."""
-
-    def __init__(self, ledger: Ledger, lease: Lease) -> None:
-        self._ledger, self._lease = ledger, lease
-
-    def delete(self, uri: str) -> None:
-        self._hold_on()
-        storage.delete(uri)
-
-    def adopt(self, chunk: int, generation: int | None) -> None:
-        """Make a chunk's rejects file say what its data file says."""
-        self._hold_on()
-        self._ledger.adopt({"chunk": chunk, "generation": generation})
-
-    def forget(self, chunks: set[int], receipts: list[str]) -> None:
-        """Take ``chunks`` out of the receipts, and receipts away that cannot be read."""
-        for uri in map(self._ledger.uri, receipts):
-            try:
-                table = read_receipts(uri)
-            except Unreadable:
-                self.delete(uri)
-                continue
-            kept = table.filter(pc.invert(pc.is_in(table["chunk"], pa.array(sorted(chunks), pa.int64()))))
-            if kept.num_rows < table.num_rows:
-                self._hold_on()
-                storage.write(uri, parquet_bytes(kept))
-
-    def _hold_on(self) -> None:
-        if self._lease.lost.is_set():
-            raise JobFailed("another run has taken over this output; the repair stops here")
-
-
-def _chunks_of(verdict: Verdict, check: str) -> set[int]:
-    return {problem.chunk for problem in verdict.problems if problem.check == check and problem.chunk >= 0}
-
-
-def _spared(verdict: Verdict) -> set[int]:
-    """Chunks whose damage is not believed."""
-    damaged, resampled = verdict.damaged, verdict.resampled
-    if any(problem.check == "plan" for problem in verdict.problems):
+def _kept_chunks(result: VerifyResult) -> set[int]:
+    """Return the damaged chunks that must not be removed, because the cause is probably not in their files."""
+    damaged, reencoded = result.damaged, result.reencoded
+    if any(problem.check == "plan" for problem in result.problems):
         return damaged
-    if len(verdict.found) > 1 and damaged >= verdict.found.keys():
-        return set(verdict.found)
-    if resampled and resampled.rows == resampled.different > 1:
-        others = {one.chunk for one in verdict.problems if one.check in DATA_CHECKS and one.check != "sample"}
-        return damaged - others
+    if len(result.findings) > 1 and damaged >= result.findings.keys():
+        return set(result.findings)
+    if reencoded and reencoded.rows == reencoded.different > 1:
+        return damaged - {one.chunk for one in result.problems if one.check in DATA_CHECKS and one.check != "reencode"}
     return set()
 
 
-def _is_spared(check: str, chunk: int, spared: set[int]) -> bool:
-    return check in DATA_CHECKS and chunk in spared
+def _remove_receipts(chunks: set[int], uris: list[str], lease: Lease) -> None:
+    """Remove the receipts of these chunks, and files of receipts that are not readable."""
+    for uri in uris:
+        try:
+            table = read_receipts(uri)
+        except Unreadable:
+            _delete(uri, lease)
+            continue
+        kept = table.filter(pc.invert(pc.is_in(table["chunk"], pa.array(sorted(chunks), pa.int64()))))
+        if kept.num_rows < table.num_rows:
+            _check_held(lease)
+            storage.write(uri, parquet_bytes(kept))
+
+
+def _delete(uri: str, lease: Lease) -> None:
+    _check_held(lease)
+    storage.delete(uri)
+
+
+def _check_held(lease: Lease) -> None:
+    if lease.lost.is_set():
+        raise JobFailed("another run has taken over this output; the repair stops here")

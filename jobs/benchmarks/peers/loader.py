@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from jobs.benchmarks.data import Pair
 
-from .contestant import Contestant, Task
-from .steps import Prepared, dilate, prepare, save_npz
+from .steps import Prepared, dilate, group_by_shape, prepare, save_npz
+from .task import Program, Task
 
-__all__ = ["LOADER"]
+__all__ = ["BATCH", "LOADER", "WORKERS"]
 
 BATCH = 8
 WORKERS = 2
@@ -41,30 +40,27 @@ def run(task: Task) -> None:
         _Pairs(task.pairs),
         batch_size=BATCH,
         num_workers=WORKERS,
-        collate_fn=_by_size,
-        pin_memory=task.device.startswith("cuda"),
+        collate_fn=_collate,
     )
     for batches in loader:
         for keys, pixels, masks in batches:
-            latents = encode(pixels.to(task.device, non_blocking=True))
-            grown = dilate(masks.to(task.device, non_blocking=True), task.grow_mask_by)
-            for row in zip(keys, latents.to(torch.float16).cpu(), grown.cpu(), strict=True):
+            latents = encode(pixels)
+            grown = dilate(masks, task.grow_mask_by)
+            for row in zip(keys, latents, grown, strict=True):
                 save_npz(task.output, *row)
 
 
-def _by_size(items: list[_Item]) -> list[_Batch]:
-    """Make a batch of each size that is among ``items``."""
-    groups: defaultdict[torch.Size, list[_Item]] = defaultdict(list)
-    for key, prepared in items:
-        groups[prepared.mask.shape].append((key, prepared))
+def _collate(items: list[_Item]) -> list[_Batch]:
+    """Return one batch for each size among ``items``."""
+    groups = [[items[row] for row in rows] for rows in group_by_shape([prepared.mask for _, prepared in items])]
     return [
         (
             [key for key, _ in group],
             torch.stack([prepared.pixels for _, prepared in group]),
             torch.stack([prepared.mask for _, prepared in group]),
         )
-        for group in groups.values()
+        for group in groups
     ]
 
 
-LOADER = Contestant(f"DataLoader, {WORKERS} workers", run)
+LOADER = Program(f"DataLoader, {WORKERS} workers", run)

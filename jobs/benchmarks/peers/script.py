@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .contestant import Contestant, Task
 from .steps import dilate, prepare, save_npz
+from .task import Program, Task
 
 __all__ = ["SCRIPT"]
 
@@ -13,9 +13,9 @@ def run(task: Task) -> None:
     encode = task.load_encode()
     for pair in task.pairs:
         pixels, mask = prepare(pair)
-        latents = encode(pixels[None].to(task.device))
-        grown = dilate(mask[None].to(task.device), task.grow_mask_by)
+        latents = encode(pixels[None])
+        grown = dilate(mask[None], task.grow_mask_by)
         save_npz(task.output, pair.key, latents[0], grown[0])
 
 
-SCRIPT = Contestant("plain script", run)
+SCRIPT = Program("plain script", run)

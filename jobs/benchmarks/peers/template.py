@@ -1,12 +1,11 @@
 """The usual Ray Data job: a table of pairs, a task that decodes, an actor that encodes, ``write_parquet``.
 
-It is what Ray's own examples of batch inference come to for this work, with their defaults. Ray decides whether the
-decoding runs in tasks of its own or, where no GPU is asked for, inside the actor.
+It follows Ray's examples of batch inference, with their defaults. Ray decides whether decoding runs in separate tasks
+or, where the actor needs no GPU, inside the actor.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 
 from jobs.benchmarks.data import Pair
 
-from .contestant import Contestant, LoadEncode, Task
-from .steps import dilate, prepare
+from .steps import dilate, group_by_shape, prepare
+from .task import LoadEncode, Program, Task
 
 __all__ = ["TEMPLATE"]
 
@@ -27,15 +26,14 @@ _Columns = dict[str, Any]
 
 
 def run(task: Task) -> None:
-    """Do the whole task on the Ray that this process has joined; the Parquet files are below ``task.output``."""
+    """Do the whole task on the Ray that this process is connected to; it writes Parquet files below ``task.output``."""
     (
         ray.data.from_items([pair._asdict() for pair in task.pairs])
         .map_batches(_decode, batch_size=BATCH)
         .map_batches(
             _Encoder,
-            fn_constructor_args=(task.load_encode, task.grow_mask_by, task.device),
+            fn_constructor_args=(task.load_encode, task.grow_mask_by),
             batch_size=BATCH,
-            num_gpus=1 if task.device.startswith("cuda") else None,
             compute=ray.data.ActorPoolStrategy(size=1),
         )
         .write_parquet(str(task.output))
@@ -52,31 +50,24 @@ def _decode(batch: _Columns) -> _Columns:
 
 
 class _Encoder:
-    def __init__(self, load_encode: LoadEncode, grow_mask_by: int, device: str) -> None:
-        self._encode, self._grow_mask_by, self._device = load_encode(), grow_mask_by, device
+    def __init__(self, load_encode: LoadEncode, grow_mask_by: int) -> None:
+        self._encode, self._grow_mask_by = load_encode(), grow_mask_by
 
     def __call__(self, batch: _Columns) -> _Columns:
-        """Encode what is of one size together, and give all rows back in their order."""
+        """Encode the images of each size together; return all rows in their order."""
         samples, grown = [None] * len(batch["key"]), [None] * len(batch["key"])
-        for rows in _by_size(batch["mask"]):
+        for rows in group_by_shape(batch["mask"]):
             pixels = torch.from_numpy(np.stack([batch["pixels"][row] for row in rows]))
             masks = torch.from_numpy(np.stack([batch["mask"][row] for row in rows]))
-            latents = self._encode(pixels.to(self._device)).to(torch.float16).cpu().numpy()
-            dilated = dilate(masks.to(self._device), self._grow_mask_by)[:, None].cpu().numpy()
+            latents = self._encode(pixels).to(torch.float16).numpy()
+            dilated = dilate(masks, self._grow_mask_by)[:, None].numpy()
             for row, one_samples, one_grown in zip(rows, latents, dilated, strict=True):
                 samples[row], grown[row] = one_samples, one_grown
         return {"key": batch["key"], "samples": _tensors(samples), "noise_mask": _tensors(grown)}
 
 
-def _by_size(masks: NDArray[Any]) -> list[list[int]]:
-    groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row, mask in enumerate(masks):
-        groups[mask.shape].append(row)
-    return list(groups.values())
-
-
 def _tensors(values: list[Any]) -> NDArray[Any]:
-    """A column of tensors: one array where the shapes agree, an array of arrays where they do not."""
+    """Return a column of tensors: one array if the shapes are equal, otherwise an array of arrays."""
     if len({value.shape for value in values}) == 1:
         return np.stack(values)
     column = np.empty(len(values), object)
@@ -84,4 +75,4 @@ def _tensors(values: list[Any]) -> NDArray[Any]:
     return column
 
 
-TEMPLATE = Contestant("Ray Data template", run)
+TEMPLATE = Program("Ray Data template", run)

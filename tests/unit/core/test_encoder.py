@@ -15,12 +15,13 @@ from torch import nn
 from inpaint_encode import encode_for_inpaint, load_vae
 from inpaint_encode.core.batch import Batch, OutOfMemory
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.core.out_of_memory import FittingVae, cast_copy
+from inpaint_encode.core.out_of_memory import OomAdaptiveVae, cast_copy
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.schema import pack_mask
-from inpaint_encode.settings import RowSettings, VaeSource
-from inpaint_encode.vae import crop_multiple, posterior, to_vae_range, vae_facts
-from inpaint_encode.vae.latent_values import refuse_unfit, standard_normal
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.vae.encode import posterior, to_vae_range
+from inpaint_encode.vae.latent_values import check_supported, standard_normal
+from inpaint_encode.vae.properties import crop_multiple, vae_metadata
+from tests.metadata import metadata_for, row_metadata
 from tests.vaes import SMALL, small_vae
 
 HEIGHT, WIDTH = 24, 32
@@ -47,16 +48,15 @@ def plain(vae_folder):
 
 
 def encoder_of(vae, **settings):
-    facts = vae_facts(vae, VaeSource(vae="a/test"))
-    chosen = RowSettings(**{"samples_dtype": "float32", **settings})
-    return BatchEncoder(vae, chosen, torch.device("cpu"), compiled=False, facts=facts)
+    metadata = metadata_for(vae, **{"samples_dtype": "float32", **settings})
+    return BatchEncoder(vae, metadata, torch.device("cpu"), compiled=False)
 
 
 def batch_of(seed: int, count: int = 2, height: int = HEIGHT, width: int = WIDTH):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (count, height, width, 3), np.uint8)
     masks = rng.integers(0, 2, (count, height, width), np.uint8)
-    packed = [pack_mask(mask) for mask in masks]
+    packed = [np.packbits(mask) for mask in masks]
     batch = Batch(
         height, width, [one.reshape(-1) for one in pixels], packed, [f"key/{index}" for index in range(count)]
     )
@@ -79,7 +79,7 @@ def test_a_batch_is_the_contract(plain, vae):
     assert found.stored.all()
     assert found.seconds.keys() == {"copy", "encode", "copy_back"}
     assert (found.original_samples, found.latent_mask) == (None, None)
-    assert (any(found.tiled), list(found.again), found.oom_steps) == (False, [], 0)
+    assert (any(found.tiled), list(found.in_float32), found.oom_steps) == (False, [], 0)
 
 
 def test_what_is_launched_ahead_by_many_threads_is_the_same(plain):
@@ -104,17 +104,17 @@ class TestNotFinite:
     @staticmethod
     def one_is_grey():
         _, masks, batch = batch_of(1, count=3)
-        return batch._replace(masks=[batch.masks[0], pack_mask(np.ones_like(masks[1])), batch.masks[2]])
+        return batch._replace(masks=[batch.masks[0], np.packbits(np.ones_like(masks[1])), batch.masks[2]])
 
     def test_rows_that_overflow_are_those_of_float32(self, overflowing, vae_folder):
         batch = self.one_is_grey()
         exact = load_vae(VaeSource(vae=vae_folder))
         exact.encoder.conv_in.weight.mul_(3e5)
-        expected = encoder_of(exact, dtype="float32").launch(batch).result()
-        found = encoder_of(overflowing, dtype="float16", also_original=True).launch(batch).result()
-        assert found.again == [0, 1, 2]  # the ungreyed latent of the grey row overflows, too
-        found = encoder_of(overflowing, dtype="float16").launch(batch).result()
-        assert found.again == [0, 2]
+        expected = encoder_of(exact, compute_dtype="float32").launch(batch).result()
+        found = encoder_of(overflowing, compute_dtype="float16", also_original=True).launch(batch).result()
+        assert found.in_float32 == [0, 1, 2]  # the ungreyed latent of the grey row overflows, too
+        found = encoder_of(overflowing, compute_dtype="float16").launch(batch).result()
+        assert found.in_float32 == [0, 2]
         assert found.finite.all()
         assert np.abs(found.samples[[0, 2]] - expected.samples[[0, 2]]).max() <= 1e-5
         assert 0 < np.abs(found.samples[1] - expected.samples[1]).max() < 0.05
@@ -122,23 +122,23 @@ class TestNotFinite:
     def test_draws_and_masks_of_rows_encoded_again_are_their_own(self, overflowing):
         batch = self.one_is_grey()
         options = {"posterior": "sample", "latent_mask": "comfyui"}
-        half = encoder_of(overflowing, dtype="float16", **options).launch(batch).result()
-        whole = encoder_of(overflowing, dtype="float32", **options).launch(batch).result()
-        assert half.again == [0, 2]
+        half = encoder_of(overflowing, compute_dtype="float16", **options).launch(batch).result()
+        whole = encoder_of(overflowing, compute_dtype="float32", **options).launch(batch).result()
+        assert half.in_float32 == [0, 2]
         assert np.abs(half.samples[[0, 2]] - whole.samples[[0, 2]]).max() <= 1e-5
         assert np.array_equal(half.latent_mask, whole.latent_mask)
 
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
     def test_what_float32_cannot_hold_either_stays_not_finite(self, overflowing, dtype):
         overflowing.encoder.conv_in.weight.mul_(4e33)
-        found = encoder_of(overflowing, dtype=dtype).launch(self.one_is_grey()).result()
+        found = encoder_of(overflowing, compute_dtype=dtype).launch(self.one_is_grey()).result()
         assert found.finite.tolist() == [False, True, False]
-        assert list(found.again) == ([0, 1, 2] if dtype == "float16" else [])
+        assert list(found.in_float32) == ([0, 1, 2] if dtype == "float16" else [])
 
     def test_what_is_too_large_for_the_stored_type_is_no_overflow(self, vae):
         vae.quant_conv.weight.mul_(1e7)
-        found = encoder_of(vae, samples_dtype="float16", dtype="bfloat16").launch(batch_of(1)[2]).result()
-        assert (found.finite.all(), found.stored.any(), list(found.again)) == (True, False, [])
+        found = encoder_of(vae, samples_dtype="float16", compute_dtype="bfloat16").launch(batch_of(1)[2]).result()
+        assert (found.finite.all(), found.stored.any(), list(found.in_float32)) == (True, False, [])
 
     @pytest.mark.parametrize("name", SMALL)
     def test_a_cast_copy_is_the_cast_model_and_leaves_the_other(self, name):
@@ -151,7 +151,7 @@ class TestNotFinite:
         assert all(torch.equal(tensor, before[key]) for key, tensor in vae.state_dict().items())
 
     def test_the_host_keeps_the_weights_as_they_were_loaded(self, vae, vae_folder):
-        encoder_of(vae, dtype="bfloat16").launch(batch_of(1)[2]).result()
+        encoder_of(vae, compute_dtype="bfloat16").launch(batch_of(1)[2]).result()
         loaded = load_vae(VaeSource(vae=vae_folder)).state_dict()
         assert all(torch.equal(tensor, loaded[name]) for name, tensor in vae.state_dict().items())
 
@@ -199,19 +199,19 @@ class TestPosterior:
 
     def test_what_a_vae_cannot_do_is_refused(self, vae):
         vae.register_to_config(scaling_factor=None)
-        facts = vae_facts(vae, VaeSource(vae="a/test"))
-        refuse_unfit(RowSettings(posterior="sample"), vae, facts)
+        facts = vae_metadata(vae, VaeSource(vae="a/test"))
+        check_supported(row_metadata(posterior="sample"), vae, facts)
         with pytest.raises(UsageError, match="scaled"):
-            refuse_unfit(RowSettings(scaled=True), vae, facts)
+            check_supported(row_metadata(scaled=True), vae, facts)
 
     @pytest.mark.parametrize("name", ["AutoencoderTiny", "AutoencoderDC"])
     @pytest.mark.parametrize("posterior", ["sample", "moments"])
     def test_a_class_without_a_posterior_refuses_by_name(self, name, posterior):
         vae = small_vae(name)
-        facts = vae_facts(vae, VaeSource(vae="a/test"))
-        with pytest.raises(UsageError, match=f"--posterior {posterior}: an {name} gives latents and no posterior"):
-            refuse_unfit(RowSettings(posterior=posterior), vae, facts)
-        refuse_unfit(RowSettings(), vae, facts)
+        facts = vae_metadata(vae, VaeSource(vae="a/test"))
+        with pytest.raises(UsageError, match=f"--posterior {posterior}: {name} returns latents without a posterior"):
+            check_supported(row_metadata(posterior=posterior), vae, facts)
+        check_supported(row_metadata(), vae, facts)
 
 
 class TestLatentMask:
@@ -270,8 +270,8 @@ class TestOutOfMemory:
         assert not any(found.tiled)
         assert np.abs(found.samples - plain.launch(batch).result().samples).max() <= 1e-5
         assert [shape[0] for shape in given] == [8, 4, 2, 2, 2, 2]
-        assert encoder.images_at_once(HEIGHT, WIDTH) == 2
-        assert encoder.images_at_once(WIDTH, HEIGHT) == 8
+        assert encoder.batch_size(HEIGHT, WIDTH) == 2
+        assert encoder.batch_size(WIDTH, HEIGHT) == 8
         again = encoder.launch(batch).result()
         assert again.oom_steps == 0
         assert np.array_equal(again.samples, found.samples)
@@ -289,7 +289,7 @@ class TestOutOfMemory:
         del given[:]
         assert encoder.launch(batch).result().oom_steps == 0
         assert set(given) == {(1, 3, 64, 64)}
-        assert encoder.images_at_once(96, 160) == 1
+        assert encoder.batch_size(96, 160) == 1
 
     @pytest.mark.parametrize(
         "settings", [{"tile": False}, {"deterministic": True, "tile_size": 64}, {"tile_size": 128}]
@@ -298,7 +298,7 @@ class TestOutOfMemory:
         settings = {**settings, **({"tile_size": 512} if settings.get("tile") is False else {})}
         encoder, _ = crowded(32 * 64, **settings)
         try:
-            with pytest.raises(OutOfMemory, match="one image is more than memory holds"):
+            with pytest.raises(OutOfMemory, match="one image does not fit into the memory"):
                 encoder.launch(batch_of(11, height=64, width=96)[2]).result()
             assert encoder.launch(batch_of(11)[2]).result().finite.all()
         finally:
@@ -316,7 +316,7 @@ class TestOutOfMemory:
         assert small.tiled == [False, False]
 
     def test_an_overflow_in_float32_that_does_not_fit_is_no_silent_row(self, overflowing):
-        encoder = encoder_of(overflowing, dtype="float16")
+        encoder = encoder_of(overflowing, compute_dtype="float16")
         overflowing.encoder = Crowded(overflowing.encoder, 0)
         with pytest.raises(OutOfMemory) as raised:
             encoder.launch(batch_of(13)[2]).result()
@@ -343,7 +343,7 @@ class TestOutOfMemory:
     @pytest.mark.parametrize("name", ["Wan 2.1", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21"])
     def test_a_video_vae_keeps_nothing_of_an_image_that_did_not_fit(self, name):
         vae = small_vae(name)
-        fitting = FittingVae(vae, 64)
+        fitting = OomAdaptiveVae(vae, 64)
         vae.encoder.norm_out = Crowded(vae.encoder.norm_out, 0)
         with pytest.raises(OutOfMemory):
             fitting.encode(torch.rand(1, 32, 32, 3), None)
@@ -353,7 +353,7 @@ class TestOutOfMemory:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_deterministic_rows_are_the_same_bits_in_any_worker_and_order(overflowing, dtype):
-    asked = {"dtype": dtype, "deterministic": True, "posterior": "sample", "also_original": True}
+    asked = {"compute_dtype": dtype, "deterministic": True, "posterior": "sample", "also_original": True}
     batch = TestNotFinite.one_is_grey()
     alone = [batch.part([index]) for index in range(3)]
     try:
@@ -374,7 +374,7 @@ class TestOnGpu:
 
     def test_an_allocator_limit_ends_with_all_rows(self, vae):
         device = torch.device("cuda")
-        encoder = BatchEncoder(vae, RowSettings(samples_dtype="float32"), device, compiled=False)
+        encoder = BatchEncoder(vae, metadata_for(vae, samples_dtype="float32"), device, compiled=False)
         batch = batch_of(0, count=8, height=1024, width=1024)[2]
         expected = encoder.launch(batch.part([0])).result().samples
         torch.cuda.synchronize()
@@ -389,22 +389,22 @@ class TestOnGpu:
             torch.cuda.set_per_process_memory_fraction(1.0)
         assert found.oom_steps > 0
         assert found.finite.all()
-        assert encoder.images_at_once(1024, 1024) < 8
+        assert encoder.batch_size(1024, 1024) < 8
         assert np.abs(found.samples[0] - expected[0]).max() <= 0.1 * np.abs(expected).max()
 
     def test_rows_that_overflow_are_those_of_float32(self, overflowing):
         batch = TestNotFinite.one_is_grey()
-        expected = encoder_of(overflowing, dtype="float32").launch(batch).result()
-        settings = RowSettings(samples_dtype="float32", dtype="float16")
-        encoder = BatchEncoder(overflowing, settings, torch.device("cuda"), compiled=False)
+        expected = encoder_of(overflowing, compute_dtype="float32").launch(batch).result()
+        metadata = metadata_for(overflowing, samples_dtype="float32", compute_dtype="float16")
+        encoder = BatchEncoder(overflowing, metadata, torch.device("cuda"), compiled=False)
         found = encoder.launch(batch).result()
-        assert found.again == [0, 2]
+        assert found.in_float32 == [0, 2]
         assert np.abs(found.samples[[0, 2]] - expected.samples[[0, 2]]).max() <= 1e-4
         assert next(overflowing.parameters()).device.type == "cpu"
 
     def test_one_image_more_than_memory_goes_in_tiles(self, vae):
-        settings = RowSettings(samples_dtype="float32", tile_size=256)
-        encoder = BatchEncoder(vae, settings, torch.device("cuda"), compiled=False)
+        metadata = metadata_for(vae, samples_dtype="float32", tile_size=256)
+        encoder = BatchEncoder(vae, metadata, torch.device("cuda"), compiled=False)
         encoder._vae.encoder = Crowded(encoder._vae.encoder, 256 * 256)
         found = encoder.launch(batch_of(0, height=512, width=640)[2]).result()
         assert found.tiled == [True, True]
@@ -414,17 +414,16 @@ class TestOnGpu:
 def test_a_node_with_another_configuration_is_refused(vae_folder, tmp_path):
     """Its weights are the same, and its latents would not be."""
     source = VaeSource(vae=vae_folder)
-    expected = vae_facts(load_vae(source), source).as_dict()
+    expected = metadata_for(load_vae(source))
     config = json.loads((Path(vae_folder) / "config.json").read_text())
     groups = {"norm_num_groups": config["norm_num_groups"] // 2}
     for changed, name in [({"scaling_factor": 0.5}, "scaling_factor 0.5 on"), (groups, "config_sha256"), ({}, "")]:
         folder = tmp_path / (name or "same")
         shutil.copytree(vae_folder, folder)
         (folder / "config.json").write_text(json.dumps(config | changed | {"_name_or_path": "elsewhere"}))
-        there = expected | {"vae_source": str(folder)}
-        load = partial(BatchEncoder.load, VaeSource(vae=str(folder)), RowSettings(), there, "cpu", compiled=False)
+        load = partial(BatchEncoder.load, VaeSource(vae=str(folder)), expected, "cpu", compiled=False)
         if changed:
-            with pytest.raises(JobFailed, match=f"another VAE than where the job was begun: {name}"):
+            with pytest.raises(JobFailed, match=f"is not the VAE that the output was encoded with: {name}"):
                 load()
         else:
             assert load().launch(batch_of(0)[2]).result().finite.all()

@@ -1,4 +1,4 @@
-"""Sizes: which one an image gets, what becomes of its pixels and its mask, and the way back to the source."""
+"""Resize and crop of images and masks, and the way back to source coordinates."""
 
 import io
 
@@ -14,9 +14,9 @@ from skimage import data as photographs
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import CropBox, Geometry, Sizing, bucket_sizes
 from inpaint_encode.errors import PairRejected, UsageError
-from inpaint_encode.output.resume import refuse_sizes
-from inpaint_encode.settings import Decoding
+from inpaint_encode.output.resume import validate_sizes
 from tests.files import COLOUR, GREY, png
+from tests.metadata import row_metadata
 
 BUDGET = 2**20
 
@@ -38,8 +38,8 @@ BUDGET = 2**20
         ({"buckets": 512 * 512, "bucket_step": 32}, (1600, 900), (683, 384, (5, 0, 672, 384))),
     ],
 )
-def test_the_size_that_an_image_gets(options, size, wanted):
-    found = Sizing(ratio=8, **options).fit(*size)
+def test_resize_and_crop(options, size, wanted):
+    found = Sizing(multiple=8, **options).fit(*size)
     assert found == Geometry(*wanted[:2], CropBox(*wanted[2]))
 
 
@@ -52,30 +52,30 @@ def test_the_size_that_an_image_gets(options, size, wanted):
         ({"buckets": BUDGET}, (1023, 1024), "1023 x 1024 .* 1024 x 1025"),
     ],
 )
-def test_nothing_is_enlarged_unasked(options, size, sentence):
+def test_images_are_enlarged_only_with_upscale(options, size, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Sizing(ratio=8, **options).fit(*size)
-    decoder = PairDecoder(sizing=Sizing(ratio=8, **options))
+        Sizing(multiple=8, **options).fit(*size)
+    decoder = PairDecoder(sizing=Sizing(multiple=8, **options))
     with pytest.raises(PairRejected, match=sentence) as caught:
         decoder.image(png(np.zeros((*size, 3), np.uint8), COLOUR))
     assert caught.value.error == "size.too_small"
 
 
-def test_enlarging_has_an_end():
-    decoder = PairDecoder(sizing=Sizing(ratio=8, resize=512, upscale=True), max_pixels=1_000_000)
-    with pytest.raises(PairRejected, match="512 x 2048 pixels it has more than --max-pixels 1,000,000") as caught:
+def test_max_pixels_limits_enlarging():
+    decoder = PairDecoder(sizing=Sizing(multiple=8, resize=512, upscale=True), max_pixels=1_000_000)
+    with pytest.raises(PairRejected, match="enlarged to 512 x 2048 pixels, more than --max-pixels 1,000,000") as caught:
         decoder.image(png(np.zeros((4, 16, 3), np.uint8), COLOUR))
     assert caught.value.error == "size.too_large"
 
 
 class TestBuckets:
-    def test_those_of_sdxl(self):
-        """Widths and heights that SDXL's report lists, among others, in its appendix."""
+    def test_sdxl_buckets(self):
+        """Some of the sizes in the appendix of SDXL's report."""
         some = {512: 2048, 576: 1792, 640: 1536, 704: 1472, 768: 1344, 832: 1216, 896: 1152, 960: 1088, 1024: 1024}
         assert {*some.items(), *((long, short) for short, long in some.items())} <= set(bucket_sizes(BUDGET, 64))
 
     @given(st.integers(64 * 64, 4 * BUDGET), st.sampled_from((8, 16, 32, 64)))
-    def test_all_keep_to_the_budget_and_the_step(self, pixels, step):
+    def test_buckets_respect_budget_and_step(self, pixels, step):
         sizes = bucket_sizes(pixels, step)
         side = int(pixels**0.5) // step * step
         assert (side, side) in sizes
@@ -83,8 +83,8 @@ class TestBuckets:
         assert {(w, h) for h, w in sizes} == set(sizes)
 
     @given(st.integers(1, 5000), st.integers(1, 5000))
-    def test_the_nearest_is_taken(self, height, width):
-        crop = Sizing(ratio=8, buckets=BUDGET, upscale=True).fit(height, width).crop
+    def test_the_closest_bucket_is_used(self, height, width):
+        crop = Sizing(multiple=8, buckets=BUDGET, upscale=True).fit(height, width).crop
         distances = {size: abs(np.log(size[0] * width / (size[1] * height))) for size in bucket_sizes(BUDGET, 64)}
         assert distances[crop.height, crop.width] <= min(distances.values()) + 1e-9
 
@@ -100,13 +100,13 @@ SIZINGS = [
 
 @pytest.mark.parametrize("options", SIZINGS)
 @pytest.mark.parametrize("size", [(203, 310), (317, 198)])
-def test_a_pixel_of_the_crop_is_found_in_the_source(options, size):
-    """A spot of light lies where the formula of the README says, in the image and in the mask."""
+def test_crop_coordinates_map_to_the_source(options, size):
+    """A bright spot is where the README's formula puts it, in the image and in the mask."""
     height, width = size
     spot = height * 0.45, width * 0.57
     distance = np.hypot(*(np.mgrid[:height, :width] - np.reshape(spot, (2, 1, 1))))
     light = (255 * np.exp(-((distance / 12) ** 2))).astype(np.uint8)
-    decoder = PairDecoder(sizing=Sizing(ratio=8, **options))
+    decoder = PairDecoder(sizing=Sizing(multiple=8, **options))
     image = decoder.image(png(np.stack([light] * 3, axis=-1), COLOUR))
     mask = decoder.mask(png((distance < 30) * 255, GREY), image)
     for found in (image.pixels[..., 0].astype(float), mask.astype(float)):
@@ -119,11 +119,11 @@ def test_a_pixel_of_the_crop_is_found_in_the_source(options, size):
 
 
 @pytest.mark.parametrize("options", SIZINGS[1:])
-def test_pixels_are_lanczos_of_the_source_and_the_mask_follows_the_contract(options):
+def test_pixels_are_resized_by_lanczos_and_masks_bilinearly(options):
     photo = photographs.chelsea()
     rng = np.random.default_rng(0)
     masks = [np.kron(rng.integers(0, 256, size), np.ones((5, 5), int)) for size in ((60, 90), (20, 30))]
-    decoder = PairDecoder(sizing=Sizing(ratio=8, **options))
+    decoder = PairDecoder(sizing=Sizing(multiple=8, **options))
     image = decoder.image(png(photo, COLOUR))
     size = image.geometry.resized_height, image.geometry.resized_width
     resized = Image.open(io.BytesIO(png(photo, COLOUR))).resize(size[::-1], Image.Resampling.LANCZOS)
@@ -136,14 +136,18 @@ def test_pixels_are_lanczos_of_the_source_and_the_mask_follows_the_contract(opti
 @pytest.mark.parametrize(
     ("options", "ratio", "sentence"),
     [
-        ({"resolution": "1000x700"}, 16, "1000x700 is no multiple of the VAE's 16; the nearest is 992x704"),
-        ({"buckets": BUDGET, "bucket_step": 48}, 32, "--bucket-step 48 is no multiple of the VAE's 32; 64 is"),
+        ({"resolution": "1000x700"}, 16, "1000x700 is not a multiple of the VAE's 16 pixels; the nearest is 992x704"),
+        (
+            {"buckets": BUDGET, "bucket_step": 48},
+            32,
+            "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give 64",
+        ),
         ({"buckets": 4000}, 8, "--buckets 4000: not one square of --bucket-step 64 fits; give --buckets 4096 or more"),
         ({"resize": 8}, 16, "--resize 8 is less than one latent pixel, which is 16 pixels; give at least that"),
     ],
 )
-def test_sizes_that_the_vae_cannot_have(options, ratio, sentence):
+def test_sizes_that_the_vae_cannot_encode(options, ratio, sentence):
     with pytest.raises(UsageError, match=sentence):
-        refuse_sizes(Decoding(**options), ratio)
-    refuse_sizes(Decoding(resolution="992x704"), 16)
-    refuse_sizes(Decoding(), ratio)
+        validate_sizes(row_metadata(**options, crop_multiple=ratio))
+    validate_sizes(row_metadata(resolution="992x704", crop_multiple=16))
+    validate_sizes(row_metadata(crop_multiple=ratio))

@@ -1,4 +1,4 @@
-"""What a run says of its masks: by counters of a percent each, as exactly as sorting all rows would."""
+"""Statistics of a run's masks: counters per percent give the same median as sorting all rows."""
 
 from collections import Counter
 
@@ -7,19 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inpaint_encode.core.mask_coverage import counted, masks_found, suspicion
+from inpaint_encode.core.mask_coverage import coverage_counters, coverage_summary, coverage_warning
 
 
 def counters(*chunks: list[float]) -> Counter:
     total = Counter()
     for chunk in chunks:
-        total.update(dict(counted(np.array(chunk, np.float32))))
+        total.update(dict(coverage_counters(np.array(chunk, np.float32))))
     return total
 
 
 @given(st.lists(st.lists(st.floats(0, 1, width=32), min_size=1), min_size=1))
 def test_the_median_is_right_to_a_percent(chunks):
-    found = masks_found(counters(*chunks))
+    found = coverage_summary(counters(*chunks))
     coverage = np.sort(np.array([one for chunk in chunks for one in chunk], np.float32))
     median = coverage[(len(coverage) - 1) // 2]
     assert found["rows"] == len(coverage)
@@ -28,7 +28,7 @@ def test_the_median_is_right_to_a_percent(chunks):
 
 
 @pytest.mark.parametrize(
-    ("coverage", "said"),
+    ("coverage", "expected"),
     [
         ([0.2, 0.3, 0.9], None),
         ([0.8, 0.8, 0.8], None),
@@ -38,6 +38,6 @@ def test_the_median_is_right_to_a_percent(chunks):
         ([], None),
     ],
 )
-def test_what_a_person_is_told(coverage, said):
-    found = suspicion(counters(coverage))
-    assert found is None if said is None else found.startswith(said)
+def test_the_warning(coverage, expected):
+    found = coverage_warning(counters(coverage))
+    assert found is None if expected is None else found.startswith(expected)

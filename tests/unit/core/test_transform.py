@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from inpaint_encode.core.transform import binarise_mask, crop_box, grow_mask, neutralise, resize_mask
-from inpaint_encode.vae import to_vae_range
+from inpaint_encode.core.transform import (
+    binarise_mask,
+    crop_box,
+    grow_mask,
+    neutralise,
+    resize_mask,
+    resize_to_latent,
+)
+from inpaint_encode.vae.encode import to_vae_range
 
 GOLDEN_SCRIPT = Path(__file__).parents[2] / "golden" / "make.py"
 reference = SimpleNamespace(**runpy.run_path(str(GOLDEN_SCRIPT)))
@@ -42,7 +49,7 @@ def unit(levels: np.ndarray) -> torch.Tensor:
 
 
 class TestGolden:
-    def test_the_reference_still_makes_the_file(self):
+    def test_the_reference_reproduces_the_golden_file(self):
         made = reference.cases()
         assert made.keys() == golden.keys()
         for name, array in made.items():
@@ -94,11 +101,11 @@ class TestResize:
             expected = F.interpolate(alone[None, None], (height, width), mode="bilinear", align_corners=False)
             assert torch.equal(one, expected[0, 0])
 
-    def test_equal_sizes_are_left_alone(self):
+    def test_equal_sizes_return_the_mask(self):
         mask = torch.rand(2, 5, 7)
         assert torch.equal(resize_mask(mask, 5, 7), mask)
 
-    def test_pixel_centres_are_halves(self):
+    def test_half_pixel_centers(self):
         assert resize_mask(torch.tensor([[[0.0, 1.0]]]), 1, 4).tolist() == [[[0.0, 0.25, 0.75, 1.0]]]
 
     def test_no_antialiasing(self):
@@ -116,12 +123,12 @@ class TestCrop:
         assert 0 <= height - box.height < ratio and 0 <= width - box.width < ratio
         assert box.top + box.height <= height and box.left + box.width <= width
 
-    def test_slices_cut_the_box(self):
+    def test_slices_select_the_crop(self):
         image = torch.arange(11 * 14).view(11, 14)
         assert torch.equal(image[crop_box(11, 14, 8).slices], image[1:9, 3:11])
 
     @each_ratio
-    def test_a_side_below_the_ratio_is_refused(self, ratio):
+    def test_a_side_below_the_multiple_is_rejected(self, ratio):
         assert crop_box(ratio, ratio, ratio) == (0, 0, ratio, ratio)
         for height, width in [(ratio - 1, 100), (100, ratio - 1)]:
             with pytest.raises(ValueError, match=f"{height} x {width} .* {ratio}"):
@@ -129,12 +136,12 @@ class TestCrop:
 
 
 class TestBinariseAndNeutralise:
-    def test_one_half_is_kept(self):
+    def test_one_half_becomes_0(self):
         assert binarise_mask(torch.tensor([0.5, 127 / 255, 128 / 255])).tolist() == [0.0, 0.0, 1.0]
 
     @quick
     @given(hnp.arrays(np.float32, (3, 5, 4, 3), elements=st.floats(0, 1, width=32)), st.integers(0, 2**31))
-    def test_repainted_pixels_are_grey_and_others_shift_twice(self, pixels, seed):
+    def test_repainted_pixels_are_grey_and_others_keep_their_value(self, pixels, seed):
         mask = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(seed)).round()
         neutral = neutralise(torch.from_numpy(pixels), mask)
         assert neutral.dtype == torch.float32
@@ -168,7 +175,7 @@ class TestGrow:
 
     @quick
     @given(masks, growths, st.sampled_from(DTYPES))
-    def test_keeps_shape_and_type_and_its_input(self, mask, k, dtype):
+    def test_keeps_shape_dtype_and_input(self, mask, k, dtype):
         tensor = torch.from_numpy(mask).to(dtype)
         before = tensor.clone()
         grown = grow_mask(tensor, k)
@@ -185,7 +192,7 @@ class TestGrow:
 
     @quick
     @given(hnp.arrays(bool, (9, 7)), st.integers(0, 62))
-    def test_only_ever_adds(self, mask, k):
+    def test_growing_only_adds(self, mask, k):
         tensor = torch.from_numpy(mask)
         smaller, larger = grow_mask(tensor, k), grow_mask(tensor, k + 2)
         assert (tensor <= smaller).all() and (smaller <= larger).all()
@@ -196,7 +203,7 @@ class TestGrow:
         assert np.array_equal(grow_mask(torch.from_numpy(mask), k), mask)
 
     @pytest.mark.parametrize("k", [-1, 65, 1000])
-    def test_out_of_range_is_refused(self, k):
+    def test_out_of_range_is_rejected(self, k):
         with pytest.raises(ValueError, match=f"{k}.*0..64"):
             grow_mask(torch.zeros(8, 8), k)
 
@@ -209,3 +216,17 @@ class TestGrow:
             grow_mask(mask, k)
             best[k] = min(best[k], time.perf_counter() - start)
         assert best[64] < 4 * best[6]
+
+
+class TestLatentMask:
+    MASK = (torch.rand(2, 16, 24, generator=torch.Generator().manual_seed(0)) > 0.5).to(torch.uint8)
+
+    def test_comfyui_is_the_mean_of_the_central_pixels(self):
+        found = resize_to_latent(self.MASK, 2, 3, "comfyui")
+        cells = self.MASK.float().unfold(1, 8, 8).unfold(2, 8, 8)[..., 3:5, 3:5]
+        assert torch.allclose(found, cells.mean(dim=(-1, -2)))
+
+    def test_diffusers_is_the_first_pixel(self):
+        found = resize_to_latent(self.MASK, 2, 3, "diffusers")
+        assert (found.dtype, found.shape) == (torch.float32, (2, 2, 3))
+        assert torch.equal(found, self.MASK[:, ::8, ::8].float())

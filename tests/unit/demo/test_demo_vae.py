@@ -1,4 +1,4 @@
-"""The demonstration's VAE: what its card says holds, and the script that trained it repeats."""
+"""The demonstration's VAE has the measurements of its card, and its training is repeatable."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from safetensors import safe_open
 from torch.nn import functional
 
 from inpaint_encode.demo import VAE
-from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import latent_channels, load_vae, spatial_ratio
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import latent_channels, vae_scale_factor
 from tests.demo_vae import pictures
 from tests.demo_vae.measure import Figures, cropped, measured, psnr, through
 from tests.demo_vae.sources import HELD_OUT, TRAINED_ON
@@ -23,7 +23,7 @@ WEIGHTS = VAE / "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def vae():
-    return load_vae(VaeSource(vae=str(VAE)))
+    return load_vae(VAE)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ class TestWhatIsShipped:
         assert WEIGHTS.stat().st_size <= 620_000
         with safe_open(WEIGHTS, "pt") as weights:
             assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
-        assert (spatial_ratio(vae), latent_channels(vae)) == (8, 16)
+        assert (vae_scale_factor(vae), latent_channels(vae)) == (8, 16)
 
     def test_photographs_that_it_never_saw_are_recognisable(self, figures):
         assert figures.coffee_psnr >= 27.5
@@ -95,7 +95,7 @@ class TestSources:
 
 class TestTraining:
     def test_the_same_seed_gives_the_same_weights(self):
-        recipe = Recipe(steps=3, batches=((2, 32),), seen_first=(4, 64))
+        recipe = Recipe(steps=3, batches=((2, 32),), initial_pieces=(4, 64))
         threads, state = torch.get_num_threads(), torch.get_rng_state()
         first, again, other = (train(recipe._replace(seed=seed)).state_dict() for seed in (0, 0, 1))
         assert all(torch.equal(first[name], again[name]) for name in first)
@@ -106,7 +106,7 @@ class TestTraining:
         """Without a step it is linear, and better than the means of 8 x 8 pixels, drawn smoothly."""
         photo = cropped("coffee.png")
         means = functional.interpolate(functional.avg_pool2d(photo, 8), scale_factor=8, mode="bilinear")
-        start = train(Recipe(steps=0, seen_first=(16, 128)))
+        start = train(Recipe(steps=0, initial_pieces=(16, 128)))
         assert psnr(through(start, photo), photo) > psnr(means, photo) + 1
 
     def test_its_configuration_is_that_of_the_recipe(self):

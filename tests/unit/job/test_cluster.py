@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.job.cluster import encoders_of, waited_for
+from inpaint_encode.job.cluster import needed_resources, vae_workers_for
 from inpaint_encode.job.progress import Reminder, Silent
 from inpaint_encode.settings import Workers
 
@@ -24,29 +24,29 @@ from inpaint_encode.settings import Workers
     ],
 )
 def test_what_workers_take(gpus, options, expected):
-    assert encoders_of(Workers(**options), gpus, own=False) == expected
+    assert vae_workers_for(Workers(**options), gpus, own=False) == expected
 
 
 def test_a_cluster_without_gpus_as_yet_must_be_told_for_how_many_workers():
     with pytest.raises(UsageError, match="--max-workers"):
-        encoders_of(Workers(gpus_per_worker="1"), 0, own=False)
+        vae_workers_for(Workers(gpus_per_worker="1"), 0, own=False)
 
 
 def test_this_machine_never_gets_a_gpu():
-    with pytest.raises(UsageError, match="no such GPU"):
-        encoders_of(Workers(gpus_per_worker="1", max_workers=8), 0, own=True)
+    with pytest.raises(UsageError, match="Ray finds 0 GPUs on this machine"):
+        vae_workers_for(Workers(gpus_per_worker="1", max_workers=8), 0, own=True)
 
 
 def test_stages_that_would_take_the_same_do_not():
     """Ray would run them in one process, in turn."""
     workers = Workers(encode_cpus="1", fetch_cpus=1.0)
-    assert encoders_of(workers, 0, own=True).cpus != workers.fetch_cpus
+    assert vae_workers_for(workers, 0, own=True).cpus != workers.fetch_cpus
 
 
 def test_it_is_said_what_a_job_waits_for_until_it_has_come():
     workers = Workers(gpus_per_worker="1", max_workers=2, encode_on="pool=vea", fetch_on="pool=data")
-    sentence = waited_for(workers, encoders_of(workers, 0, own=False))
-    assert "a VAE worker of 1 GPU on nodes with pool=vea, and tasks of 1 CPU on nodes with pool=data" in sentence
+    sentence = needed_resources(workers, vae_workers_for(workers, 0, own=False))
+    assert "a VAE worker of 1 GPU on nodes with pool=vea and tasks of 1 CPU on nodes with pool=data" in sentence
     display, twice = Silent(), threading.Event()
 
     def say(line):

@@ -1,4 +1,4 @@
-"""One run at a time: leases on a real S3 server and on a disk, through deaths, faults and races."""
+"""Leases on an S3 server and on a disk: crashes, faults of the store, and races."""
 
 import dataclasses
 import os
@@ -16,9 +16,9 @@ import pytest
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output import lease as leases
-from inpaint_encode.output.lease import check_token, hold
-from inpaint_encode.stores import s3 as clients
-from inpaint_encode.stores import storage
+from inpaint_encode.output.lease import check_lease_token, hold
+from inpaint_encode.stores import retries, storage
+from inpaint_encode.stores.s3 import forget_clients
 from tests.proxy import FaultyProxy
 
 HOLDER = """
@@ -49,8 +49,8 @@ def uri(request, tmp_path) -> str:
 
 @pytest.fixture
 def proxy(s3, monkeypatch) -> Iterator[FaultyProxy]:
-    """Every S3 request of this process goes through a faulty proxy, and is hardly tried again."""
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+    """A faulty proxy for every S3 request of this process; there are almost no retries."""
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
     with FaultyProxy(s3) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.environment["AWS_ENDPOINT_URL"])
         forget_clients()
@@ -58,18 +58,13 @@ def proxy(s3, monkeypatch) -> Iterator[FaultyProxy]:
     forget_clients()
 
 
-def forget_clients() -> None:
-    for made in (clients._store, clients._s3fs, clients._session):
-        made.cache_clear()
-
-
 def silent(line: str) -> None:
     pass
 
 
 def put_lease(uri: str, **changes: object) -> str:
-    """Another's lease, which nobody renews; return its token."""
-    holder = dataclasses.replace(leases._myself(), **changes)
+    """Write a lease that no process renews; return its token."""
+    holder = dataclasses.replace(leases._this_process(), **changes)
     storage.write(uri, holder.encode(0))
     return holder.token
 
@@ -80,7 +75,7 @@ def renewals(uri: str) -> int:
 
 @contextmanager
 def holder_process(uri: str) -> Iterator[subprocess.Popen]:
-    """Another process of this machine that holds the lease."""
+    """Start another process on this machine that holds the lease."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, uri], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "held\n"
@@ -89,11 +84,11 @@ def holder_process(uri: str) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-def test_it_is_there_while_held_and_gone_afterwards(uri):
+def test_the_object_exists_only_while_the_lease_is_held(uri):
     with hold(uri, silent) as lease:
-        check_token(uri, lease.token)
+        check_lease_token(uri, lease.token)
         wait_for(lambda: renewals(uri) >= 2)
-        check_token(uri, lease.token)
+        check_lease_token(uri, lease.token)
         assert not lease.lost.is_set()
     with pytest.raises(FileNotFoundError):
         storage.read(uri)
@@ -103,82 +98,82 @@ def test_it_is_there_while_held_and_gone_afterwards(uri):
 
 def test_a_second_run_is_refused_while_the_first_renews(uri, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_S", 60.0)
-    said = []
+    lines = []
     with holder_process(uri) as process:
         before = time.monotonic()
-        with pytest.raises(UsageError, match=f"process {process.pid} on .* is writing to this output now"):
-            hold(uri, said.append)
+        with pytest.raises(UsageError, match=f"process {process.pid} on .* is writing to this output"):
+            hold(uri, lines.append)
         assert time.monotonic() - before < leases.LEASE_S
-        assert len(said) == 1 and f"process {process.pid}" in said[0]
+        assert len(lines) == 1 and f"process {process.pid}" in lines[0]
 
 
-def test_a_run_that_was_killed_on_this_machine_is_followed_at_once(uri, monkeypatch):
+def test_the_lease_of_a_killed_process_on_this_machine_is_taken_at_once(uri, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_S", 60.0)
-    said = []
+    lines = []
     with holder_process(uri) as process:
         process.send_signal(signal.SIGKILL)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its parent has not asked after it yet
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: its parent has not waited for it
         before = time.monotonic()
-        with hold(uri, said.append) as lease:
+        with hold(uri, lines.append) as lease:
             assert time.monotonic() - before < leases.LEASE_S
-            check_token(uri, lease.token)
-    assert len(said) == 1 and f"process {process.pid}" in said[0] and "has died" in said[0]
+            check_lease_token(uri, lease.token)
+    assert len(lines) == 1 and f"process {process.pid}" in lines[0] and "has died" in lines[0]
 
 
-def test_a_process_number_given_to_another_process_is_not_the_holder(uri, monkeypatch):
+def test_a_reused_process_number_is_not_the_holder(uri, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_S", 60.0)
-    put_lease(uri, token="of a dead run", started=leases._myself().started - 1)
+    put_lease(uri, token="of a dead run", started=leases._this_process().started - 1)
     before = time.monotonic()
     with hold(uri, silent):
         assert time.monotonic() - before < leases.LEASE_S
 
 
-def test_a_holder_that_cannot_be_seen_from_here_is_given_its_time(tmp_path):
-    said = []
+def test_a_lease_of_another_machine_is_taken_after_it_expires(tmp_path):
+    lines = []
 
-    def take(elsewhere: dict[str, object]) -> float:
+    def wait_of(elsewhere: dict[str, object]) -> float:
         uri = f"{tmp_path}/{'-'.join(elsewhere)}/_lease.json"
         put_lease(uri, token="another's", pid=2**22 + 1, **elsewhere)
         before = time.monotonic()
-        with hold(uri, said.append) as lease:
-            check_token(uri, lease.token)
+        with hold(uri, lines.append) as lease:
+            check_lease_token(uri, lease.token)
             return time.monotonic() - before
 
     with ThreadPoolExecutor() as pool:
-        waits = list(pool.map(take, [{"host": "another"}, {"boot": "another"}, {"namespace": 1}]))
+        waits = list(pool.map(wait_of, [{"host": "another"}, {"boot": "another"}, {"namespace": 1}]))
     assert all(wait >= leases.LEASE_S for wait in waits), waits
-    assert len(said) == 3 and all("waiting up to 1 s" in line for line in said)
+    assert len(lines) == 3 and all("waiting up to 1 s" in line for line in lines)
 
 
-def test_a_lease_that_another_has_taken_is_lost_and_left_alone(uri):
+def test_a_lease_that_another_run_has_taken_is_lost_and_not_deleted(uri):
     with hold(uri, silent) as lease:
         other = put_lease(uri, token="another's")
         assert lease.lost.wait(60)
         with pytest.raises(JobFailed):
-            check_token(uri, lease.token)
-    check_token(uri, other)
+            check_lease_token(uri, lease.token)
+    check_lease_token(uri, other)
 
 
-def test_a_lease_that_is_gone_is_lost_and_not_made_again(uri):
+def test_a_deleted_lease_is_lost_and_not_written_again(uri):
     with hold(uri, silent) as lease:
         storage.delete(uri)
         assert lease.lost.wait(60)
         with pytest.raises(JobFailed):
-            check_token(uri, lease.token)
+            check_lease_token(uri, lease.token)
     with pytest.raises(FileNotFoundError):
         storage.read(uri)
 
 
-def test_of_8_who_find_a_cold_lease_one_gets_it(uri, monkeypatch):
-    monkeypatch.setattr(leases, "LEASE_S", 4.0)  # the one that gets it must renew within this time
-    put_lease(uri, token="cold", host="another")
+def test_one_of_8_runs_gets_an_expired_lease(uri, monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_S", 4.0)  # the new holder must renew within this time
+    put_lease(uri, token="expired", host="another")
     refused = threading.Semaphore(0)
 
     def run(number: int) -> str:
         try:
             with hold(uri, silent) as lease:
                 assert all(refused.acquire(timeout=120) for _ in range(7))
-                check_token(uri, lease.token)
+                check_lease_token(uri, lease.token)
                 return "held"
         except UsageError:
             refused.release()
@@ -188,29 +183,29 @@ def test_of_8_who_find_a_cold_lease_one_gets_it(uri, monkeypatch):
         assert sorted(pool.map(run, range(8))) == ["held"] + ["refused"] * 7
 
 
-def test_a_first_write_whose_answer_is_lost_is_known_again(proxy, on_s3, monkeypatch):
+def test_a_first_write_whose_response_is_lost_is_recognized(proxy, on_s3, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_S", 60.0)
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 30.0)
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 30.0)
     once = iter([True])
     proxy.share, proxy.kinds, proxy.only = 1.0, ("lost",), lambda method, path: method == "PUT" and next(once, False)
     before = time.monotonic()
     with hold(on_s3, silent) as lease:
         assert time.monotonic() - before < leases.LEASE_S
-        check_token(on_s3, lease.token)
+        check_lease_token(on_s3, lease.token)
     assert proxy.counts["lost"] == 1
 
 
-def test_an_outage_is_not_a_loss(proxy, on_s3):
+def test_the_lease_survives_an_outage_of_the_store(proxy, on_s3):
     with hold(on_s3, silent) as lease:
         proxy.share, proxy.kinds, proxy.only = 1.0, ("lost",), lambda method, path: method == "PUT"
-        wait_for(lambda: proxy.counts["lost"])  # the store has another version by now than the holder knows
+        wait_for(lambda: proxy.counts["lost"])  # the object has a newer version than the holder knows
         proxy.kinds, proxy.only = ("slow_down",), lambda method, path: method == "GET"
         wait_for(lambda: proxy.counts["slow_down"] > 2)
         proxy.share = 0.0
         after_the_outage = renewals(on_s3)
         wait_for(lambda: renewals(on_s3) > after_the_outage)
         assert not lease.lost.is_set()
-        check_token(on_s3, lease.token)
+        check_lease_token(on_s3, lease.token)
 
 
 def wait_for(condition, seconds: float = 120.0) -> None:

@@ -1,6 +1,7 @@
-"""Rows as diffusers and ComfyUI take them, and where diffusers makes other tensors of the same image and mask."""
+"""Rows in the conventions of diffusers and ComfyUI, and the differences to diffusers' own preprocessing."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,22 +16,26 @@ from inpaint_encode.core.transform import neutralise, resize_mask
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.conventions import (
+    check_for_diffusers,
     for_comfyui,
     for_diffusers,
     inpaint_input,
     latent_mask,
-    packed,
-    refuse_for_diffusers,
+    pack_latent,
 )
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import load_vae, to_scaled, to_unscaled, to_vae_range, vae_facts
+from inpaint_encode.vae.encode import to_vae_range
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.scaling import to_scaled, to_unscaled
 from tests.local import encode_here, tensor_rows, write_pairs
+from tests.metadata import metadata_for
 from tests.vaes import KL, small_vae
 
 SCALE = 0.18215
 IMAGES = VaeImageProcessor(vae_scale_factor=8)
 MASKS = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-"""As diffusers' inpainting pipelines have them."""
+"""The processors of diffusers' inpainting pipelines."""
 
 
 def drawn_pairs():
@@ -48,7 +53,7 @@ def drawn_pairs():
 
 @pytest.fixture(scope="module", autouse=True)
 def threads():
-    """Workers compute with one, which is set for the whole process."""
+    """Restore torch's threads: a job sets them to one in this process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -61,7 +66,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, make_job, pairs):
-    """Rows by their keys, and what they were made by, of a job with these options; each job runs once."""
+    """Run a job with these options, once; return its rows by key, and their metadata."""
     source = tmp_path_factory.mktemp("pairs") / "in"
     write_pairs(source, pairs)
     done = {}
@@ -73,7 +78,7 @@ def made(tmp_path_factory, make_job, pairs):
             encode_here(
                 make_job(source / "images", source / "masks", output, **{"grow_mask_by": 0, "batch_size": 1} | asked)
             )
-            done[name] = tensor_rows(str(output)), Output.open(str(output)).made_by
+            done[name] = tensor_rows(str(output)), Output.open(str(output)).metadata
         return done[name]
 
     return make
@@ -85,7 +90,7 @@ def vae(vae_folder):
 
 
 def preprocessed(pair):
-    """An image, its mask and the image greyed, as diffusers' pipelines have them: ``[1, 3 or 1, H, W]``."""
+    """Image, mask and masked image as diffusers' pipelines preprocess them: ``[1, 3 or 1, H, W]``."""
     image, mask = (Image.fromarray(array) for array in pair)
     size = {"height": image.height // 8 * 8, "width": image.width // 8 * 8}
     image, mask = IMAGES.preprocess(image, **size), MASKS.preprocess(mask, **size)
@@ -97,10 +102,9 @@ def posterior_of(vae, pixels):
         return vae.encode(pixels.contiguous()).latent_dist  # a transposed one is summed in another order
 
 
-def made_by_a(name, **settings):
-    """What an output's files say that a small VAE of this name has made."""
-    facts = vae_facts(small_vae(name), VaeSource(vae="a/test")).as_dict()
-    return {**facts, "posterior": "mean", "also_original": False, "scaled": False, "latent_mask": "none", **settings}
+def metadata_of_a(name, **settings):
+    """Return the metadata of rows that a small VAE of this name makes."""
+    return metadata_for(small_vae(name), **settings)
 
 
 def row_of(channels, height=4, width=6, ratio=8):
@@ -112,27 +116,27 @@ def row_of(channels, height=4, width=6, ratio=8):
 
 class TestForDiffusers:
     def test_means_are_scaled_and_masks_are_nearest(self, made, pairs, vae):
-        rows, made_by = made(also_original=True)
+        rows, metadata = made(also_original=True)
         row = rows["even"]
         before = copy.deepcopy(row)
-        found = for_diffusers(row, made_by)
-        image, mask, greyed = preprocessed(pairs["even"])
+        found = for_diffusers(row, metadata)
+        image, mask, masked = preprocessed(pairs["even"])
         assert list(found) == ["latents", "masked_image_latents", "mask"]
         assert {(value.dtype, value.is_contiguous()) for value in found.values()} == {(torch.float32, True)}
         assert torch.equal(found["mask"], mask[0, :, ::8, ::8])
         assert torch.equal(found["latents"], posterior_of(vae, image).mode()[0] * SCALE)
-        assert torch.equal(found["masked_image_latents"], posterior_of(vae, greyed).mode()[0] * SCALE)
+        assert torch.equal(found["masked_image_latents"], posterior_of(vae, masked).mode()[0] * SCALE)
         for value in found.values():
             value.zero_()
         assert all(torch.equal(row[name], before[name]) for name in ("samples", "original_samples", "noise_mask"))
 
     def test_moments_are_means_or_drawn_as_diffusers_draws(self, made):
-        rows, made_by = made(also_original=True, posterior="moments")
+        rows, metadata = made(also_original=True, posterior="moments")
         row = rows["even"]
-        means = for_diffusers(row, made_by)
+        means = for_diffusers(row, metadata)
         assert torch.equal(means["latents"], row["original_samples"][:4] * SCALE)
         assert torch.equal(means["masked_image_latents"], row["samples"][:4] * SCALE)
-        drawn = for_diffusers(row, made_by, generator=torch.Generator().manual_seed(5))
+        drawn = for_diffusers(row, metadata, generator=torch.Generator().manual_seed(5))
         again = torch.Generator().manual_seed(5)
         for name, column in (("latents", "original_samples"), ("masked_image_latents", "samples")):
             one = DiagonalGaussianDistribution(row[column][None]).sample(again)[0] * SCALE
@@ -141,14 +145,14 @@ class TestForDiffusers:
         assert torch.equal(drawn["mask"], means["mask"])
 
     def test_moments_in_half_precision_become_float32_before_they_are_drawn(self, made):
-        rows, made_by = made(posterior="moments", samples_dtype="float16")
+        rows, metadata = made(posterior="moments", samples_dtype="float16")
         row = rows["even"]
         assert row["samples"].dtype == torch.float16
-        drawn = for_diffusers(row, made_by, with_latents=False, generator=torch.Generator().manual_seed(5))
+        drawn = for_diffusers(row, metadata, with_latents=False, generator=torch.Generator().manual_seed(5))
         expected = DiagonalGaussianDistribution(row["samples"].float()[None]).sample(torch.Generator().manual_seed(5))
         assert torch.equal(drawn["masked_image_latents"], expected[0] * SCALE)
 
-    def test_rows_that_are_scaled_are_not_scaled_again(self, made):
+    def test_stored_scaled_latents_are_not_scaled_twice(self, made):
         (plain, made_plain), (scaled, made_scaled) = made(also_original=True), made(also_original=True, scaled=True)
         for key, row in scaled.items():
             found, expected = for_diffusers(row, made_scaled), for_diffusers(plain[key], made_plain)
@@ -156,58 +160,58 @@ class TestForDiffusers:
             assert found["latents"].data_ptr() != row["original_samples"].data_ptr()
             assert all(torch.equal(found[name], expected[name]) for name in expected)
 
-    def test_draws_of_the_job_are_as_they_are(self, made):
-        rows, made_by = made(posterior="sample", posterior_seed=3)
-        found = for_diffusers(rows["even"], made_by, with_latents=False)
+    def test_samples_drawn_by_the_job_are_only_scaled(self, made):
+        rows, metadata = made(posterior="sample", posterior_seed=3)
+        found = for_diffusers(rows["even"], metadata, with_latents=False)
         assert torch.equal(found["masked_image_latents"], rows["even"]["samples"] * SCALE)
 
     @pytest.mark.parametrize("name", ["SD 3", "Wan 2.2", "AutoencoderKLFlux2", "AutoencoderTiny"])
-    def test_families_are_scaled_by_what_their_models_have(self, name):
-        made_by = made_by_a(name, shift_factor=0.0609) if name == "SD 3" else made_by_a(name)
-        row = row_of(made_by["latent_channels"], ratio=made_by["ratio"])
+    def test_each_family_has_its_own_scaling(self, name):
+        metadata = metadata_of_a(name, shift_factor=0.0609) if name == "SD 3" else metadata_of_a(name)
+        row = row_of(metadata.vae.latent_channels, ratio=metadata.vae.vae_scale_factor)
         expected = {
             "SD 3": (row["samples"] - 0.0609) * SCALE,
             "Wan 2.2": (row["samples"] - 0.1) / 2.0,
             "AutoencoderKLFlux2": row["samples"],
             "AutoencoderTiny": row["samples"],
         }
-        found = for_diffusers(row, made_by, with_latents=False)
+        found = for_diffusers(row, metadata, with_latents=False)
         assert torch.equal(found["masked_image_latents"], expected[name])
         assert found["mask"].shape == (1, 4, 6)
 
-    def test_what_the_model_is_may_be_said_afterwards(self):
-        made_by = made_by_a("AutoencoderKL", scaling_factor=None)
+    def test_vae_family_gives_an_unknown_scaling(self):
+        metadata = metadata_of_a("AutoencoderKL", scaling_factor=None)
         row = row_of(4)
         with pytest.raises(UsageError, match=r"for_diffusers needs the scaling of a/test, .* vae_family='sdxl'"):
-            for_diffusers(row, made_by, with_latents=False)
-        found = for_diffusers(row, made_by, with_latents=False, vae_family="sdxl")
+            for_diffusers(row, metadata, with_latents=False)
+        found = for_diffusers(row, metadata, with_latents=False, vae_family="sdxl")
         assert torch.equal(found["masked_image_latents"], row["samples"] * 0.13025)
 
     @pytest.mark.parametrize(
-        ("made_by", "options", "message"),
+        ("changes", "options", "message"),
         [
-            ({}, {}, "no original_samples, of which latents are made; encode with --also-original"),
-            ({}, {"generator": torch.Generator()}, "these rows store a mean; encode with --posterior moments"),
-            ({"posterior": "sample"}, {"generator": torch.Generator()}, "these rows store a sample"),
+            ({}, {}, "no original_samples, which latents need; encode with --also-original"),
+            ({}, {"generator": torch.Generator()}, "stores posterior mean; encode with --posterior moments"),
+            ({"posterior": "sample"}, {"generator": torch.Generator()}, "stores posterior sample"),
             ({}, {"vae_family": "sdxl"}, "vae_family 'sdxl', but the scaling_factor of a/test is 0.18215"),
             ({}, {"vae_family": "flux1"}, "vae_family 'flux1', but a/test is an AutoencoderKL of 4 channels at 1/8"),
             ({}, {"vae_family": "sd9"}, "known are sd1, sdxl, sd3, flux1, x4-upscaler"),
-            ({}, {"layout": "flux"}, "layout is one of channels, flux_fill, and not flux"),
-            ({"latent_form": "packed"}, {"layout": "flux_fill"}, "packed already"),
-            ({"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}, {}, "--flux2-latents packed"),
+            ({}, {"layout": "flux"}, "layout is 'flux'; it must be one of channels, flux_fill"),
+            ({"latent_form": "packed"}, {"layout": "flux_fill"}, "already packed"),
+            ({"latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16}, {}, "--flux2-latents packed"),
         ],
     )
-    def test_what_cannot_be_done_is_refused_before_a_row_is_read(self, made_by, options, message):
-        whole = made_by_a("AutoencoderKL", **made_by)
+    def test_impossible_options_are_errors_before_a_row_is_read(self, changes, options, message):
+        whole = metadata_of_a("AutoencoderKL", **changes)
         options = options if "original" in message else {"with_latents": False, **options}
         with pytest.raises(UsageError, match=message):
-            refuse_for_diffusers(whole, **options)
+            check_for_diffusers(whole, **options)
         with pytest.raises(UsageError, match=message):
             for_diffusers({}, whole, **options)
 
 
 class TestLatentMask:
-    def test_the_stored_one_is_of_the_mask_that_did_not_grow(self, made):
+    def test_the_stored_mask_is_the_mask_before_growing(self, made):
         grown, made_grown = made(grow_mask_by=6)
         both, made_both = made(grow_mask_by=6, latent_mask="diffusers")
         none, made_none = made()
@@ -220,22 +224,22 @@ class TestLatentMask:
             )
             assert latent_mask(grown[key], made_grown, "diffusers").sum() > first.sum()
 
-    def test_comfyui_s_is_the_mean_of_the_middle_whether_it_is_stored_or_not(self, made):
-        rows, made_by = made(grow_mask_by=6, latent_mask="comfyui")
+    def test_comfyui_averages_the_central_pixels_whether_stored_or_computed(self, made):
+        rows, metadata = made(grow_mask_by=6, latent_mask="comfyui")
         row = rows["odd"]
         whole = row["noise_mask"].float()
         middle = (whole[:, 3::8, 3::8] + whole[:, 3::8, 4::8] + whole[:, 4::8, 3::8] + whole[:, 4::8, 4::8]) / 4
-        assert torch.equal(latent_mask(row, made_by, "comfyui"), middle)
-        assert torch.equal(latent_mask(row, {**made_by, "latent_mask": "none"}, "comfyui"), middle)
-        assert torch.equal(latent_mask(row, made_by, "diffusers"), whole[:, ::8, ::8])
-        latent_mask(row, made_by, "comfyui").zero_()
+        assert torch.equal(latent_mask(row, metadata, "comfyui"), middle)
+        assert torch.equal(latent_mask(row, replace(metadata, latent_mask="none"), "comfyui"), middle)
+        assert torch.equal(latent_mask(row, metadata, "diffusers"), whole[:, ::8, ::8])
+        latent_mask(row, metadata, "comfyui").zero_()
         assert row["latent_mask"].any()
 
 
 class TestInpaintInput:
     def test_channels_are_noise_then_mask_then_masked_image(self):
-        made_by = made_by_a("AutoencoderKL")
-        one = for_diffusers(row_of(4), made_by, with_latents=False)
+        metadata = metadata_of_a("AutoencoderKL")
+        one = for_diffusers(row_of(4), metadata, with_latents=False)
         noise = torch.randn(4, 4, 6)
         whole = inpaint_input(noise, one)
         assert whole.shape == (9, 4, 6)
@@ -245,11 +249,11 @@ class TestInpaintInput:
         assert torch.equal(batch, torch.stack([whole, whole]))
 
     def test_flux_fill_is_a_sequence_of_patches_with_every_pixel_of_the_mask(self):
-        made_by = made_by_a("SD 3", scaling_factor=1.0)
+        metadata = metadata_of_a("SD 3", scaling_factor=1.0)
         row = row_of(16)
-        one = for_diffusers(row, made_by, layout="flux_fill", with_latents=False)
+        one = for_diffusers(row, metadata, layout="flux_fill", with_latents=False)
         noise = torch.randn(16, 4, 6)
-        whole = inpaint_input(packed(noise), one, layout="flux_fill")
+        whole = inpaint_input(pack_latent(noise), one, layout="flux_fill")
         assert whole.shape == (2 * 3, 384)
         top, left = 2, 4  # of the patch in the second row and the third column
         patch = whole[1 * 3 + 2]
@@ -260,79 +264,79 @@ class TestInpaintInput:
         for y, x, down, right in ((0, 0, 0, 0), (5, 2, 1, 0), (7, 7, 1, 1)):
             at = 4 * (8 * y + x) + 2 * down + right
             assert patch[128 + at] == row["noise_mask"][0, 8 * (top + down) + y, 8 * (left + right) + x]
-        batch = inpaint_input(torch.stack([packed(noise)] * 2), default_collate([one, one]), layout="flux_fill")
+        batch = inpaint_input(torch.stack([pack_latent(noise)] * 2), default_collate([one, one]), layout="flux_fill")
         assert torch.equal(batch[1], whole)
 
-    def test_flux_fill_has_the_image_s_latents_in_patches_too(self, made):
-        rows, made_by = made(also_original=True)
-        found = for_diffusers(rows["even"], made_by, layout="flux_fill")
-        expected = for_diffusers(rows["even"], made_by)
+    def test_flux_fill_packs_the_latents_of_the_image_too(self, made):
+        rows, metadata = made(also_original=True)
+        found = for_diffusers(rows["even"], metadata, layout="flux_fill")
+        expected = for_diffusers(rows["even"], metadata)
         assert list(found) == ["latents", "masked_image_latents", "mask"]
         for name in ("latents", "masked_image_latents"):
-            assert torch.equal(found[name], packed(expected[name]))
+            assert torch.equal(found[name], pack_latent(expected[name]))
         assert found["mask"].sum() == rows["even"]["noise_mask"].sum()
 
-    def test_an_odd_side_has_no_whole_patches(self):
-        made_by = made_by_a("SD 3")
+    def test_an_odd_side_cannot_be_split_into_patches(self):
+        metadata = metadata_of_a("SD 3")
         with pytest.raises(UsageError, match=r"a latent of 5 x 6 .* multiples of 16 pixels"):
-            for_diffusers(row_of(16, height=5), made_by, layout="flux_fill", with_latents=False)
+            for_diffusers(row_of(16, height=5), metadata, layout="flux_fill", with_latents=False)
 
 
 class TestForComfyui:
-    def test_it_is_a_batch_of_one_and_not_scaled(self, made):
-        rows, made_by = made(grow_mask_by=6, also_original=True, samples_dtype="float16")
+    def test_a_latent_is_a_batch_of_one_and_not_scaled(self, made):
+        rows, metadata = made(grow_mask_by=6, also_original=True, samples_dtype="float16")
         row = rows["odd"]
-        found = for_comfyui(row, made_by)
+        found = for_comfyui(row, metadata)
         assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
             "samples": ((1, 4, 8, 13), torch.float32),
             "noise_mask": ((1, 1, 64, 104), torch.float32),
         }
         assert torch.equal(found["samples"][0], row["samples"].float())
         assert torch.equal(found["noise_mask"][0], row["noise_mask"].float())
-        original = for_comfyui(row, made_by, original=True)
+        original = for_comfyui(row, metadata, original=True)
         assert torch.equal(original["samples"][0], row["original_samples"].float())
         found["samples"].zero_()
         assert row["samples"].any()
 
-    def test_scaled_rows_are_scaled_back(self, made):
+    def test_scaled_rows_are_unscaled(self, made):
         (plain, made_plain), (scaled, made_scaled) = made(also_original=True), made(also_original=True, scaled=True)
         for key, row in scaled.items():
             found, expected = for_comfyui(row, made_scaled), for_comfyui(plain[key], made_plain)
             assert torch.allclose(found["samples"], expected["samples"], atol=1e-5)
             assert not torch.allclose(row["samples"], plain[key]["samples"], atol=1e-2)
 
-    def test_of_moments_it_is_the_mean(self, made):
-        rows, made_by = made(posterior="moments")
-        assert torch.equal(for_comfyui(rows["even"], made_by)["samples"][0], rows["even"]["samples"][:4])
+    def test_moments_give_their_mean(self, made):
+        rows, metadata = made(posterior="moments")
+        assert torch.equal(for_comfyui(rows["even"], metadata)["samples"][0], rows["even"]["samples"][:4])
 
     @pytest.mark.parametrize("name", ["AutoencoderTiny", "AutoencoderKLFlux2"])
     @pytest.mark.parametrize("scaled", [False, True])
-    def test_what_is_in_the_denoiser_s_space_stays_there(self, name, scaled):
-        made_by = made_by_a(name, scaling_factor=0.5, scaled=scaled)
-        row = row_of(made_by["latent_channels"], ratio=made_by["ratio"])
-        found = for_comfyui(row, made_by)["samples"]
+    def test_latents_in_the_denoiser_s_space_are_not_changed(self, name, scaled):
+        metadata = metadata_of_a(name, scaling_factor=0.5, scaled=scaled)
+        row = row_of(metadata.vae.latent_channels, ratio=metadata.vae.vae_scale_factor)
+        found = for_comfyui(row, metadata)["samples"]
         assert torch.equal(found[0], row["samples"])
         assert found.data_ptr() != row["samples"].data_ptr()
 
-    def test_there_may_be_no_original(self):
-        with pytest.raises(UsageError, match=r"for_comfyui: these rows have no original_samples; .* --also-original"):
-            for_comfyui(row_of(4), made_by_a("AutoencoderKL"), original=True)
+    def test_original_needs_original_samples(self):
+        with pytest.raises(UsageError, match=r"for_comfyui: the output has no original_samples; .* --also-original"):
+            for_comfyui(row_of(4), metadata_of_a("AutoencoderKL"), original=True)
 
 
 @pytest.mark.parametrize("name", ["AutoencoderKL", "SD 3", "Wan 2.2", "AutoencoderKLFlux2", "AutoencoderTiny"])
-def test_scaling_can_be_taken_back(name):
+def test_to_unscaled_reverts_to_scaled(name):
     vae = small_vae(name)
     if name == "SD 3":
         vae.register_to_config(scaling_factor=1.5305, shift_factor=0.0609)
-    facts = vae_facts(vae, VaeSource(vae="a/test"))
+    facts = vae_metadata(vae, VaeSource(vae="a/test"))
     samples = torch.randn(2, facts.latent_channels, 3, 5)
     scaled = to_scaled(samples, facts)
     assert torch.equal(scaled, samples) == (facts.latent_form != "unscaled")
     assert torch.allclose(to_unscaled(scaled, facts), samples, atol=1e-5)
 
 
-def test_an_output_that_was_scaled_by_statistics_is_scaled_back(tmp_path, make_job, pairs):
-    """Through the whole job: the form in its metadata is that of its rows, and what they are made by says the rest."""
+def test_latents_scaled_by_statistics_are_unscaled(tmp_path, make_job, pairs):
+    """Through the whole job: the metadata has the form of the rows and the statistics."""
     write_pairs(tmp_path / "in", {"even": pairs["even"]})
     config = KL | {"latents_mean": [0.5, -1.0, 0.25, 2.0], "latents_std": [0.5, 2.0, 4.0, 8.0], "scaling_factor": 0.5}
     torch.manual_seed(0)
@@ -341,7 +345,7 @@ def test_an_output_that_was_scaled_by_statistics_is_scaled_back(tmp_path, make_j
     for name, scaled in (("plain", False), ("scaled", True)):
         asked = {"vae": str(tmp_path / "vae"), "scaled": scaled}
         output = encode_here(make_job(tmp_path / "in/images", tmp_path / "in/masks", tmp_path / name, **asked))
-        made[name] = tensor_rows(output)["even"], Output.open(output).made_by
+        made[name] = tensor_rows(output)["even"], Output.open(output).metadata
     (plain, made_plain), (scaled, made_scaled) = made["plain"], made["scaled"]
     mean, std = (torch.tensor(config[name]).view(4, 1, 1) for name in ("latents_mean", "latents_std"))
     found = for_diffusers(plain, made_plain, with_latents=False)["masked_image_latents"]
@@ -351,9 +355,9 @@ def test_an_output_that_was_scaled_by_statistics_is_scaled_back(tmp_path, make_j
 
 
 class TestDifferences:
-    """What diffusers' own preprocessing makes of the same files, line by line of the README's table."""
+    """Differences to diffusers' own preprocessing of the same files, one per line of the README's table."""
 
-    def test_none_where_sizes_are_multiples_and_nothing_grows(self, made, pairs):
+    def test_none_if_sizes_are_multiples_and_the_mask_does_not_grow(self, made, pairs):
         rows, _ = made()
         _, mask, _ = preprocessed(pairs["even"])
         assert torch.equal(rows["even"]["noise_mask"][None].float(), mask)
@@ -368,7 +372,7 @@ class TestDifferences:
         assert resized.shape[2:] == cropped.shape
         assert not torch.equal(resized[0, 0] > 0, cropped)
 
-    def test_the_mask_grows_here_and_the_grey_does_not(self, made):
+    def test_the_mask_grows_here_and_the_masked_area_does_not(self, made):
         (grown, _), (plain, _) = made(grow_mask_by=6), made()
         for key, row in grown.items():
             assert torch.equal(row["samples"], plain[key]["samples"])
@@ -390,16 +394,16 @@ class TestDifferences:
         assert not rows["larger"]["noise_mask"][None][half].any()
         assert there.all()
 
-    def test_none_in_the_greyed_image(self):
-        """Grey is made around 0.5 here and around 0 there, and the VAE is given the same for every level."""
+    def test_none_in_the_masked_image(self):
+        """Pixels are masked around 0.5 here and around 0 there; the VAE gets the same values for every level."""
         levels = torch.arange(256, dtype=torch.float32).view(1, 16, 16, 1).expand(1, 16, 16, 3) / 255
         for repainted in (0.0, 1.0):
             here = to_vae_range(neutralise(levels, torch.full((1, 16, 16), repainted)))
             there = IMAGES.preprocess(levels.permute(0, 3, 1, 2)) * (repainted < 0.5)
             assert torch.equal(here, there)
 
-    def test_stored_halves_are_rounded(self, made):
-        (halves, made_by), (whole, _) = made(samples_dtype="float16"), made()
-        found = for_diffusers(halves["even"], made_by, with_latents=False)["masked_image_latents"]
-        expected = for_diffusers(whole["even"], made_by, with_latents=False)["masked_image_latents"]
+    def test_float16_is_rounded(self, made):
+        (halves, metadata), (whole, _) = made(samples_dtype="float16"), made()
+        found = for_diffusers(halves["even"], metadata, with_latents=False)["masked_image_latents"]
+        expected = for_diffusers(whole["even"], metadata, with_latents=False)["masked_image_latents"]
         assert 0 < ((found - expected) / expected).abs().max() <= 2**-11

@@ -9,9 +9,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from inpaint_encode.settings import SourceAccess
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.access import Access
 
 LARGE = 48 * 2**20
 IN_FLIGHT = 16 * 2**20
@@ -59,8 +59,8 @@ def site(tmp_path):
         server.shutdown()
 
 
-def check(relay: Relay, uri: str, access: SourceAccess) -> None:
-    with pytest.raises(storage.TooLarge, match="has 50,331,648 bytes, of which --max-bytes allows 50,331,647"):
+def check(relay: Relay, uri: str, access: Access) -> None:
+    with pytest.raises(storage.TooLarge, match="has 50,331,648 bytes; --max-bytes allows 50,331,647"):
         storage.read(uri, access, LARGE - 1)
     assert relay.answered < IN_FLIGHT
     assert len(storage.read(uri, access, LARGE).data) == LARGE
@@ -72,20 +72,20 @@ def test_on_s3(s3):
     uri = s3.uri("limits", "large.png")
     storage.write(uri, bytes(LARGE))
     with Relay(s3.environment["AWS_ENDPOINT_URL"]) as relay:
-        check(relay, uri, SourceAccess(endpoint_url=relay.url))
+        check(relay, uri, Access(endpoint_url=relay.url))
         relay.shutdown()
 
 
 def test_behind_http(site, tmp_path):
     (tmp_path / "large.png").write_bytes(bytes(LARGE))
     with Relay(site) as relay:
-        check(relay, f"{relay.url}/large.png", storage.DIRECT)
+        check(relay, f"{relay.url}/large.png", storage.DEFAULT_ACCESS)
         relay.shutdown()
 
 
 def test_on_a_disk_and_of_what_is_small_enough(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(b"12345")
-    assert PairReader(storage.DIRECT, 5).image({"image_uri": str(path)}).data == b"12345"
-    with pytest.raises(storage.TooLarge, match="has 5 bytes, of which --max-bytes allows 4"):
-        PairReader(storage.DIRECT, 4).image({"image_uri": str(path)})
+    assert PairReader(storage.DEFAULT_ACCESS, 5).image({"image_uri": str(path)}).data == b"12345"
+    with pytest.raises(storage.TooLarge, match="has 5 bytes; --max-bytes allows 4"):
+        PairReader(storage.DEFAULT_ACCESS, 4).image({"image_uri": str(path)})

@@ -1,4 +1,4 @@
-"""What listing costs the process that does it, on the real S3 server."""
+"""Pairs by file name, and the memory that listing needs."""
 
 import subprocess
 import sys
@@ -7,17 +7,111 @@ from concurrent.futures import ThreadPoolExecutor
 
 import obstore
 import pytest
-import stamina
+import tenacity
 
+from inpaint_encode.errors import UsageError
+from inpaint_encode.output import plan
+from inpaint_encode.schema import PAIRS
+from inpaint_encode.settings import Source
+from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
+from tests.unit.sources.make_sources import touch, triples
+
+
+def find_in(folder, *, masks="", pattern=""):
+    return find_pairs(Source(images=str(folder), masks=masks and str(masks), mask_pattern=pattern))
+
+
+def test_several_masks_in_the_images_folder(tmp_path):
+    touch(tmp_path, "b/a.jpg", "b/a_mask2.png", "b/a_mask10.png", "b/c.png", "b/d_mask0.png", "x_mask1.png", "n.txt")
+    found = find_in(tmp_path, pattern="{stem}_mask{n}.png")
+    assert triples(found, tmp_path) == [
+        ("b/a_mask2", "b/a.jpg", "b/a_mask2.png", 2),
+        ("b/a_mask10", "b/a.jpg", "b/a_mask10.png", 10),
+    ]
+    assert found.unpaired_images.to_pylist() == [
+        f"{tmp_path}/{name}" for name in ("b/c.png", "b/d_mask0.png", "x_mask1.png")
+    ]
+    assert (found.unpaired_masks.to_pylist(), found.ignored_files) == ([], 1)
+
+
+def test_one_mask_an_image_has_the_images_key(tmp_path):
+    touch(tmp_path, "a.jpg", "a-masklabel.png", "c/a.jpg", "c/a-masklabel.png")
+    assert triples(find_in(tmp_path, pattern="{stem}-masklabel.png"), tmp_path) == [
+        ("a", "a.jpg", "a-masklabel.png", 0),
+        ("c/a", "c/a.jpg", "c/a-masklabel.png", 0),
+    ]
+
+
+def test_suffixes_match_in_any_case_and_numbers_with_zeros_before_them(tmp_path):
+    touch(tmp_path, "a.JPG", "a_mask1.PNG", "a_mask01.png", "b.jpg", "b_mask0.Png")
+    found = find_in(tmp_path, pattern="{stem}_mask{n}.png")
+    assert triples(found, tmp_path) == [
+        ("a_mask01", "a.JPG", "a_mask01.png", 1),
+        ("a_mask1", "a.JPG", "a_mask1.PNG", 1),
+        ("b_mask0", "b.jpg", "b_mask0.Png", 0),
+    ]
+
+
+def test_a_text_before_the_stem(tmp_path):
+    touch(tmp_path, "c/a.jpg", "c/mask3_a.png", "mask3_a.png")
+    found = find_in(tmp_path, pattern="mask{n}_{stem}.png")
+    assert triples(found, tmp_path) == [("c/mask3_a", "c/a.jpg", "c/mask3_a.png", 3)]
+
+
+def test_a_mask_of_a_mask_is_an_unpaired_mask(tmp_path):
+    touch(tmp_path, "a.png", "a_mask1.png", "a_mask1_mask2.png")
+    found = find_in(tmp_path, pattern="{stem}_mask{n}.png")
+    assert [row[0] for row in triples(found, tmp_path)] == ["a_mask1"]
+    assert found.unpaired_masks.to_pylist() == [f"{tmp_path}/a_mask1_mask2.png"]
+
+
+def test_two_folders(tmp_path):
+    touch(tmp_path, "images/a.png", "images/a_mask1.png", "masks/a_mask0.png", "masks/b_mask0.png", "masks/c.png")
+    found = find_in(tmp_path / "images", masks=tmp_path / "masks", pattern="{stem}_mask{n}.png")
+    assert triples(found, tmp_path) == [("a_mask0", "images/a.png", "masks/a_mask0.png", 0)]
+    assert found.unpaired_images.to_pylist() == [f"{tmp_path}/images/a_mask1.png"]
+    assert found.unpaired_masks.to_pylist() == [f"{tmp_path}/masks/b_mask0.png", f"{tmp_path}/masks/c.png"]
+
+
+def test_an_images_masks_are_neighbours_whatever_lies_between(tmp_path):
+    touch(tmp_path, "a.png", "a_0.png", "a_b.png", "a_b_0.png", "a_3.png")
+    keys = [row[0] for row in triples(find_in(tmp_path, pattern="{stem}_{n}.png"), tmp_path)]
+    assert keys == ["a_0", "a_3", "a_b_0"]
+
+
+def test_without_a_pair_the_error_names_an_example(tmp_path):
+    touch(tmp_path, "a.png")
+    with pytest.raises(UsageError, match=r"the mask of a\.png must be named a_mask0\.png"):
+        find_in(tmp_path, pattern="{stem}_mask{n}.png")
+
+
+def test_one_prefix_without_a_pattern_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="--mask-pattern"):
+        find_in(tmp_path, masks=tmp_path)
+
+
+def test_below_a_prefix(prefix):
+    for name in ("b/a.png", "c.webp", "notes.txt"):
+        storage.write(f"{prefix}/{name}", name.encode())
+    found = find_pairs(Source(images=prefix))
+    pairs = found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)).to_pylist()
+    assert [(p["key"], p["image_uri"]) for p in pairs] == [("b/a", f"{prefix}/b/a.png"), ("c", f"{prefix}/c.webp")]
+    assert [(p["mask_uri"], p["mask_version"]) for p in pairs] == [(p["image_uri"], p["image_version"]) for p in pairs]
+    assert (found.ignored_files, found.image_and_mask_bytes) == (1, (13, 0))
+
 
 OBJECTS = 100_000
-MOST_BYTES = 150
-"""An object, in the process that lists, at its peak."""
 
-MOST_BYTES_WITHOUT_SOME_MASKS = 250
-"""The same where names on both sides are not the same, so that keys must be looked up, and what is paired is copied."""
+
+MAX_BYTES = 150
+"""Peak memory of the listing process for each object."""
+
+
+MAX_BYTES_WITHOUT_SOME_MASKS = 250
+"""The same if some masks are missing: then keys are looked up, and the pairs are copied."""
+
 
 LIST = """
 import pathlib, re, sys, time
@@ -30,7 +124,7 @@ def resident(what):
 def pairs_below(prefix):
     return find_pairs(Source(images=f"{prefix}/images", masks=f"{prefix}/masks"))
 
-pairs_below(sys.argv[1])  # what clients and libraries take at their first use is not the listing's
+pairs_below(sys.argv[1])  # warm-up: the memory of clients and libraries is not measured
 before = resident("VmRSS")
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 begun = time.monotonic()
@@ -48,10 +142,10 @@ def test_a_hundred_thousand_objects_under_one_prefix(s3):
     fill(small, 2_000)
     fill(large, OBJECTS)
     print(f"\n{OBJECTS:,} objects written in {time.monotonic() - begun:,.0f} s")
-    assert bytes_an_object(small, large, OBJECTS // 2) <= MOST_BYTES
+    assert bytes_an_object(small, large, OBJECTS // 2) <= MAX_BYTES
     for number in range(0, OBJECTS // 2, 100):
         storage.delete(f"{large}/masks/{number // 1000:03d}/photograph-{number:06d}.png")
-    assert bytes_an_object(small, large, OBJECTS // 200 * 99) <= MOST_BYTES_WITHOUT_SOME_MASKS
+    assert bytes_an_object(small, large, OBJECTS // 200 * 99) <= MAX_BYTES_WITHOUT_SOME_MASKS
 
 
 def bytes_an_object(small: str, large: str, expected: int) -> float:
@@ -66,14 +160,14 @@ def bytes_an_object(small: str, large: str, expected: int) -> float:
 
 
 def fill(prefix: str, objects: int) -> None:
-    """Half of them images and half of them their masks, in folders of a thousand."""
+    """Write one image and one mask for every two objects, in folders of a thousand."""
     bucket, _, below = prefix.removeprefix("s3://").partition("/")
-    put = stamina.retry(on=obstore.exceptions.BaseError, attempts=6)(obstore.put)
+    put = tenacity.retry(stop=tenacity.stop_after_attempt(6), wait=tenacity.wait_exponential_jitter(0.1))(obstore.put)
 
     def write(number: int) -> None:
         name = f"{number // 1000:03d}/photograph-{number:06d}"
         for path in (f"images/{name}.jpg", f"masks/{name}.png"):
-            put(clients._store(bucket), f"{below}/{path}", b"1")
+            put(clients.connect(bucket), f"{below}/{path}", b"1")
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(write, range(objects // 2)))

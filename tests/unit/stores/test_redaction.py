@@ -1,10 +1,10 @@
-"""What is printed carries no credentials: neither those in URIs nor those in an error that quotes one."""
+"""No credentials are printed, neither from URIs nor from errors that quote them."""
 
 import json
 
 import pytest
 
-from inpaint_encode.stores import storage
+from inpaint_encode.stores import retries
 from inpaint_encode.stores.redaction import redacted
 from tests.fabricated import latents, row, write_output
 
@@ -25,14 +25,14 @@ SIGNED = "http://127.0.0.1:1/x.png?X-Amz-Signature=5ec2e7&X-Amz-Credential=AKIA"
         *[(same, same) for same in ("s3://b/what?.png", "random:brush?seed=7&index=1", "https://host/a.parquet#row=1")],
     ],
 )
-def test_uris_keep_what_names_the_object(text, said):
+def test_only_logins_and_queries_are_removed(text, said):
     assert redacted(text) == said
 
 
 @pytest.fixture
 def signed(tmp_path, monkeypatch):
-    """An output whose row was made of a signed URL, where nothing answers, and whose list of pairs had one, too."""
-    monkeypatch.setattr(storage, "RETRY_BUDGET_S", 0.001)
+    """Write an output whose row and manifest have a signed URL of a closed port."""
+    monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
     folder = write_output(tmp_path / "out", [[row("pair", latents(1)[0], image_uri=SIGNED)]])
     job = json.loads((folder / "_job.json").read_text())
     (folder / "_job.json").write_text(json.dumps({**job, "source": {"pairs": SIGNED.replace("x.png", "list.csv")}}))

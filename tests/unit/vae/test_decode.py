@@ -1,10 +1,14 @@
-"""Stored latents, in every form of every family, become what diffusers' own pipelines make of them."""
+"""Stored latents of every family and form decode to what diffusers' own pipelines give."""
 
 import pytest
 import torch
 
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import decoded, load_vae, posterior, to_scaled, to_unscaled, vae_facts
+from inpaint_encode.vae.decode import decode_latents
+from inpaint_encode.vae.encode import posterior
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.scaling import to_scaled, to_unscaled
 from tests.vaes import SMALL, as_image, saved, small_vae
 
 
@@ -16,26 +20,32 @@ def pixels():
 @pytest.mark.parametrize("name", SMALL)
 def test_a_latent_is_decoded_as_its_pipeline_does_it(name, pixels):
     vae = small_vae(name)
-    facts = vae_facts(vae, VaeSource(vae="x"))
+    metadata = vae_metadata(vae, VaeSource(vae="x"))
     latents = posterior(vae, pixels).mean
-    found = torch.cat([decoded(vae, one[None], facts, facts.latent_form) for one in latents])
+    found = torch.cat([decode_latents(vae, one[None], metadata, metadata.latent_form) for one in latents])
     sides = (16, 32) if name == "AsymmetricAutoencoderKL" else (32, 64)  # whose small decoder has a level less
     assert (found.shape, found.dtype) == ((2, *sides, 3), torch.float32)
     for image, latent in zip(found, latents, strict=True):
         assert torch.allclose(image, as_image(vae, latent), rtol=0, atol=1e-6)
-    assert torch.allclose(decoded(vae, latents, facts, facts.latent_form), found, atol=1e-3)  # a batch rounds otherwise
+    assert torch.allclose(
+        decode_latents(vae, latents, metadata, metadata.latent_form), found, atol=1e-3
+    )  # a batch rounds otherwise
     assert not torch.allclose(found[0], found[1])
 
 
 @pytest.mark.parametrize("name", ["SD 3", "AutoencoderTiny", "Wan 2.2", "AutoencoderKLFlux2"])
-def test_scaled_rows_are_scaled_back_first(name, pixels):
+def test_scaled_rows_are_unscaled_first(name, pixels):
     vae = small_vae(name)
-    facts = vae_facts(vae, VaeSource(vae="x"))
+    metadata = vae_metadata(vae, VaeSource(vae="x"))
     latents = posterior(vae, pixels[:1]).mean
-    scaled = to_scaled(latents, facts)
-    assert torch.allclose(to_unscaled(scaled, facts), latents, rtol=1e-5, atol=1e-6)
-    form = "scaled" if facts.latent_form == "unscaled" else facts.latent_form
-    assert torch.allclose(decoded(vae, scaled, facts, form), decoded(vae, latents, facts, facts.latent_form), atol=1e-5)
+    scaled = to_scaled(latents, metadata)
+    assert torch.allclose(to_unscaled(scaled, metadata), latents, rtol=1e-5, atol=1e-6)
+    form = "scaled" if metadata.latent_form == "unscaled" else metadata.latent_form
+    assert torch.allclose(
+        decode_latents(vae, scaled, metadata, form),
+        decode_latents(vae, latents, metadata, metadata.latent_form),
+        atol=1e-5,
+    )
 
 
 def test_plain_latents_of_flux2_need_no_unpacking(pixels, tmp_path):
@@ -45,4 +55,6 @@ def test_plain_latents_of_flux2_need_no_unpacking(pixels, tmp_path):
     assert latents.shape[1] == 32
     with torch.no_grad():
         own = vae.decode(latents).sample[0].movedim(0, -1) / 2 + 0.5
-    assert torch.allclose(decoded(vae, latents, vae_facts(vae, source), "unscaled")[0], own.clamp(0, 1), atol=1e-5)
+    assert torch.allclose(
+        decode_latents(vae, latents, vae_metadata(vae, source), "unscaled")[0], own.clamp(0, 1), atol=1e-5
+    )

@@ -1,33 +1,31 @@
 """Every family against diffusers itself, on real files through the stages that a job is made of, without Ray."""
 
-import copy
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from inpaint_encode import load_vae
+from inpaint_encode.core.chunk import EncodedPair, Pair, encode_chunk
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.core.geometry import Sizing
-from inpaint_encode.job.stages import Encoder, fetch_and_decode
-from inpaint_encode.job.stages.chunk import Chunk
-from inpaint_encode.job.transfer import ENCODED
-from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.schema import PAIRS, WORK
-from inpaint_encode.settings import RowSettings, VaeSource
+from inpaint_encode.settings import VaeSource
+from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
-from inpaint_encode.vae import FAMILIES, crop_multiple, latent_channels, posterior, spatial_ratio, vae_facts, warm_up
+from inpaint_encode.vae.properties import crop_multiple, latent_channels, vae_scale_factor
+from inpaint_encode.vae.registry import FAMILIES
+from tests.metadata import metadata_for
 from tests.vaes import SMALL, encoded, saved, small_vae
 
 SIZES = ((71, 107), (71, 107), (64, 96), (40, 133))
 """No multiples of any ratio but one; two of one size, so that a batch of two is encoded."""
 
-READING = {"access": storage.DIRECT, "max_bytes": 2**20, "threads": 2}
+READING = {"access": storage.DEFAULT_ACCESS, "max_bytes": 2**20, "threads": 2}
 
 each_vae = pytest.mark.parametrize("name", SMALL)
 
@@ -41,11 +39,6 @@ def close(found, expected) -> bool:
 def one_thread():
     """Teams of threads spin where others want the same cores."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def pixels():
-    return torch.rand(3, 64, 96, 3, generator=torch.Generator().manual_seed(1))
 
 
 PUBLISHED = [
@@ -80,7 +73,7 @@ PUBLISHED = [
         {"down_block_out_channels": (128, 256, 512, 512), "latent_channels": 4},
     ),
 ]
-"""What of the published configurations the registry looks at."""
+"""Keys of published configurations that the registry reads."""
 
 
 def test_the_table_in_the_readme_is_the_registry_s():
@@ -90,19 +83,20 @@ def test_the_table_in_the_readme_is_the_registry_s():
     assert [line for line in lines if line not in readme] == []
 
 
-def test_wan_and_qwen_image_encode_alike(pixels):
-    """Their original layouts are one, so a single file of Qwen-Image is taken as one of Wan."""
-    wan, qwen = small_vae("Wan 2.1"), small_vae("AutoencoderKLQwenImage")
-    qwen.load_state_dict(wan.state_dict())
-    assert close(posterior(qwen, pixels).mean, posterior(wan, pixels).mean)
-    assert (qwen.config.latents_mean, qwen.config.latents_std) == (wan.config.latents_mean, wan.config.latents_std)
+def test_registry_and_scaling_import_no_library_of_the_job():
+    """The reader imports both."""
+    code = (
+        "import sys, inpaint_encode.vae.registry, inpaint_encode.vae.scaling; "
+        "print(*{'pydantic', 'cyclopts', 'diffusers', 'ray', 'PIL', 's3fs', 'botocore'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def _table_line(models: str, kind: str, config: dict) -> str:
     family = FAMILIES[kind]
     vae = type(kind, (), {"config": config})()
-    numbers = latent_channels(vae), spatial_ratio(vae), crop_multiple(vae)
-    has = "yes" if family.answer == "latent_dist" else "no"
+    numbers = latent_channels(vae), vae_scale_factor(vae), crop_multiple(vae)
+    has = "yes" if family.output_attr == "latent_dist" else "no"
     return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, family.precision, family.checked)))} |"
 
 
@@ -111,62 +105,36 @@ def test_every_family_has_a_small_model():
 
 
 @each_vae
-def test_a_batch_is_each_image_alone(name, pixels):
-    """Video VAEs merge a batch into one clip where they are fed wrongly, and lose images."""
-    vae = small_vae(name)
-    warm_up(vae)
-    found = posterior(vae, pixels)
-    alone = torch.stack([encoded(name, vae, one) for one in pixels])
-    assert found.mean.shape == alone.shape
-    assert close(found.mean, alone)
-    assert not torch.allclose(found.mean[0], found.mean[1])
-    assert (found.logvar is None) == (type(vae).__name__ in ("AutoencoderTiny", "AutoencoderDC"))
-    half = posterior(copy.deepcopy(vae).to(torch.bfloat16), pixels).mean
-    assert (half - alone).abs().max() <= 0.2 * alone.abs().max()  # random weights amplify roundings
-    facts = vae_facts(vae, VaeSource(vae="x"))
-    assert (facts.ratio, facts.crop_multiple, facts.latent_channels) == SMALL[name][2:]
-    assert found.mean.shape[1:] == (facts.latent_channels, 64 // facts.ratio, 96 // facts.ratio)
-
-
-@each_vae
 def test_files_become_what_diffusers_gives_for_each_image(name, tmp_path):
     """Fetched, decoded, cropped, greyed and encoded by the job's own stages, in chunks of several sizes."""
     _, _, ratio, multiple, channels = SMALL[name]
     source = VaeSource(vae=saved(name, tmp_path / "vae"))
-    encode = Encoder(lambda device: _opened(source, device), batch_size=8, gpus=0, workers=os.cpu_count())
-    row = fetch_and_decode(_chunk_of(tmp_path), decoder=PairDecoder(sizing=Sizing(ratio=multiple)), **READING)
-    results = Chunk.unfolded(encode(row), ENCODED).table.to_pylist()
+    decoder = PairDecoder(sizing=Sizing(multiple=multiple))
+    results = encode_chunk(_pairs_in(tmp_path), PairReader(), decoder, _opened(source, "cpu"), batch_size=8)
     vae = small_vae(name)
     for index, (result, size) in enumerate(zip(results, SIZES, strict=True)):
-        assert result["error"] is None, result["message"]
+        assert isinstance(result, EncodedPair), result
         height, width = (side // multiple * multiple for side in size)
-        assert result["samples_shape"] == [channels, height // ratio, width // ratio]
-        samples = torch.from_numpy(np.frombuffer(result["samples"], np.float32).copy().reshape(result["samples_shape"]))
+        assert result.samples.shape == (channels, height // ratio, width // ratio)
         expected = encoded(name, vae, _greyed(tmp_path, index, multiple))
-        assert close(samples, expected)
+        assert close(torch.from_numpy(result.samples), expected)
 
 
 def _opened(source: VaeSource, device: str) -> BatchEncoder:
-    settings = RowSettings(samples_dtype="float32")
-    return BatchEncoder(load_vae(source), settings, torch.device(device), compiled=False)
+    vae = load_vae(source)
+    return BatchEncoder(vae, metadata_for(vae, samples_dtype="float32"), torch.device(device), compiled=False)
 
 
-def _chunk_of(folder: Path) -> pa.Table:
-    """Write the images and masks and a plan of one chunk; return its row of `schema.WORK`."""
+def _pairs_in(folder: Path) -> list[Pair]:
+    """Write images and masks; return their pairs."""
     rng = np.random.default_rng(0)
     pairs = []
     for index, (height, width) in enumerate(SIZES):
         image, mask = folder / f"{index}.png", folder / f"{index}-mask.png"
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(image)
         Image.fromarray(rng.integers(0, 2, (height, width), np.uint8) * 255).save(mask)
-        pairs.append({"chunk": 0, "key": str(index), "image_uri": str(image), "mask_uri": str(mask), "mask_index": 0})
-    table = pa.Table.from_pylist([pair | _UNSEEN for pair in pairs], schema=PAIRS)
-    (folder / "plan.parquet").write_bytes(parquet_bytes(table))
-    work = {"chunk": 0, "generation": 0, "part": str(folder / "plan.parquet"), "keep": False}
-    return pa.Table.from_pylist([work], schema=WORK)
-
-
-_UNSEEN = {"image_version": "", "mask_version": "", "encode": True}
+        pairs.append(Pair(str(index), str(image), str(mask)))
+    return pairs
 
 
 def _greyed(folder: Path, index: int, multiple: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Single files in every layout that is known, with the network off: the weights are those of the diffusers model."""
+"""Single files in every supported layout give the weights of the diffusers model, without network."""
 
 import socket
 
@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from inpaint_encode import load_vae
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import refuse_unscalable, to_scaled, vae_facts, warm_up, weights_sha256
+from inpaint_encode.vae.encode import warm_up
+from inpaint_encode.vae.properties import vae_metadata, weights_sha256
+from inpaint_encode.vae.scaling import check_scalable, to_scaled
 from tests.original_layouts import dc_ae, flux2, latent_diffusion, wan_21, wan_22
 from tests.vaes import BLOCKS, WAN
 
@@ -32,6 +34,16 @@ SD3 = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": Fa
 WAN_22 = {"base_dim": 4, "decoder_base_dim": 8, "z_dim": 48, "is_residual": True, "patch_size": 2} | dict.fromkeys(
     ("in_channels", "out_channels"), 12
 )
+
+HUNYUAN = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 16,
+    "block_out_channels": (32,) * 6,
+    "layers_per_block": 1,
+    "spatial_compression_ratio": 32,
+    "sample_size": 384,
+}
 
 
 def inside(prefix):
@@ -67,7 +79,7 @@ LAYOUTS = {
 @pytest.fixture
 def network_off(monkeypatch):
     def refuse(*_arguments):
-        raise AssertionError("the network was asked")
+        raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
@@ -91,16 +103,16 @@ def write(tmp_path):
     return written
 
 
-def facts_of(path: str, **options):
+def metadata_of(path: str, **options):
     source = VaeSource(vae=path, **options)
-    return vae_facts(load_vae(source), source)
+    return vae_metadata(load_vae(source), source)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_file_is_the_model_it_was_written_of(layout, write, network_off):
+def test_a_file_loads_as_the_model_that_was_saved(layout, write, network_off):
     kind, config, naming = LAYOUTS[layout]
     vae = random_vae(kind, config)
-    found = load_vae(VaeSource(vae=write(naming(vae.state_dict()))))
+    found = load_vae(write(naming(vae.state_dict())))
     assert type(found).__name__ == kind
     assert weights_sha256(found) == weights_sha256(vae)
     warm_up(found)
@@ -119,7 +131,7 @@ DOUBLE = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
 
 
 @pytest.mark.parametrize(
-    ("config", "beside", "family", "scaling"),
+    ("config", "denoiser", "family", "scaling"),
     [
         ({}, {}, "", (None, None)),
         ({}, {}, "sd1", (0.18215, None)),
@@ -136,23 +148,23 @@ DOUBLE = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
         (UPSCALER, {CONTEXT: (512, 1024)}, "", (0.08333, None)),
     ],
 )
-def test_the_scaling_is_what_settles_it_or_unknown(config, beside, family, scaling, write):
+def test_the_scaling_comes_from_shapes_denoiser_or_family(config, denoiser, family, scaling, write):
     vae = random_vae("AutoencoderKL", WIDE | config)
     levels = len((WIDE | config)["block_out_channels"])
     tensors = {f"first_stage_model.{name}": one for name, one in latent_diffusion(vae.state_dict(), levels).items()}
-    path = write(tensors | {name: torch.zeros(shape) for name, shape in beside.items()})
-    facts = facts_of(path, vae_family=family)
-    assert (facts.scaling_factor, facts.shift_factor) == scaling
+    path = write(tensors | {name: torch.zeros(shape) for name, shape in denoiser.items()})
+    metadata = metadata_of(path, vae_family=family)
+    assert (metadata.scaling_factor, metadata.shift_factor) == scaling
     if scaling == (None, None):
         with pytest.raises(UsageError, match="--vae-family"):
-            refuse_unscalable(facts)
+            check_scalable(metadata)
     else:
-        samples = torch.ones(1, facts.latent_channels, 2, 2)
-        assert to_scaled(samples, facts).flatten()[0] == pytest.approx((1 - (scaling[1] or 0)) * scaling[0])
+        samples = torch.ones(1, metadata.latent_channels, 2, 2)
+        assert to_scaled(samples, metadata).flatten()[0] == pytest.approx((1 - (scaling[1] or 0)) * scaling[0])
 
 
 @pytest.mark.parametrize(
-    ("config", "beside", "family"),
+    ("config", "denoiser", "family"),
     [
         ({}, {}, "sd3"),
         (SD3, {}, "sdxl"),
@@ -161,40 +173,36 @@ def test_the_scaling_is_what_settles_it_or_unknown(config, beside, family, scali
         (UPSCALER, {CONTEXT: (512, 1024)}, "sd1"),
     ],
 )
-def test_a_family_that_cannot_be_is_refused(config, beside, family, write):
+def test_a_family_that_does_not_fit_is_refused(config, denoiser, family, write):
     tensors = inside("first_stage_model.")(random_vae("AutoencoderKL", WIDE | config).state_dict())
-    path = write(tensors | {name: torch.zeros(shape) for name, shape in beside.items()})
+    path = write(tensors | {name: torch.zeros(shape) for name, shape in denoiser.items()})
     with pytest.raises(UsageError, match=f"--vae-family {family}, but"):
-        load_vae(VaeSource(vae=path, vae_family=family))
+        load_vae(path, vae_family=family)
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "name"),
+    ("kind", "config", "naming"),
     [
-        ("AutoencoderKLQwenImage21", WAN | {"decoder_base_dim": 4}, "Qwen-Image 2.1"),
-        (
-            "AutoencoderKLHunyuanImage",
-            {"in_channels": 3, "out_channels": 3, "latent_channels": 16, "block_out_channels": (32,) * 6}
-            | {"layers_per_block": 1, "spatial_compression_ratio": 32, "sample_size": 384},
-            "HunyuanImage",
-        ),
+        ("AutoencoderKLQwenImage21", WAN | {"decoder_base_dim": 4}, dict),
+        ("AutoencoderKLHunyuanImage", HUNYUAN, dict),
+        ("AutoencoderKL", WIDE | {"latent_channels": 64}, latent_diffusion),  # HunyuanImage's names and channels
     ],
 )
-def test_what_has_no_layout_is_refused_by_name(kind, config, name, write):
-    path = write(random_vae(kind, config).state_dict())
-    with pytest.raises(UsageError, match=f"looks like {name} .* diffusers folder"):
-        load_vae(VaeSource(vae=path))
+def test_a_model_in_an_unsupported_layout_is_refused(kind, config, naming, write):
+    path = write(naming(random_vae(kind, config).state_dict()))
+    with pytest.raises(UsageError, match=r"has no VAE in a supported layout \(.* diffusers folder"):
+        load_vae(path)
 
 
-def test_what_is_no_whole_vae_is_refused(write, tmp_path):
+def test_an_incomplete_or_other_file_is_refused(write, tmp_path):
     tensors = latent_diffusion(random_vae("AutoencoderKL", WIDE).state_dict())
     lacking = {name: tensor for name, tensor in tensors.items() if name != "decoder.up.0.block.0.norm1.weight"}
     other = {name: torch.zeros(3) for name in ("lora.up", "lora.down")}
     (tmp_path / "text.safetensors").write_text("no safetensors")
     for path, sentence in [
-        (write(lacking), "has not all of a VAE.*up_blocks.3.resnets.0.norm1.weight"),
-        (write(other, "lora.safetensors"), "holds no VAE .* begin with lora.down, lora.up"),
-        (str(tmp_path / "text.safetensors"), "is no safetensors file"),
+        (write(lacking), "is not a complete VAE, .*up_blocks.3.resnets.0.norm1.weight"),
+        (write(other, "lora.safetensors"), "has no VAE .* begin with lora.down, lora.up"),
+        (str(tmp_path / "text.safetensors"), "is not a safetensors file"),
     ]:
         with pytest.raises(UsageError, match=sentence):
-            load_vae(VaeSource(vae=path))
+            load_vae(path)

@@ -1,4 +1,4 @@
-"""An image in tiles: where they lie, and that what a tile does not change is not changed by tiling."""
+"""Positions of tiles, and tiled encoding against whole encoding."""
 
 from itertools import pairwise
 
@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae import crop_multiple, load_vae, posterior
-from inpaint_encode.vae.tiles import needs_tiles, tile_starts, tiled_posterior
+from inpaint_encode.vae.encode import posterior
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import crop_multiple
+from inpaint_encode.vae.tiles import tile_starts, tiled_posterior
 from tests.vaes import small_vae
 
 
 @pytest.mark.parametrize(("length", "tile", "multiple"), [(520, 512, 8), (1024, 512, 8), (4000, 512, 16), (96, 64, 32)])
-def test_tiles_cover_a_side_evenly_and_share_a_quarter(length, tile, multiple):
+def test_tiles_cover_a_side_evenly_and_overlap_by_a_quarter(length, tile, multiple):
     starts = tile_starts(length, tile, multiple)
     assert (starts[0], starts[-1] + tile) == (0, length)
     assert all(start % multiple == 0 for start in starts)
@@ -22,14 +23,12 @@ def test_tiles_cover_a_side_evenly_and_share_a_quarter(length, tile, multiple):
     assert max(steps) <= tile - tile // 4 + multiple // 2
 
 
-def test_a_side_that_one_tile_covers_has_one():
+def test_one_tile_covers_a_shorter_side():
     assert tile_starts(504, 512, 8) == [0]
-    assert not needs_tiles(512, 512, 512)
-    assert needs_tiles(64, 520, 512)
 
 
 class Cells(nn.Module):
-    """An encoder whose every latent value comes of its own cell alone."""
+    """An encoder whose latent values depend on their own 8 x 8 pixels only."""
 
     def forward(self, pixels):
         means = nn.functional.avg_pool2d(pixels, 8)
@@ -37,8 +36,8 @@ class Cells(nn.Module):
 
 
 @pytest.mark.parametrize("size", [(72, 200), (64, 64), (128, 40), (104, 96)])
-def test_tiles_of_a_local_encoder_are_the_whole(vae_folder, size):
-    vae = load_vae(VaeSource(vae=vae_folder))
+def test_tiles_of_a_local_encoder_give_the_same_as_the_whole_image(vae_folder, size):
+    vae = load_vae(vae_folder)
     vae.encoder = Cells()
     pixels = torch.rand(2, *size, 3)
     whole, tiled = posterior(vae, pixels), tiled_posterior(vae, pixels, 64, 8)
@@ -48,7 +47,7 @@ def test_tiles_of_a_local_encoder_are_the_whole(vae_folder, size):
 
 
 @pytest.mark.parametrize("name", ["Wan 2.1", "AutoencoderKLFlux2", "AutoencoderDC"])
-def test_every_kind_of_answer_can_be_tiled(name):
+def test_every_kind_of_output_can_be_tiled(name):
     vae = small_vae(name)
     multiple = crop_multiple(vae)
     pixels = torch.rand(2, 3 * multiple, 5 * multiple, 3)
@@ -61,7 +60,7 @@ def test_every_kind_of_answer_can_be_tiled(name):
 
 
 def test_tiles_blend_without_a_seam(vae_folder):
-    """Where two tiles disagree by a constant, the blend goes from one to the other in steps."""
+    """Where two tiles differ by a constant, the blend changes gradually."""
 
     class Numbered(nn.Module):
         given = 0
@@ -70,7 +69,7 @@ def test_tiles_blend_without_a_seam(vae_folder):
             self.given += 1
             return torch.full((len(pixels), 8, pixels.shape[2] // 8, pixels.shape[3] // 8), float(self.given))
 
-    vae = load_vae(VaeSource(vae=vae_folder))
+    vae = load_vae(vae_folder)
     vae.encoder, vae.quant_conv = Numbered(), None
     row = tiled_posterior(vae, torch.rand(1, 64, 112, 3), 64, 8).mean[0, 0, 0]
     assert row[0] == 1

@@ -1,4 +1,4 @@
-"""The page: one HTML file, of `parts` that `overview`, `output` and `run` make, laid out by a template."""
+"""The report page, one HTML file: `sections` turn `PageData` into tables and charts, which a template lays out."""
 
 from .render import render
 

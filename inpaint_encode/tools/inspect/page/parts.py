@@ -1,56 +1,49 @@
-"""What sections of the page are made of: sentences, charts and tables, as plain values."""
+"""Parts of the page as plain values: sections with sentences, charts and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
+from inpaint_encode.tools.inspect.charts import Chart
 
-__all__ = ["Cell", "Section", "Table", "Tile", "count_cell", "files_of", "pairs_table", "share_cell", "time_of"]
+__all__ = ["Cell", "Section", "Table", "count_files", "duration", "number_cell", "values_table"]
 
 
 class Cell(NamedTuple):
-    """What stands in a table, and what it is sorted by."""
+    """A cell of a table."""
 
-    text: str | Markup
+    text: str = ""
     sort: float | None = None
-    """A number, or None to sort by the text."""
+    """Sort key; None to sort by the text."""
     share: float | None = None
-    """A bar of this length, 0 to 1, is drawn beneath."""
+    """Length of a bar below the text, 0 to 1."""
+    counts: Sequence[int] | None = None
+    """Histogram that is drawn in place of the text."""
 
 
 class Table(NamedTuple):
-    """A table that its reader can sort."""
+    """A sortable table."""
 
     name: str
     columns: list[str]
     rows: list[list[Cell]]
 
 
-class Tile(NamedTuple):
-    """One figure that is read first."""
-
-    figure: str
-    what: str
-    more: str = ""
-
-
 @dataclass
 class Section:
-    """Sentences, charts and tables, in this order."""
+    """A section of the page."""
 
-    says: list[str] = field(default_factory=list)
-    charts: list[tuple[str, Markup, str]] = field(default_factory=list)
-    """Title, chart, and of how many rows it is."""
+    sentences: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    more: list[Table] = field(default_factory=list)
-    """Tables that are folded away at first."""
+    collapsed: list[Table] = field(default_factory=list)
+    """Tables that are closed at first."""
 
 
-def pairs_table(name: str, values: Mapping[str, Any]) -> Table:
-    """A table of names and what they are, in words."""
+def values_table(name: str, values: Mapping[str, Any]) -> Table:
+    """Return a table with a row for each name and its value."""
     return Table(name, ["name", "value"], [[Cell(one), Cell(_plain(value))] for one, value in values.items()])
 
 
@@ -64,23 +57,18 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def files_of(count: int) -> str:
-    """So many files, in words."""
+def number_cell(value: float, digits: int = 0) -> Cell:
+    """Return a cell with so many decimals."""
+    return Cell(f"{value:,.{digits}f}", value)
+
+
+def count_files(count: int) -> str:
+    """Return "1 file" or "2 files"."""
     return "1 file" if count == 1 else f"{count:,} files"
 
 
-def count_cell(value: float) -> Cell:
-    """A whole number."""
-    return Cell(f"{value:,.0f}", value)
-
-
-def share_cell(value: float, largest: float) -> Cell:
-    """A percentage, and a bar which is full for the ``largest`` of the column."""
-    return Cell(f"{value:.1%}", value, value / largest)
-
-
-def time_of(seconds: float) -> str:
-    """Seconds in words, in the largest unit that leaves two digits."""
+def duration(seconds: float) -> str:
+    """Return seconds in the largest unit with a value of at least 2."""
     for unit, name in ((86_400, "days"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.1f} {name}"

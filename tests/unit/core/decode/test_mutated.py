@@ -1,4 +1,4 @@
-"""Damaged files: each is decoded or rejected by a name that the README explains; nothing crashes, hangs or swells."""
+"""Damaged files are decoded or rejected with a documented name, without a crash, a hang or too much memory."""
 
 import json
 import re
@@ -12,30 +12,30 @@ from tests import mutations
 
 ROOT = Path(__file__).parents[4]
 PEAK_MB = 1_000
-"""A header may truly ask for 64 megapixels, which are 256 MB in the decoder and 192 MB as RGB levels."""
+"""A valid header may declare 64 megapixels: 256 MB in the decoder and 192 MB as RGB levels."""
 
 
 def documented() -> set[str]:
-    """The names of the README's table of errors."""
+    """Return the names in the README's table of errors."""
     table = (ROOT / "README.md").read_text().partition("| error | what happened |")[2].partition("\n\n")[0]
     cells = re.findall(r"^\|([^|]+)\|", table, re.MULTILINE)
     return {name for cell in cells for name in re.findall(r"`([a-z]+\.[a-z_]+)`", cell)}
 
 
 def written() -> set[str]:
-    """The names that the package's own code can raise."""
+    """Return the names that the package's code can raise."""
     found = set()
     for path in (ROOT / "inpaint_encode").rglob("*.py"):
         text = path.read_text()
         found |= set(re.findall(r'PairRejected\(\s*"([a-z]+\.[a-z_]+)"', text))
-        found |= set(re.findall(r'"error": "([a-z]+\.[a-z_]+)"', text))
-        for what in re.findall(r'PairRejected\(f"\{stage\}\.([a-z_]+)"', text):
-            found |= {f"decode.{what}", f"mask.{what}"}
+        found |= set(re.findall(r'Reject\([a-z0-9.\[\]]+, "([a-z]+\.[a-z_]+)"', text))
+        for what in re.findall(r'PairRejected\(f"\{(?:stage|role)\}\.([a-z_]+)"', text):
+            found |= {f"image.{what}", f"mask.{what}"}
     return found
 
 
-def test_every_error_has_a_name_that_the_readme_explains():
-    dynamic = {f"{stage}.{what}" for stage in ("decode", "mask") for what in ("truncated", "corrupt")}
+def test_the_readme_documents_every_error_name():
+    dynamic = {f"{stage}.{what}" for stage in ("image", "mask") for what in ("truncated", "corrupt")}
     assert written() | dynamic == documented()
     assert len(documented()) > 20
 
@@ -52,7 +52,7 @@ def check(found: dict, count: int) -> None:
         assert sum(found[role].values()) == count
         assert found[role].keys() <= documented() | {"decoded"}
         assert found[role]["decoded"] > count / 20
-    assert found["whole"].get("other", 0) == 0  # never half black
+    assert found["whole"].get("other", 0) == 0  # never partly black
     assert found["whole"]["rejected"] > count / 10
     assert found["slowest_s"] < 10
     assert found["peak_mb"] < PEAK_MB
@@ -72,6 +72,6 @@ def test_2000_mutated_files():
     check(found, 2_000)
 
 
-def test_a_seed_makes_the_same_files():
+def test_a_seed_gives_the_same_files():
     assert list(mutations.mutated(18)) == list(mutations.mutated(18))
     assert len(set(mutations.mutated(90))) > 75

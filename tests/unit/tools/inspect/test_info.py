@@ -1,148 +1,40 @@
-"""The command ``info``: what is said of an output in every state, from its metadata alone and in few requests."""
+"""The command ``info``: columns, settings, source and versions, in words and as JSON."""
 
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.job.transfer import ENCODED, table_of
-from inpaint_encode.output.lease import hold
-from inpaint_encode.output.parquet import data_groups, rejects_table
-from inpaint_encode.output.report import Tally, write_report
-from inpaint_encode.output.resume import job_record, open_output
-from inpaint_encode.schema import FOOTER_KEY, PAIRS, RECEIPT, data_schema, pack_mask
-from inpaint_encode.sources import FoundPairs
-from inpaint_encode.stores import s3 as clients
+from inpaint_encode.output.resume import row_metadata
+from inpaint_encode.schema import data_schema
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.inspect import info
-from inpaint_encode.tools.inspect.info import about
-from tests.proxy import FaultyProxy
-from tests.unit.output.test_resume import FACTS
-from tests.unit.stores.test_storage import forget_clients, point_clients_at
-
-SIDES, CHUNK = (64, 80), 3
-
-
-class Written:
-    """An output as a job writes it, chunk by chunk, without a VAE: constants for latents."""
-
-    def __init__(self, output, make_job, **options):
-        self.output = str(output)
-        self.record = job_record(make_job("in/images", "in/masks", self.output, **options), FACTS)
-        self.made_by = {**FACTS, **self.record["rows"], "versions": self.record["versions"]}
-        self.lease = hold(f"{self.output}/_lease.json", lambda _: None)
-        self.ledger, _ = open_output(self.output, self.record, overwrite=False, token=self.lease.token)
-        self.committed, self.kept = [], 0
-
-    def plan(self, pairs, generation=0):
-        about = {"chunk": 0, "image_uri": "i", "mask_uri": "m", "mask_index": 0, "encode": True}
-        keys = ({**about, "key": f"k{number:03}", "image_version": "", "mask_version": ""} for number in range(pairs))
-        self.part = self.ledger.write_plan(generation, pa.Table.from_pylist(list(keys), PAIRS))[0]
-
-    def chunk(self, number, rejected=0):
-        """Commit a chunk of `CHUNK` pairs, of which some are rejects."""
-        work = {"chunk": number, "generation": 0, "part": self.part, "keep": False}
-        pairs = [self.row(f"k{number * CHUNK + index:03}") for index in range(CHUNK)]
-        for row in pairs[:rejected]:
-            row |= {"error": "decode.truncated", "message": "cut"}
-        table = table_of(pairs, ENCODED)
-        schema = data_schema(self.made_by)
-        committed = self.ledger.publish(work, data_groups(table, schema), schema, rejects_table(table))
-        self.committed.append((work, committed))
-
-    def row(self, key):
-        height, width = SIDES
-        mask = np.zeros(SIDES, np.uint8)
-        samples = np.ones((4, height // 8, width // 8), self.made_by["samples_dtype"])
-        values = {"samples": samples, "samples_shape": list(samples.shape), "noise_mask": pack_mask(mask)}
-        values |= {"original_samples": samples, "latent_mask": samples[:1]}
-        sizes = {"height": height, "width": width, "mask_coverage": 0.0, "precision": "float32", "tiled": False}
-        return {"key": key, **values, **sizes, "image_uri": "i", "mask_uri": "m"}
-
-    def keep_receipts(self):
-        """As a run does every half a minute; the chunks since the last time."""
-        receipts = []
-        for work, one in self.committed[self.kept :]:
-            told = {"errors": list(one.errors.items()), "counters": [], "fatal": None}
-            counts = {name: getattr(one, name) for name in ("encoded", "rejected", "data_bytes", "version")}
-            receipts.append({**work, **counts, "rejects_version": one.rejects_version, **told})
-        self.ledger.write_receipts("1", self.kept, [{k: r[k] for k in RECEIPT.names} for r in receipts])
-        self.kept = len(self.committed)
-
-    def finish(self, pairs):
-        whole = Tally.of(committed for _, committed in self.committed)
-        found = FoundPairs(pa.table({}), *[pa.chunked_array([[]], pa.string())] * 2, 0)
-        write_report(f"{self.output}/_report.json", {}, pairs, found, whole, Tally())
-
-    def end(self):
-        storage.delete(f"{self.output}/_lease.json")
+from inpaint_encode.tools.inspect.info import read_info, type_and_shape
+from tests.fabricated import JobOutput
+from tests.metadata import VAE
 
 
 @pytest.fixture
 def written(tmp_path, make_job):
-    return Written(tmp_path / "out", make_job, also_original=True, latent_mask="comfyui", samples_dtype="float16")
+    return JobOutput(tmp_path / "out", make_job, also_original=True, latent_mask="comfyui", samples_dtype="float16")
 
 
-def test_an_output_in_all_its_states(written):
-    with pytest.raises(JobFailed, match=r"was begun 20.* and has no rows yet"):
-        about(written.output)
-    written.plan(7)
-    written.chunk(0)
-    counts = about(written.output).counts
-    assert counts.state.startswith("in progress")
-    assert (counts.planned, counts.encoded, counts.rejected, counts.files) == (7, None, None, 1)
-    written.chunk(1, rejected=2)
-    written.keep_receipts()
-    counts = about(written.output).counts
-    assert (counts.finished, counts.planned, counts.encoded, counts.rejected, counts.files) == (False, 7, 4, 2, 2)
-    written.end()
-    assert about(written.output).counts.state == "not finished, and no run is writing to it"
-    written.finish(6)
-    found = about(written.output)
-    assert found.counts.state.startswith("finished 20")
-    assert (found.counts.planned, found.counts.encoded, found.counts.rejected) == (6, 4, 2)
-    assert found.rejected_by_error == {"decode.truncated": 2}
-    assert found.counts.bytes == sum(one.data_bytes for _, one in written.committed)
-    written.chunk(2)
-    counts = about(written.output).counts
-    assert "; _report.json is of the run that finished 20" in counts.state
-    assert (counts.finished, counts.encoded, counts.files) == (False, None, 3)
+def test_an_output_without_rows_is_an_error(written):
+    with pytest.raises(JobFailed, match=r"the job that began 20.* has not written a row yet"):
+        read_info(written.output)
 
 
-def test_a_plan_of_two_generations_does_not_tell_how_many_pairs_there_are(written):
-    written.plan(7)
-    written.chunk(0)
-    assert about(written.output).counts.planned == 7
-    written.plan(3, generation=1)
-    assert about(written.output).counts.planned is None
-
-
-def test_rows_are_not_counted_by_more_receipts_than_are_cheap(written, monkeypatch):
-    written.plan(6)
-    for number in (0, 1):
-        written.chunk(number)
-        written.keep_receipts()
-    monkeypatch.setattr(info, "RECEIPTS", 2)
-    assert about(written.output).counts.encoded == 6
-    monkeypatch.setattr(info, "RECEIPTS", 1)
-    assert about(written.output).counts.encoded is None
-
-
-def test_columns_are_told_in_words(written):
+def test_columns_are_described(written):
     written.plan(3)
     written.chunk(0)
-    columns = {column.name: column for column in about(written.output).columns}
-    latent = ("tensor of float16", "[4, h, w], each 1/8 of the crop's sides")
+    columns = {column.name: column for column in read_info(written.output).columns}
+    latent = ("tensor of float16", "[4, h, w], sides are 1/8 of the crop's")
     assert {(columns[name].type, columns[name].shape) for name in ("samples", "original_samples")} == {latent}
     assert (columns["noise_mask"].type, columns["noise_mask"].shape[:9]) == ("tensor of uint8", "[1, H, W]")
-    assert columns["latent_mask"].shape == "[1, h, w], as samples"
+    assert columns["latent_mask"].shape == "[1, h, w], the same sides as samples"
     assert (columns["crop_top"].type, columns["crop_top"].shape) == ("int32", "")
     size = written.committed[0][1].data_bytes
     total = sum(column.bytes for column in columns.values())
@@ -150,19 +42,21 @@ def test_columns_are_told_in_words(written):
 
 
 @pytest.mark.parametrize(
-    ("options", "name", "type_and_shape"),
+    ("options", "name", "described"),
     [
-        ({"posterior": "moments"}, "samples", ("tensor of float32", "[8, h, w], each 1/8 of the crop's sides")),
+        ({"posterior": "moments"}, "samples", ("tensor of float32", "[8, h, w], sides are 1/8 of the crop's")),
         (
             {"mask_encoding": "packed"},
             "noise_mask",
-            ("bits, 8 pixels a byte", "[1, H, W], the crop's height and width"),
+            ("bits, 8 pixels per byte", "[1, H, W], height and width of the crop"),
         ),
     ],
 )
-def test_other_columns(options, name, type_and_shape, make_job, tmp_path):
-    schema = data_schema({**FACTS, **job_record(make_job("i", "m", str(tmp_path), **options), FACTS)["rows"]})
-    assert info._type_and_shape(schema.field(name), json.loads(schema.metadata[FOOTER_KEY])) == type_and_shape
+def test_other_columns(options, name, described, make_job, tmp_path):
+    job = make_job("i", "m", str(tmp_path), **options)
+    metadata = row_metadata(job.rows, job.decoding, VAE)
+    schema = data_schema(metadata)
+    assert type_and_shape(schema.field(name), metadata) == described
 
 
 def test_what_is_printed(written, shell):
@@ -173,17 +67,17 @@ def test_what_is_printed(written, shell):
     done = shell("info", written.output)
     lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
     assert done.returncode == 0, done.stderr
-    assert {"pairs planned 3", "rows 2", "rejected 1 (1 decode.truncated)", "files 1, 2 rows in the first"} <= lines
+    assert {"pairs planned 3", "rows 2", "rejected 1 (1 image.truncated)", "files 1, 2 rows in the first"} <= lines
     assert {"vae_class AutoencoderKL", "weights_sha256 000000000000", "scaling_factor 0.18215"} <= lines
     assert {"also_original true", "latent_mask comfyui", "grow_mask_by 6 default", "tile none default"} <= lines
-    assert {"settings, of contract 1", "images " + written.record["source"]["images"]} <= lines
+    assert {"settings, contract 1", "images " + written.record["source"]["images"]} <= lines
     assert any(line.startswith("samples tensor of float16 [4, h, w]") for line in lines)
-    told = json.loads(shell("info", written.output, "--as-json").stdout)
-    assert told == about(written.output).as_dict() | {"columns": told["columns"]}
-    assert told["columns"][1]["name"] == "samples"
+    printed = json.loads(shell("info", written.output, "--as-json").stdout)
+    assert printed == read_info(written.output).as_dict() | {"columns": printed["columns"]}
+    assert printed["columns"][1]["name"] == "samples"
 
 
-def test_names_are_printed_as_they_are(written, shell):
+def test_brackets_in_names_are_no_markup(written, shell):
     written.plan(3)
     written.chunk(0)
     record = json.loads(storage.read(f"{written.output}/_job.json").data)
@@ -193,14 +87,14 @@ def test_names_are_printed_as_they_are(written, shell):
     assert {"images /data[v1]/images", "mask_pattern {stem}[/x].png"} <= lines
 
 
-def test_where_no_output_is(tmp_path, shell):
+def test_no_output(tmp_path, shell):
     done = shell("info", tmp_path)
     assert (done.returncode, "holds no rows; name the folder" in done.stderr) == (2, True)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     done = shell("info", tmp_path)
     assert (done.returncode, "x.parquet is no data file of encode" in done.stderr) == (2, True)
     with pytest.raises(UsageError, match="can be written"):
-        about("gs://bucket/out")
+        read_info("gs://bucket/out")
 
 
 def test_neither_torch_nor_ray_is_imported(written):
@@ -212,29 +106,3 @@ def test_neither_torch_nor_ray_is_imported(written):
     )
     done = subprocess.run([sys.executable, "-c", code, written.output], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.strip()) == (0, "")
-
-
-@pytest.mark.parametrize("copies", [1, 1_100])
-def test_requests_grow_with_pages_of_the_listing_alone(s3, make_job, copies, monkeypatch):
-    """A page has 1,000 objects; whatever the number of files, one footer is read."""
-    written = Written(s3.uri(f"info-{copies}"), make_job)
-    written.plan(3)
-    written.chunk(0)
-    written.keep_receipts()
-    many(written, copies)
-    with FaultyProxy(s3) as proxy, monkeypatch.context() as patch:
-        point_clients_at(proxy.environment, patch)
-        found = about(written.output)
-    forget_clients()
-    assert found.counts.files == copies
-    assert found.counts.encoded == (CHUNK if copies == 1 else None)
-    assert proxy.counts["requests"] == 9 + copies // 1_000
-
-
-def many(written, copies):
-    """Copies of the chunk's file, under the names of other chunks."""
-    bucket = written.output.removeprefix("s3://").partition("/")[0]
-    data = storage.read(written.ledger.data_uri(0)).data
-    paths = [written.ledger.data_uri(number).partition(f"{bucket}/")[2] for number in range(1, copies)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda path: obstore.put(clients._store(bucket), path, data), paths))

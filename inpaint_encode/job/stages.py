@@ -1,0 +1,160 @@
+"""The stages that Ray runs on a chunk: fetch and decode in a task, encode in an actor, commit in a task.
+
+Each takes one Ray row, a chunk, and returns one. All are safe to run twice: a chunk's rows depend on the chunk alone,
+and a commit never replaces another. An error that is not one pair's own (a failing store, a full disk) becomes
+``fatal``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from inpaint_encode.core import mask_coverage
+from inpaint_encode.core.batch import LatentEncoder
+from inpaint_encode.core.chunk import (
+    EncodedPair,
+    IdleClock,
+    Pair,
+    Reject,
+    encode_pairs,
+    fetch_and_decode,
+)
+from inpaint_encode.core.circuit_breaker import CircuitBreaker
+from inpaint_encode.core.counters import Counters
+from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.errors import EncodeError, JobFailed
+from inpaint_encode.output import plan
+from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK
+from inpaint_encode.sources import PairReader
+from inpaint_encode.stores.access import Access
+
+from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
+
+__all__ = ["LOGICAL_GPUS", "MAX_CONCURRENCY", "EncodeStage", "commit_stage", "fetch_stage"]
+
+MAX_CONCURRENCY = 2
+"""Chunks that an actor works on: while the last batches of one are collected, those of the other are launched."""
+
+LOGICAL_GPUS = "INPAINT_ENCODE_LOGICAL_GPUS"
+"""Environment variable; "1" on a cluster whose GPUs are only numbers, as in tests: workers with a GPU use the CPU."""
+
+_LOG = logging.getLogger(__name__)
+_PIXELS = ReusableBuffer()
+
+
+def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_bytes: int, threads: int) -> pa.Table:
+    """Read the chunk's pairs from the plan, fetch their files and decode them."""
+    work = {name: row[name][0].as_py() for name in WORK.names}
+    counters = Counters()
+    try:
+        with counters.timed("fetch"):
+            planned = plan.read_chunk(work["part"], work["chunk"])
+    except OSError as error:
+        fatal = f"the plan cannot be read: {error}"
+        return pack_chunk(work, counters.items(), fatal, decoded=DECODED.empty_table())
+    planned = planned.filter(planned["encode"]) if work["keep"] else planned
+    pairs = [Pair(*(one[name] for name in Pair._fields)) for one in planned.select(PAIRS.names).to_pylist()]
+    reader = PairReader(access, max_bytes)
+    others = partial(plan.other_images, work["part"], work["chunk"])
+    breaker = CircuitBreaker(reader, others, known=work["keep"])
+    results = fetch_and_decode(pairs, reader, decoder, breaker, counters, threads=threads)
+    decoded = pack_decoded(results, _PIXELS)
+    if EXTRA_COLUMNS in planned.column_names:
+        decoded = decoded.append_column(EXTRA_COLUMNS, planned[EXTRA_COLUMNS].combine_chunks())
+    return pack_chunk(work, counters.items(), breaker.failure, decoded=decoded)
+
+
+class EncodeStage:
+    """An actor with one VAE; the constructor loads it and encodes a small image, so that a bad model fails there.
+
+    Args:
+        open_encoder: returns the encoder on ``"cuda"`` or ``"cpu"``.
+        batch_size: images in a batch; "auto" leaves it to the encoder.
+        schema: of the output's data files.
+        gpus: GPUs that Ray gave the actor.
+        workers: actors that share a node's CPUs, at most.
+
+    Raises:
+        JobFailed: Ray gave it a GPU, and torch finds none.
+    """
+
+    def __init__(
+        self,
+        open_encoder: Callable[[str], LatentEncoder],
+        batch_size: int | Literal["auto"],
+        schema: pa.Schema,
+        gpus: float,
+        workers: int,
+    ) -> None:
+        import torch
+
+        on_gpu = gpus > 0 and torch.cuda.is_available()
+        if gpus > 0 and not on_gpu and os.environ.get(LOGICAL_GPUS) != "1":
+            raise JobFailed(_no_cuda(gpus, torch.version.cuda))
+        if not on_gpu:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+        self._encoder = open_encoder("cuda" if on_gpu else "cpu")
+        self._batch_size = batch_size
+        self._schema = schema
+        self._clock = IdleClock()
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """Encode a chunk; its pixels do not leave the actor."""
+        work, before, fatal, (decoded,) = unpack_chunk(row, "decoded")
+        counters = Counters(before.items())
+        results: list[EncodedPair | Reject] = []
+        try:
+            if fatal is None:
+                pairs = unpack_decoded(decoded)
+                results = encode_pairs(pairs, self._encoder, counters, batch_size=self._batch_size, clock=self._clock)
+        except JobFailed as error:
+            fatal = str(error)
+        at = [index for index, result in enumerate(results) if isinstance(result, EncodedPair)]
+        extra = decoded[EXTRA_COLUMNS].combine_chunks() if EXTRA_COLUMNS in decoded.column_names else None
+        encoded = [result for result in results if isinstance(result, EncodedPair)]
+        rows = rows_table(encoded, self._schema, None if extra is None else extra.take(pa.array(at, pa.int64())))
+        rejects = rejects_table([result for result in results if isinstance(result, Reject)])
+        return pack_chunk(work, counters.items(), fatal, rows=rows, rejects=rejects)
+
+
+def _no_cuda(gpus: float, built_for: str | None) -> str:
+    if built_for is None:
+        remedy = "torch there is a build without CUDA: use the cuda image on GPU nodes"
+    else:
+        remedy = f"torch there is built for CUDA {built_for}: install an NVIDIA driver that supports it"
+    return (
+        f"a VAE worker has {gpus:g} GPU on node {socket.gethostname()}, but torch finds no CUDA device; {remedy}, or "
+        "encode on CPUs with --gpus-per-worker 0"
+    )
+
+
+def commit_stage(row: pa.Table, *, state: OutputState, schema: pa.Schema) -> pa.Table:
+    """Write a chunk's rows and rejects into the output; return its receipt (`inpaint_encode.schema.RECEIPT`)."""
+    work, before, fatal, (rows, rejects) = unpack_chunk(row, "rows", "rejects")
+    counters = Counters(before.items())
+    receipt: dict[str, Any] = dict.fromkeys(RECEIPT.names, 0) | {"errors": [], "version": "", "rejects_version": ""}
+    receipt |= {"chunk": work["chunk"], "generation": work["generation"], "fatal": fatal}
+    if fatal is None:
+        try:
+            with counters.timed("write"):
+                committed = state.commit(work, row_groups(rows, schema), schema, rejects.cast(REJECTS))
+            receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
+            for name, count in mask_coverage.coverage_counters(rows["mask_coverage"].to_numpy()):
+                counters.add(name, count)
+            for reject in rejects.select(["key", "error", "message"]).to_pylist():
+                fields = {"key": reject["key"], "error": reject["error"], "reason": reject["message"]}
+                _LOG.warning("pair rejected", extra={"job": state.job, **fields})
+        except (EncodeError, OSError) as error:
+            receipt["fatal"] = f"{state.data_uri(work['chunk'])} cannot be written: {error}"
+    receipt["counters"] = counters.items()
+    return pa.Table.from_pylist([receipt], RECEIPT)

@@ -1,0 +1,127 @@
+"""Which rows each worker reads, and in which order. Arithmetic on the sizes of row groups; nothing is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["RowSlice", "Shuffle", "Window", "locate", "permutation", "shard", "shard_quota", "skip_rows", "windows"]
+
+
+class Shuffle(NamedTuple):
+    """The random order of one epoch; see `windows`."""
+
+    seed: int
+    epoch: int
+    groups: int
+    """Row groups per window."""
+
+
+class RowSlice(NamedTuple):
+    """Consecutive rows of one row group."""
+
+    group: int
+    rows: range
+    """Row numbers in the group."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Slices that are in memory at the same time, and the order of their rows."""
+
+    slices: tuple[RowSlice, ...]
+    order: NDArray[np.int64]
+    """Permutation of the rows of all slices, numbered from the first slice on."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.order)
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """Yield for each row, in order, the number of its slice and its number in the row group."""
+        slices = np.repeat(np.arange(len(self.slices)), [len(one.rows) for one in self.slices])
+        rows = np.concatenate([np.arange(one.rows.start, one.rows.stop) for one in self.slices])
+        return zip(slices[self.order].tolist(), rows[self.order].tolist(), strict=True)
+
+
+def shard(rows: range, index: int, count: int) -> range:
+    """Split ``rows`` into ``count`` shards whose sizes differ by at most one; return shard ``index``."""
+    return rows[len(rows) * index // count : len(rows) * (index + 1) // count]
+
+
+def shard_quota(batches: int, rows: range, shard: range) -> int:
+    """Return how many of ``batches`` a shard of ``rows`` yields. The quotas of all shards add up to ``batches``."""
+    end, start = (batches * (bound - rows.start) // max(1, len(rows)) for bound in (shard.stop, shard.start))
+    return end - start
+
+
+def windows(sizes: NDArray[np.int64], shard: range, shuffle: Shuffle | None) -> Iterator[Window]:
+    """Yield the windows of one worker in one epoch.
+
+    The row groups are ordered first: in file order, or with ``shuffle`` in a random permutation that is the same for
+    all workers. The epoch is the sequence of their rows, and each worker reads its shard of that sequence. Two workers
+    may share a row group at the boundary of their shards.
+
+    Without ``shuffle``, each slice is a window. With ``shuffle``, a window has ``shuffle.groups`` slices, and its rows
+    are in a random permutation. Any row can be at any position of an epoch, but rows of the same row group, whose keys
+    are neighbours, stay within one window per worker.
+
+    Args:
+        sizes: number of rows of each row group.
+        shard: the worker's rows, a part of ``range(sizes.sum())``.
+        shuffle: None keeps file order.
+    """
+    groups = np.arange(len(sizes)) if shuffle is None else permutation(len(sizes), shuffle.seed, shuffle.epoch)
+    slices = _slices(sizes[groups], groups, shard)
+    start = shard.start
+    while members := tuple(islice(slices, 1 if shuffle is None else shuffle.groups)):
+        count = sum(len(one.rows) for one in members)
+        # start + 1: a seed sequence is padded with zeros, so 0 would repeat the permutation of the row groups.
+        order = np.arange(count) if shuffle is None else permutation(count, shuffle.seed, shuffle.epoch, start + 1)
+        yield Window(members, order)
+        start += count
+
+
+def _slices(sizes: NDArray[np.int64], groups: NDArray[np.int64], shard: range) -> Iterator[RowSlice]:
+    """Yield the slices of ``shard``; ``sizes`` are those of ``groups``, in the epoch's order."""
+    ends = np.cumsum(sizes)
+    for number in range(int(np.searchsorted(ends, shard.start, side="right")), len(ends)):
+        start = int(ends[number] - sizes[number])
+        if start >= shard.stop:
+            return
+        if rows := range(max(shard.start, start) - start, min(shard.stop, int(ends[number])) - start):
+            yield RowSlice(int(groups[number]), rows)
+
+
+def permutation(count: int, *seeds: int) -> NDArray[np.int64]:
+    """Return a random permutation of ``range(count)``, the same with every version of numpy."""
+    random = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(count)
+    return np.argsort(random, kind="stable")
+
+
+def skip_rows(windows: Iterable[Window], count: int) -> Iterator[tuple[Window, int]]:
+    """Skip the first ``count`` rows: yield each remaining window with the number of its rows to skip."""
+    for window in windows:
+        if count < len(window):
+            yield window, count
+        count = max(0, count - len(window))
+
+
+def locate(windows: Iterable[Window], positions: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Return, for each of these positions in ``windows``, the row group and the row's number in it."""
+    wanted, start = set(positions), 0
+    found: dict[int, tuple[int, int]] = {}
+    for window in windows:
+        if len(found) == len(wanted):
+            break
+        if any(start <= position < start + len(window) for position in wanted):
+            for position, (number, row) in enumerate(window.rows(), start):
+                if position in wanted:
+                    found[position] = window.slices[number].group, row
+        start += len(window)
+    return found

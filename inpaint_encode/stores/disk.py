@@ -1,0 +1,133 @@
+"""Files on disks. A version is the file's size and modification time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .access import Access
+from .base import ABSENT, Blob, Conflict, Listed, Stat, check_size, is_utf8
+
+__all__ = ["TEMPORARY", "delete", "pages", "read", "read_range", "stat", "temporary_files", "write"]
+
+TEMPORARY = "_tmp-"
+"""Prefix of the names of unfinished files; readers and listings skip them, `verify --repair` removes them."""
+
+
+def read(uri: str, access: Access, max_bytes: int) -> Blob:
+    """See `storage.read`."""
+    with Path(uri).open("rb") as file:
+        found = os.fstat(file.fileno())
+        check_size(found.st_size, max_bytes)
+        return Blob(file.read(), _version(found))
+
+
+def read_range(uri: str, start: int, length: int, access: Access) -> Blob:
+    """See `storage.read_range`."""
+    with Path(uri).open("rb") as file:
+        file.seek(start)
+        return Blob(file.read(length), _version(os.fstat(file.fileno())))
+
+
+def stat(uri: str, access: Access) -> Stat:
+    """See `storage.stat`."""
+    found = Path(uri).stat()
+    return Stat(found.st_size, _version(found))
+
+
+def pages(prefix: str, access: Access) -> Callable[[], Listed | None]:
+    """List one folder a page. Links to folders are followed, except to a folder that contains the link."""
+    folders = _walk(prefix)
+    return lambda: next(folders, None)
+
+
+def write(uri: str, data: bytes, expect: str | None) -> str:
+    """Write a temporary file and rename it; see `storage.write`."""
+    path = Path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    folder = os.open(path.parent, os.O_DIRECTORY)
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                now = time.time_ns()
+                os.utime(file.fileno(), ns=(now, now))  # the file system's own clock ticks every few milliseconds
+                os.fsync(file.fileno())
+                version = _version(os.fstat(file.fileno()))
+            if expect:
+                fcntl.flock(folder, fcntl.LOCK_EX)  # disks have no conditional rename; closing the folder unlocks it
+                if not path.exists() or _version(path.stat()) != expect:
+                    raise Conflict(f"{path} has changed")
+            if expect == ABSENT:
+                path.hardlink_to(temporary)  # unlike a rename, this fails if the name exists
+            else:
+                temporary.replace(path)
+        except FileExistsError:
+            raise Conflict(f"{path} already exists") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return version
+
+
+def delete(uri: str) -> None:
+    """See `storage.delete`."""
+    Path(uri).unlink(missing_ok=True)
+
+
+def temporary_files(prefix: str) -> Iterator[str]:
+    """See `storage.temporary_files`."""
+    for folder, _, names in os.walk(prefix):
+        yield from (f"{folder}/{name}" for name in sorted(names) if name.startswith(TEMPORARY))
+
+
+def _walk(prefix: str) -> Iterator[Listed]:
+    prefix = str(Path(prefix))
+    for folder, folders, names in os.walk(prefix, onerror=_raise_unless_gone, followlinks=True):
+        folders[:] = [name for name in folders if not _links_to_parent(f"{folder}/{name}")]
+        relative = "" if folder == prefix else f"{folder[len(prefix) + 1 :]}/"
+        found = [(relative + name, _stat(f"{folder}/{name}")) for name in sorted(names)]
+        files = [(path, stat) for path, stat in found if stat and not path[len(relative) :].startswith(TEMPORARY)]
+        named = [(path, stat) for path, stat in files if is_utf8(path)]
+        yield Listed(
+            paths=[path for path, _ in named],
+            sizes=[stat.st_size for _, stat in named],
+            versions=[_version(stat) for _, stat in named],
+            unreadable=tuple(ascii(path) for path, _ in files if not is_utf8(path)),
+        )
+
+
+def _links_to_parent(folder: str) -> bool:
+    parent, target = os.path.realpath(folder.rpartition("/")[0]), os.path.realpath(folder)
+    return Path(folder).is_symlink() and f"{parent}/".startswith(f"{target}/")
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """Return None if the file was removed after it was listed. For a dead link, return the link's own."""
+    try:
+        return os.stat(path)  # noqa: PTH116 - a Path object for each of millions of files is slow
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            return os.lstat(path)
+        return None
+
+
+def _version(stat: os.stat_result) -> str:
+    return f"{stat.st_size}-{stat.st_mtime_ns}"

@@ -1,0 +1,149 @@
+"""How much an output holds and how it was made: what ``info``, ``report`` and the report page all state.
+
+No row is read and neither torch nor Ray is imported. A listing, ``_report.json`` or receipts, ``_lease.json`` and the
+plan's marker are enough.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.reader import Output
+from inpaint_encode.schema import RECEIPT
+from inpaint_encode.settings import Decoding, RowSettings
+from inpaint_encode.stores import storage
+
+__all__ = [
+    "MAX_RECEIPT_FILES",
+    "SETTING_DEFAULTS",
+    "VAE_FIELDS",
+    "OutputCounts",
+    "count_output",
+    "list_paths",
+    "read_report",
+    "writable_uri",
+]
+
+MAX_RECEIPT_FILES = 32
+"""Files of receipts that are read to count the rows of an unfinished job; a job writes one every 30 s."""
+
+VAE_FIELDS = (
+    *("vae_class", "vae_source", "vae_family", "weights_sha256", "config_sha256", "vae_scale_factor", "crop_multiple"),
+    *("latent_channels", "latent_form", "scaling_factor", "shift_factor"),
+)
+"""Fields of `VaeMetadata` that are shown."""
+
+SETTING_DEFAULTS = RowSettings().recorded() | Decoding().recorded()
+"""Settings of rows by name, with their defaults."""
+
+
+@dataclass(frozen=True)
+class OutputCounts:
+    """How much an output holds; None where only reading rows would tell."""
+
+    state: str
+    """A sentence: finished and when, in progress, or stopped."""
+    finished: bool
+    """Whether the last run's report describes the present files."""
+    planned: int | None
+    """Pairs."""
+    encoded: int | None
+    """Pairs that became rows."""
+    rejected: int | None
+    files: int
+    """Data files."""
+    bytes: int
+    """Size of the data files."""
+    rejected_by_error: Mapping[str, int]
+    """Empty before the job has finished."""
+
+
+def count_output(output: Output) -> OutputCounts:
+    """Count what an output holds.
+
+    Raises:
+        JobFailed: a file of receipts is damaged.
+        PermissionError, OSError: from the store.
+    """
+    report, size = output.report, sum(file.size for file in output.files)
+    try:
+        held = bool(storage.stat(storage.join(output.uri, "_lease.json")))
+    except FileNotFoundError:
+        held = False  # a run removes its lease when it ends; the lease of a killed run stays
+    if output.is_reported:
+        state = f"finished {report['finished']}{'; another run is in progress or was killed' if held else ''}"
+        counts = (report["pairs"], report["encoded"], report["rejected"], len(output.files), size)
+        return OutputCounts(state, True, *counts, rejected_by_error=dict(report["rejected_by_error"]))
+    state = "in progress, or its run was killed" if held else "not finished, and no run is writing to it"
+    state += f"; _report.json is from the run that finished {report['finished']}" if report else ""
+    encoded, rejected = _count_receipts(output) or (None, None)
+    return OutputCounts(state, False, _count_planned(output), encoded, rejected, len(output.files), size, {})
+
+
+def _count_planned(output: Output) -> int | None:
+    """Return the pairs of a plan with one generation; later generations may repeat pairs."""
+    prefix = storage.join(output.uri, "_plan")
+    markers = list_paths(prefix, ".json")
+    return int(json.loads(storage.read(storage.join(prefix, markers[0])).data)["pairs"]) if len(markers) == 1 else None
+
+
+def _count_receipts(output: Output) -> tuple[int, int] | None:
+    """Return rows and rejected pairs according to receipts; None if data files have no receipt, or there are many."""
+    prefix = storage.join(output.uri, "_receipts")
+    receipts = list_paths(prefix)
+    if len(receipts) > MAX_RECEIPT_FILES:
+        return None
+    uncounted = {file.path: file.version for file in output.files}
+    encoded = rejected = 0
+    for path in receipts:
+        uri = storage.join(prefix, path)
+        data = storage.read(uri).data
+        with damage_named(uri):
+            table = pq.read_table(pa.BufferReader(data), schema=RECEIPT)
+        for one in table.select(["chunk", "encoded", "rejected", "version"]).to_pylist():
+            name = f"{path.partition('-')[0]}-{one['chunk']:08d}.parquet"
+            if uncounted.get(name) == one["version"]:
+                del uncounted[name]
+                encoded, rejected = encoded + one["encoded"], rejected + one["rejected"]
+    return None if uncounted else (encoded, rejected)
+
+
+def list_paths(prefix: str, suffix: str = "") -> list[str]:
+    """Return the paths below ``prefix`` that end in ``suffix``."""
+    return [path for page in storage.list_objects(prefix) for path in page.paths if path.endswith(suffix)]
+
+
+def read_report(output: str) -> dict[str, Any]:
+    """Return the report of the last finished run, ``_report.json``; empty if no run has finished.
+
+    Raises:
+        UsageError: ``output`` cannot be an output.
+        JobFailed: the file is damaged.
+    """
+    uri = writable_uri(output)
+    try:
+        return Output(uri, ()).report
+    except ValueError as error:
+        raise JobFailed(
+            f"{uri}/_report.json is damaged: {error}; run the same encode command again to rewrite it"
+        ) from error
+
+
+def writable_uri(spelled: str, option: str = "") -> str:
+    """Normalise a path or URI; ``option`` is named in the error.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    try:
+        return storage.normalize_uri(spelled)
+    except ValueError as error:
+        raise UsageError(f"{option} {error}".strip()) from None

@@ -1,0 +1,218 @@
+"""The checks of one chunk: its files against the plan, ``_job.json`` and the rules for rows. Needs no Ray."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inpaint_encode.core.geometry import Sizing
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output import plan
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.reader.columns import Row
+from inpaint_encode.schema import REJECTS, data_schema
+from inpaint_encode.stores import storage
+
+from .files import DataFile, StoredTensor, Unreadable, translate_errors
+from .findings import ChunkFindings
+
+__all__ = ["COVERAGE_ULPS", "PlannedChunk", "check_chunk"]
+
+COVERAGE_ULPS = 2
+"""Largest difference of ``mask_coverage`` from the mask's mean, in steps of float32. A GPU multiplies by a rounded
+inverse, which is one step off. A wrong pixel is more than this in masks of up to eight million pixels."""
+
+
+class PlannedChunk(NamedTuple):
+    """A chunk to check."""
+
+    chunk: int
+    generation: int
+    """The newest of the plan."""
+    part: str
+    """URI of its plan file."""
+    has_rejects: bool
+    """Whether a rejects file exists."""
+
+
+def check_chunk(planned: PlannedChunk, state: OutputState, metadata: RowMetadata) -> ChunkFindings:
+    """Check the files of one chunk.
+
+    Args:
+        planned: the chunk.
+        state: of the output; nothing is written.
+        metadata: of the rows, by ``_job.json``.
+    """
+    findings = ChunkFindings(planned.chunk)
+    data_uri, rejects_uri = state.data_uri(planned.chunk), state.rejects_uri(planned.chunk)
+    try:
+        pairs = plan.read_chunk(planned.part, planned.chunk)
+        rejects = _read(rejects_uri) if planned.has_rejects else None
+        data = _read(data_uri)
+    except OSError as error:
+        findings.fatal = f"{data_uri}, its rejects or its plan cannot be read: {error}"
+        return findings
+    try:
+        if data is None:
+            raise Unreadable("it was listed, but does not exist any more")
+        file = DataFile(data)
+        findings.generation, findings.encoded = file.generation, file.rows
+        findings.errors = dict(Counter(file.rejects["error"].to_pylist()))
+        for check, sentence in _data_problems(file, planned, pairs, metadata):
+            findings.add(check, data_uri, sentence)
+    except Unreadable as error:
+        findings.generation = None
+        findings.add("file", data_uri, f"cannot be read ({error})")
+        return findings
+    if problem := _rejects_problem(file.rejects, rejects):
+        findings.add("rejects", rejects_uri, problem)
+    return findings
+
+
+def _read(uri: str) -> bytes | None:
+    try:
+        return storage.read(uri).data
+    except FileNotFoundError:
+        return None
+
+
+def _data_problems(
+    file: DataFile, planned: PlannedChunk, pairs: pa.Table, metadata: RowMetadata
+) -> Iterator[tuple[str, str]]:
+    """Yield the check and the sentence of each problem of a data file."""
+    chunk, generation = planned.chunk, planned.generation
+    if file.chunk != chunk:
+        yield "footer", f"has chunk {file.chunk} in its footer and chunk {chunk} in its name"
+    if file.generation > generation:
+        yield "footer", f"has generation {file.generation} in its footer, but the plan has only {generation}"
+    written, expected = file.metadata.to_dict(), metadata.to_dict()
+    names = sorted(expected.keys() - {"vae_source", "versions"})
+    if differences := [f"{name} {written[name]}" for name in names if written[name] != expected[name]]:
+        yield "settings", f"has other settings than _job.json: {', '.join(differences)}"
+    if sentence := _columns_problem(file.schema, data_schema(metadata, pairs.schema)):
+        yield "columns", sentence
+        return
+    keys = list(file.rejects["key"].to_pylist())
+    rows: defaultdict[str, list[str]] = defaultdict(list)
+    for row in file.read_rows():
+        keys.append(row["key"])
+        for check, sentence in _row_problems(row, metadata):
+            rows[check].append(f"{row['key']}: {sentence}")
+    for check, sentences in rows.items():
+        yield check, f"has {len(sentences):,} wrong rows of {file.rows:,}, the first {sentences[0]}"
+    for sentence in _key_problems(keys, pairs, outdated=file.generation < generation):
+        yield "keys", sentence
+
+
+def _columns_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
+    """Compare names and types, which must be the same in all files for readers of the folder."""
+    if found.names != expected.names:
+        return f"has the columns {', '.join(found.names)}, not {', '.join(expected.names)}"
+    for field, expected_field in zip(found, expected, strict=True):
+        kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+        if kind != expected_field.type:
+            return f"has a column {field.name} of type {kind}, not {expected_field.type}"
+    return None
+
+
+def _row_problems(row: Row, metadata: RowMetadata) -> Iterator[tuple[str, str]]:
+    """Yield the check and the sentence of each problem of a row."""
+    mask = row["noise_mask"].values
+    if sentence := _shapes_problem(row, metadata):
+        yield "shapes", sentence
+    values = np.concatenate([row[name].values for name in ("samples", "original_samples") if name in row])
+    if infinite := values.size - int(np.isfinite(values).sum()):
+        yield "samples", f"{infinite:,} of {values.size:,} values are not finite"
+    if others := mask.size - int((mask <= 1).sum()):
+        yield "noise_mask", f"{others:,} of {mask.size:,} pixels are neither 0 nor 1"
+    if sentence := _latent_mask_problem(row, metadata):
+        yield "latent_mask", sentence
+    mean = np.float32(mask.sum(dtype=np.float64) / max(1, mask.size))
+    stored = np.float32(math.nan if row["mask_coverage"] is None else row["mask_coverage"])
+    if not abs(stored - mean) <= COVERAGE_ULPS * np.spacing(mean):
+        yield "mask_coverage", f"mask_coverage is {stored}, but the mean of noise_mask is {mean}"
+
+
+def _latent_mask_problem(row: Row, metadata: RowMetadata) -> str | None:
+    """Check that ComfyUI's mask follows from noise_mask; diffusers' follows from the ungrown mask, so check 0 or 1."""
+    if "latent_mask" not in row or len(row["latent_mask"].shape or []) != 3:
+        return None  # _shapes_problem finds a wrong shape
+    found, mask, factor = row["latent_mask"].values, row["noise_mask"].values, metadata.vae.vae_scale_factor
+    if metadata.latent_mask == "diffusers":
+        others = int(((found != 0) & (found != 1)).sum())
+        return f"{others:,} of {found.size:,} values are neither 0 nor 1" if others else None
+    _, height, width = row["latent_mask"].shape
+    if factor % 2 or mask.size != height * width * factor**2:
+        return None  # no factor is odd so far; _shapes_problem finds a wrong size
+    cells, middle = mask.reshape(height, factor, width, factor), factor // 2
+    centres = cells[:, middle - 1 : middle + 1, :, middle - 1 : middle + 1].mean(axis=(1, 3))
+    others = int((centres.ravel() != found).sum())
+    return f"{others:,} of {found.size:,} values do not follow from noise_mask" if others else None
+
+
+def _shapes_problem(row: Row, metadata: RowMetadata) -> str | None:
+    height, width, factor = row["source_height"] or 0, row["source_width"] or 0, metadata.vae.vae_scale_factor
+    source = f"a source of {height} x {width} pixels"
+    try:
+        resized_height, resized_width, crop = Sizing.of(metadata).fit(height, width)
+    except (ValueError, ZeroDivisionError) as error:
+        return f"{source} has no latent ({error})"
+    channels = metadata.vae.latent_channels * (2 if metadata.posterior == "moments" else 1)
+    latent = [channels, crop.height // factor, crop.width // factor]
+    expected: dict[str, Any] = {
+        "resized_height": resized_height,
+        "resized_width": resized_width,
+        "crop_top": crop.top,
+        "crop_left": crop.left,
+        "noise_mask": [1, crop.height, crop.width],
+        "samples": latent,
+        "original_samples": latent,
+        "latent_mask": [1, *latent[1:]],
+    }
+    for name, value in expected.items():
+        if name not in row:
+            continue  # an optional column
+        found = row[name]
+        shape = found.shape if isinstance(found, StoredTensor) else found
+        if shape != value:
+            return f"{name} is {shape}, but {source} gives {value}"
+        if isinstance(found, StoredTensor) and found.values.size != math.prod(value):
+            return f"{name} has {found.values.size:,} values, but the shape {value}"
+    return None
+
+
+def _key_problems(keys: list[str], pairs: pa.Table, *, outdated: bool) -> Iterator[str]:
+    """Compare the keys of rows and rejects with the plan; an outdated file must only have the rows that are kept."""
+    counts = Counter(keys)
+    planned = zip(pairs["key"].to_pylist(), pairs["encode"].to_pylist(), strict=True)
+    expected = {key for key, encode in planned if not (outdated and encode)}
+    wrong = {
+        "repeated keys": [key for key, count in counts.items() if count > 1],
+        "planned keys that are neither rows nor rejects": expected - counts.keys(),
+        "keys that are not planned for this chunk": set() if outdated else counts.keys() - expected,
+    }
+    for what, some in wrong.items():
+        if some:
+            yield f"has {len(some):,} {what}, the first {min(map(str, some))}"
+
+
+def _rejects_problem(expected: pa.Table, data: bytes | None) -> str | None:
+    """Compare the rejects file with the rejects in the data file's footer."""
+    if data is None:
+        return f"does not exist, but its data file has {expected.num_rows:,} rejects" if expected.num_rows else None
+    if not expected.num_rows:
+        return "exists, but its data file has no rejects"
+    try:
+        with translate_errors():
+            table = pq.read_table(pa.BufferReader(data), schema=REJECTS)
+    except Unreadable as error:
+        return f"cannot be read ({error})"
+    if table.sort_by("key").equals(expected.sort_by("key")):
+        return None
+    return f"has {table.num_rows:,} rejects that are not the {expected.num_rows:,} of its data file"

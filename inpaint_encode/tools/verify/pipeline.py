@@ -1,0 +1,133 @@
+"""Verify a whole output: each chunk in a Ray task, the rest in this process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.job.cluster import joined
+from inpaint_encode.job.progress import EVERY_S
+from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
+from inpaint_encode.output.lease import hold
+from inpaint_encode.output.plan import CHUNKS_PER_PART
+from inpaint_encode.output.resume import metadata_of_job
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.settings import VerifyOptions
+from inpaint_encode.stores import storage
+
+from .chunk_checks import PlannedChunk, check_chunk
+from .findings import CHECKS, ChunkFindings, VerifyResult
+from .output_checks import check_output
+from .repair import repair
+
+__all__ = ["build_pipeline", "verify_output"]
+
+_SINGLE_CHUNK_TASKS = 1_000
+"""Chunks up to which each has its own task."""
+
+
+def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> VerifyResult:
+    """Check an output, and with ``--repair`` remove what is wrong; nothing else is written.
+
+    Args:
+        options: of the command.
+        on_status: called with a line about the progress.
+
+    Raises:
+        UsageError: the output does not exist, or with ``--repair`` another run is writing to it.
+        JobFailed: a file cannot be read, though it is not damaged.
+    """
+    try:
+        output = storage.normalize_uri(options.output)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _read_job(output)  # before the lease, which would be written where no output is
+    with hold(storage.join(output, "_lease.json"), on_status) if options.repair else nullcontext() as lease:
+        job = _read_job(output)
+        state = OutputState(output, job["job"], lease.token if lease else "", tuple(job["replaces"]))
+        inventory, metadata = state.inventory(), metadata_of_job(job)
+        result = check_output(
+            state, inventory, lambda chunks: _check_on_ray(chunks, state, metadata, options.address, on_status)
+        )
+        if options.sample:
+            from .reencode import draw_rows, reencode_rows  # imports torch, which takes seconds
+
+            intact = sorted(result.findings.keys() - result.damaged)
+            rows = draw_rows({chunk: result.findings[chunk].encoded for chunk in intact}, options.sample, options.seed)
+            on_status(f"encoding {sum(map(len, rows.values())):,} rows again")
+            result.reencoded = reencode_rows(rows, state, job, options.vae)
+            result.problems += result.reencoded.problems
+        order = list(CHECKS)
+        result.problems.sort(key=lambda problem: (order.index(problem.check), problem.file))
+        if lease:
+            on_status("repairing")
+            repair(result, state, inventory, lease)
+    return result
+
+
+def _read_job(output: str) -> dict[str, Any]:
+    uri = storage.join(output, "_job.json")
+    try:
+        job = dict(json.loads(storage.read(uri).data))
+        contract = metadata_of_job(job).contract
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{uri} cannot be read ({type(error).__name__}: {error}); give the folder or prefix that was encode's "
+            "--output"
+        ) from error
+    if contract != CONTRACT_VERSION:
+        raise UsageError(f"{uri} has contract {contract}, but this version checks contract {CONTRACT_VERSION}")
+    return job
+
+
+def _check_on_ray(
+    chunks: list[PlannedChunk],
+    state: OutputState,
+    metadata: RowMetadata,
+    address: str,
+    on_status: Callable[[str], None],
+) -> Iterator[ChunkFindings]:
+    reported, checked, problems, total = time.monotonic(), 0, 0, len(chunks)
+    on_status(f"checking {total:,} chunks")
+    with joined(address):
+        findings = build_pipeline(chunks, state, metadata)
+        for batch in findings.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for found in map(ChunkFindings.from_json, batch["findings"].to_pylist()):
+                if found.fatal:
+                    raise JobFailed(f"{found.fatal}; the output may be intact, run verify again")
+                checked, problems = checked + 1, problems + len(found.problems)
+                yield found
+            if time.monotonic() - reported > EVERY_S:
+                reported = time.monotonic()
+                on_status(f"{checked:,} of {total:,} chunks checked, {problems:,} problems")
+
+
+def build_pipeline(chunks: list[PlannedChunk], state: OutputState, metadata: RowMetadata) -> ray.data.Dataset:
+    """Return a dataset that checks chunks; its rows are `ChunkFindings` as JSON.
+
+    A task checks one chunk, or in large outputs some neighbours: they share a plan file, and each task costs Ray about
+    a hundredth of a second.
+
+    Args:
+        chunks: to check.
+        state: of the output.
+        metadata: of the rows, by ``_job.json``.
+    """
+    chunks_per_task = min(CHUNKS_PER_PART, 1 + len(chunks) // _SINGLE_CHUNK_TASKS)
+    return (
+        ray.data.from_arrow(pa.Table.from_pylist([chunk._asdict() for chunk in chunks]))
+        .repartition(target_num_rows_per_block=chunks_per_task)
+        .map_batches(_check_batch, fn_args=(state, metadata), batch_size=1, batch_format="pyarrow")
+    )
+
+
+def _check_batch(chunk: pa.Table, state: OutputState, metadata: RowMetadata) -> pa.Table:
+    (planned,) = chunk.to_pylist()
+    return pa.table({"findings": [check_chunk(PlannedChunk(**planned), state, metadata).to_json()]})

@@ -1,0 +1,115 @@
+"""Properties of a loaded VAE: scale factor, channels, form of its latents, hashes of its weights and configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from inpaint_encode.metadata import LatentForm, VaeMetadata
+
+from .registry import family_of
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+    from inpaint_encode.settings import VaeSource
+
+__all__ = [
+    "config_sha256",
+    "crop_multiple",
+    "latent_channels",
+    "latent_form",
+    "patch_statistics",
+    "vae_metadata",
+    "vae_scale_factor",
+    "weights_sha256",
+]
+
+
+def vae_scale_factor(vae: ModelMixin) -> int:
+    """Pixels of a side per value of the stored latent."""
+    return family_of(vae).encoder_scale_factor(vae.config) if latent_form(vae) != "packed" else crop_multiple(vae)
+
+
+def crop_multiple(vae: ModelMixin) -> int:
+    """Multiple of pixels that image sides are cropped to. Plain Flux.2 latents are cropped like packed ones."""
+    family = family_of(vae)
+    return family.encoder_scale_factor(vae.config) * family.latent_patch_size(vae.config)
+
+
+def latent_channels(vae: ModelMixin) -> int:
+    """Channels of the stored latent."""
+    family = family_of(vae)
+    patch = family.latent_patch_size(vae.config) if latent_form(vae) == "packed" else 1
+    return int(vae.config[family.channels_key]) * patch**2
+
+
+def latent_form(vae: ModelMixin) -> LatentForm:
+    """Form of the latents that the model's encoder gives; Flux.2's are packed unless loaded as plain."""
+    return family_of(vae).latent_form(vae.config)
+
+
+def patch_statistics(vae: ModelMixin) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of packed Flux.2 latents, in float32.
+
+    `load_vae` copies them into the configuration, because a cast of the model to half precision rounds them.
+    """
+    if "latents_std" in vae.config:
+        return vae.config.latents_mean, vae.config.latents_std
+    variance = vae.bn.running_var.float() + vae.config.batch_norm_eps
+    return vae.bn.running_mean.float().tolist(), variance.sqrt().tolist()
+
+
+def vae_metadata(vae: ModelMixin, source: VaeSource) -> VaeMetadata:
+    """Read the metadata from a loaded VAE's configuration and weights; ``source`` is where it was loaded from."""
+    config, packs = vae.config, family_of(vae).packs_patches
+    mean, std = patch_statistics(vae) if packs else (config.get("latents_mean"), config.get("latents_std"))
+    return VaeMetadata(
+        vae_class=type(vae).__name__,
+        vae_source="/".join(part for part in (source.vae, source.subfolder) if part)
+        + (f"@{source.revision}" if source.revision else ""),
+        weights_sha256=weights_sha256(vae),
+        config_sha256=config_sha256(vae),
+        vae_scale_factor=vae_scale_factor(vae),
+        crop_multiple=crop_multiple(vae),
+        latent_channels=latent_channels(vae),
+        latent_form=latent_form(vae),
+        scaling_factor=config.get("scaling_factor"),
+        shift_factor=config.get("shift_factor"),
+        latents_mean=None if mean is None else tuple(mean),
+        latents_std=None if std is None else tuple(std),
+        vae_family=source.vae_family,
+    )
+
+
+_NOT_HASHED = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"}
+"""Configuration keys that have their own metadata field, or that do not change how this package encodes."""
+
+
+def config_sha256(vae: ModelMixin) -> str:
+    """SHA-256 over the configuration's values that differ from the class's defaults, as JSON sorted by name.
+
+    Keys that begin with ``_`` (versions and paths) and options that a newer diffusers adds do not change it.
+    """
+    parameters = inspect.signature(type(vae).__init__).parameters
+    values = {
+        name: value
+        for name, value in vae.config.items()
+        if not name.startswith("_") and name not in _NOT_HASHED
+        if name not in parameters or json.dumps(parameters[name].default, default=str) != json.dumps(value)
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def weights_sha256(vae: ModelMixin) -> str:
+    """SHA-256 over the state dict, sorted by name: each tensor's name, its shape, and its values as float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{list(values.shape)}".encode())
+        digest.update(values.numpy().tobytes() if values.ndim == 0 else memoryview(values.numpy()).cast("B"))
+    return digest.hexdigest()

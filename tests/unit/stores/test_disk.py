@@ -1,0 +1,69 @@
+"""Files on a disk: links, names, permissions, and interrupted writes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from inpaint_encode.stores import storage
+from inpaint_encode.stores.storage import ABSENT
+from tests.buckets import fill, listed, run_python
+
+
+def test_links_are_listed_and_cycles_are_not_followed(tmp_path):
+    fill(str(tmp_path / "files"), ["a", "b"])
+    storage.write(f"{tmp_path}/others/c/d", b"1")
+    for name, target in [("dead", "nowhere"), ("self", "self"), ("folder", "../others"), ("up", "..")]:
+        (tmp_path / "files" / name).symlink_to(target)
+    (tmp_path / "others" / "c" / "back").symlink_to("..")
+    assert listed(str(tmp_path / "files")).keys() == {"a", "b", "dead", "self", "folder/c/d"}
+
+
+def test_a_name_that_is_not_utf8_is_returned_as_unreadable(tmp_path):
+    fill(str(tmp_path / "files"), ["a"])
+    Path(os.fsdecode(os.fsencode(tmp_path / "files") + b"/\xfcb.png")).write_bytes(b"1")
+    (page,) = storage.list_objects(str(tmp_path / "files"))
+    assert (page.paths, page.unreadable) == (["a"], (r"'\udcfcb.png'",))
+
+
+def test_a_folder_without_read_permission_is_an_error(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o000)
+    code = (
+        "import os, sys; from inpaint_encode.stores import storage\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"
+        "try: print(list(storage.list_objects(sys.argv[1])))\n"
+        "except PermissionError: print('refused')"
+    )
+    assert run_python(code, tmp_path / "closed").stdout == "refused\n"
+
+
+def test_a_full_file_system_keeps_the_older_object_and_no_temporary_file(tmp_path):
+    storage.write(f"{tmp_path}/old", b"whole")
+    code = (
+        "import resource, signal, sys; from inpaint_encode.stores import storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "for name in ('old', 'new'):\n"
+        "    try: storage.write(f'{sys.argv[1]}/{name}', bytes(3_000_000))\n"
+        "    except OSError as error: print(error.strerror)"
+    )
+    assert run_python(code, tmp_path).stdout == "File too large\n" * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert storage.read(f"{tmp_path}/old").data == b"whole"
+
+
+def test_a_killed_writer_leaves_only_a_temporary_file_that_is_not_listed(tmp_path):
+    imports = "import sys; from inpaint_encode.stores import storage"
+    code = f"{imports}; storage.write(sys.argv[1] + '/x', bytes(400_000_000))"
+    writer = subprocess.Popen([sys.executable, "-c", code, tmp_path])
+    while not any(path.stat().st_size for path in tmp_path.iterdir()):
+        assert writer.poll() is None
+        time.sleep(0.001)
+    writer.send_signal(signal.SIGKILL)
+    assert writer.wait() == -signal.SIGKILL
+    assert [path.name.startswith(storage.TEMPORARY) for path in tmp_path.iterdir()] == [True]
+    assert listed(str(tmp_path)) == {}
+    assert list(storage.temporary_files(str(tmp_path))) == [str(path) for path in tmp_path.iterdir()]
+    storage.write(f"{tmp_path}/x", b"1", expect=ABSENT)

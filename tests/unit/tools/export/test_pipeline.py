@@ -1,0 +1,72 @@
+"""Exports that are refused before anything is written."""
+
+import pyarrow as pa
+import pytest
+
+from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.output.parquet import parquet_bytes
+from inpaint_encode.settings import ExportOptions
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.export.pipeline import comfyui_has_frames, export_output
+from tests.exports import METADATA, exported, write_chunk
+from tests.metadata import changed
+
+
+@pytest.fixture
+def plain(tmp_path):
+    folder = str(tmp_path / "out")
+    write_chunk(folder, 0, ["a", "b"])
+    return folder
+
+
+def refused(output: str, to: str, destination) -> str:
+    with pytest.raises(UsageError) as error:
+        export_output(output, ExportOptions(to=to, output=str(destination)), print)
+    return str(error.value)
+
+
+def test_latents_that_comfyui_cannot_use_are_refused(tmp_path):
+    tiny, flux2, other = str(tmp_path / "tiny"), str(tmp_path / "flux2"), str(tmp_path / "other")
+    write_chunk(tiny, 0, ["a"], vae_class="AutoencoderTiny", latent_form="scaled", scaling_factor=1.0)
+    write_chunk(flux2, 0, ["a"], vae_class="AutoencoderKLFlux2", crop_multiple=16)
+    write_chunk(other, 0, ["a"], vae_class="NewVae")
+    assert "latents of AutoencoderTiny are already scaled" in refused(tiny, "comfyui", tmp_path / "to")
+    assert "encode with --flux2-latents packed" in refused(flux2, "comfyui", tmp_path / "to")
+    assert "the VAE of the output is of class NewVae" in refused(other, "comfyui", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(("vae_class", "frames"), [("AutoencoderKLWan", True), ("AutoencoderKL", False)])
+def test_video_vaes_have_frames(vae_class, frames):
+    assert comfyui_has_frames(changed(METADATA, vae_class=vae_class)) is frames
+
+
+def test_a_destination_inside_the_output_is_refused(plain):
+    for inside in (plain, f"{plain}/", f"{plain}/_export", f"file://{plain}/x"):
+        assert "is inside the exported output" in refused(plain, "webdataset", inside)
+    assert "--output ftp://x/y" in refused(plain, "webdataset", "ftp://x/y")
+
+
+def test_files_that_an_export_would_overwrite_are_refused(plain, tmp_path):
+    """A source of pairs may have masks with the names of ComfyUI's."""
+    storage.write(f"{tmp_path}/to/x/042_mask.png", b"mine")
+    storage.write(f"{tmp_path}/to/x/042.png", b"mine")
+    sentence = refused(plain, "comfyui", tmp_path / "to")
+    assert "holds 1 files with the suffixes of --to comfyui" in sentence
+    assert "for example x/042_mask.png" in sentence
+    assert list(exported(str(tmp_path / "to"))) == ["x/042.png", "x/042_mask.png"]
+
+
+def test_parquet_files_of_others_are_refused(tmp_path):
+    file = tmp_path / "out/x.parquet"
+    storage.write(str(file), parquet_bytes(pa.table({"key": ["a"]})))
+    assert f"{file} is no data file of encode" in refused(f"{tmp_path}/out", "safetensors", tmp_path / "to")
+    file.write_bytes(b"PAR1 and no more")
+    with pytest.raises(JobFailed, match=r"x\.parquet is not whole \(Parquet magic bytes not found"):
+        refused(f"{tmp_path}/out", "safetensors", tmp_path / "to")
+
+
+def test_a_damaged_note_is_named(plain, tmp_path):
+    storage.write(f"{tmp_path}/to/_export.json", b"{")
+    with pytest.raises(JobFailed, match=r"to/_export.json is damaged"):
+        export_output(plain, ExportOptions(to="safetensors", output=f"{tmp_path}/to"), print)

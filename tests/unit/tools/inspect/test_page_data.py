@@ -1,0 +1,70 @@
+"""What the page reads of large outputs is limited; counts are exact where metadata has them."""
+
+import os
+import resource
+import time
+
+import pytest
+
+from inpaint_encode.reader import Output
+from inpaint_encode.settings import LatentDecoding, ReportOptions
+from inpaint_encode.tools.inspect.page_data import collect_page_data
+from inpaint_encode.tools.inspect.row_sample import ReadLimits
+from tests.fabricated import JOB, JobOutput, latents, row, write_output
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """2,000 files of 8 rows; all but the first are links to it."""
+    folder = write_output(
+        tmp_path_factory.mktemp("large") / "out", [[row(f"{at}", one) for at, one in enumerate(latents(8))]]
+    )
+    for chunk in range(1, 2_000):
+        os.link(folder / f"{JOB}-00000000.parquet", folder / f"{JOB}-{chunk:08d}.parquet")
+    return Output.open(str(folder))
+
+
+def test_a_large_output_is_read_through_a_hundred_files(large, monkeypatch):
+    opened = []
+    parquet = Output.parquet
+    monkeypatch.setattr(Output, "parquet", lambda self, file: opened.append(file.path) or parquet(self, file))
+    options = ReportOptions(gallery=4, sample=500, decoder=LatentDecoding(decode=False))
+    found = collect_page_data(large.uri, options, lambda _: None)
+    assert (len(found.sample.files), len(found.sample.output.files), len(found.columns)) == (100, 2_000, 800)
+    assert found.latents.rows == 500
+    assert (found.rows, found.exact) == (16_000, False)
+    assert len(opened) <= 100 + 2 + 2 * 4 + 3 * 2  # metadata, and rows in pictures
+    assert len(found.gallery.cards) <= 4 + 3 * 2
+
+
+def test_rows_of_an_unfinished_job_are_counted_by_its_receipts(tmp_path, make_job):
+    written = JobOutput(tmp_path / "out", make_job)
+    written.plan(6)
+    for number in (0, 1):
+        written.chunk(number, rejected=number)
+    options = ReportOptions(gallery=0)
+    sampled = collect_page_data(written.output, options, lambda _: None, ReadLimits(files=1))
+    assert (sampled.rows in (4, 6), sampled.exact) == (True, False)
+    written.keep_receipts()
+    counted = collect_page_data(written.output, options, lambda _: None, ReadLimits(files=1))
+    assert (counted.rows, counted.rejected, counted.exact) == (5, {"image.truncated": 1}, True)
+
+
+@pytest.mark.long
+def test_ten_million_rows(tmp_path, shell):
+    """39,063 files of 256 rows of 512 x 512, all but the first links to it; nothing is decoded."""
+    table = [row(f"{at:03d}", one, covered=512 * at) for at, one in enumerate(latents(256, height=64, width=64))]
+    folder = write_output(tmp_path / "out", [table])
+    whole = 1 + 10_000_000 // 256
+    for chunk in range(1, whole):
+        os.link(folder / f"{JOB}-00000000.parquet", folder / f"{JOB}-{chunk:08d}.parquet")
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    done = shell("report", folder, "--html", tmp_path / "report.html", "--no-decode")
+    seconds, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert f"100 of {whole:,} data files were opened" in page and "about 10,000,128" in page
+    assert "2,000 latents in 63 row groups in" in page
+    assert len(page) < 5_000_000
+    about = f"{seconds:.1f} s and {(peak - before) / 1024:,.0f} MB of memory more; it has {len(page):,} bytes"
+    print(f"\n{256 * whole:,} rows in {whole:,} files: the page took {about}")

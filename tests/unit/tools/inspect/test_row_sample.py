@@ -1,0 +1,68 @@
+"""The sample of an output's rows: all of a small output, and a limited part of a large one."""
+
+import os
+
+import numpy as np
+import pytest
+
+from inpaint_encode.reader import Output
+from inpaint_encode.tools.inspect.row_sample import ReadLimits, RowSample, read_row
+from tests.fabricated import JOB, latents, row, write_output
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Five files of 12 rows, with the file and row number in the key and different masks."""
+    files = [
+        [row(f"{file}-{at:02d}", latent, covered=10 * file + at) for at, latent in enumerate(latents(12, seed=file))]
+        for file in range(5)
+    ]
+    return Output.open(str(write_output(tmp_path_factory.mktemp("small") / "out", files)))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """2,000 files of 8 rows; all but the first are links to it."""
+    folder = write_output(
+        tmp_path_factory.mktemp("large") / "out", [[row(f"{at}", one) for at, one in enumerate(latents(8))]]
+    )
+    for chunk in range(1, 2_000):
+        os.link(folder / f"{JOB}-00000000.parquet", folder / f"{JOB}-{chunk:08d}.parquet")
+    return Output.open(str(folder))
+
+
+def test_every_row_of_a_small_output_is_read_once(small):
+    sample = RowSample(small, seed=3)
+    columns = sample.read_plain_columns()
+    assert sample.is_whole and sample.rows == len(columns) == 60
+    keys = sample.map_rows(sample.draw(1_000), ["key"], lambda _, row: row["key"])
+    assert sorted(keys) == [f"{file}-{at:02d}" for file in range(5) for at in range(12)]
+
+
+def test_plain_columns_belong_to_their_locations(small):
+    columns = RowSample(small, seed=1).read_plain_columns()
+    for at in (0, 17, 59):
+        found = read_row(small, columns.locations[at])
+        assert found["mask_coverage"] == columns.coverage[at]
+        assert found["noise_mask"].shape == (1, columns.height[at], columns.width[at]) == (1, 16, 24)
+    assert set(columns.precision) == {"float32"} and columns.tiled == 0
+
+
+def test_the_seed_determines_the_sample(large):
+    samples = [RowSample(large, seed, ReadLimits(files=5)).draw(20) for seed in (1, 1, 2)]
+    drawn = [[(group.file, group.number, rows) for group, rows in one.items()] for one in samples]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_limits_are_kept(large):
+    sample = RowSample(large, 0, ReadLimits(files=10, rows=30, latent_bytes=1))
+    assert (len(sample.files), len(sample.output.files), sample.rows) == (10, 2_000, 80)
+    assert len(sample.read_plain_columns()) == 32  # whole groups of eight
+    assert sum(map(len, sample.draw(1_000).values())) == 8  # one group, whatever its bytes
+    assert sum(map(len, RowSample(large, 0, ReadLimits(files=10)).draw(20).values())) == 20
+
+
+def test_every_file_is_equally_likely(small):
+    seen = [RowSample(small, seed, ReadLimits(files=1)).files[0].path for seed in range(200)]
+    counts = np.array([seen.count(file.path) for file in small.files])
+    assert (counts > 20).all()

@@ -1,0 +1,86 @@
+"""``python -m tests.worker_functions``: list the functions that a worker runs, from the bucket to the Parquet file."""
+
+import sys
+import tempfile
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import inpaint_encode
+from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.core.encoder import BatchEncoder
+from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
+from inpaint_encode.output.lease import hold
+from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
+from inpaint_encode.schema import data_schema
+from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
+from inpaint_encode.sources import find_pairs
+from inpaint_encode.vae.load import load_vae
+from inpaint_encode.vae.properties import vae_metadata
+
+ROOT = str(Path(inpaint_encode.__file__).parent)
+
+
+def functions_of_a_worker(images: str, masks: str, vae: str, output: str) -> dict[str, list[str]]:
+    """Run the three stages on every chunk; return the functions of the package that were called, by file.
+
+    Lambdas and comprehensions belong to their functions. Loading the VAE does not count: a worker does it once.
+    """
+    job = EncodeJob(source=Source(images=images, masks=masks), vae=VaeSource(vae=vae), output=Output(output=output))
+    metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(job.vae), job.vae))
+    found = find_pairs(job.source)
+    schema = data_schema(metadata, found.pairs.schema)
+    encode = EncodeStage(
+        lambda device: BatchEncoder.load(job.vae, metadata, device, compiled=False), "auto", schema, 0, 1
+    )
+    called: set[tuple[str, str]] = set()
+
+    def profile(frame, event, _argument):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(ROOT) and not code.co_name.startswith("<"):
+            called.add((code.co_filename[len(ROOT) + 1 :], code.co_qualname))
+
+    with hold(f"{output}/_lease.json", lambda _: None) as lease:
+        record = job_record(job, metadata)
+        state, inventory = open_output(output, record, overwrite=False, token=lease.token)
+        work = remaining(state, inventory, job, found).work
+        decoder = PairDecoder.of(metadata, max_pixels=job.limits.max_pixels)
+        limits = {"access": job.access.to_access(), "max_bytes": job.limits.max_bytes, "threads": 2}
+        threading.setprofile(profile)
+        sys.setprofile(profile)
+        encode._encoder._thread = ThreadPoolExecutor(1)  # a thread that began before is not profiled
+        try:
+            for index in range(work.num_rows):
+                row = encode(fetch_stage(work.slice(index, 1), decoder=decoder, **limits))
+                (receipt,) = commit_stage(row, state=state, schema=schema).to_pylist()
+                assert receipt["fatal"] is None, receipt["fatal"]
+                assert receipt["encoded"] > 0
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+    by_file = defaultdict(list)
+    for file, name in sorted(called):
+        by_file[file].append(name)
+    return dict(by_file)
+
+
+def main() -> None:
+    import os
+
+    from inpaint_encode.demo import VAE
+    from inpaint_encode.demo.pairs import upload, write_demo_pairs
+    from inpaint_encode.demo.s3server import LocalS3
+
+    with tempfile.TemporaryDirectory() as folder, LocalS3(Path(folder) / "s3") as s3:
+        os.environ.update(s3.environment)
+        write_demo_pairs(Path(folder) / "pairs")
+        upload(Path(folder) / "pairs", s3.uri())
+        by_file = functions_of_a_worker(s3.uri("images"), s3.uri("masks"), str(VAE), s3.uri("out"))
+    print(f"{sum(map(len, by_file.values()))} functions in {len(by_file)} files")
+    for file, names in by_file.items():
+        print(f"{file}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()
