@@ -50,13 +50,13 @@ def encode_here(job: EncodeJob) -> str:
             "access": job.access.to_access(),
             **limits,
         }
-        schema = data_schema(metadata, found.pairs.schema)
+        make_schema = partial(data_schema, metadata, found.pairs.schema)
         opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)
-        encode = EncodeStage(opened, job.workers.batch_size, schema, gpus=0, workers=WORKERS)
+        encode = EncodeStage(opened, job.workers.batch_size, make_schema, gpus=0, workers=WORKERS)
         work = remaining(state, inventory, job, found).work
         for index in range(work.num_rows):
             row = encode(fetch_stage(work.slice(index, 1), **reading))
-            (receipt,) = commit_stage(row, state=state, schema=schema).to_pylist()
+            (receipt,) = commit_stage(row, state=state, make_schema=make_schema).to_pylist()
             assert (receipt["fatal"], receipt["errors"]) == (None, []), receipt
     return output
 

@@ -5,6 +5,7 @@ import tempfile
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import inpaint_encode
@@ -30,9 +31,9 @@ def functions_of_a_worker(images: str, masks: str, vae: str, output: str) -> dic
     job = EncodeJob(source=Source(images=images, masks=masks), vae=VaeSource(vae=vae), output=Output(output=output))
     metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(job.vae), job.vae))
     found = find_pairs(job.source)
-    schema = data_schema(metadata, found.pairs.schema)
+    make_schema = partial(data_schema, metadata, found.pairs.schema)
     encode = EncodeStage(
-        lambda device: BatchEncoder.load(job.vae, metadata, device, compiled=False), "auto", schema, 0, 1
+        lambda device: BatchEncoder.load(job.vae, metadata, device, compiled=False), "auto", make_schema, 0, 1
     )
     called: set[tuple[str, str]] = set()
 
@@ -53,7 +54,7 @@ def functions_of_a_worker(images: str, masks: str, vae: str, output: str) -> dic
         try:
             for index in range(work.num_rows):
                 row = encode(fetch_stage(work.slice(index, 1), decoder=decoder, **limits))
-                (receipt,) = commit_stage(row, state=state, schema=schema).to_pylist()
+                (receipt,) = commit_stage(row, state=state, make_schema=make_schema).to_pylist()
                 assert receipt["fatal"] is None, receipt["fatal"]
                 assert receipt["encoded"] > 0
         finally:
@@ -69,17 +70,21 @@ def main() -> None:
     import os
 
     from inpaint_encode.demo import VAE
-    from inpaint_encode.demo.pairs import upload, write_demo_pairs
+    from inpaint_encode.demo.pairs import upload, write_demo_pairs, write_random_pairs
     from inpaint_encode.demo.s3server import LocalS3
 
     with tempfile.TemporaryDirectory() as folder, LocalS3(Path(folder) / "s3") as s3:
         os.environ.update(s3.environment)
         write_demo_pairs(Path(folder) / "pairs")
         upload(Path(folder) / "pairs", s3.uri())
-        by_file = functions_of_a_worker(s3.uri("images"), s3.uri("masks"), str(VAE), s3.uri("out"))
-    print(f"{sum(map(len, by_file.values()))} functions in {len(by_file)} files")
-    for file, names in by_file.items():
-        print(f"{file}: {', '.join(names)}")
+        of_demo = functions_of_a_worker(s3.uri("images"), s3.uri("masks"), str(VAE), s3.uri("out"))
+        write_random_pairs(Path(folder) / "one", 1, seed=1, smallest=64, largest=64)
+        upload(Path(folder) / "one", s3.uri("one"))
+        of_one = functions_of_a_worker(s3.uri("one", "images"), s3.uri("one", "masks"), str(VAE), s3.uri("out-one"))
+    for pairs, by_file in (("one pair", of_one), ("the demo's pairs", of_demo)):
+        print(f"{pairs}: {sum(map(len, by_file.values()))} functions in {len(by_file)} files")
+        for file, names in by_file.items():
+            print(f"  {file}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class Backend(NamedTuple):
 
 
 def build_pipeline(
-    work: pa.Table, job: EncodeJob, backend: Backend, state: OutputState, metadata: RowMetadata, schema: pa.Schema
+    work: pa.Table, job: EncodeJob, backend: Backend, state: OutputState, metadata: RowMetadata, plan_schema: pa.Schema
 ) -> ray.data.Dataset:
     """Return the pipeline that fetches, decodes, encodes and commits.
 
@@ -69,6 +69,7 @@ def build_pipeline(
     batch_size = 1 if metadata.deterministic else job.workers.batch_size
     fetch_on, encode_on = label_selector(job.workers.fetch_on), label_selector(job.workers.encode_on)
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    make_schema = partial(data_schema, metadata, plan_schema)
     return (
         ray.data.from_arrow(work)
         .repartition(target_num_rows_per_block=1)
@@ -86,7 +87,7 @@ def build_pipeline(
         )
         .map_batches(
             EncodeStage,
-            fn_constructor_args=(partial(backend.open, metadata), batch_size, schema, vae.gpus, vae.most),
+            fn_constructor_args=(partial(backend.open, metadata), batch_size, make_schema, vae.gpus, vae.most),
             compute=ray.data.ActorPoolStrategy(
                 min_size=vae.least,
                 max_size=vae.most,
@@ -100,7 +101,7 @@ def build_pipeline(
         )
         .map_batches(
             commit_stage,
-            fn_kwargs={"state": state, "schema": schema},
+            fn_kwargs={"state": state, "make_schema": make_schema},
             num_cpus=job.workers.write_cpus,
             label_selector=fetch_on,
             **one_chunk,
@@ -151,14 +152,14 @@ def run_job(
         record = job_record(job, metadata, found.extra_columns)
         state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(state, inventory, job, found).limited(job.run.limit)
-        schema = data_schema(metadata, found.pairs.schema)
+        plan_schema = found.pairs.schema
         found = found.without_pairs()
         pa.default_memory_pool().release_unused()
         run = _Run(job, state, left, lease, display)
         if left.work.num_rows:
             display.say("waiting for Ray")
             with joined(job.run.address):
-                run.consume(build_pipeline(left.work, job, backend, state, metadata, schema))
+                run.consume(build_pipeline(left.work, job, backend, state, metadata, plan_schema))
         state.finish(run.chunks)
         about = {"job": state.job, **record}
         state.check_lease()

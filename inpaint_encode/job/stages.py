@@ -80,7 +80,8 @@ class EncodeStage:
     Args:
         open_encoder: returns the encoder on ``"cuda"`` or ``"cpu"``.
         batch_size: images in a batch; "auto" leaves it to the encoder.
-        schema: of the output's data files.
+        make_schema: returns the schema of the data files. Workers call it, because a schema that Ray ships comes with
+            Ray's own types of tensors.
         gpus: GPUs that Ray gave the actor.
         workers: actors that share a node's CPUs, at most.
 
@@ -92,7 +93,7 @@ class EncodeStage:
         self,
         open_encoder: Callable[[str], LatentEncoder],
         batch_size: int | Literal["auto"],
-        schema: pa.Schema,
+        make_schema: Callable[[], pa.Schema],
         gpus: float,
         workers: int,
     ) -> None:
@@ -105,7 +106,7 @@ class EncodeStage:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
         self._encoder = open_encoder("cuda" if on_gpu else "cpu")
         self._batch_size = batch_size
-        self._schema = schema
+        self._schema = make_schema()
         self._clock = IdleClock()
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -138,10 +139,10 @@ def _no_cuda(gpus: float, built_for: str | None) -> str:
     )
 
 
-def commit_stage(row: pa.Table, *, state: OutputState, schema: pa.Schema) -> pa.Table:
+def commit_stage(row: pa.Table, *, state: OutputState, make_schema: Callable[[], pa.Schema]) -> pa.Table:
     """Write a chunk's rows and rejects into the output; return its receipt (`inpaint_encode.schema.RECEIPT`)."""
     work, before, fatal, (rows, rejects) = unpack_chunk(row, "rows", "rejects")
-    counters = Counters(before.items())
+    schema, counters = make_schema(), Counters(before.items())
     receipt: dict[str, Any] = dict.fromkeys(RECEIPT.names, 0) | {"errors": [], "version": "", "rejects_version": ""}
     receipt |= {"chunk": work["chunk"], "generation": work["generation"], "fatal": fatal}
     if fatal is None:
