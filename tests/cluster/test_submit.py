@@ -228,7 +228,7 @@ def test_each_job_ends_with_the_exit_code_of_its_command(client, resumed, option
         assert (client.get_job_info(name).driver_exit_code or 0) == code, client.get_job_logs(name)
     assert "the record is jobs/benchmarks/records/" in client.get_job_logs("benchmark")
     said = " ".join(client.get_job_logs("no-cuda").split())
-    assert f"a VAE worker was given 1 GPU on node {socket.gethostname()}, but torch finds no CUDA device" in said
+    assert f"a VAE worker has 1 GPU on node {socket.gethostname()}, but torch finds no CUDA device" in said
     assert "is not complete: 1 problem" in client.get_job_logs("damaged")
     assert re.search(r"image\.not_an_image +1$", client.get_job_logs("report"), re.MULTILINE)
     plan = client.get_job_logs("plan")

@@ -42,7 +42,7 @@ def test_the_ray_data_template_writes_the_contracts_values(ray_cluster, s3, vae_
 
 
 def test_the_time_of_a_worker_that_has_ended_counts(ray_cluster):
-    """The raylet drops this time. An actor stays alive meanwhile."""
+    """The raylet drops this time. Another worker stays alive."""
 
     @ray.remote
     class Burner:
@@ -65,5 +65,4 @@ def test_the_time_of_a_worker_that_has_ended_counts(ray_cluster):
         wait_for(lambda: not psutil.pid_exists(pid), 120, "the end of the worker")
         after = meter.read()
         assert after.since(before).seconds > 2
-        assert after.workers_alive >= 1
         assert any(worker[0] == pid for worker in meter._workers)

@@ -38,7 +38,7 @@ def test_without_the_private_api_the_job_goes_on_with_one_log_line(ray_cluster, 
 def test_a_ray_without_the_module_can_be_imported():
     """The import itself is guarded, not only the use."""
     code = (
-        "import sys; sys.modules['ray.data._internal.execution.execution_callback'] = None\n"
+        "import sys, ray.data; sys.modules['ray.data._internal.execution.execution_callback'] = None\n"
         "import logging; logging.basicConfig(format='%(message)s')\n"
         "from inpaint_encode.job.private import drop_block_statistics\n"
         "drop_block_statistics()\n"
