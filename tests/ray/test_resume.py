@@ -249,6 +249,19 @@ def test_rejected_pairs_are_retried_on_request_only(job, output, display):
     assert [one["key"] for one in rejects_of(output)] == [hopeless["key"]]
 
 
+def test_a_limited_job_stops_after_whole_chunks_and_continues_without_the_limit(job_to, pairs, tmp_path, display):
+    output = str(tmp_path / "limited")
+    limited = run_job(job_to(output, limit=5), display)
+    counts = {name: limited[name] for name in ("pairs", "limit", "pairs_left")}
+    assert counts == {"pairs": ENCODED + REJECTED, "limit": 5, "pairs_left": 4}
+    assert limited["encoded"] + limited["rejected"] == 8
+    assert len(data_files(output)) == 2
+    report = run_job(job_to(output), display)
+    assert report["this_run"]["files"] == 1
+    assert not {"limit", "pairs_left"} & report.keys()
+    assert whole_output(output)["encoded"] == ENCODED
+
+
 class TestRefresh:
     """Two pairs of the first chunk change one after the other, and one pair of the last chunk is removed."""
 

@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.output.lease import hold
-from inpaint_encode.output.resume import job_record, open_output, row_metadata
+from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
 from inpaint_encode.settings import Decoding
 from inpaint_encode.stores import storage
 from tests.metadata import VAE
@@ -60,3 +61,14 @@ def test_another_configuration_is_another_vae(tmp_path, make_job):
         other = record_of(job, config_sha256="2" * 64)
         with pytest.raises(UsageError, match=r"config_sha256: 1+ there, 2+ here"):
             open_output(output, other, overwrite=False, token=lease.token)
+
+
+@pytest.mark.parametrize(
+    ("limit", "chunks", "excluded"), [(0, 3, 0), (1, 1, 7), (4, 1, 7), (5, 2, 3), (11, 3, 0), (99, 3, 0)]
+)
+    ("limit", "chunks", "excluded"), [(0, 3, 0), (1, 1, 7), (4, 1, 7), (5, 2, 3), (11, 3, 0), (99, 3, 0)]
+)
+def test_a_limit_is_reached_by_whole_chunks(limit, chunks, excluded):
+    work = pa.table({"chunk": [0, 1, 2], "pairs": [4, 4, 3]})
+    limited = Remaining(work, {}, 11).limited(limit)
+    assert (limited.work.num_rows, limited.excluded, limited.pairs) == (chunks, excluded, 11)
