@@ -66,8 +66,6 @@ def test_another_configuration_is_another_vae(tmp_path, make_job):
 @pytest.mark.parametrize(
     ("limit", "chunks", "excluded"), [(0, 3, 0), (1, 1, 7), (4, 1, 7), (5, 2, 3), (11, 3, 0), (99, 3, 0)]
 )
-    ("limit", "chunks", "excluded"), [(0, 3, 0), (1, 1, 7), (4, 1, 7), (5, 2, 3), (11, 3, 0), (99, 3, 0)]
-)
 def test_a_limit_is_reached_by_whole_chunks(limit, chunks, excluded):
     work = pa.table({"chunk": [0, 1, 2], "pairs": [4, 4, 3]})
     limited = Remaining(work, {}, 11).limited(limit)
