@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+
 import inpaint_encode
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
@@ -31,7 +33,8 @@ def functions_of_a_worker(images: str, masks: str, vae: str, output: str) -> dic
     job = EncodeJob(source=Source(images=images, masks=masks), vae=VaeSource(vae=vae), output=Output(output=output))
     metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(job.vae), job.vae))
     found = find_pairs(job.source)
-    make_schema = partial(data_schema, metadata, found.pairs.schema)
+    schema = data_schema(metadata, found.pairs.schema)
+    make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
     encode = EncodeStage(
         lambda device: BatchEncoder.load(job.vae, metadata, device, compiled=False), "auto", make_schema, 0, 1
     )

@@ -69,7 +69,8 @@ def build_pipeline(
     batch_size = 1 if metadata.deterministic else job.workers.batch_size
     fetch_on, encode_on = label_selector(job.workers.fetch_on), label_selector(job.workers.encode_on)
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    make_schema = partial(data_schema, metadata, plan_schema)
+    schema = data_schema(metadata, plan_schema)
+    make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
     return (
         ray.data.from_arrow(work)
         .repartition(target_num_rows_per_block=1)

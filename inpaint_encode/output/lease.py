@@ -121,7 +121,7 @@ def check_lease_token(uri: str, token: str) -> None:
         JobFailed: it does not, so that the caller must not commit.
     """
     with contextlib.suppress(FileNotFoundError):
-        if _read(uri)[0].token == token:
+        if json.loads(storage.read(uri).data)["token"] == token:
             return
     raise JobFailed("another run has taken over this output; this run stops, and its committed files stay")
 
