@@ -11,7 +11,7 @@ from rich.console import Console
 
 from inpaint_encode import __version__
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.job.cluster import protect_local_ray
+from inpaint_encode.job.cluster import secure_local_ray
 from inpaint_encode.settings import (
     EncodeJob,
     ExportOptions,
@@ -65,7 +65,7 @@ def doctor(
             Without it, Ray starts on this machine.
         no_ray: Check only this machine and the stores, without Ray. This saves about ten seconds.
     """
-    protect_local_ray(address)
+    secure_local_ray(address)
     from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.doctor import FindingPrinter, run_checks
 
@@ -85,7 +85,7 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad usage, 3 too many rejects, 130 interrupted.
     """
-    protect_local_ray(job.run.address)
+    secure_local_ray(job.run.address)
     from inpaint_encode.job.pipeline import run_job
     from inpaint_encode.job.progress import open_display
 
@@ -131,7 +131,7 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     Chunks that are not encoded yet make an output incomplete, but are not damage.
     Exit codes: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged, 130 interrupted.
     """
-    protect_local_ray(options.address)
+    secure_local_ray(options.address)
     from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.verify.pipeline import verify_output
     from inpaint_encode.tools.verify.table import show
@@ -236,7 +236,7 @@ def export(
         output: Folder or prefix that `encode` wrote. It may be unfinished.
         options: Format and place of the files.
     """
-    protect_local_ray(options.address)
+    secure_local_ray(options.address)
     from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.export.pipeline import export_output
 

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from inpaint_encode.cli import INTERRUPTED, stop_on_signals
 from inpaint_encode.cli import main as inpaint_encode
-from inpaint_encode.job.cluster import joined, protect_local_ray
+from inpaint_encode.job.cluster import connect_ray, secure_local_ray
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding
 from inpaint_encode.tools.inspect.contact_sheet import contact_sheet
@@ -38,7 +38,7 @@ def main() -> None:
     """Run the demonstration in ``.demo`` below the current folder, which is deleted first."""
     folder = Path(".demo")
     shutil.rmtree(folder, ignore_errors=True)
-    protect_local_ray("")
+    secure_local_ray("")
     stop_on_signals()
     try:
         with LocalS3(folder) as s3:
@@ -56,7 +56,7 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
         f"them, one of which is broken ({pairs.broken}), an image without a mask, a mask without an image, and a "
         "caption\n"
     )
-    with joined(""):
+    with connect_ray(""):
         arguments = ["--images", s3.uri("images"), "--masks", s3.uri("masks"), "--vae", str(VAE)]
         arguments += ["--output", s3.uri("latents"), "--chunk-rows", "8", "--max-rejected", "1"]
         console.print(f"[bold]$ inpaint-encode encode {' '.join(arguments)}", soft_wrap=True, highlight=False)

@@ -19,10 +19,10 @@ from inpaint_encode.settings import Workers
 
 __all__ = [
     "VaeWorkers",
-    "failures_named",
-    "joined",
+    "connect_ray",
     "needed_resources",
-    "protect_local_ray",
+    "secure_local_ray",
+    "translate_ray_errors",
     "vae_workers",
     "vae_workers_for",
 ]
@@ -38,7 +38,7 @@ CPU_WORKER_CPUS = 2.0
 
 
 @contextmanager
-def joined(address: str) -> Iterator[None]:
+def connect_ray(address: str) -> Iterator[None]:
     """Connect to the cluster at ``address``, or to that of RAY_ADDRESS; without either, start Ray on this machine.
 
     If this process is connected already, the connection is used and stays open.
@@ -95,7 +95,7 @@ def _start(options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def failures_named() -> Iterator[None]:
+def translate_ray_errors() -> Iterator[None]:
     """Turn errors of Ray into `JobFailed` with the error that caused them."""
     from ray.exceptions import RayError
 
@@ -180,7 +180,7 @@ def _cpus_of(workers: Workers, gpus: float) -> float:
     return cpus
 
 
-def protect_local_ray(address: str) -> None:
+def secure_local_ray(address: str) -> None:
     """Require an auth token for a Ray that this process starts, unless the environment decides otherwise.
 
     Such a Ray listens on the machine's address. Ray reads these variables when it is imported, so call this first. An

@@ -32,7 +32,7 @@ from inpaint_encode.vae.latent_values import check_supported
 from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.properties import vae_metadata
 
-from .cluster import failures_named, joined, needed_resources, vae_workers
+from .cluster import connect_ray, needed_resources, translate_ray_errors, vae_workers
 from .metrics import JobMetrics
 from .progress import Display, Reminder, open_display
 from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
@@ -158,7 +158,7 @@ def run_job(
         run = _Run(job, state, left, lease, display)
         if left.work.num_rows:
             display.say("waiting for Ray")
-            with joined(job.run.address):
+            with connect_ray(job.run.address):
                 run.consume(build_pipeline(left.work, job, backend, state, metadata, plan_schema))
         state.finish(run.chunks)
         about = {"job": state.job, **record}
@@ -200,7 +200,7 @@ class _Run:
         metrics = JobMetrics(self._state.job, self._pairs - self.whole.decided)
         needs = needed_resources(self._workers, vae_workers(self._workers, self._options.address))
         try:
-            with failures_named(), Reminder(self._display.say, needs, REMIND_S) as reminder:
+            with translate_ray_errors(), Reminder(self._display.say, needs, REMIND_S) as reminder:
                 for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                     reminder.stop()
                     for receipt in batch.to_pylist():

@@ -13,7 +13,7 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.schema import TENSORS, is_packed
 from inpaint_encode.stores.ranged_file import Changed
 
-__all__ = ["damage_named", "parquet_bytes", "parquet_file", "read_data"]
+__all__ = ["parquet_bytes", "parquet_file", "read_data", "translate_errors"]
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -55,12 +55,12 @@ def read_data(data: bytes, schema: pa.Schema) -> pa.Table:
 
 
 @contextmanager
-def damage_named(uri: str) -> Iterator[None]:
-    """Say which file it is that cannot be parsed.
+def translate_errors(uri: str) -> Iterator[None]:
+    """Name the file in the errors of the block.
 
     Raises:
-        JobFailed: in the place of what Arrow and JSON raise on wrong bytes.
-        OSError: of the same kind as what the store said.
+        JobFailed: Arrow or JSON cannot parse the file.
+        OSError: the store's error, of the same class.
     """
     try:
         yield
@@ -69,10 +69,10 @@ def damage_named(uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno:
             raise type(error)(error.errno, f"{uri}: {error.strerror}") from error
-        raise JobFailed(_not_whole(uri, error)) from error
+        raise JobFailed(_damaged(uri, error)) from error
     except (pa.ArrowException, KeyError, ValueError) as error:
-        raise JobFailed(_not_whole(uri, error)) from error
+        raise JobFailed(_damaged(uri, error)) from error
 
 
-def _not_whole(uri: str, error: Exception) -> str:
-    return f"{uri} is not whole ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` removes it"
+def _damaged(uri: str, error: Exception) -> str:
+    return f"{uri} is damaged ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` removes it"

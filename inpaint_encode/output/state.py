@@ -32,7 +32,7 @@ from inpaint_encode.stores import storage
 
 from . import plan
 from .lease import check_lease_token
-from .parquet import damage_named, parquet_bytes, parquet_file, read_data
+from .parquet import parquet_bytes, parquet_file, read_data, translate_errors
 from .rows import row_groups
 
 __all__ = ["CHUNK_KEY", "ChunkResult", "Inventory", "OutputState"]
@@ -146,7 +146,9 @@ class OutputState:
         footer = {"chunk": chunk, "generation": work["generation"], "rejected": rejects.to_pylist()}
         encoded = parquet_file(data, schema.with_metadata({**schema.metadata, CHUNK_KEY: json.dumps(footer)}))
         (check or self.check_lease)()
-        rejects_version = self._write_rejects(chunk, rejects)
+        rejects_version = ""
+        if rejects.num_rows:
+            rejects_version = storage.write(self.rejects_uri(chunk), parquet_bytes(rejects))
         try:
             version = storage.write(self.data_uri(chunk), encoded, expect=expect)
         except storage.Conflict:
@@ -171,13 +173,12 @@ class OutputState:
 
     def _align_rejects(self, chunk: int, found: _ChunkFile) -> ChunkResult:
         """Write the rejects file as the data file's footer says."""
-        version = self._write_rejects(chunk, found.rejects)
-        if not version:
+        version = ""
+        if found.rejects.num_rows:
+            version = storage.write(self.rejects_uri(chunk), parquet_bytes(found.rejects))
+        else:
             storage.delete(self.rejects_uri(chunk))
         return _chunk_result(found.rows, found.rejects, len(found.data), found.version, version)
-
-    def _write_rejects(self, chunk: int, rejects: pa.Table) -> str:
-        return storage.write(self.rejects_uri(chunk), parquet_bytes(rejects)) if rejects.num_rows else ""
 
     def inventory(self) -> Inventory:
         """List the output once and return its files by kind."""
@@ -237,7 +238,7 @@ class OutputState:
         known = PAIRS
         if EXTRA_COLUMNS in columns:
             data = storage.read(self.uri(parts[0])).data
-            with damage_named(self.uri(parts[0])):
+            with translate_errors(self.uri(parts[0])):
                 known = with_extra_columns(PAIRS, pq.read_schema(pa.BufferReader(data)))
         schema = pa.schema([known.field(name) for name in columns])
         tables = [_with_generation(self._read(part, schema), part) for part in parts]
@@ -254,7 +255,7 @@ class OutputState:
 
     def _read(self, path: str, schema: pa.Schema) -> pa.Table:
         data = storage.read(self.uri(path)).data
-        with damage_named(self.uri(path)):
+        with translate_errors(self.uri(path)):
             return pq.read_table(pa.BufferReader(data), columns=schema.names).cast(schema)
 
     def write_receipts(self, run: str, number: int, receipts: list[dict[str, Any]]) -> None:
@@ -332,7 +333,7 @@ class _ChunkFile:
 
 def _read_chunk_file(uri: str) -> _ChunkFile:
     blob = storage.read(uri)
-    with damage_named(uri):
+    with translate_errors(uri):
         metadata = pq.read_metadata(pa.BufferReader(blob.data))
         footer = json.loads(metadata.metadata[CHUNK_KEY])
     rejects = pa.Table.from_pylist(footer["rejected"], REJECTS)

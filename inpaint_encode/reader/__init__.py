@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.stores import storage
 
 from .output import DataFile, Output, as_rows
@@ -33,6 +33,6 @@ def iter_rows(output: str) -> Iterator[dict[str, Any]]:
     """
     opened = Output.open(output)
     for file in opened.files:
-        with damage_named(storage.join(opened.uri, file.path)):
+        with translate_errors(storage.join(opened.uri, file.path)):
             for batch in opened.read(file).iter_batches(batch_size=16):
                 yield from as_rows(batch)

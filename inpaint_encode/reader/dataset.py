@@ -206,7 +206,7 @@ class LatentDataset(Dataset[Row]):
         """
         from .on_ray import to_ray_dataset
 
-        return to_ray_dataset(self)
+        return to_ray_dataset(self.groups, self.transforms)
 
 
 def _convert(row: Row, convert: Transform) -> Row:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.stores import storage
 
 from .columns import RowBatch
@@ -140,7 +140,7 @@ class RowGroupReader:
     def _read(self, group: int, columns: tuple[str, ...] | None) -> pa.RecordBatch:
         file = self.output.files[self.index.files[group]]
         names = None if columns is None else list(columns)
-        with damage_named(storage.join(self.output.uri, file.path)), self.output.parquet(file) as parquet:
+        with translate_errors(storage.join(self.output.uri, file.path)), self.output.parquet(file) as parquet:
             table = parquet.read_row_group(int(self.index.groups[group]), columns=names, use_threads=False)
         (batch,) = (table if names is None else table.select(names)).combine_chunks().to_batches()
         return batch

@@ -16,16 +16,19 @@ from .columns import Row, TensorColumn
 if TYPE_CHECKING:
     import ray.data
 
-    from .dataset import LatentDataset
+    from .groups import RowGroupReader
 
 __all__ = ["to_ray_dataset"]
 
 
-def to_ray_dataset(dataset: LatentDataset) -> ray.data.Dataset:
+def to_ray_dataset(groups: RowGroupReader, transforms: tuple[Transform, ...]) -> ray.data.Dataset:
     """Return the rows as a Ray dataset, which Ray's tasks read lazily.
 
-    Tensor columns are numpy arrays in each row's shape; packed masks are unpacked. The dataset's transforms get torch
-    tensors, and the tensors that they return become arrays.
+    Tensor columns are numpy arrays in each row's shape; packed masks are unpacked.
+
+    Args:
+        groups: the output and the columns to read.
+        transforms: get torch tensors; the tensors that they return become arrays.
 
     Raises:
         ImportError: Ray is not installed.
@@ -35,13 +38,13 @@ def to_ray_dataset(dataset: LatentDataset) -> ray.data.Dataset:
     except ModuleNotFoundError as error:
         raise ImportError("to_ray needs Ray, which is not installed; run: pip install 'ray[data]'") from error
 
-    output, columns = dataset.groups.output, dataset.groups.columns
+    output, columns = groups.output, groups.columns
     rows = ray.data.read_parquet([storage.join(output.uri, file.path) for file in output.files])
     if columns is not None:
         rows = rows.select_columns(list(columns))
-    if dataset.metadata.mask_encoding == "packed" and (columns is None or "noise_mask" in columns):
+    if output.metadata.mask_encoding == "packed" and (columns is None or "noise_mask" in columns):
         rows = rows.map_batches(_unpack_masks, batch_format="pyarrow")
-    return rows.map(partial(_transform, transforms=dataset.transforms)) if dataset.transforms else rows
+    return rows.map(partial(_transform, transforms=transforms)) if transforms else rows
 
 
 def _unpack_masks(table: pa.Table) -> pa.Table:

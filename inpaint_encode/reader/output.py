@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.schema import FOOTER_KEY
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
@@ -135,7 +135,7 @@ def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
 
 @lru_cache(maxsize=256)
 def _footer(uri: str, file: DataFile) -> pq.FileMetaData:
-    with damage_named(storage.join(uri, file.path)):
+    with translate_errors(storage.join(uri, file.path)):
         return pq.read_metadata(_open_source(uri, file))
 
 

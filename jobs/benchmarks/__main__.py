@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from cyclopts import App, Parameter
 
-from inpaint_encode.job.cluster import protect_local_ray
+from inpaint_encode.job.cluster import secure_local_ray
 
 __all__ = ["SECTIONS", "app"]
 
@@ -34,7 +34,7 @@ def benchmark(
         quick: run for about a minute to check that the benchmark works. The figures have too few samples to use.
         records: folder of the record.
     """
-    protect_local_ray("")
+    secure_local_ray("")
     from rich.console import Console
     from rich.markdown import Markdown
 

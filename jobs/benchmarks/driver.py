@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 import ray
 
-from inpaint_encode.job.cluster import joined
+from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.job.progress import Silent
 from inpaint_encode.settings import Source
 
@@ -122,7 +122,7 @@ def run_in_driver(address: str, workloads: Sequence[Workload]) -> list[JobRun]:
 
 
 def _run_all(address: str, workloads: Sequence[Workload]) -> list[JobRun]:
-    with joined(address), CpuMeter(root=os.getppid()) as meter:
+    with connect_ray(address), CpuMeter(root=os.getppid()) as meter:
         return [_run(workload, meter) for workload in workloads]
 
 

@@ -15,7 +15,7 @@ from diffusers.utils.logging import set_verbosity_error
 from inpaint_encode.core.compiled import optimise
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.demo.s3server import LocalS3
-from inpaint_encode.job.cluster import joined
+from inpaint_encode.job.cluster import connect_ray
 
 from .compare import compare_section
 from .cpu import CpuMeter
@@ -70,7 +70,7 @@ def measure_sections(only: Sequence[str], extent: Extent, folder: Path) -> Itera
     set_verbosity_error()  # hides diffusers' warning about casts
     with LocalS3(folder / "s3") as server:
         os.environ.update(server.environment)  # before Ray starts, whose workers inherit the environment
-        with joined("") if _ON_RAY & set(only) else nullcontext():
+        with connect_ray("") if _ON_RAY & set(only) else nullcontext():
             for name, measure in _MEASURES.items():
                 if name in only:
                     yield from measure(extent, _Machine(device, server, folder / name))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from inpaint_encode.job.cluster import protect_local_ray
+from inpaint_encode.job.cluster import secure_local_ray
 
 __all__ = ["RaySession"]
 
@@ -37,7 +37,7 @@ class RaySession:
         self.address = f"127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
-        protect_local_ray("")
+        secure_local_ray("")
         self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: paths of sockets have a maximum length
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={self._port}"]
         command += ["--node-ip-address=127.0.0.1", f"--temp-dir={self._folder}", "--include-dashboard=false"]

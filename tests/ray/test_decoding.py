@@ -93,8 +93,8 @@ def test_a_job_with_all_decoding_options(source, tmp_path, ray_cluster, make_job
         image = decoder.image(Path(row["image_uri"]).read_bytes())
         assert (row["source_height"], row["source_width"]) == (image.source_height, image.source_width)
         assert (row["resized_height"], row["resized_width"]) == image.geometry[:2]
-        assert (row["crop_top"], row["crop_left"]) == image.crop[:2]
-        assert row["noise_mask"].shape == (1, *image.crop[2:])
+        assert (row["crop_top"], row["crop_left"]) == image.geometry.crop[:2]
+        assert row["noise_mask"].shape == (1, *image.geometry.crop[2:])
         assert not {side % 32 for side in row["noise_mask"].shape[1:]} - {0}
         assert row["noise_mask"][0, -1, -1] == 1
         if row["key"] == "turned":

@@ -8,13 +8,13 @@ import ray.data
 from ray.data.block import BlockStats
 
 from inpaint_encode.job import private
-from inpaint_encode.job.cluster import joined
+from inpaint_encode.job.cluster import connect_ray
 
 BLOCKS = 60
 
 
 def test_the_driver_keeps_no_statistics_of_blocks(ray_cluster):
-    with joined(""):
+    with connect_ray(""):
         squares = ray.data.range(BLOCKS, override_num_blocks=BLOCKS).map_batches(lambda batch: {"n": batch["id"] ** 2})
     found = []
     for batch in squares.iter_batches(batch_size=None, prefetch_batches=0):
@@ -28,7 +28,7 @@ def test_without_the_private_api_the_job_goes_on_with_one_log_line(ray_cluster, 
     """A later Ray may move or remove what `inpaint_encode.job.private` uses."""
     monkeypatch.setattr(private, "ExecutionCallback", None)
     monkeypatch.setattr(ray.data.DataContext.get_current(), "custom_execution_callback_classes", [])
-    with caplog.at_level("WARNING", logger="inpaint_encode"), joined(""):
+    with caplog.at_level("WARNING", logger="inpaint_encode"), connect_ray(""):
         assert ray.data.range(10).map_batches(lambda batch: batch).count() == 10
     assert [record.getMessage() for record in caplog.records if record.name.startswith("inpaint_encode")] == [
         "this version of Ray keeps statistics of every block; the driver needs more memory"

@@ -45,7 +45,7 @@ def masked_image(pairs: Path, row: dict) -> torch.Tensor:
     return torch.from_numpy(image[top : top + height, left : left + width])
 
 
-def made_by(output: Path) -> dict:
+def metadata_of(output: Path) -> dict:
     return json.loads((output / "_job.json").read_text())["rows"]
 
 
@@ -66,7 +66,7 @@ def test_a_job_gives_the_latents_of_diffusers(name, pairs, tmp_path, make_job, r
     vae = saved(name, tmp_path / "vae")
     report = run_job(make_job(pairs / "images", pairs / "masks", tmp_path / "out", vae=vae), display)
     assert (report["encoded"], report["rejected"]) == (len(SIZES), 0)
-    assert made_by(tmp_path / "out")["vae_class"] == SMALL[name][0]
+    assert metadata_of(tmp_path / "out")["vae_class"] == SMALL[name][0]
     check_every_row(pairs, tmp_path / "out", name, small_vae(name))
 
 
@@ -96,7 +96,7 @@ def test_plain_latents_of_flux2_are_cropped_to_16_and_verified(pairs, tmp_path, 
     folder = saved("AutoencoderKLFlux2", tmp_path / "vae")
     job = make_job(pairs / "images", pairs / "masks", tmp_path / "out", vae=folder, flux2_latents="plain")
     run_job(job, display)
-    facts = made_by(tmp_path / "out")
+    facts = metadata_of(tmp_path / "out")
     assert (facts["vae_scale_factor"], facts["crop_multiple"], facts["latent_channels"]) == (8, 16, 32)
     assert facts["latent_form"] == "unscaled"
     vae = small_vae("AutoencoderKLFlux2")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from inpaint_encode.core.geometry import CropBox, Geometry, Sizing
+from inpaint_encode.core.geometry import Geometry, Sizing
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.sources.random_masks import RandomMask
@@ -29,11 +29,6 @@ class DecodedImage(NamedTuple):
     geometry: Geometry
     transposed: bool
     """Whether its EXIF orientation swapped height and width."""
-
-    @property
-    def crop(self) -> CropBox:
-        """The crop, in pixels of the resized image."""
-        return self.geometry.crop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +118,7 @@ class PairDecoder:
 
             mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
             binary = binarise_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
-        return binary[image.crop.slices]
+        return binary[image.geometry.crop.slices]
 
 
 def _check_orientation(mask: tuple[int, ...], image: DecodedImage) -> None:

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.filesize import decimal
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.job.cluster import joined
+from inpaint_encode.job.cluster import connect_ray
 
 from .device import check_devices
 from .findings import Finding, ok, plural, problem, warning
@@ -63,7 +63,7 @@ def check_nodes(
     on_status(f"joining the Ray cluster at {cluster}" if cluster else "starting Ray, which takes about ten seconds")
     start = time.monotonic()
     try:
-        with joined(address):
+        with connect_ray(address):
             nodes = [node for node in ray.nodes() if node["Alive"]]
             yield _describe_cluster(len(nodes), time.monotonic() - start)
             on_status("checking the nodes")

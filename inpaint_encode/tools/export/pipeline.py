@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray.data
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.job.cluster import failures_named, joined
+from inpaint_encode.job.cluster import connect_ray, translate_ray_errors
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import Lease, hold
@@ -83,7 +83,7 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
         work = [{"path": path, "version": version} for path, version in versions.items() if path not in done]
         on_status(f"{len(done):,} of {len(versions):,} data files are exported")
         if work:
-            with joined(options.address), failures_named():
+            with connect_ray(options.address), translate_ray_errors():
                 table = pa.Table.from_pylist(work, EXPORT_WORK)
                 results = build_pipeline(table, output.uri, destination, options.to, has_frames=has_frames)
                 whole = _consume(results, whole, len(done), len(versions), lease, on_status)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.schema import REJECTS
 from inpaint_encode.stores import storage
 
@@ -109,5 +109,5 @@ def read_rejects_file(uri: str) -> pa.Table:
         PermissionError, OSError: from the store.
     """
     data = storage.read(uri).data
-    with damage_named(uri):
+    with translate_errors(uri):
         return pq.read_table(pa.BufferReader(data), columns=REJECTS.names)

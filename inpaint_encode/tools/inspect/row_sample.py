@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.core.geometry import Sizing
-from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.reader import DataFile, Output, as_rows
 from inpaint_encode.stores import storage
 
@@ -112,7 +112,7 @@ class RowSample:
         self.rows = sum(group.rows for group in self.groups)
 
     def _open(self, file: DataFile) -> list[RowGroup]:
-        with damage_named(storage.join(self.output.uri, file.path)):
+        with translate_errors(storage.join(self.output.uri, file.path)):
             parquet = self.output.parquet(file)
         groups = []
         for number in range(parquet.num_row_groups):
@@ -183,7 +183,7 @@ class RowSample:
             by_file[group.file].append(group)
 
         def read_file(file: DataFile) -> dict[RowGroup, _R]:
-            with damage_named(storage.join(self.output.uri, file.path)):
+            with translate_errors(storage.join(self.output.uri, file.path)):
                 return {
                     group: convert(group, group.parquet.read_row_group(group.number, columns=columns))
                     for group in by_file[file]
@@ -201,7 +201,7 @@ def read_row(output: Output, location: RowLocation) -> dict[str, Any]:
         JobFailed: the file is damaged.
         PermissionError, OSError: from the store.
     """
-    with damage_named(storage.join(output.uri, location.file.path)), output.parquet(location.file) as file:
+    with translate_errors(storage.join(output.uri, location.file.path)), output.parquet(location.file) as file:
         return next(_rows_of(file.read_row_group(location.group), [location.row]))
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.output.parquet import damage_named
+from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.reader import Output
 from inpaint_encode.schema import RECEIPT
 from inpaint_encode.settings import Decoding, RowSettings
@@ -106,7 +106,7 @@ def _count_receipts(output: Output) -> tuple[int, int] | None:
     for path in receipts:
         uri = storage.join(prefix, path)
         data = storage.read(uri).data
-        with damage_named(uri):
+        with translate_errors(uri):
             table = pq.read_table(pa.BufferReader(data), schema=RECEIPT)
         for one in table.select(["chunk", "encoded", "rejected", "version"]).to_pylist():
             name = f"{path.partition('-')[0]}-{one['chunk']:08d}.parquet"

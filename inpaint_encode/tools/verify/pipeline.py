@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray.data
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.job.cluster import joined
+from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
 from inpaint_encode.output.lease import hold
@@ -96,7 +96,7 @@ def _check_on_ray(
 ) -> Iterator[ChunkFindings]:
     reported, checked, problems, total = time.monotonic(), 0, 0, len(chunks)
     on_status(f"checking {total:,} chunks")
-    with joined(address):
+    with connect_ray(address):
         findings = build_pipeline(chunks, state, metadata)
         for batch in findings.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for found in map(ChunkFindings.from_json, batch["findings"].to_pylist()):

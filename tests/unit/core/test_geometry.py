@@ -110,9 +110,9 @@ def test_crop_coordinates_map_to_the_source(options, size):
     image = decoder.image(png(np.stack([light] * 3, axis=-1), COLOUR))
     mask = decoder.mask(png((distance < 30) * 255, GREY), image)
     for found in (image.pixels[..., 0].astype(float), mask.astype(float)):
-        assert found.shape == (image.crop.height, image.crop.width)
+        assert found.shape == (image.geometry.crop.height, image.geometry.crop.width)
         at_y, at_x = ((grid * found).sum() / found.sum() for grid in np.mgrid[: found.shape[0], : found.shape[1]])
-        row = {**image.geometry._asdict(), "crop_top": image.crop.top, "crop_left": image.crop.left}
+        row = {**image.geometry._asdict(), "crop_top": image.geometry.crop.top, "crop_left": image.geometry.crop.left}
         source_y = (row["crop_top"] + at_y + 0.5) * image.source_height / row["resized_height"] - 0.5
         source_x = (row["crop_left"] + at_x + 0.5) * image.source_width / row["resized_width"] - 0.5
         assert (source_y, source_x) == pytest.approx(spot, abs=0.6)
@@ -127,10 +127,10 @@ def test_pixels_are_resized_by_lanczos_and_masks_bilinearly(options):
     image = decoder.image(png(photo, COLOUR))
     size = image.geometry.resized_height, image.geometry.resized_width
     resized = Image.open(io.BytesIO(png(photo, COLOUR))).resize(size[::-1], Image.Resampling.LANCZOS)
-    assert np.array_equal(image.pixels, np.asarray(resized)[image.crop.slices])
+    assert np.array_equal(image.pixels, np.asarray(resized)[image.geometry.crop.slices])
     for levels in (*masks, np.kron(masks[0], np.ones((4, 4), int))):
         wanted = F.interpolate(torch.from_numpy(levels / 255).float()[None, None], size, mode="bilinear")[0, 0].round()
-        assert np.array_equal(decoder.mask(png(levels, GREY), image), wanted.numpy()[image.crop.slices])
+        assert np.array_equal(decoder.mask(png(levels, GREY), image), wanted.numpy()[image.geometry.crop.slices])
 
 
 @pytest.mark.parametrize(

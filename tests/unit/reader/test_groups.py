@@ -68,9 +68,9 @@ def test_the_error_names_a_damaged_file(tmp_path):
     data = bytearray(path.read_bytes())
     data[40:400] = bytes(360)
     path.write_bytes(data)
-    with pytest.raises(JobFailed, match=r"00000000\.parquet is not whole"):
+    with pytest.raises(JobFailed, match=r"00000000\.parquet is damaged"):
         list(open_latents(str(tmp_path)))
-    with pytest.raises(JobFailed, match=r"00000000\.parquet is not whole"):
+    with pytest.raises(JobFailed, match=r"00000000\.parquet is damaged"):
         list(iter_rows(str(tmp_path)))
 
 

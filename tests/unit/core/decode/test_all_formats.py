@@ -163,7 +163,7 @@ def test_every_image_with_every_mask(image):
     for mask, (mask_data, options, repainted) in MASKS.items():
         decoder = decoder_of(options)
         found = decoder.image(data)
-        assert (found.source_height, found.source_width, found.crop[:2]) == (HEIGHT, WIDTH, (1, 3))
+        assert (found.source_height, found.source_width, found.geometry.crop[:2]) == (HEIGHT, WIDTH, (1, 3))
         assert found.pixels.dtype == np.uint8
         assert np.abs(found.pixels - wanted[CROPPED].astype(int)).max() <= off
         assert np.array_equal(decoder.mask(mask_data, found), repainted[CROPPED]), mask

@@ -62,7 +62,7 @@ def test_parquet_files_of_others_are_refused(tmp_path):
     storage.write(str(file), parquet_bytes(pa.table({"key": ["a"]})))
     assert f"{file} is no data file of encode" in refused(f"{tmp_path}/out", "safetensors", tmp_path / "to")
     file.write_bytes(b"PAR1 and no more")
-    with pytest.raises(JobFailed, match=r"x\.parquet is not whole \(Parquet magic bytes not found"):
+    with pytest.raises(JobFailed, match=r"x\.parquet is damaged \(Parquet magic bytes not found"):
         refused(f"{tmp_path}/out", "safetensors", tmp_path / "to")
 
 

@@ -197,13 +197,13 @@ class TestPage:
 def test_a_damaged_file_is_named(output):
     file = output / f"{JOB}-00000001.parquet"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(JobFailed, match=r"00000001\.parquet is not whole .* verify OUTPUT --repair"):
+    with pytest.raises(JobFailed, match=r"00000001\.parquet is damaged .* verify OUTPUT --repair"):
         page_of(output)
 
 
 def test_a_damaged_file_of_rejects_is_named(output):
     (output / "_rejected" / f"{JOB}-00000000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(JobFailed, match=r"_rejected/.*00000000\.parquet is not whole"):
+    with pytest.raises(JobFailed, match=r"_rejected/.*00000000\.parquet is damaged"):
         page_of(output)
 
 

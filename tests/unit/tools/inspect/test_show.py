@@ -61,9 +61,9 @@ def test_later_generations_are_searched(output):
 def test_damaged_files_are_named(output):
     rejects = output / "_rejected" / f"{JOB}-00000000.parquet"
     rejects.write_bytes(b"PAR1")
-    with pytest.raises(JobFailed, match=r"_rejected/.*00000000\.parquet is not whole"):
+    with pytest.raises(JobFailed, match=r"_rejected/.*00000000\.parquet is damaged"):
         find_row(Output.open(str(output)), "bad-1")
     file = output / f"{JOB}-00000001.parquet"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(JobFailed, match=r"00000001\.parquet is not whole"):
+    with pytest.raises(JobFailed, match=r"00000001\.parquet is damaged"):
         find_row(Output.open(str(output)), "pair-20")
