@@ -58,8 +58,7 @@ def encode_for_inpaint(pixels: Tensor, mask: Tensor, vae: ModelMixin, grow_mask_
         >>> import torch
         >>> from PIL import Image
         >>> from inpaint_encode import encode_for_inpaint, load_vae
-        >>> from inpaint_encode.settings import VaeSource
-        >>> vae = load_vae(VaeSource(vae="path/to/vae"))
+        >>> vae = load_vae("path/to/vae")
         >>> image, mask = Image.open("image.png").convert("RGB"), Image.open("mask.png").convert("L")
         >>> pixels = torch.from_numpy(np.array(image))[None].float() / 255  # [1, H, W, 3]
         >>> repaint = torch.from_numpy(np.array(mask))[None].float() / 255  # [1, h, w]

@@ -32,7 +32,7 @@ def check_devices(*, gpu_reserved: bool = False, gpus: bool = True) -> Iterator[
         import torch
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())
-        yield problem("torch", f"cannot be imported ({reason})", "install it: pip install -c constraints.txt .")
+        yield problem("torch", f"cannot be imported ({reason})", "install it: pip install -c constraints.txt '.[job]'")
         return
     yield check_cpu(torch.backends.cpu.get_cpu_capability(), len(os.sched_getaffinity(0)))
     if gpus:

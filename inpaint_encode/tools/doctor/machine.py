@@ -37,7 +37,8 @@ def check_machine() -> Iterator[Finding]:
     try:
         python, packages = metadata("inpaint-encode")["Requires-Python"], requires("inpaint-encode") or []
     except PackageNotFoundError:
-        yield problem("packages", "inpaint-encode is not installed", "install it: pip install -c constraints.txt .")
+        advice = "install it: pip install -c constraints.txt '.[job]'"
+        yield problem("packages", "inpaint-encode is not installed", advice)
     else:
         yield check_python(python)
         yield check_packages(packages)
@@ -75,7 +76,7 @@ def check_packages(requirements: Iterable[str]) -> Finding:
             wrong.append(f"{name} {here or 'is missing'}, not {ranges}")
             install.append(f"'{named.strip()}'")
     if wrong:
-        advice = f"pip install {' '.join(install)}, or all tested versions: pip install -c constraints.txt ."
+        advice = f"pip install {' '.join(install)}, or all tested versions: pip install -c constraints.txt '.[job]'"
         return problem("packages", ", ".join(wrong), advice)
     versions = ", ".join(f"{name} {installed_version(name)}" for name in PACKAGES)
     return ok("packages", f"{checked} within their ranges: {versions}")

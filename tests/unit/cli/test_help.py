@@ -113,10 +113,7 @@ def test_values_are_formatted_for_people(value, text):
 
 
 OPTIONS = re.findall(r"(?m)^\| (`--.*?`) \|(.*?)\|.*\|$", README.partition("## Options")[2])
-OTHER_DEFAULTS = {
-    **{"--vae": "", "--output": "", "--no-compile": "on", "--max-workers": "what is there"},
-    **{"--tile": "where memory forces it", "--no-tile": "where memory forces it"},
-}
+OTHER_DEFAULTS = {"--vae": "", "--output": "", "--no-compile": "on"}
 """Defaults that the README words differently, or leaves out because the option is required."""
 
 
