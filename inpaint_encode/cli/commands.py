@@ -44,14 +44,14 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140)
 
 
-@app.command(sort_key=1)
+@app.command(sort_key=1, usage="inpaint-encode doctor [URI...] [OPTIONS]")
 def doctor(
     *uris: str,
     output: Annotated[str, unit("URI")] = "",
     address: Annotated[str, unit("HOST:PORT")] = "",
     no_ray: bool = False,
 ) -> None:
-    """Check this machine, Ray, sources and the output before a job.
+    """Check this machine, Ray, the sources and the output before a job.
 
     inpaint-encode doctor s3://bucket/images --output s3://bucket/latents
 
@@ -59,10 +59,10 @@ def doctor(
     Exit codes: 0 no problem, 1 problems found, 2 bad usage, 130 interrupted.
 
     Args:
-        uris: Prefixes or files of sources to check. Each is listed, and one object in it is read.
+        uris: Sources to check: prefixes, folders or files. Each is listed, and one object in it is read.
         output: Folder or prefix of an output to check. A small object is written to it, replaced, read and deleted.
         address: Ray cluster to join. Its nodes are checked. The default is RAY_ADDRESS, which `ray job submit` sets.
-            Without it, Ray starts on this machine.
+            If neither is set, Ray starts on this machine.
         no_ray: Check only this machine and the stores, without Ray. This saves about ten seconds.
     """
     secure_local_ray(address)
@@ -107,7 +107,7 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
         --rate-from s3://bucket/finished --price 12.50
 
     Lists the source and reads the headers of a random sample of its images. Does not start Ray.
-    Accepts the --config file of a job. Prints each estimate with its error.
+    Accepts the --config file of an encode job. Prints each estimate with its margin of error.
     Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
     """
     from inpaint_encode.job.progress import open_display
@@ -122,13 +122,13 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
         show(job, _console())
 
 
-@app.command(sort_key=6)
+@app.command(sort_key=6, usage="inpaint-encode verify OUTPUT [OPTIONS]")
 def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     """Check every file of an output against its plan, settings and sources.
 
     inpaint-encode verify s3://bucket/latents --sample 100
 
-    Chunks that are not encoded yet make an output incomplete, but are not damage.
+    Chunks that are not encoded yet count as incomplete, not as damaged.
     Exit codes: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged, 130 interrupted.
     """
     secure_local_ray(options.address)
@@ -149,7 +149,7 @@ def info(output: str, *, as_json: bool = False) -> None:
     inpaint-encode info s3://bucket/latents
 
     Lists the output and reads a few small objects, but no rows. A job may run at the same time.
-    Exit codes: 0 done, 1 cannot be read, 2 bad usage, 130 interrupted.
+    Exit codes: 0 done, 1 output cannot be read, 2 bad usage, 130 interrupted.
 
     Args:
         output: Folder or prefix that `encode` wrote.
@@ -171,8 +171,8 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
     inpaint-encode report s3://bucket/latents --html report.html
 
     The page is one file without external resources. For a large output it reads a random sample
-    and says which. For an unfinished output it shows the files that exist.
-    Exit codes: 0 done, 1 cannot be read, 2 bad usage, 130 interrupted.
+    and states how many rows it read. For an unfinished output it shows the rows that exist.
+    Exit codes: 0 done, 1 output cannot be read, 2 bad usage, 130 interrupted.
 
     Args:
         output: Folder or prefix that `encode` wrote.
@@ -203,11 +203,11 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
 
     inpaint-encode show s3://bucket/latents a/042 --picture a-042.png
 
-    Exit codes: 0 done, 1 cannot be read, 2 bad usage or no such row, 130 interrupted.
+    Exit codes: 0 done, 1 output cannot be read, 2 bad usage or unknown key, 130 interrupted.
 
     Args:
         output: Folder or prefix that `encode` wrote.
-        key: Key of the row.
+        key: Key of the row, as in the column key.
         options: Decoding of the latent, and place of the picture.
     """
     from inpaint_encode.job.progress import open_display
@@ -229,7 +229,7 @@ def export(
 
     inpaint-encode export s3://bucket/latents --to comfyui --output ComfyUI/input
 
-    Run it again after an interruption or when the output has grown: it exports what is missing.
+    After an interruption, or when the output has new rows, run the same command again: it exports what is missing.
     Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
     Args:

@@ -60,7 +60,7 @@ def configure_help(tokens: list[str]) -> list[str]:
 def _epilogue(command: str, *, full: bool) -> str:
     if not command:
         return "inpaint-encode COMMAND --help shows common options, --help-all shows all options."
-    config = "--config FILE reads a TOML file (grow_mask_by = 6); given options override it."
+    config = "--config FILE reads options from a TOML file, for example grow_mask_by = 6; given options override it."
     if full or command not in COMMON_OPTIONS:
         return config
     count = sum(argument.show and not argument.children for argument in app[command].assemble_argument_collection())
@@ -138,6 +138,6 @@ def _notes(entry: HelpEntry) -> Iterator[str]:
     if choices := [choice for choice in entry.choices or () if choice]:
         yield ", ".join(choices)
     if entry.default is not None:
-        yield f"default {entry.default}"
+        yield f"default: {entry.default}"
     if entry.required:
         yield "required"

@@ -77,11 +77,11 @@ class VerifyOptions(Frozen):
     """VAE to use for --sample. Give it if the job's path or hub id is not available here. Its weights must be the same
     as the job's."""
     repair: bool = False
-    """Remove damaged and unexpected files. Then run the same encode command again to complete the output. Do not use it
-    while an encode job runs."""
+    """Remove damaged and unexpected files. Then run the same encode command again to complete the output. Do not use
+    --repair while an encode job runs."""
     address: Annotated[str, unit("HOST:PORT")] = ""
-    """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. Without it, Ray starts on this
-    machine."""
+    """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
+    this machine."""
 
 
 @section("VAE", 2)
@@ -98,16 +98,17 @@ class Estimation(Frozen):
     """How ``inpaint-encode plan`` estimates and prints."""
 
     sample: Annotated[int, Field(ge=1), unit("IMAGES")] = 256
-    """Number of randomly drawn images whose headers to read. Four times as many halve the sampling errors."""
+    """Number of randomly drawn images whose headers to read. Four times as many images halve the margins of
+    error."""
     seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of the random draw. The same seed draws the same images from the same source."""
     fetch_threads: Annotated[int, Field(ge=1, le=256), unit("COUNT")] = 16
-    """Number of headers to read concurrently, 1 to 256."""
+    """Number of image headers to read concurrently, 1 to 256."""
     rate_from: Annotated[str, unit("OUTPUT")] = ""
-    """Output of a finished encode run whose rate to use for the hours. Its _report.json is read. The hours assume the
-    same cluster and images of similar sizes."""
+    """Output of a finished encode run; its rate is used to estimate the hours. The rate is read from _report.json. The
+    hours assume the same cluster and images of similar sizes."""
     price: Annotated[float, Field(ge=0), unit("AMOUNT")] = 0.0
-    """Cost of an hour of that run's whole cluster, in any currency. Needs --rate-from."""
+    """Cost of one hour of the whole cluster of the --rate-from run, in any currency. Needs --rate-from."""
     as_json: bool = False
     """Print JSON instead of a table."""
 

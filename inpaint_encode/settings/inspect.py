@@ -20,7 +20,8 @@ class LatentDecoding(Frozen):
     """VAE to decode latents with. Give it if the job's path or hub id is not available here. Its weights must be the
     same as the job's."""
     decode: Annotated[bool, Parameter(negative="--no-decode")] = True
-    """Decode latents, to show them beside their images. --no-decode loads no VAE and is faster."""
+    """Decode latents, to show them beside their images. --no-decode: leave out decoded latents. This loads no VAE and
+    is faster."""
 
 
 @section("Report", 1)
@@ -32,8 +33,8 @@ class ReportOptions(Frozen):
     sample: Annotated[int, Field(ge=1), unit("ROWS")] = 2_000
     """Number of rows whose latents are read for statistics, from randomly chosen files. More rows take more time."""
     gallery: Annotated[int, Field(ge=0, le=200), unit("ROWS")] = 8
-    """Number of random rows to show as pictures, 0 to 200. Half as many are shown for each kind of extreme, such as the
-    largest masks. 0 shows no pictures."""
+    """Number of random rows to show as pictures, 0 to 200. For each kind of extreme, such as the largest masks, the
+    page shows half this number of rows. 0 shows no pictures."""
     seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of the random choice of rows. The same seed chooses the same rows of an output."""
     decoder: LatentDecoding = LatentDecoding()

@@ -22,9 +22,9 @@ class Chunks(Frozen):
     work when a worker dies, and need more requests. All masks of an image are in one chunk if they fit."""
     chunk_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 64 * 2**20
     """End a chunk before --chunk-rows when its image files reach this size. A task holds the decoded pixels of a chunk
-    in memory, for photographs about ten times the size of the files. Flat images have many more pixels per byte, and a
-    list of pairs has no sizes. In these cases only --chunk-rows limits memory: each image takes 3 bytes per pixel, 192
-    MB for 64 megapixels."""
+    in memory, for photographs about ten times the size of the files. Images of plain color have many more pixels per
+    byte, and for a list of URIs the sizes are unknown. In both cases only --chunk-rows limits memory: each image takes
+    3 bytes per pixel, 192 MB for 64 megapixels."""
 
 
 @section("Output", 5)
@@ -32,11 +32,10 @@ class Output(Chunks):
     """Where rows are written, and in what chunks."""
 
     output: Annotated[str, unit("URI")]
-    """Folder or prefix of the output. Accepts s3://bucket/prefix, file:///path or a plain path. Names of files that are
-    not data begin with "_"."""
+    """Folder or prefix of the output. Accepts s3://bucket/prefix, file:///path or a plain path. Names of files and
+    folders that are not data begin with "_"."""
     overwrite: bool = False
-    """Delete the output's rows and start over. Leave it out when you run an interrupted job again, so that the job
-    resumes."""
+    """Delete the output's rows and start over. To resume an interrupted job, run it again without --overwrite."""
 
 
 @section("Run", 7)
@@ -47,18 +46,18 @@ class RunOptions(Frozen):
     """Maximum number or percentage of rejected pairs, such as 100 or 1%. With more, the job ends with exit code 3. A
     number is checked throughout the job. A percentage is checked at the end, and during the job after 1,000 pairs."""
     limit: Annotated[int, Field(ge=0), unit("PAIRS", "none")] = 0
-    """Stop this run at the end of a chunk, after at least this many pairs. The same command without it encodes the
-    rest."""
+    """Stop this run at the end of a chunk, after at least this many pairs. The same command without --limit
+    encodes the rest."""
     retry_rejected: bool = False
-    """Try rejected pairs again. Without it, later runs skip them."""
+    """Try rejected pairs again. Without --retry-rejected, later runs skip them."""
     refresh: bool = False
-    """Encode pairs again if their image or mask has a new version in the listing, or their line in the list of pairs
+    """Encode a pair again if its image or mask has a new version in the listing, or if its line in the list of pairs
     has changed. All other rows stay."""
     drop_vanished: bool = False
     """With --refresh, remove rows whose image or mask is no longer in the source."""
     address: Annotated[str, unit("HOST:PORT")] = ""
-    """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. Without it, Ray starts on this
-    machine."""
+    """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
+    this machine."""
 
     @field_validator("max_rejected")
     @classmethod

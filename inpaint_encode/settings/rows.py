@@ -27,7 +27,7 @@ class VaeSource(Frozen):
     """Model family of a single-file VAE. Give it if the names and shapes of the tensors fit several families. The
     family determines the scaling factor, for the metadata and --scaled. Use sd1 for SD 1.x and SD 2."""
     flux2_latents: Literal["packed", "plain"] = "packed"
-    """Layout of Flux.2 latents. packed: normalised, 128 channels at 1/16 of the image's size, as in ComfyUI. plain: 32
+    """Layout of Flux.2 latents. packed: normalized, 128 channels at 1/16 of the image's size, as in ComfyUI. plain: 32
     channels at 1/8. For both, images are cropped to multiples of 16."""
 
 
@@ -37,15 +37,15 @@ class RowSettings(Frozen):
 
     grow_mask_by: Annotated[int, Field(ge=0, le=64), unit("PIXELS")] = 6
     """Dilate the mask with a square of this side. The side is 0 to 64; 0 and 1 do not change the mask. A larger side
-    hides more of the seam. Only noise_mask grows: the masked image that the VAE encodes uses the mask before it is
-    grown."""
+    hides more of the seam. Only noise_mask is dilated. The masked image that the VAE encodes uses the original
+    mask."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute dtype of the VAE. auto: bfloat16 on GPUs of compute capability 8.0 and up, otherwise float32. Give a
     dtype if workers have different hardware and all rows must have the same precision."""
     samples_dtype: Literal["float16", "float32"] = "float16"
-    """Dtype of stored latents. float32 takes twice the bytes; use it if values exceed float16."""
+    """Dtype of stored latents. float32 takes twice the bytes; use it if values exceed the range of float16."""
     posterior: Literal["mean", "sample", "moments"] = "mean"
-    """Part of the VAE's posterior to store. mean: its mean. sample: a random sample, which depends only on the key and
+    """What to store of the VAE's posterior. mean: its mean. sample: a random sample, which depends only on the key and
     --posterior-seed. moments: the means, then the log-variances, which takes twice as many channels."""
     posterior_seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of --posterior sample. Another seed gives another sample of every row."""
@@ -56,19 +56,20 @@ class RowSettings(Frozen):
     """Add the column original_samples, the latent of the image without a mask. This encodes each row twice."""
     latent_mask: Literal["none", "comfyui", "diffusers"] = "none"
     """Add the column latent_mask, a mask of the latent's size. comfyui: noise_mask, resized bilinearly, 0 to 1.
-    diffusers: the mask before it is grown, resized by nearest neighbour, 0 or 1."""
-    tile: Annotated[bool | None, Parameter(negative="--no-tile", show_default="only on out-of-memory")] = None
-    """Encode images larger than a tile in overlapping tiles; --no-tile never does. By default an image is tiled only if
-    it does not fit in memory. A tiled latent is close to the whole one, not equal. The column tiled marks tiled
-    rows."""
+    diffusers: the mask before it is grown, resized by nearest neighbor, 0 or 1."""
+    tile: Annotated[bool | None, Parameter(negative="--no-tile", show_default="only if an image does not fit in memory")] = None
+    """Encode images larger than a tile in overlapping tiles. --no-tile: never encode in tiles, and reject an image that
+    does not fit in memory. A latent from tiles is close to the latent of the whole image, but not equal to it. The
+    column tiled marks these rows."""
     tile_size: Annotated[int, Field(ge=64), unit("PIXELS")] = 512
-    """Side of a tile, at least 64. Smaller tiles need less memory, and the latent differs more from the whole one."""
+    """Side of a tile, at least 64. Smaller tiles need less memory, but the latent differs more from that of the
+    whole image."""
     mask_encoding: Literal["tensor", "packed"] = "tensor"
-    """Format of stored masks. tensor: one byte per pixel, for any Parquet reader. packed: one bit per pixel, a sixth of
-    the time to write; open_latents and iter_rows unpack it."""
+    """Format of stored masks. tensor: one byte per pixel, for any Parquet reader. packed: one bit per pixel,
+    and a third less CPU time for the whole job, not counting the VAE; open_latents and iter_rows unpack it."""
     deterministic: bool = False
     """Give a row the same bits in every run on the same kind of hardware. The batch size is 1, and a worker on a CPU
-    uses one thread, so it is slower. Images that do not fit in memory are rejected unless --tile is given."""
+    uses one thread, so the job is slower. Images that do not fit in memory are rejected unless --tile is given."""
 
     @model_validator(mode="after")
     def _validate_combinations(self) -> Self:

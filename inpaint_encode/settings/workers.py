@@ -30,9 +30,10 @@ class Batches(Frozen):
 
     batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], unit("IMAGES")] = "auto"
     """Maximum number of images of one size in a forward pass. Larger batches use a GPU better and need more memory.
-    auto: up to 8, fewer if they do not fit in the GPU's free memory; on a CPU, at most half a million pixels."""
+    auto: up to 8, fewer if they do not fit in the GPU's free memory; on a CPU, at most half a million pixels in a pass."""
     compile: Annotated[bool, Parameter(negative="--no-compile")] = True
-    """On a GPU, compile the VAE for frequent batch shapes. This is faster; results differ only by rounding."""
+    """On a GPU, compile the VAE for frequent batch shapes. This is faster; results differ only by rounding.
+    --no-compile: compile none."""
     gpus_per_worker: Annotated[str, unit("GPUS")] = "auto"
     """GPUs per VAE worker. 0: the worker uses the CPU. 0.5: two workers share a GPU. auto: 1 if the cluster has a GPU
     now, otherwise 0. Give a number and --max-workers if the cluster starts GPU nodes on demand."""
@@ -54,20 +55,21 @@ class Workers(Batches):
     min_workers: Annotated[int, Field(ge=1), unit("WORKERS")] = 1
     """Number of VAE workers to start with."""
     max_workers: Annotated[int, Field(ge=0), unit("WORKERS")] = 0
-    """Maximum number of VAE workers. 0: one per GPU share that the cluster has now, or one if it has no GPU. Give a
-    number if the cluster starts GPU nodes on demand; it then starts nodes for these workers."""
+    """Maximum number of VAE workers. 0: as many as the cluster's present GPUs allow, at --gpus-per-worker each; one if
+    it has no GPU. Give a number if the cluster starts GPU nodes on demand; it then starts nodes for these workers."""
     fetch_cpus: Annotated[float, Field(gt=0), unit("CPUS")] = 1.0
     """CPUs to reserve for a task that fetches and decodes a chunk."""
     encode_cpus: Annotated[str, unit("CPUS")] = "auto"
-    """CPUs to reserve for a VAE worker. auto: 0 with a GPU, so that CPU tasks never block it; otherwise 2."""
+    """CPUs to reserve for a VAE worker. auto: 0 for a worker with a GPU, so that CPU tasks never block it; otherwise
+    2."""
     write_cpus: Annotated[float, Field(gt=0), unit("CPUS")] = 0.75
     """CPUs to reserve for a task that writes a chunk."""
     encode_on: Annotated[str, unit("LABELS")] = ""
     """Labels of the nodes for VAE workers, such as ray.io/accelerator-type=in(L4,A10G) or pool=gpu,market=!spot. All
     conditions must hold: key=value, key=!value or key=in(a,b). By default, any node with free resources."""
     fetch_on: Annotated[str, unit("LABELS")] = ""
-    """Labels of the nodes for tasks that fetch, decode and write, in the same form. By default, any node with free
-    CPUs."""
+    """Labels of the nodes for tasks that fetch, decode and write, in the form of --encode-on. By default, any node with
+    free CPUs."""
 
     @field_validator("encode_cpus")
     @classmethod

@@ -71,7 +71,7 @@ def test_help_all_has_every_option_with_its_unit_and_default(command, help_of):
         positional = option.index is not None and option.required
         name = option.name.strip("-").upper() if positional else option.name
         said = " ".join(about[name if name in about else option.name.upper()].split())
-        assert re.search(r"[(;] ?(?:default [^)]+|required)\)", said) or name == "URIS", said
+        assert re.search(r"[(;] ?(?:default: [^)]+|required)\)", said) or name == "URIS", said
         assert not re.match(r"\S+ (?:STR|INT|FLOAT)\b", said), f"{said}: annotate the option with unit()"
 
 
