@@ -57,7 +57,7 @@ PAIRS = pa.schema(
     ]
 )
 """The plan: each pair's chunk, its versions as listed (empty if nothing was listed), and whether to encode it or to
-keep its row from the chunk's previous generation. Pairs of one image are neighbours. A null key marks a chunk without
+keep its row from the chunk's previous generation. Pairs of one image are neighbors. A null key marks a chunk without
 pairs."""
 
 WORK = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), ("part", pa.string()), ("keep", pa.bool_())])

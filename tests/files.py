@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 GREY, COLOUR, PALETTE, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 3, 4, 6
-"""PNG's colour types."""
+"""PNG's color types."""
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
 """First row, first column and steps of each pass."""
 
@@ -41,7 +41,7 @@ def png(
 
     Args:
         values: whole numbers.
-        colour: PNG's colour type.
+        colour: PNG's color type.
         depth: 1, 2, 4, 8 or 16.
         before_data: more chunks.
         interlaced: by Adam7.
@@ -81,7 +81,7 @@ def matrix_profile(primaries: np.ndarray, gamma: float) -> bytes:
 
 
 def grey_profile(gamma: float) -> bytes:
-    """An ICC profile of grey."""
+    """An ICC profile of gray."""
     return _profile(b"GRAY", {b"kTRC": b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)})
 
 

@@ -38,7 +38,7 @@ def latent_diffusion(tensors: Tensors, levels: int = 4) -> Tensors:
 
 
 def flux2(tensors: Tensors) -> Tensors:
-    """As Black Forest Labs write Flux.2's: the quantising convolutions inside, batches not counted."""
+    """As Black Forest Labs write Flux.2's: the quantizing convolutions inside, batches not counted."""
     inside = [("^quant_conv", "encoder.quant_conv"), ("^post_quant_conv", "decoder.post_quant_conv")]
     named = {_by(inside, name): tensor for name, tensor in latent_diffusion(tensors).items()}
     del named["bn.num_batches_tracked"]

@@ -229,7 +229,8 @@ def export(
 
     inpaint-encode export s3://bucket/latents --to comfyui --output ComfyUI/input
 
-    After an interruption, or when the output has new rows, run the same command again: it exports what is missing.
+    After an interruption, or when the output has new rows, run the same command again.
+    It exports the missing rows.
     Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
     Args:

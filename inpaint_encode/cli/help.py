@@ -60,7 +60,7 @@ def configure_help(tokens: list[str]) -> list[str]:
 def _epilogue(command: str, *, full: bool) -> str:
     if not command:
         return "inpaint-encode COMMAND --help shows common options, --help-all shows all options."
-    config = "--config FILE reads options from a TOML file, for example grow_mask_by = 6; given options override it."
+    config = "--config FILE reads options from a TOML file, for example grow_mask_by = 6; flags override it."
     if full or command not in COMMON_OPTIONS:
         return config
     count = sum(argument.show and not argument.children for argument in app[command].assemble_argument_collection())

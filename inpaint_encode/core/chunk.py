@@ -109,7 +109,7 @@ def encode_chunk(
     """Fetch, decode and encode pairs; return one result per pair, in their order.
 
     Args:
-        pairs: pairs of one image must be neighbours, so that it is fetched and decoded once.
+        pairs: pairs of one image must be neighbors, so that it is fetched and decoded once.
         reader: reads images and masks.
         decoder: decodes and crops them.
         encoder: encodes batches of one size.
@@ -139,7 +139,7 @@ def fetch_and_decode(
     """Fetch and decode pairs, each image once for all its masks; yield one result per pair, in their order.
 
     Args:
-        pairs: pairs of one image must be neighbours.
+        pairs: pairs of one image must be neighbors.
         reader: reads images and masks.
         decoder: decodes and crops them.
         breaker: decides when a store is failing; the caller must check ``breaker.failure`` at the end.

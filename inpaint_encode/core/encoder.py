@@ -92,7 +92,7 @@ class BatchEncoder:
     def _try(self) -> None:
         if self._exact is None:
             warm_up(self._vae)
-        else:  # the float32 weights were checked before the job; in this dtype even grey may overflow
+        else:  # the float32 weights were checked before the job; in this dtype even gray may overflow
             side = 2 * crop_multiple(self._vae)
             posterior(self._vae, torch.full((1, side, side, 3), 0.5)).mean.cpu()
 

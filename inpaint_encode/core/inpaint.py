@@ -34,7 +34,7 @@ def encode_for_inpaint(pixels: Tensor, mask: Tensor, vae: ModelMixin, grow_mask_
     """Encode images and masks for inpainting, as a job does, without Ray and without files.
 
     The mask is resized to the images. Both are cropped around the center to the VAE's multiple. The mask is rounded to
-    0 or 1. Repainted pixels become 0.5 grey, and the VAE encodes the result. The returned mask is grown.
+    0 or 1. Repainted pixels become 0.5 gray, and the VAE encodes the result. The returned mask is grown.
 
     Args:
         pixels: float ``[B, H, W, 3]`` in 0..1, RGB, on any device. A fourth channel is dropped as alpha.
@@ -87,7 +87,7 @@ def _check_pixels(pixels: Tensor) -> None:
     if shape[-1] not in (3, 4):
         if shape[1] in (3, 4):
             raise ValueError(f"{_PIXELS}; got channels first {shape}: use pixels.movedim(1, -1)")
-        grey = ": repeat grey with pixels.expand(-1, -1, -1, 3)" if shape[-1] == 1 else ""
+        grey = ": repeat gray with pixels.expand(-1, -1, -1, 3)" if shape[-1] == 1 else ""
         raise ValueError(f"{_PIXELS}; got {shape[-1]} channels in {shape}{grey}")
     _check_values(pixels, _PIXELS)
 

@@ -3,7 +3,7 @@
 1. `resize_mask`: the mask takes the image's size.
 2. `crop_box`: image and mask are cropped to multiples of the VAE's downscale factor.
 3. `binarise_mask`: the mask becomes 0 or 1.
-4. `neutralise`: the masked image, repainted pixels 0.5 grey.
+4. `neutralise`: the masked image, repainted pixels 0.5 gray.
 5. `grow_mask`: the mask is grown into ``noise_mask``; the masked image is not affected.
 6. `inpaint_encode.vae.encode.posterior`: the VAE encodes the masked image.
 
@@ -73,7 +73,7 @@ def binarise_mask(mask: Tensor) -> Tensor:
 
 
 def neutralise(pixels: Tensor, mask: Tensor) -> Tensor:
-    """Return the masked image: repainted pixels become exactly 0.5 grey, in the middle of the VAE's range.
+    """Return the masked image: repainted pixels become exactly 0.5 gray, in the middle of the VAE's range.
 
     Args:
         pixels: float32 ``[..., H, W, C]`` in 0..1.

@@ -5,4 +5,4 @@ from pathlib import Path
 __all__ = ["VAE"]
 
 VAE = Path(__file__).parent / "vae"
-"""Folder of a small AutoencoderKL whose latents decode to recognisable pictures; its README.md states its limits."""
+"""Folder of a small AutoencoderKL whose latents decode to recognizable pictures; its README.md states its limits."""

@@ -103,7 +103,7 @@ def write_demo_pairs(folder: Path) -> DemoSet:
     """Write ``folder/images`` and ``folder/masks``: two megabytes, 128 to 640 pixels a side.
 
     Beside good pairs there are a broken image, an image without a mask, a mask without an image and a caption file.
-    One mask has another size than its image, and one image is grey.
+    One mask has another size than its image, and one image is gray.
     """
     for cut in (*_CUTS, _BROKEN, _WITHOUT_MASK, _WITHOUT_IMAGE):
         if cut is not _WITHOUT_IMAGE:
@@ -161,7 +161,7 @@ def draw_mask(rng: np.random.Generator, size: Size, kind: MaskKind) -> Image.Ima
     """Draw an ``L`` mask, white where the image is repainted.
 
     ``strokes`` and ``boxes`` have the values 0 and 255 only; ``soft`` is ``strokes`` with blurred edges; ``noise`` is a
-    smooth field of all greys.
+    smooth field of all grays.
     """
     if kind == "noise":
         coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)

@@ -90,7 +90,7 @@ def newest(pairs: pa.Table) -> pa.Table:
 
 
 def added(planned: pa.Table, found: pa.Table) -> pa.Table:
-    """Return the found pairs whose keys are not planned yet; pairs of one image are neighbours.
+    """Return the found pairs whose keys are not planned yet; pairs of one image are neighbors.
 
     Pairs from prefixes are sorted by image, ``mask_index`` and key; pairs of a manifest stay in its order.
     """
@@ -165,7 +165,7 @@ def revise(current: pa.Table, revised: pa.Table, dropped: pa.Array, undecided: p
 
 
 def _sorted_by_chunk(stated: pa.Table) -> pa.Table:
-    """Sort by chunk; Arrow's sort is stable, so that pairs of one image stay neighbours."""
+    """Sort by chunk; Arrow's sort is stable, so that pairs of one image stay neighbors."""
     return stated.take(pc.sort_indices(stated.select(["chunk"]), [("chunk", "ascending")]))
 
 

@@ -132,7 +132,7 @@ def open_output(
     """Begin or resume an output: write or compare ``_job.json``, delete files of overwritten jobs, list the rest.
 
     Args:
-        output: normalised URI.
+        output: normalized URI.
         record: of `job_record`.
         overwrite: whether to begin a new job in place of the present one.
         token: of the lease.

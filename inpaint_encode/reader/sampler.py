@@ -69,7 +69,7 @@ def windows(sizes: NDArray[np.int64], shard: range, shuffle: Shuffle | None) -> 
 
     Without ``shuffle``, each slice is a window. With ``shuffle``, a window has ``shuffle.groups`` slices, and its rows
     are in a random permutation. Any row can be at any position of an epoch, but rows of the same row group, whose keys
-    are neighbours, stay within one window per worker.
+    are neighbors, stay within one window per worker.
 
     Args:
         sizes: number of rows of each row group.

@@ -70,7 +70,7 @@ class VerifyOptions(Frozen):
     output: Annotated[str, unit("URI")]
     """Folder or prefix that `encode` wrote."""
     sample: Annotated[int, Field(ge=0), unit("ROWS")] = 0
-    """Number of random rows to encode again on this machine and compare. 0 loads no VAE."""
+    """Number of random rows to encode again on this machine and compare. With 0, no VAE is loaded."""
     seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of --sample. The same seed chooses the same rows of an output."""
     vae: Annotated[str, unit("MODEL")] = ""
@@ -98,8 +98,7 @@ class Estimation(Frozen):
     """How ``inpaint-encode plan`` estimates and prints."""
 
     sample: Annotated[int, Field(ge=1), unit("IMAGES")] = 256
-    """Number of randomly drawn images whose headers to read. Four times as many images halve the margins of
-    error."""
+    """Number of randomly drawn images whose headers to read. Four times as many images halve the margins of error."""
     seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of the random draw. The same seed draws the same images from the same source."""
     fetch_threads: Annotated[int, Field(ge=1, le=256), unit("COUNT")] = 16

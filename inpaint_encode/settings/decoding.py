@@ -48,34 +48,33 @@ class Decoding(Frozen):
     mask_channel: Literal["auto", "red", "green", "blue", "alpha", "luma"] = "auto"
     """Channel to read the mask from. luma: the levels of a gray file, or the luma of a color file; alpha is ignored.
     auto: like luma, but a file with transparent pixels is rejected, because its alpha may be the mask. red, green,
-    blue: that channel; in a gray file all three are equal. alpha: the alpha channel; a file without one is
-    rejected."""
+    blue: that channel; in a gray file all three are equal. alpha: the alpha channel; a file without one is rejected."""
     mask_polarity: Literal["white", "black", "transparent", "opaque"] = "white"
     """Part of the mask to repaint. white: levels of 128 to 255. black: levels of 0 to 127. With --mask-channel alpha
-    there are two other values. transparent: alpha of 0 to 127. opaque: alpha of 128 to 255. The default is
-    transparent with --mask-channel alpha, and white with every other channel. For black and transparent, the levels
-    are inverted before the mask is resized to its image."""
+    there are two other values. transparent: alpha of 0 to 127. opaque: alpha of 128 to 255. The default is transparent
+    with --mask-channel alpha, and white with every other channel. For black and transparent, the levels are inverted
+    before the mask is resized to its image."""
     mask_preset: Literal["comfy", "lama", "mat", "brushnet", "iopaint", "onetrainer"] | None = None
-    """Tool whose mask convention to use. This sets --mask-channel and --mask-polarity, and for lama and onetrainer
-    also --mask-pattern. Options that you give take precedence."""
+    """Tool whose mask convention to use. This sets --mask-channel and --mask-polarity, and for lama and onetrainer also
+    --mask-pattern. Options that you give take precedence."""
     icc: Literal["srgb", "ignore"] = "srgb"
     """How to treat embedded color profiles of images. srgb: convert the image to sRGB. ignore: keep the pixel
     values."""
     resize: Annotated[int, Field(ge=0), unit("PIXELS", "none")] = 0
-    """Resize each image so that its shorter side has this length. Then the image is cropped so
-    that both sides are multiples of the number that the VAE needs, usually 8."""
+    """Resize each image so that its shorter side has this length. Then each side is cropped to a multiple of the number
+    that the VAE requires, usually 8."""
     resolution: Annotated[str, unit("WxH")] = ""
     """Resize and crop each image to this width and height, such as 1024x768. The image is resized to cover that size,
-    then cropped at the centre."""
+    then cropped at the center."""
     buckets: Annotated[int, Field(ge=0), unit("PIXELS", "none")] = 0
     """Aspect-ratio bucketing: each image is resized and cropped to the bucket with the closest aspect ratio and at most
-    this many pixels. For SDXL use 1048576, the pixels of 1024x1024. A bucket's sides are half to twice the
-    side of the largest square bucket."""
+    this many pixels. For SDXL use 1048576, the pixels of 1024x1024. A bucket's sides are half to twice the side of the
+    largest square bucket."""
     bucket_step: Annotated[int, Field(ge=1), unit("PIXELS")] = 64
     """Bucket sides are multiples of this number. Needs --buckets."""
     upscale: bool = False
-    """Enlarge images that are too small for --resize, --resolution or --buckets. Without --upscale they are rejected
-    as size.too_small."""
+    """Enlarge images that are too small for --resize, --resolution or --buckets. Without --upscale they are rejected as
+    size.too_small."""
 
     @model_validator(mode="before")
     @classmethod
@@ -144,9 +143,9 @@ class Limits(Frozen):
     """Limits on the sizes of files; they do not change rows, and may differ from run to run."""
 
     max_pixels: Annotated[int, Field(ge=1), unit("PIXELS")] = 64_000_000
-    """Largest image or mask to decode, in pixels. A file whose header declares more pixels is rejected before it is decoded. A
-    task holds the pixels of a chunk in memory: at most --chunk-rows times --max-pixels, 3 bytes each. For large images,
-    lower --chunk-rows. A lower --max-pixels also saves memory, but rejects larger images."""
+    """Largest image or mask to decode, in pixels. A file whose header declares more pixels is rejected before it is
+    decoded. A task holds the pixels of a chunk in memory: at most --chunk-rows times --max-pixels, 3 bytes each. For
+    large images, lower --chunk-rows. A lower --max-pixels also saves memory, but rejects larger images."""
     max_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 256 * 2**20
-    """Largest file to fetch, in bytes. A larger file is rejected. The default is enough for 64 megapixels of uncompressed
-    RGB."""
+    """Largest file to fetch, in bytes. A larger file is rejected. The default is enough for 64 megapixels of
+    uncompressed RGB."""

@@ -15,13 +15,13 @@ class ExportOptions(Frozen):
 
     to: Literal["comfyui", "webdataset", "safetensors"]
     """Format of the exported files. comfyui: for each row a/042.latent, unscaled float32 for LoadLatent, and
-    a/042_mask.png, the grown mask, where white is repainted. Latents of encode's --also-original are in the folder _original.
-    webdataset: a tar for each data file, with a/042.json, a/042.samples.npy, a/042.noise_mask.png and the other
-    columns. safetensors: for each row a/042.safetensors, with all tensors as they are stored and all other columns as
-    strings. The mask takes one byte per pixel, which is most of the file."""
+    a/042_mask.png, the grown mask, where white is repainted. Latents of encode's --also-original are in the folder
+    _original. webdataset: a tar for each data file, with a/042.json, a/042.samples.npy, a/042.noise_mask.png and the
+    other columns. safetensors: for each row a/042.safetensors, with all tensors as they are stored and all other
+    columns as strings. The mask takes one byte per pixel, which is most of the file."""
     output: Annotated[str, unit("URI")]
     """Folder or prefix to export to, on s3:// or a disk. File names are the rows' keys. A character that is not allowed
-    in a file name is written as % and two hexadecimal digits; in tars, a dot is too. An empty part of a key, as in
+    in a file name is written as % and two hexadecimal digits; in tars, dots are too. An empty part of a key, as in
     a//b, becomes %. A name of more than 200 bytes is cut and ends in a hash."""
     overwrite: bool = False
     """Remove the files of any earlier export at --output and start over."""

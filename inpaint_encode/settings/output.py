@@ -46,8 +46,8 @@ class RunOptions(Frozen):
     """Maximum number or percentage of rejected pairs, such as 100 or 1%. With more, the job ends with exit code 3. A
     number is checked throughout the job. A percentage is checked at the end, and during the job after 1,000 pairs."""
     limit: Annotated[int, Field(ge=0), unit("PAIRS", "none")] = 0
-    """Stop this run at the end of a chunk, after at least this many pairs. The same command without --limit
-    encodes the rest."""
+    """Stop this run at the end of a chunk, after at least this many pairs. The same command without --limit encodes the
+    rest."""
     retry_rejected: bool = False
     """Try rejected pairs again. Without --retry-rejected, later runs skip them."""
     refresh: bool = False

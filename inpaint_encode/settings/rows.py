@@ -37,8 +37,7 @@ class RowSettings(Frozen):
 
     grow_mask_by: Annotated[int, Field(ge=0, le=64), unit("PIXELS")] = 6
     """Dilate the mask with a square of this side. The side is 0 to 64; 0 and 1 do not change the mask. A larger side
-    hides more of the seam. Only noise_mask is dilated. The masked image that the VAE encodes uses the original
-    mask."""
+    hides more of the seam. Only noise_mask is dilated. The masked image that the VAE encodes uses the original mask."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute dtype of the VAE. auto: bfloat16 on GPUs of compute capability 8.0 and up, otherwise float32. Give a
     dtype if workers have different hardware and all rows must have the same precision."""
@@ -57,16 +56,18 @@ class RowSettings(Frozen):
     latent_mask: Literal["none", "comfyui", "diffusers"] = "none"
     """Add the column latent_mask, a mask of the latent's size. comfyui: noise_mask, resized bilinearly, 0 to 1.
     diffusers: the mask before it is grown, resized by nearest neighbor, 0 or 1."""
-    tile: Annotated[bool | None, Parameter(negative="--no-tile", show_default="only if an image does not fit in memory")] = None
+    tile: Annotated[
+        bool | None, Parameter(negative="--no-tile", show_default="only if an image does not fit in memory")
+    ] = None
     """Encode images larger than a tile in overlapping tiles. --no-tile: never encode in tiles, and reject an image that
     does not fit in memory. A latent from tiles is close to the latent of the whole image, but not equal to it. The
     column tiled marks these rows."""
     tile_size: Annotated[int, Field(ge=64), unit("PIXELS")] = 512
-    """Side of a tile, at least 64. Smaller tiles need less memory, but the latent differs more from that of the
-    whole image."""
+    """Side of a tile, at least 64. Smaller tiles need less memory, but the latent differs more from that of the whole
+    image."""
     mask_encoding: Literal["tensor", "packed"] = "tensor"
-    """Format of stored masks. tensor: one byte per pixel, for any Parquet reader. packed: one bit per pixel,
-    and a third less CPU time for the whole job, not counting the VAE; open_latents and iter_rows unpack it."""
+    """Format of stored masks. tensor: one byte per pixel, for any Parquet reader. packed: one bit per pixel, and a
+    third less CPU time for the whole job, not counting the VAE; open_latents and iter_rows unpack it."""
     deterministic: bool = False
     """Give a row the same bits in every run on the same kind of hardware. The batch size is 1, and a worker on a CPU
     uses one thread, so the job is slower. Images that do not fit in memory are rejected unless --tile is given."""

@@ -27,8 +27,8 @@ class Source(Frozen):
     Subfolders are included."""
     masks: Annotated[str, unit("URI")] = ""
     """Prefix or folder of the masks. White is repainted by default; see --mask-polarity. With --mask-pattern, the
-    default is the value of --images. With --mask-channel alpha, and without --masks and
-    --mask-pattern, each image is its own mask."""
+    default is the value of --images. With --mask-channel alpha, and without --masks and --mask-pattern, each image is
+    its own mask."""
     mask_pattern: Annotated[str, unit("NAME")] = ""
     """File name of masks, with {stem} for the image's name and {n} for a number, such as {stem}_mask{n}.png. A file
     that matches is a mask of the image named {stem} in the same relative folder. {n} has one to nine digits and allows
@@ -37,12 +37,11 @@ class Source(Frozen):
     share a prefix, a file is a mask if it matches and an image named {stem} exists; all other files are images."""
     pairs: Annotated[str, unit("URI")] = ""
     """List of pairs, Parquet files or tars, instead of --images and --masks. Give one .parquet, .csv, .jsonl or .tar
-    file, or a prefix of Parquet files or of tars. A list contains URIs, absolute or relative to its own folder. For
-    a list of URIs, the versions of objects are not checked, so --refresh does not notice an object that was replaced
-    under the same name. Parquet files may
-    contain the images and masks themselves, as bytes or struct<bytes, path>. Other columns are copied to the output;
-    those of CSV become strings. A tar is a WebDataset: a/042.jpg with a/042.mask.png, or with a/042.mask0.png and
-    a/042.mask1.png. Its a/042.json and a/042.txt are copied as strings."""
+    file, or a prefix of Parquet files or of tars. A list contains URIs, absolute or relative to its own folder. For a
+    list of URIs, the versions of objects are not checked, so --refresh does not notice an object that was replaced
+    under the same name. Parquet files may contain the images and masks themselves, as bytes or struct<bytes, path>.
+    Other columns are copied to the output; those of CSV become strings. A tar is a WebDataset: a/042.jpg with
+    a/042.mask.png, or with a/042.mask0.png and a/042.mask1.png. Its a/042.json and a/042.txt are copied as strings."""
     image_column: Annotated[str, unit("COLUMN")] = "image"
     """Column of --pairs with the images or their URIs."""
     mask_column: Annotated[str, unit("COLUMN")] = "mask"
@@ -50,9 +49,9 @@ class Source(Frozen):
     and the suffix. If it equals --image-column, each image is its own mask."""
     key_column: Annotated[str, unit("COLUMN")] = ""
     """Column of --pairs with a unique key for each pair. By default the key of a list's pair is the image's relative
-    path without the suffix. For Parquet files with images and for tars it is the file's path without the suffix and
-    the row's number or the sample's name. An image's first mask has the key a, the second a/1, the third a/2. In
-    tars the only possible value is __key__, the sample's name."""
+    path without the suffix. For Parquet files with images and for tars it is the file's path without the suffix and the
+    row's number or the sample's name. An image's first mask has the key a, the second a/1, the third a/2. In tars the
+    only possible value is __key__, the sample's name."""
     random_masks: Annotated[int, Field(ge=0, le=1_000), unit("COUNT")] = 0
     """Number of masks to draw for each image, 0 to 1,000. Use it if there are no masks. A mask depends only on
     --mask-style, --mask-seed, the pair's key, the mask's number and the image's size, so every run draws the same

@@ -30,7 +30,8 @@ class Batches(Frozen):
 
     batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], unit("IMAGES")] = "auto"
     """Maximum number of images of one size in a forward pass. Larger batches use a GPU better and need more memory.
-    auto: up to 8, fewer if they do not fit in the GPU's free memory; on a CPU, at most half a million pixels in a pass."""
+    auto: up to 8, fewer if they do not fit in the GPU's free memory; on a CPU, at most half a million pixels in a
+    pass."""
     compile: Annotated[bool, Parameter(negative="--no-compile")] = True
     """On a GPU, compile the VAE for frequent batch shapes. This is faster; results differ only by rounding.
     --no-compile: compile none."""

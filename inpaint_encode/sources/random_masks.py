@@ -5,7 +5,7 @@ arithmetic is in integers. The random numbers come from a cipher (Philox) whose 
 every version of numpy draws the same mask; tests compare the bits. S is the image's shorter side in pixels:
 
 * brush: 1 to 4 strokes. Each has one width, S/25 to S/6, and 4 to 12 straight parts of length S/16 to S/4. Each part
-  turns by up to 67 degrees. The centre line stays inside the image.
+  turns by up to 67 degrees. The center line stays inside the image.
 * box: 1 to 4 boxes; each side is an eighth to a half of the image's side.
 * mixed: brush or box, each for half of the masks.
 """

@@ -1,4 +1,4 @@
-"""Layouts of single files: recognise a model by its tensor names and shapes, and rename its tensors for diffusers.
+"""Layouts of single files: recognize a model by its tensor names and shapes, and rename its tensors for diffusers.
 
 `LAYOUTS` has one function per model. It returns None for a file of another model. Configurations are small literals,
 completed with numbers from the shapes.
@@ -86,7 +86,7 @@ def _kl_layout(shapes: Shapes) -> Layout | None:
 
 
 def _convert_kl(tensors: Tensors, config: dict[str, Any]) -> Tensors:
-    """Flux.2's original has the quantising convolutions inside encoder and decoder, and running statistics."""
+    """Flux.2's original has the quantizing convolutions inside encoder and decoder, and running statistics."""
     inside = {"encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv"}
     tensors = {_replace_all(name, inside): tensor for name, tensor in tensors.items()}
     statistics = {name: tensor for name, tensor in tensors.items() if name.startswith("bn.")}

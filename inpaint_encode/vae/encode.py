@@ -88,7 +88,7 @@ def warm_up(vae: ModelMixin) -> None:
             f"{height} x {width} gave latents of shape {list(latent.shape)}; give weights with their own configuration"
         )
     if not bool(latent.isfinite().all()):
-        raise UsageError("--vae encodes a plain grey image to values that are not finite; give undamaged weights")
+        raise UsageError("--vae encodes a plain gray image to values that are not finite; give undamaged weights")
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:

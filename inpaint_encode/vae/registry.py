@@ -93,7 +93,7 @@ FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
             models="Flux.2",
             packs_patches=True,
             checked="autoencoder_kl_flux2.py; pipelines/flux2/pipeline_flux2.py (_encode_vae_image)",
-            notes="packed by default, like ComfyUI and the denoiser: 2x2 values become channels, normalised with the "
+            notes="packed by default, like ComfyUI and the denoiser: 2x2 values become channels, normalized with the "
             "running mean and variance of the weights; --flux2-latents plain stores 32 channels at 1/8 instead",
         ),
         "AutoencoderTiny": VaeFamily(

@@ -1,4 +1,4 @@
-"""Load a VAE from one ``.safetensors`` file, a VAE or a whole checkpoint: recognised by its header, without network.
+"""Load a VAE from one ``.safetensors`` file, a VAE or a whole checkpoint: recognized by its header, without network.
 
 Only the VAE's tensors are read. The same weights become the same model with the same hash, whatever the layout.
 """
@@ -111,7 +111,7 @@ def _scaling(name: str, layout: Layout, all_shapes: Shapes, vae_family: str) -> 
 def _model_of_denoiser(all_shapes: Shapes) -> str:
     """Return the model of a checkpoint's denoiser, "" without one."""
     if {"edm_mean", "edm_std"} <= all_shapes.keys():
-        return "Playground v2.5"  # like SDXL, but its latents are normalised with these
+        return "Playground v2.5"  # like SDXL, but its latents are normalized with these
     if _CONTEXT in all_shapes:
         return _BY_CONTEXT.get(all_shapes[_CONTEXT][1], "")
     if "model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight" in all_shapes:

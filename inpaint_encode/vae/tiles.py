@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["tile_starts", "tiled_posterior"]
 
 _OVERLAP = 4
-"""Neighbouring tiles overlap by at least about 1 / _OVERLAP of a tile."""
+"""Neighboring tiles overlap by at least about 1 / _OVERLAP of a tile."""
 
 
 def tile_starts(length: int, tile: int, multiple: int) -> list[int]:
@@ -40,7 +40,7 @@ def tile_starts(length: int, tile: int, multiple: int) -> list[int]:
 def tiled_posterior(vae: ModelMixin, pixels: Tensor, tile: int, multiple: int) -> Posterior:
     """Encode images in square tiles and blend these where they overlap.
 
-    Means and log-variances are weighted means over the tiles. A tile's weights fall towards its own edges.
+    Means and log-variances are weighted means over the tiles. A tile's weights fall toward its own edges.
 
     Args:
         vae: as for `posterior`.

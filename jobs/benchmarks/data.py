@@ -1,4 +1,4 @@
-"""The benchmark's pairs: photographs as JPEG of quality 90, masks as grey PNG, on disk.
+"""The benchmark's pairs: photographs as JPEG of quality 90, masks as gray PNG, on disk.
 
 There are few distinct files, each hard-linked to many keys, so thousands of pairs are written in seconds. Every key is
 opened and decoded. All files stay in the page cache, so disk speed is not measured.
@@ -90,6 +90,6 @@ def pair_uris(prefix: str, count: int) -> list[Pair]:
 
 def _write(pair: Pair, index: int, size: Size) -> None:
     rng = np.random.default_rng([index, *size])
-    picture = random_picture(rng, size).convert("RGB")  # one photograph is grey, and would decode in a third
+    picture = random_picture(rng, size).convert("RGB")  # one photograph is gray, and would decode in a third
     Path(pair.image).write_bytes(encode_image(picture, pair.image, _QUALITY))
     Path(pair.mask).write_bytes(encode_image(draw_mask(rng, size, _KINDS[index % len(_KINDS)]), pair.mask))

@@ -23,7 +23,7 @@ def measure_decoding(pairs: Sequence[Pair]) -> Measure:
 
 
 def decode_pair(pair: Pair) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the RGB image ``[H, W, 3]`` and the grey mask ``[h, w]``, both uint8."""
+    """Return the RGB image ``[H, W, 3]`` and the gray mask ``[h, w]``, both uint8."""
     return _decode(pair.image, "RGB"), _decode(pair.mask, "L")
 
 

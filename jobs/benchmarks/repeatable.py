@@ -51,7 +51,7 @@ def repeatable_section(device: str, side: int, *, repeats: int, vae: Autoencoder
 
 
 def _batch(side: int) -> Batch:
-    """Return images between a plain colour and noise, like photographs, with empty masks."""
+    """Return images between a plain color and noise, like photographs, with empty masks."""
     rng = np.random.default_rng(0)
     coarse = rng.random((_BATCH, 3, 8, 8), np.float32)
     smooth = torch.nn.functional.interpolate(torch.from_numpy(coarse), (side, side), mode="bicubic").numpy()

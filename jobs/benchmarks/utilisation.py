@@ -1,4 +1,4 @@
-"""Device utilisation: the whole job's rate with a real VAE, over the rate of the VAE alone."""
+"""Device utilization: the whole job's rate with a real VAE, over the rate of the VAE alone."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def utilisation_sections(plan: RatePlan, folder: Path, single: Sequence[PairSet]
         f"batches of {plan.batch_size} in memory, on {plan.device}, in turn. Utilisation is the job's rate over the "
         "VAE's."
     )
-    return [Section("Device utilisation", text, tuple(rates.values()), tuple(ratios)), _stages_section(reports)]
+    return [Section("Device utilization", text, tuple(rates.values()), tuple(ratios)), _stages_section(reports)]
 
 
 def _stages_section(reports: dict[str, list[Any]]) -> Section:

@@ -16,7 +16,7 @@ _CARD = """\
 # A small VAE for the demonstration and for tests
 
 A diffusers `AutoencoderKL`, ratio 8, {channels} latent channels, {parameters:,} parameters, {size:,} bytes in float16.
-Decoded pictures are recognisable and have the right colours, and masked pixels stay grey. 512 x 512 pixels take about
+Decoded pictures are recognizable and have the right colors, and masked pixels stay gray. 512 x 512 pixels take about
 0.2 s to encode and 0.3 s to decode on one core. It is for the demonstration, pictures in reports, and tests.
 
 Do not use it for real work. It was trained on ten photographs, its pictures are soft, and no denoiser was trained on
@@ -27,12 +27,12 @@ its latents.
 | coffee.png, never trained on | {coffee_psnr:.2f} dB |
 | chelsea.png, never trained on | {chelsea_psnr:.2f} dB |
 | a sample of the posterior instead of its mean | at most {sample_loss:.2f} dB less |
-| a colour channel's mean over a whole photograph | at most {colour_off:.1f} levels of 255 off |
-| either photograph with grey strokes, 9 to 18 pixels wide | at most {strokes_loss:.2f} dB less |
-| a colour channel's mean inside these strokes, 2 pixels from their edges | at most {strokes_off:.1f} levels off |
-| any pixel inside a grey rectangle, 8 pixels from its edges | at most {rectangle_off:.1f} levels off |
-| any pixel of a grey image | at most {grey_off:.1f} levels off, {corner_off:.1f} in the first 8 x 8 |
-| flat images from black to white | at most {tint:.1f} levels between the means of two colour channels |
+| a color channel's mean over a whole photograph | at most {colour_off:.1f} levels of 255 off |
+| either photograph with gray strokes, 9 to 18 pixels wide | at most {strokes_loss:.2f} dB less |
+| a color channel's mean inside these strokes, 2 pixels from their edges | at most {strokes_off:.1f} levels off |
+| any pixel inside a gray rectangle, 8 pixels from its edges | at most {rectangle_off:.1f} levels off |
+| any pixel of a gray image | at most {grey_off:.1f} levels off, {corner_off:.1f} in the first 8 x 8 |
+| flat images from black to white | at most {tint:.1f} levels between the means of two color channels |
 
 Decibels are the peak signal-to-noise ratio of the whole photograph: cropped to multiples of 8, encoded to the
 posterior's mean in float32, decoded, and rounded to 8 bits. The two photographs were not trained on, but settings were
@@ -44,14 +44,14 @@ weights bit for bit.
 
 ## Photographs
 
-All are in the wheel of scikit-image; the licences are quoted from its documentation of `skimage.data`. The training
-data also has random ellipses in colours of the first photograph.
+All are in the wheel of scikit-image; the licenses are quoted from its documentation of `skimage.data`. The training
+data also has random ellipses in colors of the first photograph.
 
-| file | use | licence, as documented |
+| file | use | license, as documented |
 |---|---|---|
 {photographs}
 
-The licence of the weights is that of this project, Apache-2.0.
+The license of the weights is that of this project, Apache-2.0.
 """
 
 

@@ -1,4 +1,4 @@
-"""Measurements for a VAE's card: decibels on photographs, levels of 255 on grey."""
+"""Measurements for a VAE's card: decibels on photographs, levels of 255 on gray."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class Figures(NamedTuple):
     sample_loss: float
     """Decibels that a sample of the posterior loses against its mean."""
     colour_off: float
-    """Error of a colour channel's mean over a whole photograph, in levels of 255."""
+    """Error of a color channel's mean over a whole photograph, in levels of 255."""
     strokes_loss: float
-    """Decibels that a photograph with grey strokes loses against the whole one."""
+    """Decibels that a photograph with gray strokes loses against the whole one."""
     strokes_off: float
-    """Error of a colour channel's mean inside the strokes, 2 pixels from their edges, in levels."""
+    """Error of a color channel's mean inside the strokes, 2 pixels from their edges, in levels."""
     rectangle_off: float
-    """Largest error of a pixel inside a grey rectangle, 8 pixels from its edges, in levels."""
+    """Largest error of a pixel inside a gray rectangle, 8 pixels from its edges, in levels."""
     grey_off: float
-    """Largest error of a pixel of an image of 0.5 grey, in levels."""
+    """Largest error of a pixel of an image of 0.5 gray, in levels."""
     corner_off: float
     """The same for its top left 8 x 8 pixels."""
     tint: float
-    """Largest difference between the means of two colour channels, for flat images from black to white, in levels."""
+    """Largest difference between the means of two color channels, for flat images from black to white, in levels."""
 
 
 @one_thread()
 def measured(vae: Any) -> Figures:
-    """Encode and decode the held-out photographs, whole and partly grey, and flat images."""
+    """Encode and decode the held-out photographs, whole and partly gray, and flat images."""
     photos = [cropped(photo.file) for photo in HELD_OUT]
     decoded = [through(vae, photo) for photo in photos]
     whole = [psnr(after, before) for after, before in zip(decoded, photos, strict=True)]
@@ -106,12 +106,12 @@ def _colour_off(decoded: Tensor, photo: Tensor) -> float:
 
 
 def _off(grey: Tensor) -> Tensor:
-    """Differences of pixels from 0.5 grey, in levels of 255."""
+    """Differences of pixels from 0.5 gray, in levels of 255."""
     return grey.abs() * 127.5
 
 
 def _strokes(vae: Any, photo: Tensor) -> tuple[float, float]:
-    """Set strokes to grey; return decibels, and the error of a colour channel's mean inside the strokes."""
+    """Set strokes to gray; return decibels, and the error of a color channel's mean inside the strokes."""
     height, width = photo.shape[2:]
     drawn = np.asarray(draw_mask(np.random.default_rng(0), (STROKES_SIDE, STROKES_SIDE), "strokes")) > 0
     repeats = -(-height // STROKES_SIDE), -(-width // STROKES_SIDE)
@@ -123,7 +123,7 @@ def _strokes(vae: Any, photo: Tensor) -> tuple[float, float]:
 
 
 def _rectangle(vae: Any, photo: Tensor) -> float:
-    """Set the middle ninth to grey, on the grid of 8; return the largest error of a pixel, 8 pixels inside."""
+    """Set the middle ninth to gray, on the grid of 8; return the largest error of a pixel, 8 pixels inside."""
     top, left = (size // 24 * 8 for size in photo.shape[2:])
     pixels = photo.clone()
     pixels[..., top : 2 * top, left : 2 * left] = 0

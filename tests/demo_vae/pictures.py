@@ -1,4 +1,4 @@
-"""Training batches: recoloured pieces of photographs and of random ellipses, partly masked as in the job."""
+"""Training batches: recolored pieces of photographs and of random ellipses, partly masked as in the job."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _levels(photo: Image.Image) -> list[NDArray[np.uint8]]:
 
 
 def _leaves(rng: np.random.Generator, palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Draw many small and few large ellipses over one another in a photograph's colours, for edges of every kind."""
+    """Draw many small and few large ellipses over one another in a photograph's colors, for edges of every kind."""
     side = 2 * LEAVES_SIDE
     image = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(image)
@@ -108,7 +108,7 @@ def _turned(rng: np.random.Generator, piece: Pixels) -> Pixels:
 
 
 def _recoloured(rng: np.random.Generator, piece: Pixels) -> Pixels:
-    """Change hue, saturation, tint, contrast and brightness; grey pieces become a gradient of two colours."""
+    """Change hue, saturation, tint, contrast and brightness; gray pieces become a gradient of two colors."""
     grey = piece.mean(axis=2, keepdims=True)
     if np.ptp(piece, axis=2).max() == 0:
         dark, light = np.clip(rng.uniform(0, 0.4) + rng.normal(0, 0.12, 3), 0, 1), rng.uniform(0.6, 1, 3)

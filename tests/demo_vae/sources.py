@@ -1,4 +1,4 @@
-"""Photographs that the demonstration's VAE is trained on, photographs held out, and their documented licences."""
+"""Photographs that the demonstration's VAE is trained on, photographs held out, and their documented licenses."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def build(widths: tuple[int, ...], latent_channels: int) -> Any:
 
 @torch.no_grad()
 def start_linear(vae: Any, pixels: Tensor) -> None:
-    """Initialise the weights of ``vae`` from training pictures, ``[B, 3, H, W]`` in -1..1."""
+    """Initialize the weights of ``vae`` from training pictures, ``[B, 3, H, W]`` in -1..1."""
     packings, packed = [], [pixels]
     for block in vae.encoder.down_blocks[:-1]:
         room = block.downsamplers[0].conv.out_channels - 1

@@ -31,7 +31,7 @@ class Recipe(NamedTuple):
     batches: tuple[tuple[int, int], ...] = ((8, 64), (8, 64), (2, 128))
     """Pieces per step and their sides in pixels; steps cycle through them."""
     initial_pieces: tuple[int, int] = (48, 128)
-    """Pieces whose principal components initialise the network, and their sides in pixels."""
+    """Pieces whose principal components initialize the network, and their sides in pixels."""
     muon_rate: float = 0.008
     """Learning rate of Muon, for the kernels of residual branches."""
     adam_rate: float = 8e-4

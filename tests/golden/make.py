@@ -31,7 +31,7 @@ def crop(side: int, ratio: int) -> tuple[int, int]:
 
 
 def cropped(array: np.ndarray, ratio: int) -> np.ndarray:
-    """Centred crop of the first two dimensions."""
+    """Centered crop of the first two dimensions."""
     (top, height), (left, width) = crop(array.shape[0], ratio), crop(array.shape[1], ratio)
     return array[top : top + height, left : left + width]
 
@@ -52,7 +52,7 @@ def repainted(level: np.ndarray) -> np.ndarray:
 
 
 def neutral(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Grey where the boolean mask is set; elsewhere the pixel after -0.5 and +0.5, each in float32."""
+    """Gray where the boolean mask is set; elsewhere the pixel after -0.5 and +0.5, each in float32."""
     return np.where(mask[..., None], HALF, (pixels - HALF) + HALF)
 
 
@@ -96,7 +96,7 @@ def grow_cases() -> dict[str, np.ndarray]:
 
 
 def value_cases() -> dict[str, np.ndarray]:
-    """Crops of every side; every 8-bit level; one half and its float32 neighbours."""
+    """Crops of every side; every 8-bit level; one half and its float32 neighbors."""
     levels = unit(np.arange(256, dtype=np.uint8))
     masks = np.concatenate([levels, [HALF, np.nextafter(HALF, ONE), np.nextafter(HALF, -ONE)]])
     crops = [(ratio, side, *crop(side, ratio)) for ratio in RATIOS for side in SIDES if side >= ratio]

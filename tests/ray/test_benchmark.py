@@ -1,4 +1,4 @@
-"""The benchmark on a real Ray: the job as a compared program, utilisation and the record."""
+"""The benchmark on a real Ray: the job as a compared program, utilization and the record."""
 
 import subprocess
 import sys

@@ -40,7 +40,7 @@ def expected(image: bytes, mask: bytes, vae, ratio: int, grow: int) -> tuple[np.
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """The image in sRGB; one of the demo's photographs has another colour profile."""
+    """The image in sRGB; one of the demo's photographs has another color profile."""
     if "icc_profile" not in image.info:
         return image.convert("RGB")
     profile, srgb = io.BytesIO(image.info["icc_profile"]), ImageCms.createProfile("sRGB")

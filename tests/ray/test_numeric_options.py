@@ -61,7 +61,7 @@ def crowded_backend(job):
 
 
 def write_pairs(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Write five images of noise, which overflow, and two of grey, of which one exceeds the memory."""
+    """Write five images of noise, which overflow, and two of gray, of which one exceeds the memory."""
     rng = np.random.default_rng(0)
     sizes = {**{f"noise{index}": (64, 64) for index in range(5)}, "grey": (64, 64), "large": (96, 160)}
     pairs = {}
@@ -82,7 +82,7 @@ def write_pairs(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory):
-    """A VAE whose first layer overflows in float16 unless the image is grey."""
+    """A VAE whose first layer overflows in float16 unless the image is gray."""
     folder = tmp_path_factory.mktemp("overflowing")
     vae = load_vae(VaeSource(vae=save_vae(folder, levels=4)))
     vae.encoder.conv_in.weight.mul_(3e5)

@@ -2,7 +2,7 @@
 
 * Intent: relative colorimetric with black point compensation, by LittleCMS.
 * A profile that changes no level of a grid of colors by more than one counts as sRGB and is not applied.
-* A profile for RGB is also applied to grey images. A profile that cannot be read, or is for another color space than
+* A profile for RGB is also applied to gray images. A profile that cannot be read, or is for another color space than
   the file's, is ignored, as in browsers: the levels count as sRGB.
 """
 

@@ -1,17 +1,17 @@
 """From the bytes of one file to an array; all rules of decoding and their named errors are here.
 
-* An image is JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF. Its first frame or page becomes 8-bit RGB: grey is repeated,
-  palettes are looked up, CMYK is converted, alpha is dropped without blending. 16-bit grey is rounded to 8 bits;
+* An image is JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF. Its first frame or page becomes 8-bit RGB: gray is repeated,
+  palettes are looked up, CMYK is converted, alpha is dropped without blending. 16-bit gray is rounded to 8 bits;
   of 16-bit color Pillow reads the high bytes. An embedded ICC profile is applied (see `color`), PNG's gamma is not.
-* A mask is one of the same formats. One channel becomes levels ``[h, w]``; 16-bit grey keeps its precision. Its ICC
+* A mask is one of the same formats. One channel becomes levels ``[h, w]``; 16-bit gray keeps its precision. Its ICC
   profile is ignored, because a mask's levels are numbers, not colors.
 * 32-bit and floating-point files are rejected, because their range is not stated.
 * EXIF orientation is applied to images and masks before anything is measured. EXIF data that cannot be read are
   ignored in every format.
-* A file that ends early, or whose data do not fill the size in its header, is rejected and never filled with grey or
+* A file that ends early, or whose data do not fill the size in its header, is rejected and never filled with gray or
   black. AVIF is the exception: its decoder scales. Damaged data are rejected where the format allows the check: JPEG by
   its codes, PNG by its checksums.
-* Grey TIFF of 12 bits is scaled to 16, and white is the highest level however the file stores it.
+* Gray TIFF of 12 bits is scaled to 16, and white is the highest level however the file stores it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def decode_image(data: bytes, *, icc: str = "srgb", max_pixels: int = MAX_PIXELS
 
 
 def decode_mask(data: bytes, channel: str = "auto", *, max_pixels: int = MAX_PIXELS) -> DecodedFile:
-    """Decode a mask file to levels ``[h, w]``: uint8, or uint16 if the file is 16-bit grey.
+    """Decode a mask file to levels ``[h, w]``: uint8, or uint16 if the file is 16-bit gray.
 
     Args:
         data: the file.
@@ -189,7 +189,7 @@ def _load(image: Image.Image, data: bytes) -> Image.Image | NDArray[Any]:
     """Load the pixels of an opened file as they are stored, before color conversion and orientation.
 
     Returns:
-        Levels of grey and RGB JPEG (uint8) and of 16-bit grey (uint16); all else as a Pillow image in its own mode.
+        Levels of gray and RGB JPEG (uint8) and of 16-bit gray (uint16); all else as a Pillow image in its own mode.
     """
     if image.format in {"JPEG", "MPO"} and image.mode in _SIMPLEJPEG_SPACES:
         # libjpeg-turbo: the same levels as Pillow's in half the time, and an error where Pillow fills a damaged scan
@@ -213,7 +213,7 @@ def _alpha(image: Image.Image, stored: Image.Image | NDArray[Any], data: bytes) 
     """Return the alpha levels ``[h, w]`` of a file with transparency; ``stored`` is what `_load` returned."""
     depth, transparent = data[24] if image.format == "PNG" else 8, image.info.get("transparency", 0)
     if image.mode == "L" or isinstance(stored, np.ndarray):
-        # one grey level is transparent, given at the file's bit depth; Pillow scales the levels to 8 bits
+        # one gray level is transparent, given at the file's bit depth; Pillow scales the levels to 8 bits
         level = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
         return np.where(np.asarray(stored) == level, np.uint8(0), np.uint8(255))
     if image.mode == "RGB" and depth == 16:

@@ -1,4 +1,4 @@
-"""Load PNG, TIFF and GIF files strictly: damage that Pillow fills with black or grey is an error here."""
+"""Load PNG, TIFF and GIF files strictly: damage that Pillow fills with black or gray is an error here."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def load_tiff(image: Image.Image) -> Image.Image | NDArray[np.uint16]:
     Files that libtiff decodes are checked by libtiff.
 
     Returns:
-        The loaded image; 16-bit and 12-bit grey as uint16 levels ``[H, W]`` in 0..65535, white the highest.
+        The loaded image; 16-bit and 12-bit gray as uint16 levels ``[H, W]`` in 0..65535, white the highest.
 
     Raises:
         ValueError: there are too few pixels.

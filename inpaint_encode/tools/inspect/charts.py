@@ -30,7 +30,7 @@ _TIME_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds
 
 
 class Tick(NamedTuple):
-    """A labelled position on an axis."""
+    """A labeled position on an axis."""
 
     at: float
     label: str

@@ -138,7 +138,7 @@ def read_report(output: str) -> dict[str, Any]:
 
 
 def writable_uri(spelled: str, option: str = "") -> str:
-    """Normalise a path or URI; ``option`` is named in the error.
+    """Normalize a path or URI; ``option`` is named in the error.
 
     Raises:
         UsageError: nothing can be written there.

@@ -112,7 +112,7 @@ def _check_on_ray(
 def build_pipeline(chunks: list[PlannedChunk], state: OutputState, metadata: RowMetadata) -> ray.data.Dataset:
     """Return a dataset that checks chunks; its rows are `ChunkFindings` as JSON.
 
-    A task checks one chunk, or in large outputs some neighbours: they share a plan file, and each task costs Ray about
+    A task checks one chunk, or in large outputs some neighbors: they share a plan file, and each task costs Ray about
     a hundredth of a second.
 
     Args:

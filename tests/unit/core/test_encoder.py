@@ -37,7 +37,7 @@ def vae(vae_folder):
 
 @pytest.fixture
 def overflowing(vae):
-    """Overflows in float16 on all that is not grey, in its first layer; in float32 a norm makes it small again."""
+    """Overflows in float16 on all that is not gray, in its first layer; in float32 a norm makes it small again."""
     vae.encoder.conv_in.weight.mul_(3e5)
     return vae
 
@@ -64,7 +64,7 @@ def batch_of(seed: int, count: int = 2, height: int = HEIGHT, width: int = WIDTH
 
 
 def posterior_of(vae, pixels):
-    """What diffusers says of levels ``[B, H, W, 3]``, not greyed."""
+    """What diffusers says of levels ``[B, H, W, 3]``, not grayed."""
     with torch.inference_mode():
         return vae.encode(to_vae_range(torch.from_numpy(pixels) / 255)).latent_dist
 
@@ -112,7 +112,7 @@ class TestNotFinite:
         exact.encoder.conv_in.weight.mul_(3e5)
         expected = encoder_of(exact, compute_dtype="float32").launch(batch).result()
         found = encoder_of(overflowing, compute_dtype="float16", also_original=True).launch(batch).result()
-        assert found.in_float32 == [0, 1, 2]  # the ungreyed latent of the grey row overflows, too
+        assert found.in_float32 == [0, 1, 2]  # the ungrayed latent of the gray row overflows, too
         found = encoder_of(overflowing, compute_dtype="float16").launch(batch).result()
         assert found.in_float32 == [0, 2]
         assert found.finite.all()

@@ -64,7 +64,7 @@ WRONG_PIXELS = {
     "one image": (PIXELS[0], ValueError, r"got one image \[35, 50, 3\]: use pixels\[None\]"),
     "two dimensions": (PIXELS[0, ..., 0], ValueError, r"got 2 dimensions: \[35, 50\]"),
     "five dimensions": (PIXELS[None], ValueError, r"got 5 dimensions: \[1, 2, 35, 50, 3\]"),
-    "grey": (PIXELS[..., :1], ValueError, r"got 1 channels in \[2, 35, 50, 1\]: repeat grey with pixels.expand"),
+    "grey": (PIXELS[..., :1], ValueError, r"got 1 channels in \[2, 35, 50, 1\]: repeat gray with pixels.expand"),
     "two channels": (PIXELS[..., :2], ValueError, r"got 2 channels in \[2, 35, 50, 2\]"),
     "five channels": (PIXELS[..., [0, 1, 2, 0, 1]], ValueError, r"got 5 channels in \[2, 35, 50, 5\]"),
     "no image": (PIXELS[:0], ValueError, r"got an empty tensor \[0, 35, 50, 3\]"),

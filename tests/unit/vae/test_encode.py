@@ -79,7 +79,7 @@ def test_warm_up_refuses_other_inputs_than_rgb():
 def test_warm_up_refuses_weights_that_are_not_finite(vae_folder):
     vae = load_vae(vae_folder)
     vae.encoder.conv_in.bias[0] = torch.nan
-    with pytest.raises(UsageError, match="--vae encodes a plain grey image to values that are not finite"):
+    with pytest.raises(UsageError, match="--vae encodes a plain gray image to values that are not finite"):
         warm_up(vae)
 
 

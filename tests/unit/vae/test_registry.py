@@ -106,7 +106,7 @@ def test_every_family_has_a_small_model():
 
 @each_vae
 def test_files_become_what_diffusers_gives_for_each_image(name, tmp_path):
-    """Fetched, decoded, cropped, greyed and encoded by the job's own stages, in chunks of several sizes."""
+    """Fetched, decoded, cropped, grayed and encoded by the job's own stages, in chunks of several sizes."""
     _, _, ratio, multiple, channels = SMALL[name]
     source = VaeSource(vae=saved(name, tmp_path / "vae"))
     decoder = PairDecoder(sizing=Sizing(multiple=multiple))
@@ -138,7 +138,7 @@ def _pairs_in(folder: Path) -> list[Pair]:
 
 
 def _greyed(folder: Path, index: int, multiple: int) -> torch.Tensor:
-    """The crop of an image with the repainted pixels grey, ``[H, W, 3]`` in 0..1, by the contract's words."""
+    """The crop of an image with the repainted pixels gray, ``[H, W, 3]`` in 0..1, by the contract's words."""
     image = np.asarray(Image.open(folder / f"{index}.png")) / np.float32(255)
     mask = np.asarray(Image.open(folder / f"{index}-mask.png")) > 127
     image[mask] = 0.5

@@ -73,7 +73,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def tiff_of_12_bits(values: np.ndarray) -> bytes:
-    """One strip of grey, two levels in three bytes; written here, since tifffile does not without a codec."""
+    """One strip of gray, two levels in three bytes; written here, since tifffile does not without a codec."""
     height, width = values.shape
     packed = np.packbits((values.reshape(height, -1, 1) >> np.arange(11, -1, -1) & 1).reshape(height, -1), axis=1)
     tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 118, 277: 1, 278: height, 279: packed.size}

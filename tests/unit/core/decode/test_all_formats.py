@@ -25,7 +25,7 @@ COLOURS = RNG.integers(0, 256, (256, 3), np.uint8)
 """A palette."""
 WIDE = GREY_PHOTO.astype(np.uint16) * 257 + 31
 FLAT = np.kron(RNG.integers(30, 226, (6, 7, 3), np.uint8), np.ones((8, 8, 1), np.uint8))[:HEIGHT, :WIDTH]
-"""Of one colour in each of JPEG's blocks, so that it loses no more than rounding."""
+"""Of one color in each of JPEG's blocks, so that it loses no more than rounding."""
 
 
 def repeated(grey: np.ndarray) -> np.ndarray:
