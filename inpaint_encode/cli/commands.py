@@ -48,7 +48,7 @@ def _console() -> Console:
 def doctor(
     *uris: str,
     output: Annotated[str, unit("URI")] = "",
-    address: Annotated[str, unit("HOST:PORT")] = "",
+    address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = "",
     no_ray: bool = False,
 ) -> None:
     """Check this machine, Ray, the sources and the output before a job.

@@ -135,7 +135,8 @@ def _description(entry: HelpEntry, *, full: bool) -> str:
 
 
 def _notes(entry: HelpEntry) -> Iterator[str]:
-    if choices := [choice for choice in entry.choices or () if choice]:
+    choices = [choice for choice in entry.choices or () if choice]
+    if len(choices) > 1:
         yield ", ".join(choices)
     if entry.default is not None:
         yield f"default: {entry.default}"

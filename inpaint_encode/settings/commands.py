@@ -73,13 +73,13 @@ class VerifyOptions(Frozen):
     """Number of random rows to encode again on this machine and compare. With 0, no VAE is loaded."""
     seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of --sample. The same seed chooses the same rows of an output."""
-    vae: Annotated[str, unit("MODEL")] = ""
+    vae: Annotated[str, unit("MODEL", "the job's")] = ""
     """VAE to use for --sample. Give it if the job's path or hub id is not available here. Its weights must be the same
     as the job's."""
     repair: bool = False
     """Remove damaged and unexpected files. Then run the same encode command again to complete the output. Do not use
     --repair while an encode job runs."""
-    address: Annotated[str, unit("HOST:PORT")] = ""
+    address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
     """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
     this machine."""
 

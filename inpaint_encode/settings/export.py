@@ -25,6 +25,6 @@ class ExportOptions(Frozen):
     a//b, becomes %. A name of more than 200 bytes is cut and ends in a hash."""
     overwrite: bool = False
     """Remove the files of any earlier export at --output and start over."""
-    address: Annotated[str, unit("HOST:PORT")] = ""
+    address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
     """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
     this machine."""

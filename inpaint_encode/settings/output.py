@@ -55,7 +55,7 @@ class RunOptions(Frozen):
     has changed. All other rows stay."""
     drop_vanished: bool = False
     """With --refresh, remove rows whose image or mask is no longer in the source."""
-    address: Annotated[str, unit("HOST:PORT")] = ""
+    address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
     """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
     this machine."""
 
