@@ -30,7 +30,7 @@ class LatentValues(NamedTuple):
     """``[B, C, h, w]`` in ``samples_dtype``; moments have twice the channels."""
     finite: Tensor
     """bool ``[B]``: all values are finite before the cast to ``samples_dtype``."""
-    stored: Tensor
+    fits_stored_dtype: Tensor
     """bool ``[B]``: all values are finite after the cast."""
 
 

@@ -91,7 +91,8 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
     at_hub = not Path(place).is_dir()
     if at_hub and not _HUB_ID.fullmatch(place):
         raise UsageError(
-            f"--vae {name} cannot be loaded: there is no such folder or file on this node, and it is no hub id"
+            f"--vae {name} cannot be loaded: there is no such folder or file on this node, and it is not a valid "
+            "Hugging Face hub id"
         )
     where = {"subfolder": subfolder} if subfolder else {}
     if at_hub:
@@ -120,7 +121,9 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
         raise UsageError(_cannot_be_loaded(name, error, at_hub=at_hub)) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
-        raise UsageError(f"--vae {name} lacks {len(missing)} of its weights, the first is {missing[0]}")
+        raise UsageError(
+            f"--vae {name} lacks {len(missing)} weight{'s' * (len(missing) > 1)} (the first: {missing[0]}); give a complete VAE"
+        )
     return model
 
 

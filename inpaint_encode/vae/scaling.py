@@ -128,8 +128,7 @@ def check_scalable(
         return
     if metadata.latents_std is not None and len(metadata.latents_std) != metadata.latent_channels:
         raise UsageError(
-            f"{subject} needs packed latents of {metadata.vae_class}, and these are plain; "
-            "encode with --flux2-latents packed"
+            f"{subject} needs packed Flux.2 latents, but the output stores plain ones; encode with --flux2-latents packed"
         )
     if metadata.scaling_factor is None and metadata.latents_std is None:
         raise UsageError(

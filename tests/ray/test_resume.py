@@ -342,7 +342,7 @@ def changed_keys(before: dict[str, bytes], output: str) -> set[str]:
 
 
 class TestLateWorkers:
-    """A worker of a dead run commits after the new run has listed the finished chunks."""
+    """A leftover worker of a killed run commits after the new run has listed the finished chunks."""
 
     def chunk(self, key):
         """Arguments of a commit of one encoded pair."""

@@ -106,7 +106,8 @@ def decode_mask(data: bytes, channel: str = "auto", *, max_pixels: int = MAX_PIX
                 return _apply_orientation(alpha, image)
             if (lowest := alpha.min()) < 255:
                 message = (
-                    f"its alpha goes down to {lowest} of 255 and may be the mask: set --mask-channel alpha or luma"
+                    f"it has transparent pixels (lowest alpha {lowest} of 255), so its alpha may be the mask; set "
+                    "--mask-channel alpha or luma"
                 )
                 raise PairRejected("mask.ambiguous", message)
         elif channel == "alpha":
@@ -217,7 +218,8 @@ def _alpha(image: Image.Image, stored: Image.Image | NDArray[Any], data: bytes) 
         level = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
         return np.where(np.asarray(stored) == level, np.uint8(0), np.uint8(255))
     if image.mode == "RGB" and depth == 16:
-        raise PairRejected("mask.unsupported", "it has a transparent 16-bit color, and 16-bit color is read at 8 bits")
+        message = "it has a transparent 16-bit color, and 16-bit color is read at 8 bits; save it with 8 bits"
+        raise PairRejected("mask.unsupported", message)
     return np.asarray((image if image.mode == "RGBA" else image.convert("RGBA")).getchannel("A"))
 
 

@@ -101,7 +101,7 @@ def _check_on_ray(
         for batch in findings.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for found in map(ChunkFindings.from_json, batch["findings"].to_pylist()):
                 if found.fatal:
-                    raise JobFailed(f"{found.fatal}; the output may be intact, run verify again")
+                    raise JobFailed(f"{found.fatal}; the output itself may be fine; run verify again")
                 checked, problems = checked + 1, problems + len(found.problems)
                 yield found
             if time.monotonic() - reported > EVERY_S:

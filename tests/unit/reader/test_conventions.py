@@ -278,7 +278,7 @@ class TestInpaintInput:
 
     def test_an_odd_side_cannot_be_split_into_patches(self):
         metadata = metadata_of_a("SD 3")
-        with pytest.raises(UsageError, match=r"a latent of 5 x 6 .* multiples of 16 pixels"):
+        with pytest.raises(UsageError, match=r"a latent of 6 x 5 .* multiples of 16 pixels"):
             for_diffusers(row_of(16, height=5), metadata, layout="flux_fill", with_latents=False)
 
 
