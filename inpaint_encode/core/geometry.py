@@ -89,13 +89,14 @@ class Sizing:
         """
         if self.resize and self.resize < self.multiple:
             raise ValueError(
-                f"--resize {self.resize} is less than one latent pixel, which is {self.multiple} pixels; "
-                "give at least that"
+                f"--resize {self.resize} is less than the VAE's multiple of {self.multiple} pixels; "
+                f"give --resize {self.multiple} or more"
             )
         if self.buckets and self.bucket_step % self.multiple:
             step = -(-self.bucket_step // self.multiple) * self.multiple
             raise ValueError(
-                f"--bucket-step {self.bucket_step} is not a multiple of the VAE's {self.multiple} pixels; give {step}"
+                f"--bucket-step {self.bucket_step} is not a multiple of the VAE's {self.multiple} pixels; "
+                f"give --bucket-step {step}"
             )
         if self.buckets and not bucket_sizes(self.buckets, self.bucket_step):
             raise ValueError(

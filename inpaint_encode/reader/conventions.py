@@ -102,7 +102,7 @@ def check_for_diffusers(
         )
     if generator is not None and metadata.posterior != "moments":
         raise UsageError(
-            f"for_diffusers: generator needs moments, and the output stores posterior {metadata.posterior}; encode "
+            f"for_diffusers: generator needs moments, but the output stores posterior {metadata.posterior}; encode "
             "with --posterior moments, or leave out generator"
         )
     vae = apply_vae_family(metadata.vae, vae_family)

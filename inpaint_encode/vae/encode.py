@@ -85,7 +85,8 @@ def warm_up(vae: ModelMixin) -> None:
     if tuple(latent.shape) != (2, channels, height // ratio, width // ratio):
         raise UsageError(
             f"--vae: the configuration says {channels} channels at 1/{ratio} of the size, but 2 images of "
-            f"{width} x {height} pixels gave latents of shape {list(latent.shape)}; give weights with their own configuration"
+            f"{width} x {height} pixels gave latents of shape {list(latent.shape)}; give weights with their own "
+            "configuration"
         )
     if not bool(latent.isfinite().all()):
         raise UsageError("--vae encodes a plain grey image to values that are not finite; give undamaged weights")

@@ -163,7 +163,7 @@ def _opened(data: bytes, role: Literal["image", "mask"], max_pixels: int) -> Ite
                 "I",
                 "PNG",
             ):  # Pillow < 11.3 opens 16-bit PNG as I
-                what = f"its levels are {_WIDE[image.mode]} without a stated range"
+                what = f"its levels are {_WIDE[image.mode]} without a stated range; save it with 8 or 16 bits"
                 raise PairRejected(f"{role}.unsupported", what)
             yield image
         except PairRejected as rejection:
@@ -181,7 +181,9 @@ def _unreadable(data: bytes, role: str) -> PairRejected:
         return PairRejected(f"{role}.not_an_image", about)
     declared = int.from_bytes(data[4:8], "little") + 8
     if signature.lastgroup == "WebP" and declared > len(data):
-        return PairRejected(f"{role}.truncated", f"WebP of {declared:,} bytes, of which {len(data):,} exist")
+        return PairRejected(
+            f"{role}.truncated", f"the WebP header states {declared:,} bytes, but the file has {len(data):,}"
+        )
     message = f"{signature.lastgroup} in {len(data):,} bytes: its header is damaged or ends early"
     return PairRejected(f"{role}.corrupt", message)
 

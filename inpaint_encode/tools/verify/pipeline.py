@@ -83,7 +83,10 @@ def _read_job(output: str) -> dict[str, Any]:
             "--output"
         ) from error
     if contract != CONTRACT_VERSION:
-        raise UsageError(f"{uri} has contract {contract}, but this version checks contract {CONTRACT_VERSION}")
+        raise UsageError(
+            f"{uri} has contract {contract}, but this version of inpaint-encode checks contract "
+            f"{CONTRACT_VERSION}; use the version that wrote it"
+        )
     return job
 
 

@@ -209,7 +209,7 @@ class TestPosterior:
     def test_a_class_without_a_posterior_refuses_by_name(self, name, posterior):
         vae = small_vae(name)
         facts = vae_metadata(vae, VaeSource(vae="a/test"))
-        with pytest.raises(UsageError, match=f"--posterior {posterior}: {name} returns latents without a posterior"):
+        with pytest.raises(UsageError, match=f"--posterior {posterior}: {name} has no posterior; use --posterior mean"):
             check_supported(row_metadata(posterior=posterior), vae, facts)
         check_supported(row_metadata(), vae, facts)
 

@@ -140,10 +140,10 @@ def test_pixels_are_resized_by_lanczos_and_masks_bilinearly(options):
         (
             {"buckets": BUDGET, "bucket_step": 48},
             32,
-            "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give 64",
+            "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give --bucket-step 64",
         ),
         ({"buckets": 4000}, 8, "--buckets 4000 is less than one bucket of 64 x 64 pixels; give --buckets 4096 or more"),
-        ({"resize": 8}, 16, "--resize 8 is less than one latent pixel, which is 16 pixels; give at least that"),
+        ({"resize": 8}, 16, "--resize 8 is less than the VAE's multiple of 16 pixels; give --resize 16 or more"),
     ],
 )
 def test_sizes_that_the_vae_cannot_encode(options, ratio, sentence):

@@ -101,7 +101,7 @@ def test_incomplete_weights_are_refused(vae_folder, tmp_path):
 def test_options_of_files_and_folders_do_not_mix(vae_folder):
     with pytest.raises(UsageError, match="--vae-family is for single files"):
         load_vae(vae_folder, vae_family="sdxl")
-    with pytest.raises(UsageError, match="is a single file, which has no --subfolder"):
+    with pytest.raises(UsageError, match="is a single file; leave out --subfolder"):
         load_vae(f"{vae_folder}/diffusion_pytorch_model.safetensors", subfolder="vae")
     with pytest.raises(UsageError, match="is a single file, which must end in"):
         load_vae(f"{vae_folder}/config.json")
