@@ -69,6 +69,12 @@ def test_errors_in_the_lines(tmp_path, lines, options, sentence):
         find_pairs(Source(pairs=str(path), **options))
 
 
+def test_a_missing_value_of_a_csv_file_is_named_by_its_data_row(tmp_path):
+    (tmp_path / "m.csv").write_text("image,mask\na.jpg,a.png\nb.jpg,\n")
+    with pytest.raises(UsageError, match="--mask-column mask has no value in data row 2, not counting the header"):
+        find_pairs(Source(pairs=str(tmp_path / "m.csv")))
+
+
 def test_uris_and_bytes_in_one_list(tmp_path):
     columns = {"image": ["a.jpg", "a.jpg"], "mask": [noise(1), noise(2)], "id": ["x", "y"]}
     write_parquet(f"{tmp_path}/x.parquet", columns)
