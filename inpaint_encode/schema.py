@@ -22,7 +22,6 @@ __all__ = [
     "PAIRS",
     "RECEIPT",
     "REJECTS",
-    "SOURCE",
     "TENSORS",
     "WORK",
     "data_schema",
@@ -63,7 +62,7 @@ pairs."""
 WORK = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), ("part", pa.string()), ("keep", pa.bool_())])
 """One chunk of work: the plan file it is in, and whether rows that are not to be encoded are kept."""
 
-SOURCE = [
+PAIR_FIELDS = [
     pa.field("key", pa.string()),
     pa.field("image_uri", pa.string()),
     pa.field("mask_uri", pa.string()),
@@ -112,7 +111,7 @@ message if the chunk could not be committed; it ends the job."""
 
 
 COLUMNS = frozenset(
-    ["key", *TENSORS, *(field.name for field in [*SOURCE, *GEOMETRY]), "mask_coverage", "precision", "tiled"]
+    ["key", *TENSORS, *(field.name for field in [*PAIR_FIELDS, *GEOMETRY]), "mask_coverage", "precision", "tiled"]
 )
 """Names of all columns that data files may have, without the source's own."""
 
@@ -166,7 +165,7 @@ def data_schema(metadata: RowMetadata, like: pa.Schema = PAIRS) -> pa.Schema:
         *([tensor_field("original_samples", value_type)] if metadata.also_original else []),
         packed_field("noise_mask") if packed else tensor_field("noise_mask", pa.uint8()),
         *([tensor_field("latent_mask", value_type)] if metadata.latent_mask != "none" else []),
-        *SOURCE[1:],
+        *PAIR_FIELDS[1:],
         *GEOMETRY,
         pa.field("mask_coverage", pa.float32()),
         pa.field("precision", pa.string()),

@@ -204,7 +204,7 @@ DAMAGES = {
     ),
     in_row("samples", swap_sides): ("shapes", IN_CHUNK_2, r"samples is \[4, "),
     in_row("crop_left", lambda left: left + 1): ("shapes", IN_CHUNK_2, "crop_left is"),
-    in_row("source_width", lambda _: 0): ("shapes", IN_CHUNK_2, "a source of .* x 0 pixels has no latent"),
+    in_row("source_width", lambda _: 0): ("shapes", IN_CHUNK_2, "a source of 0 x .* pixels has no latent"),
     in_row("noise_mask", with_first(2)): ("noise_mask", IN_CHUNK_2, "pixels are neither 0 nor 1"),
     in_row("mask_coverage", lambda share: share + 1e-4): ("mask_coverage", IN_CHUNK_2, "mask_coverage is"),
     file_of_an_overwritten_job: ("orphan", "00000000-00000077.parquet", "belongs to an overwritten job"),

@@ -79,8 +79,8 @@ class EncodedBatch(NamedTuple):
     """``[B, C, h, w]`` in the stored type; ``[B, 2C, h, w]`` of moments, the means first."""
     finite: NDArray[np.bool_]
     """``[B]``: whether all values of a row are finite as computed."""
-    stored: NDArray[np.bool_]
-    """``[B]``: whether they are finite in the stored type."""
+    fits_stored_dtype: NDArray[np.bool_]
+    """``[B]``: whether all values of a row are finite in the stored type."""
     noise_mask: NDArray[np.uint8]
     """``[B, H, W]``, grown."""
     seconds: dict[str, float]

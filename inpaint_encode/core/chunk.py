@@ -26,6 +26,7 @@ from .batch import Batch, EncodedBatch, EncodeFuture, LatentEncoder, OutOfMemory
 from .circuit_breaker import CircuitBreaker
 from .counters import Counters
 from .decode import DecodedImage, PairDecoder
+from .geometry import format_size
 
 __all__ = [
     "DecodedPair",
@@ -232,12 +233,12 @@ def _fetch_error(uri: str, error: Exception, *, mask: bool) -> PairRejected:
         case storage.TooLarge():
             return PairRejected("fetch.too_large", reason)
         case Changed():
-            return PairRejected("fetch.changed", f"{reason}; --refresh plans it again")
+            return PairRejected("fetch.changed", f"{reason}; run again with --refresh to use the new version")
         case PermissionError():
             return PairRejected("fetch.denied", reason)
         case storage.Unavailable():
             budget = f"no complete answer within {storage.RETRY_BUDGET_S:.0f} s of retries"
-            return PairRejected("fetch.unavailable", f"{uri}: {budget}, the last error: {error.strerror or error}")
+            return PairRejected("fetch.unavailable", f"{uri}: {budget}; the last error: {error.strerror or error}")
         case OSError():
             return PairRejected("fetch.failed", reason)
     return PairRejected("fetch.failed", f"{uri}: {error!r}")
@@ -316,7 +317,9 @@ def encode_pairs(
             for index, result in zip(indices, encoded, strict=True):
                 results[index] = result
     if results and all(isinstance(result, Reject) and result.error == "encode.failed" for result in results):
-        raise JobFailed(f"the VAE fails on all {len(results)} images of a chunk, the last: {results[-1].message}")
+        raise JobFailed(
+            f"the VAE fails on every image of a chunk ({len(results)}); the last error: {results[-1].message}"
+        )
     return results
 
 
@@ -376,7 +379,7 @@ class _BatchWorker:
             halves = [range(middle), range(middle, len(pairs))]
             parts = [([pairs[index] for index in half], batch.part(half)) for half in halves]
             return [result for some, part in parts for result in self.collect(some, part, self.launch(part))]
-        message = f"{batch.height} x {batch.width} pixels: {str(error).splitlines()[0]}"
+        message = f"{format_size(batch.height, batch.width)} pixels: {str(error).splitlines()[0]}"
         self.counters.add("not_finite", error.not_finite if isinstance(error, OutOfMemory) else 0)
         if is_out_of_memory(error):
             return [Reject(pairs[0].pair, "encode.out_of_memory", message)]
@@ -388,10 +391,10 @@ def _result(pair: DecodedPair, encoded: EncodedBatch, index: int, precision: str
     """Return row ``index`` of a batch."""
     samples = encoded.samples[index]
     precision = "float32" if index in encoded.in_float32 else precision
-    if not (encoded.finite[index] and encoded.stored[index]):
+    if not (encoded.finite[index] and encoded.fits_stored_dtype[index]):
         bad = f"{np.count_nonzero(~np.isfinite(samples)):,} of {samples.size:,} latent values"
         if not encoded.finite[index]:
-            return Reject(pair.pair, "encode.not_finite", f"{bad} are not finite, computed in {precision}")
+            return Reject(pair.pair, "encode.not_finite", f"{bad} are not finite (computed in {precision})")
         largest = f"{bad} are larger than {samples.dtype} can hold; use --samples-dtype float32"
         return Reject(pair.pair, "encode.too_large", largest)
     noise_mask = encoded.noise_mask[index]

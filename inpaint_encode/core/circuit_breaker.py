@@ -37,14 +37,14 @@ class CircuitBreaker:
     Args:
         reader: sends the probes.
         others: returns planned objects outside the chunk, to probe a store with.
-        known: whether the chunk's pairs were rejected or encoded before. If so, a store that can be listed is not
+        retried: whether the chunk's pairs were rejected or encoded before. If so, a store that can be listed is not
             failing, whatever it denies: the retried pairs may all be denied ones.
     """
 
     def __init__(
-        self, reader: PairReader, others: Callable[[], Iterable[str]] = lambda: (), *, known: bool = False
+        self, reader: PairReader, others: Callable[[], Iterable[str]] = lambda: (), *, retried: bool = False
     ) -> None:
-        self._reader, self._others, self._known = reader, others, known
+        self._reader, self._others, self._retried = reader, others, retried
         self._stores: defaultdict[str, _Store] = defaultdict(_Store)
         self._lock = threading.Lock()
 
@@ -78,7 +78,7 @@ class CircuitBreaker:
             if store.last_good:
                 self._reader.probe(store.last_good)
         except PermissionError:
-            store.failure = f"the store denies every request now; {message}"
+            store.failure = f"the store denies access to objects that it served before; {message}"
         except OSError:
             pass  # tells nothing about this object
 
@@ -116,7 +116,7 @@ class CircuitBreaker:
             except OSError:
                 return False
             return False
-        if probed and not self._known:
+        if probed and not self._retried:
             return True
         try:
             self._reader.probe_listing(name)

@@ -56,8 +56,8 @@ class BatchEncoder:
         on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
         if family_of(vae).compilable:
             on_device = optimise(on_device, deterministic=metadata.deterministic, compiled=compiled)
-        self._fast = OomAdaptiveVae(on_device, metadata.tile_size)
-        self._exact = None if dtype == torch.float32 else Float32FallbackVae(vae, device, metadata.tile_size)
+        self._compute_vae = OomAdaptiveVae(on_device, metadata.tile_size)
+        self._float32_vae = None if dtype == torch.float32 else Float32FallbackVae(vae, device, metadata.tile_size)
         # A GPU divides by a Python number by multiplying with its inverse, which is off by a bit; by a tensor it is
         # not.
         self._full_scale = torch.tensor([255.0], device=device)
@@ -67,7 +67,7 @@ class BatchEncoder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._vae = on_device
         self.check()
-        self._thread.submit(self._fast.measure).result()
+        self._thread.submit(self._compute_vae.measure).result()
 
     @classmethod
     def load(cls, source: VaeSource, metadata: RowMetadata, device: str, *, compiled: bool) -> BatchEncoder:
@@ -90,7 +90,7 @@ class BatchEncoder:
         self._thread.submit(self._try).result()
 
     def _try(self) -> None:
-        if self._exact is None:
+        if self._float32_vae is None:
             warm_up(self._vae)
         else:  # the float32 weights were checked before the job; in this dtype even gray may overflow
             side = 2 * crop_multiple(self._vae)
@@ -98,12 +98,12 @@ class BatchEncoder:
 
     def batch_size(self, height: int, width: int) -> int:
         """See `inpaint_encode.core.batch.LatentEncoder.batch_size`."""
-        return self._fast.batch_size(height, width, self._tiling)
+        return self._compute_vae.batch_size(height, width, self._tiling)
 
     def launch(self, batch: Batch, *, tile: bool | None = None) -> EncodeFuture:
         """See `inpaint_encode.core.batch.LatentEncoder.launch`."""
         tile = self._tiling if tile is None else tile
-        return _PendingBatch(self, batch, tile, self._submit(batch, tile, self._fast))
+        return _PendingBatch(self, batch, tile, self._submit(batch, tile, self._compute_vae))
 
     def _submit(self, batch: Batch, tile: bool | None, vae: _Vae) -> Future[EncodedBatch | _GpuFuture]:
         """Stage the batch in host memory that a GPU can copy from while it works, and queue it for the device."""
@@ -149,10 +149,11 @@ class BatchEncoder:
             raise
         posteriors = [one.posterior for one in found]
         latents, *originals = latent_values(posteriors, batch.keys, self._metadata, self._vae_metadata)
-        tensors = {"samples": latents.values, "finite": latents.finite, "stored": latents.stored}
-        for original, finite, stored in originals:
+        tensors = {"samples": latents.values, "finite": latents.finite, "fits_stored_dtype": latents.fits_stored_dtype}
+        for original, finite, fits_stored_dtype in originals:
             tensors["original_samples"] = original
-            tensors["finite"], tensors["stored"] = tensors["finite"] & finite, tensors["stored"] & stored
+            tensors["finite"] = tensors["finite"] & finite
+            tensors["fits_stored_dtype"] = tensors["fits_stored_dtype"] & fits_stored_dtype
         tensors["noise_mask"] = grow_mask(masks, self._metadata.grow_mask_by)
         return _Outputs(tensors, found[0].tiled, steps)
 
@@ -200,15 +201,15 @@ class BatchEncoder:
 
         A row that is finite but too large for the stored type stays: float32 would not change that.
         """
-        assert self._exact is not None
+        assert self._float32_vae is not None
         bad = np.flatnonzero(~encoded.finite).tolist()
         try:
-            launched = self._submit(batch.part(bad), tile, self._exact).result()
+            launched = self._submit(batch.part(bad), tile, self._float32_vae).result()
             found = launched.result() if isinstance(launched, _GpuFuture) else launched
         except OutOfMemory as error:
             error.steps, error.not_finite = error.steps + encoded.oom_steps, len(bad)
             raise
-        for name in ("samples", "finite", "stored", "original_samples"):
+        for name in ("samples", "finite", "fits_stored_dtype", "original_samples"):
             if (values := getattr(encoded, name)) is not None:
                 values[bad] = getattr(found, name)
         tiled = list(encoded.tiled)
@@ -251,7 +252,7 @@ class _PendingBatch(NamedTuple):
     def result(self) -> EncodedBatch:
         launched = self.launched.result()
         encoded = launched.result() if isinstance(launched, _GpuFuture) else launched
-        if encoded.finite.all() or self.encoder._exact is None:
+        if encoded.finite.all() or self.encoder._float32_vae is None:
             return encoded
         return self.encoder._encode_in_float32(self.batch, self.tile, encoded)
 

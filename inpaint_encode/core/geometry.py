@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from inpaint_encode.metadata import RowMetadata
 
-__all__ = ["CropBox", "Geometry", "Sizing", "bucket_sizes", "crop_box", "parse_resolution"]
+__all__ = ["CropBox", "Geometry", "Sizing", "bucket_sizes", "crop_box", "format_size", "parse_resolution"]
 
 
 class CropBox(NamedTuple):
@@ -46,9 +46,15 @@ def crop_box(height: int, width: int, multiple: int) -> CropBox:
         ValueError: a side is smaller than ``multiple``, so nothing would be left.
     """
     if min(height, width) < multiple:
-        raise ValueError(f"{height} x {width} pixels: a side is smaller than the VAE's multiple of {multiple}")
+        size = format_size(height, width)
+        raise ValueError(f"{size} pixels: a side is smaller than the VAE's multiple of {multiple}")
     top, left = height % multiple // 2, width % multiple // 2
     return CropBox(top, left, height // multiple * multiple, width // multiple * multiple)
+
+
+def format_size(height: int, width: int) -> str:
+    """Return ``WIDTH x HEIGHT``: all messages state sizes in the order of ``--resolution``."""
+    return f"{width} x {height}"
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
@@ -83,17 +89,18 @@ class Sizing:
         """
         if self.resize and self.resize < self.multiple:
             raise ValueError(
-                f"--resize {self.resize} is less than one latent pixel, which is {self.multiple} pixels; "
-                "give at least that"
+                f"--resize {self.resize} is less than the VAE's multiple of {self.multiple} pixels; "
+                f"give --resize {self.multiple} or more"
             )
         if self.buckets and self.bucket_step % self.multiple:
             step = -(-self.bucket_step // self.multiple) * self.multiple
             raise ValueError(
-                f"--bucket-step {self.bucket_step} is not a multiple of the VAE's {self.multiple} pixels; give {step}"
+                f"--bucket-step {self.bucket_step} is not a multiple of the VAE's {self.multiple} pixels; "
+                f"give --bucket-step {step}"
             )
         if self.buckets and not bucket_sizes(self.buckets, self.bucket_step):
             raise ValueError(
-                f"--buckets {self.buckets}: not one square of --bucket-step {self.bucket_step} fits; "
+                f"--buckets {self.buckets} is less than one bucket of {self.bucket_step} x {self.bucket_step} pixels; "
                 f"give --buckets {self.bucket_step**2} or more, or a smaller --bucket-step"
             )
         sides = parse_resolution(self.resolution) if self.resolution else (0, 0)
@@ -124,8 +131,8 @@ class Sizing:
             else:
                 resized = _divide(height * target[1], width), target[1]
         if (resized[0] > height or resized[1] > width) and not self.upscale:
-            size = f"{resized[0]} x {resized[1]}"
-            raise ValueError(f"{height} x {width} pixels would have to be enlarged to {size}; --upscale allows it")
+            size, enlarged = format_size(height, width), format_size(*resized)
+            raise ValueError(f"{size} pixels would have to be enlarged to {enlarged}; --upscale allows it")
         if target is None:
             return Geometry(*resized, crop_box(*resized, self.multiple))
         return Geometry(*resized, CropBox((resized[0] - target[0]) // 2, (resized[1] - target[1]) // 2, *target))

@@ -132,7 +132,7 @@ def run_job(
         The contents of ``_report.json``.
 
     Raises:
-        UsageError: the settings cannot work, or the output has rows of other settings; nothing was written.
+        UsageError: the settings cannot work, or the output was written with other settings; nothing was written.
         TooManyRejected: more pairs were rejected than ``--max-rejected`` allows.
         JobFailed: the job cannot go on; run it again to resume.
     """
@@ -143,7 +143,7 @@ def run_job(
         output = storage.normalize_uri(job.output.output)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
-    display.say("reading the manifest" if job.source.pairs else "listing the images and the masks")
+    display.say("reading the list of pairs" if job.source.pairs else "listing the images and the masks")
     found = find_pairs(job.source, job.access.to_access())
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
@@ -165,7 +165,7 @@ def run_job(
         about = {"job": state.job, **record}
         state.check_lease()
         limits = {"limit": job.run.limit, "left": left.excluded}
-        report = write_report(state.uri("_report.json"), about, left.pairs, found, run.whole, run.stats, **limits)
+        report = write_report(state.uri("_report.json"), about, left.pairs, found, run.totals, run.stats, **limits)
         run.check_rejected(finished=True)
         return report
 
@@ -184,7 +184,7 @@ class _Run:
 
     def __init__(self, job: EncodeJob, state: OutputState, left: Remaining, lease: Lease, display: Display) -> None:
         self.chunks: dict[int, ChunkResult] = dict(left.done)
-        self.whole = RunStats.of(left.done.values())
+        self.totals = RunStats.of(left.done.values())
         self.stats = RunStats()
         self._workers, self._options = job.workers, job.run
         self._state, self._lease, self._display = state, lease, display
@@ -194,11 +194,11 @@ class _Run:
         self._rate_from: tuple[float, int] | None = None
         self._pairs = left.pairs - left.excluded
         self._masks_checked = False
-        display.start(self._pairs, self.whole.decided)
+        display.start(self._pairs, self.totals.decided)
 
     def consume(self, receipts: ray.data.Dataset) -> None:
         """Process every receipt; those of committed chunks are written even if this raises."""
-        metrics = JobMetrics(self._state.job, self._pairs - self.whole.decided)
+        metrics = JobMetrics(self._state.job, self._pairs - self.totals.decided)
         needs = needed_resources(self._workers, vae_workers(self._workers, self._options.address))
         try:
             with translate_ray_errors(), Reminder(self._display.say, needs, REMIND_S) as reminder:
@@ -212,9 +212,9 @@ class _Run:
 
     def check_rejected(self, *, finished: bool) -> None:
         """Raise `TooManyRejected` if the whole output has more rejects than ``--max-rejected`` allows."""
-        rejected, decided = self.whole.rejected, self.whole.decided
+        rejected, decided = self.totals.rejected, self.totals.decided
         if not self._options.allows(rejected, decided, finished=finished):
-            frequent = ", ".join(f"{count:,} {error}" for error, count in self.whole.errors.most_common(3))
+            frequent = ", ".join(f"{count:,} {error}" for error, count in self.totals.errors.most_common(3))
             raise TooManyRejected(
                 f"{rejected:,} of {decided:,} pairs are rejected ({frequent}); --max-rejected allows "
                 f"{self._options.max_rejected}; see {self._state.uri('_rejected')}"
@@ -224,14 +224,17 @@ class _Run:
         if receipt["fatal"]:
             raise JobFailed(f"{receipt['fatal']}; finished chunks stay; run the same command again to resume")
         if self._lease.lost.is_set():
-            raise JobFailed("another run has taken over this output; this run stops")
+            raise JobFailed(
+                f"another run has taken over this output (see {self._lease.uri}); this run stops, and its finished "
+                "chunks stay"
+            )
         values = {one.name: receipt[one.name] for one in fields(ChunkResult)}
         result = ChunkResult(**values | {"errors": dict(receipt["errors"])})
         self.chunks[receipt["chunk"]] = result
-        self.whole.add(result)
+        self.totals.add(result)
         self.stats.add(result, receipt["counters"])
         metrics.add(result.encoded, result.errors, dict(receipt["counters"]))
-        self._display.update(self.whole.decided, self.whole.rejected, self._rate())
+        self._display.update(self.totals.decided, self.totals.rejected, self._rate())
         self._unwritten.append(receipt)
         if self.stats.encoded >= MASK_CHECK_AFTER:
             self._check_masks()

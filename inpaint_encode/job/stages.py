@@ -66,7 +66,7 @@ def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_byte
     pairs = [Pair(*(one[name] for name in Pair._fields)) for one in planned.select(PAIRS.names).to_pylist()]
     reader = PairReader(access, max_bytes)
     others = partial(plan.other_images, work["part"], work["chunk"])
-    breaker = CircuitBreaker(reader, others, known=work["keep"])
+    breaker = CircuitBreaker(reader, others, retried=work["keep"])
     results = fetch_and_decode(pairs, reader, decoder, breaker, counters, threads=threads)
     decoded = pack_decoded(results, _PIXELS)
     if EXTRA_COLUMNS in planned.column_names:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from inpaint_encode.core.chunk import DecodedPair, Pair, Reject
 from inpaint_encode.core.decode import DecodedImage
 from inpaint_encode.core.geometry import CropBox, Geometry
-from inpaint_encode.schema import GEOMETRY, SOURCE, WORK
+from inpaint_encode.schema import GEOMETRY, PAIR_FIELDS, WORK
 
 __all__ = ["DECODED", "ReusableBuffer", "pack_chunk", "pack_decoded", "unpack_chunk", "unpack_decoded"]
 
 DECODED = pa.schema(
     [
-        *SOURCE,
+        *PAIR_FIELDS,
         *GEOMETRY,
         ("height", pa.int32()),
         ("width", pa.int32()),

@@ -53,7 +53,7 @@ class Lease:
     def __init__(self, uri: str, holder: _Holder, version: str) -> None:
         self.token = holder.token
         self.lost = threading.Event()
-        self._uri, self._holder, self._version = uri, holder, version
+        self.uri, self._holder, self._version = uri, holder, version
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -65,15 +65,15 @@ class Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            if not self.lost.is_set() and _read(self._uri)[0].token == self.token:
-                storage.delete(self._uri)
+            if not self.lost.is_set() and _read(self.uri)[0].token == self.token:
+                storage.delete(self.uri)
 
     def _renew(self) -> None:
         renewals = 0
         while not self.lost.is_set() and not self._ended.wait(RENEW_S):
             renewals += 1
             try:
-                self._version = storage.write(self._uri, self._holder.encode(renewals), expect=self._version)
+                self._version = storage.write(self.uri, self._holder.encode(renewals), expect=self._version)
             except storage.Conflict:
                 self._check_holder()
             except OSError:
@@ -82,7 +82,7 @@ class Lease:
     def _check_holder(self) -> None:
         """Set ``lost`` if another run holds the lease; after a renewal whose response was lost, it is still ours."""
         try:
-            holder, self._version = _read(self._uri)
+            holder, self._version = _read(self.uri)
         except FileNotFoundError:
             self.lost.set()
         except OSError:
@@ -123,7 +123,7 @@ def check_lease_token(uri: str, token: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if json.loads(storage.read(uri).data)["token"] == token:
             return
-    raise JobFailed("another run has taken over this output; this run stops, and its committed files stay")
+    raise JobFailed(f"another run has taken over this output (see {uri}); this run stops, and its committed files stay")
 
 
 def _wait_for_expiry(uri: str, holder: _Holder, version: str, on_status: Callable[[str], None]) -> None:

@@ -137,8 +137,8 @@ def write_report(
     """
     if whole.decided + left != planned:
         raise JobFailed(
-            f"{planned:,} pairs were planned, but {whole.encoded:,} encoded and {whole.rejected:,} rejected are "
-            f"{whole.decided:,}; run `inpaint-encode verify` to find the incomplete chunks"
+            f"{planned:,} pairs were planned, but {whole.encoded:,} encoded and {whole.rejected:,} rejected add "
+            f"up to {whole.decided:,}; run `inpaint-encode verify` to find the incomplete chunks"
         )
     seconds = run.seconds
     counters = {

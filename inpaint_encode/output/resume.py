@@ -138,7 +138,7 @@ def open_output(
         token: of the lease.
 
     Raises:
-        UsageError: the output has rows of other settings, or data files of another tool.
+        UsageError: the output was written with other settings, or data files of another tool.
     """
     uri = storage.join(output, "_job.json")
     try:
@@ -173,14 +173,14 @@ def _validate_same_settings(output: str, kept: Mapping[str, Any], record: Mappin
     now = metadata_of_job(record).to_dict()
     before["config_sha256"] = before["config_sha256"] or now["config_sha256"]
     differences = [
-        f"{name}: {there.get(name)} there, {value} here"
+        f"{name}: {there.get(name)} in the output, {value} now"
         for there, here in ((before, now), (kept["source"], record["source"]))
         for name, value in here.items()
         if there.get(name) != value and name not in ("versions", "vae_source")
     ]
     if differences:
         raise UsageError(
-            f"{output} has rows of other settings ({'; '.join(differences)}); "
+            f"{output} was written with other settings ({'; '.join(differences)}); "
             "use the same settings, another --output, or --overwrite to start again"
         )
 

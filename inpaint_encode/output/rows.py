@@ -75,7 +75,10 @@ def row_groups(rows: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
     for field in schema:
         found = rows.schema.field(field.name).type
         if found != field.type and not (field.name == "noise_mask" and unpack):
-            raise JobFailed(f"a worker's column {field.name} is {found}, but the output's is {field.type}")
+            raise JobFailed(
+                f"a worker's column {field.name} is {found}, but the output's is {field.type}; check that all nodes "
+                "have the same version of inpaint-encode"
+            )
     shapes = rows["noise_mask"].combine_chunks().field("shape").to_pylist()
     size = max(1, ROW_GROUP_PIXELS // max([height * width for _, height, width in shapes], default=1))
     for start in range(0, max(1, rows.num_rows), size):

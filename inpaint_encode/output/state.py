@@ -167,7 +167,8 @@ class OutputState:
         found = _read_chunk_file(self.data_uri(work["chunk"]))
         if found.generation < work["generation"]:
             raise JobFailed(
-                f"a worker of a dead run wrote {self.data_uri(work['chunk'])} during this run; run the command again"
+                f"a leftover worker of an earlier, killed run wrote {self.data_uri(work['chunk'])}; run the same "
+                "command again"
             )
         return self._align_rejects(work["chunk"], found)
 

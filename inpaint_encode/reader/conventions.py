@@ -102,7 +102,7 @@ def check_for_diffusers(
         )
     if generator is not None and metadata.posterior != "moments":
         raise UsageError(
-            f"for_diffusers: generator needs moments, and the output stores posterior {metadata.posterior}; encode "
+            f"for_diffusers: generator needs moments, but the output stores posterior {metadata.posterior}; encode "
             "with --posterior moments, or leave out generator"
         )
     vae = apply_vae_family(metadata.vae, vae_family)
@@ -173,7 +173,7 @@ def pack_latent(latent: Tensor) -> Tensor:
     height, width = latent.shape[-2:]
     if height % 2 or width % 2:
         raise UsageError(
-            f"a latent of {height} x {width} cannot be split into patches of 2 x 2; encode at multiples of 16 pixels, "
+            f"a latent of {width} x {height} cannot be split into patches of 2 x 2; encode at multiples of 16 pixels, "
             "with --resolution or --buckets"
         )
     return pixel_unshuffle(latent, 2).flatten(-2).transpose(-1, -2).contiguous()

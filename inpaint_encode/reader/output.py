@@ -75,7 +75,7 @@ class Output:
                 return footer_metadata(file)
             except KeyError:
                 where = storage.join(self.uri, first.path)
-                raise UsageError(f"{where} is no data file of encode; move it out of the output") from None
+                raise UsageError(f"{where} is not a data file of an encode job; move it out of the output") from None
 
     @cached_property
     def job(self) -> dict[str, Any]:

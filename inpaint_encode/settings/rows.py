@@ -78,7 +78,7 @@ class RowSettings(Frozen):
             raise ValueError("--posterior-seed needs --posterior sample; add it")
         if self.scaled and self.posterior == "moments":
             raise ValueError(
-                "--scaled cannot be combined with --posterior moments; leave it out, and scale after sampling"
+                "--scaled cannot be combined with --posterior moments; leave out --scaled, and scale after sampling"
             )
         if self.tile is False and self.tile_size != type(self).model_fields["tile_size"].default:
             raise ValueError("--tile-size cannot be combined with --no-tile; leave out one of the two")

@@ -91,6 +91,7 @@ class Workers(Batches):
     def _validate_order(self) -> Self:
         if self.max_workers and self.max_workers < self.min_workers:
             raise ValueError(
-                f"--max-workers {self.max_workers} is less than --min-workers {self.min_workers}; raise it or give 0"
+                f"--max-workers {self.max_workers} is less than --min-workers {self.min_workers}; raise --max-workers, "
+                "or set it to 0"
             )
         return self

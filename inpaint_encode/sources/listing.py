@@ -89,7 +89,7 @@ def list_pages(
         UsageError: the prefix cannot be listed, or no object is below it. ``option`` and ``advice`` are for the error.
     """
     if prefix.startswith("http"):
-        raise UsageError(f"{option} {prefix}: HTTP servers cannot be listed; name the files in a manifest for --pairs")
+        raise UsageError(f"{option} {prefix}: HTTP servers cannot be listed; give a list of pairs with --pairs")
     empty = True
     try:
         for page in storage.list_objects(prefix, access):

@@ -39,15 +39,15 @@ def from_manifest(source: Source, files: PairFiles, access: Access) -> FoundPair
             column, a line has no URI or occurs twice, or a key is not unique.
     """
     table, versions, image_bytes, mask_bytes, row_groups = _read_files(source, files, access)
-    images = _uri_column(table, "--image-column", source.image_column, files.folder)
+    images = _uri_column(table, "--image-column", source.image_column, files)
     no_mask_column = source.random_masks > 0 or source.is_own_mask
-    masks = images if no_mask_column else _uri_column(table, "--mask-column", source.mask_column, files.folder)
+    masks = images if no_mask_column else _uri_column(table, "--mask-column", source.mask_column, files)
     image_numbers = _number_values(images)
     by_image = np.argsort(image_numbers, kind="stable")
     _check_repeated_lines(source, images, masks, image_numbers)
     index = _mask_index(image_numbers, by_image)
     if source.key_column:
-        keys = _string_column(table, "--key-column", source.key_column)
+        keys = _string_column(table, "--key-column", source.key_column, files)
     else:
         keys = _default_keys(images, index, files.folder)
     columns = {
@@ -98,9 +98,10 @@ def _read_files(source: Source, files: PairFiles, access: Access) -> ManifestLin
     return ManifestLines(table, pa.concat_tables(versions), sum(image_bytes), sum(mask_bytes), sum(row_groups))
 
 
-def _string_column(table: pa.Table, option: str, name: str) -> pa.ChunkedArray:
+def _string_column(table: pa.Table, option: str, name: str, files: PairFiles) -> pa.ChunkedArray:
     if name not in table.column_names:
-        raise UsageError(f"{option} {name}: there is no such column; the manifest has {', '.join(table.column_names)}")
+        has = ", ".join(table.column_names)
+        raise UsageError(f"{option} {name}: there is no such column; the list of pairs has {has}")
     try:
         strings = table[name].cast(pa.string())
     except pa.ArrowException as error:
@@ -109,13 +110,21 @@ def _string_column(table: pa.Table, option: str, name: str) -> pa.ChunkedArray:
         ) from error
     empty = pc.or_kleene(pc.is_null(strings), pc.equal(strings, ""))
     if (line := pc.index(empty, True).as_py()) >= 0:
-        raise UsageError(f"{option} {name} has no value in line {line} (the first line is 0); add the value")
+        raise UsageError(f"{option} {name} has no value in {_row_name(line, files)}; add the value")
     return strings
 
 
-def _uri_column(table: pa.Table, option: str, name: str, folder: str) -> pa.ChunkedArray:
-    """Return the URIs of a column in the form of `storage.normalize_uri`; relative ones are below ``folder``."""
-    uris = _string_column(table, option, name)
+def _row_name(line: int, files: PairFiles) -> str:
+    """Name a row as a user counts: from 1, without the header of a CSV file."""
+    if files.suffix == "csv":
+        return f"data row {line + 1:,}, not counting the header"
+    through = " through all files" if len(files.uris) > 1 else ""
+    return f"row {line + 1:,}, counting from 1{through}"
+
+
+def _uri_column(table: pa.Table, option: str, name: str, files: PairFiles) -> pa.ChunkedArray:
+    """Return the URIs of a column in the form of `storage.normalize_uri`; relative ones are below the files' folder."""
+    uris = _string_column(table, option, name, files)
     absolute = pc.match_substring_regex(uris, _ABSOLUTE)
     readable = pc.or_(pc.invert(absolute), pc.match_substring_regex(uris, _READABLE))
     if (line := pc.index(readable, False).as_py()) >= 0:
@@ -126,7 +135,7 @@ def _uri_column(table: pa.Table, option: str, name: str, folder: str) -> pa.Chun
     paths = uris
     if pc.any(pc.starts_with(paths, "./")).as_py():
         paths = pc.replace_substring_regex(paths, r"^(?:\./)+", "")
-    relative = pc.binary_join_element_wise(folder, paths, "/")
+    relative = pc.binary_join_element_wise(files.folder, paths, "/")
     if not pc.any(absolute).as_py():
         return relative
     return pc.if_else(absolute, pc.replace_substring_regex(uris, "^file://", ""), relative)

@@ -170,7 +170,7 @@ def _connect(uri: str, access: Access) -> tuple[Any, str, str]:
     bucket, _, key = uri.partition("://")[2].partition("/")
     if _obstore_process not in (0, os.getpid()):
         if not uri.startswith("s3://"):
-            raise ValueError(f"{uri} cannot be read in a forked process; start it with spawn or forkserver")
+            raise ValueError(f"{uri} cannot be read in a forked process; start the process with spawn or forkserver")
         return None, bucket, key
     _obstore_process = os.getpid()
     return (gcs.connect if uri.startswith("gs://") else s3.connect)(bucket, access), bucket, key

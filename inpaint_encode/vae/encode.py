@@ -76,7 +76,7 @@ def warm_up(vae: ModelMixin) -> None:
     expected_channels = family.in_channels * pixel_patch_size(config) ** 2
     if in_channels != expected_channels:
         raise UsageError(
-            f"--vae takes {in_channels} channels, but images for its class, {type(vae).__name__}, have "
+            f"--vae: the VAE expects {in_channels} input channels, but images for its class {type(vae).__name__} have "
             f"{expected_channels}; give another VAE"
         )
     ratio, channels, multiple = vae_scale_factor(vae), latent_channels(vae), crop_multiple(vae)
@@ -85,7 +85,8 @@ def warm_up(vae: ModelMixin) -> None:
     if tuple(latent.shape) != (2, channels, height // ratio, width // ratio):
         raise UsageError(
             f"--vae: the configuration says {channels} channels at 1/{ratio} of the size, but 2 images of "
-            f"{height} x {width} gave latents of shape {list(latent.shape)}; give weights with their own configuration"
+            f"{width} x {height} pixels gave latents of shape {list(latent.shape)}; give weights with their own "
+            "configuration"
         )
     if not bool(latent.isfinite().all()):
         raise UsageError("--vae encodes a plain gray image to values that are not finite; give undamaged weights")

@@ -30,7 +30,7 @@ class LatentValues(NamedTuple):
     """``[B, C, h, w]`` in ``samples_dtype``; moments have twice the channels."""
     finite: Tensor
     """bool ``[B]``: all values are finite before the cast to ``samples_dtype``."""
-    stored: Tensor
+    fits_stored_dtype: Tensor
     """bool ``[B]``: all values are finite after the cast."""
 
 
@@ -72,7 +72,7 @@ def check_supported(metadata: RowMetadata, vae: ModelMixin, vae_metadata: VaeMet
     side = 2 * vae_metadata.crop_multiple
     if metadata.posterior != "mean" and posterior(vae, torch.full((1, side, side, 3), 0.5)).logvar is None:
         raise UsageError(
-            f"--posterior {metadata.posterior}: {vae_metadata.vae_class} returns latents without a posterior; use mean"
+            f"--posterior {metadata.posterior}: {vae_metadata.vae_class} has no posterior; use --posterior mean"
         )
     if metadata.scaled:
         check_scalable(vae_metadata)

@@ -73,7 +73,7 @@ def load_vae(
     if not Path(place).is_file():
         model = _load_folder(name, place, inner, revision, vae_family)
     elif subfolder or revision:
-        raise UsageError(f"--vae {name} is a single file, which has no --subfolder and no --revision")
+        raise UsageError(f"--vae {name} is a single file; leave out --subfolder and --revision")
     else:
         model = load_single_file(name, Path(place), vae_family)
     if family_of(model).packs_patches:
@@ -87,11 +87,15 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
     import diffusers
 
     if vae_family:
-        raise UsageError(f"--vae-family is for single files; the configuration of --vae {name} has the scaling")
+        raise UsageError(
+            f"--vae-family is for single files, but --vae {name} has a configuration with the scaling; leave out "
+            "--vae-family"
+        )
     at_hub = not Path(place).is_dir()
     if at_hub and not _HUB_ID.fullmatch(place):
         raise UsageError(
-            f"--vae {name} cannot be loaded: there is no such folder or file on this node, and it is no hub id"
+            f"--vae {name} cannot be loaded: there is no such folder or file on this node, and it is not a valid "
+            "Hugging Face hub id"
         )
     where = {"subfolder": subfolder} if subfolder else {}
     if at_hub:
@@ -120,7 +124,8 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
         raise UsageError(_cannot_be_loaded(name, error, at_hub=at_hub)) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
-        raise UsageError(f"--vae {name} lacks {len(missing)} of its weights, the first is {missing[0]}")
+        count = f"{len(missing)} weight{'s' if len(missing) > 1 else ''}"
+        raise UsageError(f"--vae {name} lacks {count} (the first: {missing[0]}); give a complete VAE")
     return model
 
 

@@ -81,6 +81,8 @@ def pixel_patch_size(config: Config) -> int:
 # 1. Add an entry here, under the name of its class in diffusers. State only what differs from VaeFamily's defaults.
 # 2. Add a small model of it to SMALL in tests/vaes.py. The tests then compare it with diffusers, alone and in a job.
 # 3. Add the published configuration to PUBLISHED in tests/unit/vae/test_registry.py, and its line to README's table.
+# 4. To load its single files, add their layout in checkpoint_layouts.py. `--vae-family` names a model's scaling: add
+#    it to SCALINGS in scaling.py if single files do not contain it.
 # A class whose latents need other steps than these fields describe also needs them in encode.py and decode.py.
 FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
     {

@@ -99,12 +99,14 @@ def apply_vae_family(metadata: VaeMetadata, vae_family: str) -> VaeMetadata:
     shape = metadata.vae_class, metadata.latent_channels, metadata.vae_scale_factor
     if model is None or ("AutoencoderKL", model.channels, 2 ** (model.levels - 1)) != shape:
         raise UsageError(
-            f"vae_family {vae_family!r}, but {metadata.vae_source} is an {metadata.vae_class} of "
-            f"{metadata.latent_channels} channels at 1/{metadata.vae_scale_factor}; known are {', '.join(SCALINGS)}"
+            f"vae_family {vae_family!r} does not fit {metadata.vae_source}, an {metadata.vae_class} with "
+            f"{metadata.latent_channels} latent channels and downscale factor {metadata.vae_scale_factor}; known "
+            f"families are {', '.join(SCALINGS)}"
         )
     if metadata.scaling_factor not in (None, model.scaling_factor):
         raise UsageError(
-            f"vae_family {vae_family!r}, but the scaling_factor of {metadata.vae_source} is {metadata.scaling_factor}"
+            f"vae_family {vae_family!r} does not fit {metadata.vae_source}, whose scaling_factor is "
+            f"{metadata.scaling_factor}"
         )
     return replace(metadata, scaling_factor=model.scaling_factor, shift_factor=model.shift_factor)
 
@@ -128,7 +130,7 @@ def check_scalable(
         return
     if metadata.latents_std is not None and len(metadata.latents_std) != metadata.latent_channels:
         raise UsageError(
-            f"{subject} needs packed latents of {metadata.vae_class}, and these are plain; "
+            f"{subject} needs packed Flux.2 latents, but the output stores plain ones; "
             "encode with --flux2-latents packed"
         )
     if metadata.scaling_factor is None and metadata.latents_std is None:

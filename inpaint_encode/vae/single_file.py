@@ -74,7 +74,7 @@ def load_single_file(name: str, path: Path, vae_family: str = "") -> ModelMixin:
             if layout is None:
                 raise UsageError(
                     f"--vae {name} has no VAE in a supported layout (AutoencoderKL, Flux.2, Wan, Sana's DC-AE, TAESD); "
-                    f"its tensors begin with {', '.join(sorted(shapes)[:3])}; give the model's diffusers folder"
+                    f"its first tensors are {', '.join(sorted(shapes)[:3])}; give the model's diffusers folder"
                 )
             layout.config.update(_scaling(name, layout, all_shapes, vae_family))
             wanted = [key for key in all_names if key.startswith(tuple(prefix + part for part in _PARTS))]
@@ -101,7 +101,9 @@ def _scaling(name: str, layout: Layout, all_shapes: Shapes, vae_family: str) -> 
     detected = fitting[0] if len(fitting) == 1 else _model_of_denoiser(all_shapes)
     if vae_family and (vae_family not in fitting or detected not in ("", vae_family)):
         found = f"of {detected}" if detected else f"an {layout.class_name} with other shapes"
-        raise UsageError(f"--vae-family {vae_family}, but --vae {name} is {found}; leave --vae-family out")
+        raise UsageError(
+            f"--vae-family {vae_family} does not fit --vae {name}, which is {found}; leave out --vae-family"
+        )
     family = vae_family or detected
     if family not in fitting:
         return {}

@@ -104,7 +104,7 @@ def test_a_job_with_all_decoding_options(source, tmp_path, ray_cluster, make_job
     verdict = verify_output(VerifyOptions(output=output, sample=100), display.say)
     assert (verdict.problems, verdict.reencoded.rows, verdict.reencoded.other_masks) == ([], 10, 0)
 
-    with pytest.raises(UsageError, match="buckets: 9216 there, 4096 here; icc: srgb there, ignore here"):
+    with pytest.raises(UsageError, match="buckets: 9216 in the output, 4096 now; icc: srgb in the output, ignore now"):
         run(**RULES | {"icc": "ignore", "buckets": 64 * 64}, **LIMITS, chunk_rows=4)
     again = run(**RULES, max_pixels=160_000, max_bytes=200_000, chunk_rows=4, retry_rejected=True)
     assert (again["encoded"], again["this_run"]["masks"]["rows"]) == (12, 2)

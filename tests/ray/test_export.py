@@ -133,10 +133,13 @@ def test_another_export_is_refused_or_overwritten_on_request(output, tmp_path, s
     before = exported(to)
     done = shell("export", output, "--to", "webdataset", "--output", to)
     assert done.returncode == 2
-    assert "has a different export (to: comfyui there, webdataset here)" in " ".join(done.stderr.split())
+    assert "has a different export (to: comfyui at the destination, webdataset now)" in " ".join(done.stderr.split())
     other = str(tmp_path / "other")
     write_chunk(other, 0, ["z"], job="99999999")
-    with pytest.raises(UsageError, match=f"source: {output} there, {other} here; job: 0a1b2c3d there, 99999999 here"):
+    with pytest.raises(
+        UsageError,
+        match=f"source: {output} at the destination, {other} now; job: 0a1b2c3d at the destination, 99999999 now",
+    ):
         export(other, "comfyui", to)
     assert exported(to) == before
     (tmp_path / "to/mine.png").write_bytes(b"mine")

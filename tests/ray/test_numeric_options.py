@@ -126,5 +126,5 @@ def test_rows_of_a_job_with_all_numeric_options(tmp_path, ray_cluster, make_job,
     verdict.check_complete()
     assert verdict.reencoded.rows == len(pairs)
     assert whole_report(str(tmp_path / "out"))["job"]["rows"]["posterior_seed"] == 3
-    with pytest.raises(UsageError, match=r"posterior_seed: 3 there, 4 here"):
+    with pytest.raises(UsageError, match=r"posterior_seed: 3 in the output, 4 now"):
         run_job(make(**{**ASKED, "posterior_seed": 4}), display)

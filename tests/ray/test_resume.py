@@ -133,9 +133,9 @@ def test_keys_never_become_paths(finished, output):
 
 def test_other_settings_are_refused(job, output, display):
     before = versions(output)
-    with pytest.raises(UsageError, match=r"grow_mask_by: 6 there, 8 here"):
+    with pytest.raises(UsageError, match=r"grow_mask_by: 6 in the output, 8 now"):
         run_job(job(grow_mask_by=8), display)
-    with pytest.raises(UsageError, match=r"masks: .*/masks there, .*/other here"):
+    with pytest.raises(UsageError, match=r"masks: .*/masks in the output, .*/other now"):
         other = job()
         shutil.copytree(other.source.masks, other.source.masks.replace("/masks", "/other"))
         source = other.source.model_copy(update={"masks": other.source.masks.replace("/masks", "/other")})
@@ -342,7 +342,7 @@ def changed_keys(before: dict[str, bytes], output: str) -> set[str]:
 
 
 class TestLateWorkers:
-    """A worker of a dead run commits after the new run has listed the finished chunks."""
+    """A leftover worker of a killed run commits after the new run has listed the finished chunks."""
 
     def chunk(self, key):
         """Arguments of a commit of one encoded pair."""

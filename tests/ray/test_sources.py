@@ -180,5 +180,5 @@ def test_tars_and_random_masks(s3, ray_cluster, make_job, display):
         assert row["mask_uri"] == f"random:brush?seed=5&index={row['mask_index']}"
         assert row["json"] == ('{"n": 1}' if key.startswith("1/a/1") else None)
     verified(output)
-    with pytest.raises(UsageError, match="mask_seed: 5 there, 0 here"):
+    with pytest.raises(UsageError, match="mask_seed: 5 in the output, 0 now"):
         run_job(make_job("", "", output, pairs=prefix, random_masks=3, mask_style="brush"), display)

@@ -143,4 +143,4 @@ def test_a_tar_that_has_changed_since_it_was_planned_is_rejected_by_name(tmp_pat
     write_tar(f"{tmp_path}/x.tar", {"0.txt": b"1", "a.png": picture(), "a.mask.png": mask()})
     decoded = fetched(job, part)
     assert [row.error for row in decoded] == ["fetch.changed"] * 2
-    assert "--refresh plans it again" in decoded[0].message
+    assert "run again with --refresh to use the new version" in decoded[0].message

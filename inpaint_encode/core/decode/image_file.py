@@ -106,7 +106,8 @@ def decode_mask(data: bytes, channel: str = "auto", *, max_pixels: int = MAX_PIX
                 return _apply_orientation(alpha, image)
             if (lowest := alpha.min()) < 255:
                 message = (
-                    f"its alpha goes down to {lowest} of 255 and may be the mask: set --mask-channel alpha or luma"
+                    f"it has transparent pixels (lowest alpha {lowest} of 255), so its alpha may be the mask; set "
+                    "--mask-channel alpha or luma"
                 )
                 raise PairRejected("mask.ambiguous", message)
         elif channel == "alpha":
@@ -162,7 +163,7 @@ def _opened(data: bytes, role: Literal["image", "mask"], max_pixels: int) -> Ite
                 "I",
                 "PNG",
             ):  # Pillow < 11.3 opens 16-bit PNG as I
-                what = f"its levels are {_WIDE[image.mode]} without a stated range"
+                what = f"its levels are {_WIDE[image.mode]} without a stated range; save it with 8 or 16 bits"
                 raise PairRejected(f"{role}.unsupported", what)
             yield image
         except PairRejected as rejection:
@@ -180,7 +181,9 @@ def _unreadable(data: bytes, role: str) -> PairRejected:
         return PairRejected(f"{role}.not_an_image", about)
     declared = int.from_bytes(data[4:8], "little") + 8
     if signature.lastgroup == "WebP" and declared > len(data):
-        return PairRejected(f"{role}.truncated", f"WebP of {declared:,} bytes, of which {len(data):,} exist")
+        return PairRejected(
+            f"{role}.truncated", f"the WebP header states {declared:,} bytes, but the file has {len(data):,}"
+        )
     message = f"{signature.lastgroup} in {len(data):,} bytes: its header is damaged or ends early"
     return PairRejected(f"{role}.corrupt", message)
 
@@ -217,7 +220,8 @@ def _alpha(image: Image.Image, stored: Image.Image | NDArray[Any], data: bytes) 
         level = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
         return np.where(np.asarray(stored) == level, np.uint8(0), np.uint8(255))
     if image.mode == "RGB" and depth == 16:
-        raise PairRejected("mask.unsupported", "it has a transparent 16-bit color, and 16-bit color is read at 8 bits")
+        message = "it has a transparent 16-bit color, and 16-bit color is read at 8 bits; save it with 8 bits"
+        raise PairRejected("mask.unsupported", message)
     return np.asarray((image if image.mode == "RGBA" else image.convert("RGBA")).getchannel("A"))
 
 

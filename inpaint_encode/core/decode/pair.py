@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from inpaint_encode.core.geometry import Geometry, Sizing
+from inpaint_encode.core.geometry import Geometry, Sizing, format_size
 from inpaint_encode.errors import PairRejected
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.sources.random_masks import RandomMask
@@ -83,14 +83,14 @@ class PairDecoder:
             raise PairRejected("size.too_small", str(error)) from None
         resized = geometry.resized_height, geometry.resized_width
         if resized != (height, width) and resized[0] * resized[1] > self.max_pixels:
-            size = f"{resized[0]} x {resized[1]} pixels"
+            size = format_size(*resized)
             raise PairRejected(
-                "size.too_large", f"it would be enlarged to {size}, more than --max-pixels {self.max_pixels:,}"
+                "size.too_large", f"it would be enlarged to {size} pixels, more than --max-pixels {self.max_pixels:,}"
             )
         return geometry
 
     def mask(self, data: bytes | RandomMask, image: DecodedImage) -> NDArray[np.uint8]:
-        """Decode a mask file or draw a random mask, resize it to the image, crop it alike and make it binary.
+        """Decode a mask file or draw a random mask, resize it to the image, make it binary and crop it alike.
 
         Returns:
             ``[H, W]``, 1 where the image is repainted and 0 elsewhere; not grown.
@@ -129,8 +129,9 @@ def _check_orientation(mask: tuple[int, ...], image: DecodedImage) -> None:
     which = "image" if image.transposed else "mask"
     raise PairRejected(
         "orientation.mismatch",
-        f"only the {which}'s EXIF orientation turns it by 90 degrees: the image is {height} x {width} pixels upright, "
-        f"the mask {mask[0]} x {mask[1]}; turn or strip one of them",
+        f"only the {which}'s EXIF orientation turns it by 90 degrees: upright, the image has "
+        f"{format_size(height, width)} pixels and the mask {format_size(mask[0], mask[1])}; rotate one of them, or "
+        "remove its EXIF orientation",
     )
 
 

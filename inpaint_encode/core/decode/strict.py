@@ -55,7 +55,7 @@ def load_png(image: Image.Image, data: bytes) -> None:
         before, length, kind = kind, int.from_bytes(view[at : at + 4]), bytes(view[at + 4 : at + 8])
         end = at + 8 + length
         if end + 4 > len(data):
-            raise ValueError(f"truncated: it ends in a chunk at byte {at:,}")
+            raise ValueError(f"truncated: it ends inside the chunk that starts at byte {at:,}")
         if kind[:1].isupper() and zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
             raise ValueError(f"the checksum of the {kind.decode('ascii', 'replace')} chunk at byte {at:,} is wrong")
         if kind == b"IDAT" and (before == kind or not packed):
@@ -116,7 +116,7 @@ def load_tiff(image: Image.Image) -> Image.Image | NDArray[np.uint16]:
     boxes = [box for _, box, *_ in image.tile if box]
     pixels = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
     if pixels < planes * width * height:
-        raise ValueError(f"truncated: its strips or tiles have {pixels:,} pixels")
+        raise ValueError(f"truncated: its strips or tiles have only {pixels:,} pixels")
     image.im = Image.new(image.mode, (width, height), None).im  # else Pillow applies its process-wide limit
     image.load()
     if not image.mode.startswith("I"):

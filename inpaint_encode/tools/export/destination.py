@@ -92,7 +92,7 @@ class Destination:
             self._check_no_other_files(export["to"])
             self.write(_EXPORT, json.dumps(export, indent=2).encode())
         different = [
-            f"{name}: {existing.get(name)} there, {value} here"
+            f"{name}: {existing.get(name)} at the destination, {value} now"
             for name, value in export.items()
             if existing and existing.get(name) != value
         ]
@@ -190,4 +190,6 @@ def _translate_damage(uri: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
-        raise JobFailed(f"{uri} is damaged ({error}): it is unknown what is done; export to another folder") from error
+        raise JobFailed(
+            f"{uri} is damaged ({error}), so it is unknown what has been exported; export to another folder"
+        ) from error

@@ -105,7 +105,7 @@ def _consume(
             if result["fatal"]:
                 raise JobFailed(f"{result['fatal']}; exported data files stay, and the same command resumes from them")
             if lease.lost.is_set():
-                raise JobFailed("another run is exporting to this destination; this run stops")
+                raise JobFailed(f"another run is exporting to this destination (see {lease.uri}); this run stops")
             whole = whole.plus(ExportTotals(result["rows"], result["files"], result["bytes"]))
             done += 1
         if time.monotonic() - reported > EVERY_S:
@@ -138,12 +138,12 @@ def comfyui_has_frames(metadata: RowMetadata) -> bool:
     family = family_of(vae.vae_class, "the VAE of the output")
     if family.latents_are_scaled:
         raise UsageError(
-            f"--to comfyui: latents of {vae.vae_class} are already scaled, for an unknown model, and ComfyUI would "
-            "scale them again; encode with the model's full VAE, or choose another --to"
+            f"--to comfyui: latents of {vae.vae_class} are already scaled, and the model that they are scaled for is "
+            "unknown; ComfyUI would scale them again; encode with the model's full VAE, or choose another --to"
         )
     if vae.crop_multiple != vae.vae_scale_factor:
         raise UsageError(
-            f"--to comfyui: ComfyUI expects packed latents of {vae.vae_class}, and these are plain; encode with "
-            "--flux2-latents packed, or choose another --to"
+            "--to comfyui needs packed Flux.2 latents, but the output stores plain ones; encode with --flux2-latents "
+            "packed, or choose another --to"
         )
     return family.video

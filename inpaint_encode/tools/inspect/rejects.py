@@ -35,7 +35,7 @@ _TOO_LARGE = "its header states more pixels than --max-pixels"
 
 REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "fetch.not_found": "the object was deleted after the listing, or the manifest names a missing object",
+        "fetch.not_found": "the object was deleted after the listing, or the list of pairs names a missing object",
         "fetch.denied": "the store denies access to this object",
         "fetch.changed": "the file that contains it has changed since it was planned; --refresh plans it again",
         "fetch.too_large": "it is larger than --max-bytes",

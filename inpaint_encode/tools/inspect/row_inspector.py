@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.core.geometry import format_size
 from inpaint_encode.errors import EncodeError, PairRejected
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
@@ -85,8 +86,8 @@ class RowInspector:
         latent = latent_of(row, self.metadata)
         noise_mask = row["noise_mask"][0]
         if image is not None and image.shape[:2] != noise_mask.shape:
-            height, width = noise_mask.shape
-            missing.append(f"its source is now {image.shape[0]} x {image.shape[1]} pixels, the row {height} x {width}")
+            now, before = format_size(*image.shape[:2]), format_size(*noise_mask.shape)
+            missing.append(f"its source now gives {now} pixels, but the row has {before}")
             image = mask = None
         decoded = self._decode(latent, noise_mask.shape, missing)
         return InspectedRow(row, RowPixels(row["key"], image, mask, noise_mask, latent, decoded), missing)
@@ -127,8 +128,8 @@ class RowInspector:
             missing.append(f"its latent cannot be decoded here: {str(error).splitlines()[0]}")
             return None
         if decoded.shape[:2] != size:
-            height, width = decoded.shape[:2]
-            missing.append(f"the VAE decodes its latent to {height} x {width} pixels, not to {size[0]} x {size[1]}")
+            found, expected = format_size(*decoded.shape[:2]), format_size(*size)
+            missing.append(f"the VAE decodes its latent to {found} pixels, not to {expected}")
             return None
         return decoded
 

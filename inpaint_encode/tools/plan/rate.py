@@ -52,7 +52,7 @@ def read_finished_run(output: str) -> dict[str, Any]:
     """
     report = read_report(output)
     if not report:
-        raise UsageError(f"--rate-from {output}: there is no _report.json; let the encode run finish, it writes one")
+        raise UsageError(f"--rate-from {output}: there is no _report.json; the encode run writes it when it finishes")
     if not report["this_run"]["encoded"]:
         raise UsageError(f"--rate-from {output}: its last run encoded no pairs; name an output whose last run did")
     return report

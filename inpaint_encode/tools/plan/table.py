@@ -10,6 +10,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from inpaint_encode.core.geometry import format_size
+
 from .estimate import JobEstimate
 from .rate import RateEstimate
 from .sampling import Estimate, share
@@ -47,7 +49,7 @@ def _counts(job: JobEstimate) -> Iterator[_Line]:
     yield "pairs", f"{job.pairs:,}", f"{unpaired}, {job.ignored_files:,} files ignored"
     yield "output files", f"{job.chunks:,}", "one per chunk, the unit of work"
     if job.source_image_bytes is None or job.source_mask_bytes is None:
-        yield "to fetch", "unknown", "a manifest has no file sizes"
+        yield "to fetch", "unknown", "a list of pairs has no file sizes"
     else:
         yield "to fetch", decimal(job.source_image_bytes), f"of images, and {decimal(job.source_mask_bytes)} of masks"
     put, listed = job.requests.put, job.requests.list
@@ -62,7 +64,7 @@ def _images(job: JobEstimate) -> Iterator[_Line]:
     yield "rejects", _percent(job.rejected), f"by the images' headers: {errors or 'none'}"
     yield "mean size", _plus_minus(job.megapixels), "megapixels after the crop"
     for size in job.sizes[:_MAX_SIZES]:
-        yield f"  {size.height} x {size.width}", _percent(size.share), "height x width after the crop"
+        yield f"  {format_size(size.height, size.width)}", _percent(size.share), "width x height after the crop"
     if others := job.sizes[_MAX_SIZES:]:
         other_share = share(sum(size.images for size in others), job.sampled, job.pairs)
         yield "  other sizes", _percent(other_share), f"{len(others):,} of them in the sample"

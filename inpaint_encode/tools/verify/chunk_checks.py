@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inpaint_encode.core.geometry import Sizing
+from inpaint_encode.core.geometry import Sizing, format_size
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan
 from inpaint_encode.output.state import OutputState
@@ -158,7 +158,7 @@ def _latent_mask_problem(row: Row, metadata: RowMetadata) -> str | None:
 
 def _shapes_problem(row: Row, metadata: RowMetadata) -> str | None:
     height, width, factor = row["source_height"] or 0, row["source_width"] or 0, metadata.vae.vae_scale_factor
-    source = f"a source of {height} x {width} pixels"
+    source = f"a source of {format_size(height, width)} pixels"
     try:
         resized_height, resized_width, crop = Sizing.of(metadata).fit(height, width)
     except (ValueError, ZeroDivisionError) as error:

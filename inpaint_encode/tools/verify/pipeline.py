@@ -83,7 +83,10 @@ def _read_job(output: str) -> dict[str, Any]:
             "--output"
         ) from error
     if contract != CONTRACT_VERSION:
-        raise UsageError(f"{uri} has contract {contract}, but this version checks contract {CONTRACT_VERSION}")
+        raise UsageError(
+            f"{uri} has contract {contract}, but this version of inpaint-encode checks contract "
+            f"{CONTRACT_VERSION}; use the version that wrote it"
+        )
     return job
 
 
@@ -101,7 +104,7 @@ def _check_on_ray(
         for batch in findings.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for found in map(ChunkFindings.from_json, batch["findings"].to_pylist()):
                 if found.fatal:
-                    raise JobFailed(f"{found.fatal}; the output may be intact, run verify again")
+                    raise JobFailed(f"{found.fatal}; the output itself may be fine; run verify again")
                 checked, problems = checked + 1, problems + len(found.problems)
                 yield found
             if time.monotonic() - reported > EVERY_S:

@@ -91,7 +91,7 @@ def reencode_rows(
     decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize)
     here = {name: platform.python_version() if name == "python" else version(name) for name in job["versions"]}
     versions = [
-        f"{name} {made} there, {here[name]} here" for name, made in job["versions"].items() if made != here[name]
+        f"{name} {made} in the output, {here[name]} now" for name, made in job["versions"].items() if made != here[name]
     ]
     made_with = f" ({'; '.join(versions)})" if versions else ""
     result = ReencodeResult()

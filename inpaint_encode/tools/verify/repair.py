@@ -98,4 +98,4 @@ def _delete(uri: str, lease: Lease) -> None:
 
 def _check_held(lease: Lease) -> None:
     if lease.lost.is_set():
-        raise JobFailed("another run has taken over this output; the repair stops here")
+        raise JobFailed(f"another run has taken over this output (see {lease.uri}); the repair stops here")

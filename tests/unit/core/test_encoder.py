@@ -76,7 +76,7 @@ def test_a_batch_is_the_contract(plain, vae):
     assert np.array_equal(found.noise_mask, expected.noise_mask[:, 0].numpy())
     assert np.abs(found.samples - expected.samples.numpy()).max() <= 1e-5
     assert found.finite.all()
-    assert found.stored.all()
+    assert found.fits_stored_dtype.all()
     assert found.seconds.keys() == {"copy", "encode", "copy_back"}
     assert (found.original_samples, found.latent_mask) == (None, None)
     assert (any(found.tiled), list(found.in_float32), found.oom_steps) == (False, [], 0)
@@ -138,7 +138,7 @@ class TestNotFinite:
     def test_what_is_too_large_for_the_stored_type_is_no_overflow(self, vae):
         vae.quant_conv.weight.mul_(1e7)
         found = encoder_of(vae, samples_dtype="float16", compute_dtype="bfloat16").launch(batch_of(1)[2]).result()
-        assert (found.finite.all(), found.stored.any(), list(found.in_float32)) == (True, False, [])
+        assert (found.finite.all(), found.fits_stored_dtype.any(), list(found.in_float32)) == (True, False, [])
 
     @pytest.mark.parametrize("name", SMALL)
     def test_a_cast_copy_is_the_cast_model_and_leaves_the_other(self, name):
@@ -209,7 +209,7 @@ class TestPosterior:
     def test_a_class_without_a_posterior_refuses_by_name(self, name, posterior):
         vae = small_vae(name)
         facts = vae_metadata(vae, VaeSource(vae="a/test"))
-        with pytest.raises(UsageError, match=f"--posterior {posterior}: {name} returns latents without a posterior"):
+        with pytest.raises(UsageError, match=f"--posterior {posterior}: {name} has no posterior; use --posterior mean"):
             check_supported(row_metadata(posterior=posterior), vae, facts)
         check_supported(row_metadata(), vae, facts)
 
@@ -379,7 +379,7 @@ class TestOnGpu:
         expected = encoder.launch(batch.part([0])).result().samples
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        needed = encoder._fast._pixels  # what an estimate allows with all the memory
+        needed = encoder._compute_vae._pixels  # what an estimate allows with all the memory
         total = torch.cuda.get_device_properties(device).total_memory
         share = 0.8 * torch.cuda.mem_get_info(device)[0] / needed * 3 * 1024**2 / total
         torch.cuda.set_per_process_memory_fraction(share + torch.cuda.memory_reserved(device) / total)

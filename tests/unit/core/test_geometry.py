@@ -46,10 +46,10 @@ def test_resize_and_crop(options, size, wanted):
 @pytest.mark.parametrize(
     ("options", "size", "sentence"),
     [
-        ({}, (7, 64), "7 x 64 pixels: a side is smaller than the VAE's multiple of 8"),
-        ({"resize": 512}, (511, 900), "511 x 900 pixels would have to be enlarged to 512 x 902; --upscale allows it"),
-        ({"resolution": "64x64"}, (63, 640), "63 x 640 .* 64 x 650"),
-        ({"buckets": BUDGET}, (1023, 1024), "1023 x 1024 .* 1024 x 1025"),
+        ({}, (7, 64), "64 x 7 pixels: a side is smaller than the VAE's multiple of 8"),
+        ({"resize": 512}, (511, 900), "900 x 511 pixels would have to be enlarged to 902 x 512; --upscale allows it"),
+        ({"resolution": "64x64"}, (63, 640), "640 x 63 .* 650 x 64"),
+        ({"buckets": BUDGET}, (1023, 1024), "1024 x 1023 .* 1025 x 1024"),
     ],
 )
 def test_images_are_enlarged_only_with_upscale(options, size, sentence):
@@ -63,7 +63,7 @@ def test_images_are_enlarged_only_with_upscale(options, size, sentence):
 
 def test_max_pixels_limits_enlarging():
     decoder = PairDecoder(sizing=Sizing(multiple=8, resize=512, upscale=True), max_pixels=1_000_000)
-    with pytest.raises(PairRejected, match="enlarged to 512 x 2048 pixels, more than --max-pixels 1,000,000") as caught:
+    with pytest.raises(PairRejected, match="enlarged to 2048 x 512 pixels, more than --max-pixels 1,000,000") as caught:
         decoder.image(png(np.zeros((4, 16, 3), np.uint8), COLOUR))
     assert caught.value.error == "size.too_large"
 
@@ -140,10 +140,10 @@ def test_pixels_are_resized_by_lanczos_and_masks_bilinearly(options):
         (
             {"buckets": BUDGET, "bucket_step": 48},
             32,
-            "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give 64",
+            "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give --bucket-step 64",
         ),
-        ({"buckets": 4000}, 8, "--buckets 4000: not one square of --bucket-step 64 fits; give --buckets 4096 or more"),
-        ({"resize": 8}, 16, "--resize 8 is less than one latent pixel, which is 16 pixels; give at least that"),
+        ({"buckets": 4000}, 8, "--buckets 4000 is less than one bucket of 64 x 64 pixels; give --buckets 4096 or more"),
+        ({"resize": 8}, 16, "--resize 8 is less than the VAE's multiple of 16 pixels; give --resize 16 or more"),
     ],
 )
 def test_sizes_that_the_vae_cannot_encode(options, ratio, sentence):

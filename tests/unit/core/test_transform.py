@@ -131,7 +131,7 @@ class TestCrop:
     def test_a_side_below_the_multiple_is_rejected(self, ratio):
         assert crop_box(ratio, ratio, ratio) == (0, 0, ratio, ratio)
         for height, width in [(ratio - 1, 100), (100, ratio - 1)]:
-            with pytest.raises(ValueError, match=f"{height} x {width} .* {ratio}"):
+            with pytest.raises(ValueError, match=f"{width} x {height} .* {ratio}"):
                 crop_box(height, width, ratio)
 
 

@@ -31,10 +31,10 @@ def record_of(job, **vae):
     ("options", "refused"),
     [
         ({"tile": False}, ""),
-        ({}, "tile: False there, None here"),
-        ({"tile": False, "scaled": True}, "scaled: False there, True here"),
-        ({"tile": False, "scaled": True}, "latent_form: unscaled there, scaled here"),
-        ({"tile": False, "posterior": "sample"}, "posterior: mean there, sample here"),
+        ({}, "tile: False in the output, None now"),
+        ({"tile": False, "scaled": True}, "scaled: False in the output, True now"),
+        ({"tile": False, "scaled": True}, "latent_form: unscaled in the output, scaled now"),
+        ({"tile": False, "posterior": "sample"}, "posterior: mean in the output, sample now"),
     ],
 )
 def test_rows_of_an_older_output_are_of_the_defaults_and_never_tiled(tmp_path, make_job, options, refused):
@@ -59,7 +59,7 @@ def test_another_configuration_is_another_vae(tmp_path, make_job):
     with hold(f"{output}/_lease.json", lambda _: None) as lease:
         open_output(output, record_of(job), overwrite=False, token=lease.token)
         other = record_of(job, config_sha256="2" * 64)
-        with pytest.raises(UsageError, match=r"config_sha256: 1+ there, 2+ here"):
+        with pytest.raises(UsageError, match=r"config_sha256: 1+ in the output, 2+ now"):
             open_output(output, other, overwrite=False, token=lease.token)
 
 

@@ -56,7 +56,10 @@ def test_values_of_another_type_than_the_outputs_are_an_error(name):
     tensors[name] = tensors[name].astype(np.float32)
     row = encoded_pair("a", tensors.pop("samples"), np.ones((8, 8), np.uint8), **tensors)
     schema = data_schema(metadata)
-    with pytest.raises(JobFailed, match=rf"a worker's column {name} is .*float.*, but the output's is .*halffloat"):
+    with pytest.raises(
+        JobFailed,
+        match=rf"a worker's column {name} is .*float.*, but the output's is .*halffloat.*; check that all nodes",
+    ):
         parquet_file(row_groups(rows_table([row], schema), schema), schema)
 
 

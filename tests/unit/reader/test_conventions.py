@@ -193,8 +193,12 @@ class TestForDiffusers:
             ({}, {}, "no original_samples, which latents need; encode with --also-original"),
             ({}, {"generator": torch.Generator()}, "stores posterior mean; encode with --posterior moments"),
             ({"posterior": "sample"}, {"generator": torch.Generator()}, "stores posterior sample"),
-            ({}, {"vae_family": "sdxl"}, "vae_family 'sdxl', but the scaling_factor of a/test is 0.18215"),
-            ({}, {"vae_family": "flux1"}, "vae_family 'flux1', but a/test is an AutoencoderKL of 4 channels at 1/8"),
+            ({}, {"vae_family": "sdxl"}, "vae_family 'sdxl' does not fit a/test, whose scaling_factor is 0.18215"),
+            (
+                {},
+                {"vae_family": "flux1"},
+                "vae_family 'flux1' does not fit a/test, an AutoencoderKL with 4 latent channels",
+            ),
             ({}, {"vae_family": "sd9"}, "known are sd1, sdxl, sd3, flux1, x4-upscaler"),
             ({}, {"layout": "flux"}, "layout is 'flux'; it must be one of channels, flux_fill"),
             ({"latent_form": "packed"}, {"layout": "flux_fill"}, "already packed"),
@@ -278,7 +282,7 @@ class TestInpaintInput:
 
     def test_an_odd_side_cannot_be_split_into_patches(self):
         metadata = metadata_of_a("SD 3")
-        with pytest.raises(UsageError, match=r"a latent of 5 x 6 .* multiples of 16 pixels"):
+        with pytest.raises(UsageError, match=r"a latent of 6 x 5 .* multiples of 16 pixels"):
             for_diffusers(row_of(16, height=5), metadata, layout="flux_fill", with_latents=False)
 
 

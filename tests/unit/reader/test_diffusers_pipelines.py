@@ -364,7 +364,7 @@ class TestFlux:
         pipeline = flux("FluxFillPipeline", vaes["flux1"], 384)
         image = Image.new("RGB", (72, 88))
         assert pipeline.image_processor.preprocess(image).shape[2:] == (80, 64)
-        with pytest.raises(UsageError, match="11 x 9"):
+        with pytest.raises(UsageError, match="9 x 11"):
             pack_latent(torch.zeros(16, 88 // 8, 72 // 8))
 
 

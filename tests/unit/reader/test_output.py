@@ -24,5 +24,5 @@ def test_a_folder_without_rows(tmp_path):
 
 def test_a_file_that_no_job_wrote_has_no_metadata(tmp_path):
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "mine.parquet")
-    with pytest.raises(UsageError, match=r"mine\.parquet is no data file of encode"):
+    with pytest.raises(UsageError, match=r"mine\.parquet is not a data file of an encode job"):
         _ = Output.open(str(tmp_path)).metadata

@@ -51,10 +51,14 @@ def test_named_columns(tmp_path):
             {"key_column": "id"},
             "the first, 1, .*make them unique",
         ),
-        ([A], {"image_column": "url"}, "--image-column url: there is no such column; the manifest has image, mask"),
+        (
+            [A],
+            {"image_column": "url"},
+            "--image-column url: there is no such column; the list of pairs has image, mask",
+        ),
         ([{**A, "samples": 1, "key": 2}], {}, "with the names of output columns: samples, key; rename"),
         ([{**A, "key": 2}], {}, "--key-column key"),
-        ([{**A, "mask": None}, A], {}, "--mask-column mask has no value in line 0"),
+        ([A, {**A, "mask": None}], {}, "--mask-column mask has no value in row 2, counting from 1; add"),
         ([{**A, "image": "ftp://x/a.jpg"}], {}, "ftp://x/a.jpg cannot be read"),
         ([{**A, "image": {"bytes": "x"}}], {}, "has type struct<bytes: string> instead of string"),
     ],
@@ -63,6 +67,12 @@ def test_errors_in_the_lines(tmp_path, lines, options, sentence):
     path = write_manifest(tmp_path / "m.parquet", lines)
     with pytest.raises(UsageError, match=sentence):
         find_pairs(Source(pairs=str(path), **options))
+
+
+def test_a_missing_value_of_a_csv_file_is_named_by_its_data_row(tmp_path):
+    (tmp_path / "m.csv").write_text("image,mask\na.jpg,a.png\nb.jpg,\n")
+    with pytest.raises(UsageError, match="--mask-column mask has no value in data row 2, not counting the header"):
+        find_pairs(Source(pairs=str(tmp_path / "m.csv")))
 
 
 def test_uris_and_bytes_in_one_list(tmp_path):

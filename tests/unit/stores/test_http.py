@@ -93,5 +93,5 @@ def test_manifests_parquet_and_tars(site, tmp_path):
 
 def test_a_prefix_cannot_be_listed(site):
     for source in (Source(images=f"{site}/images", random_masks=1), Source(pairs=f"{site}/tars")):
-        with pytest.raises(UsageError, match="HTTP servers cannot be listed; name the files in a manifest"):
+        with pytest.raises(UsageError, match="HTTP servers cannot be listed; give a list of pairs with --pairs"):
             find_pairs(source)

@@ -65,14 +65,16 @@ def test_warm_up_refuses_a_wrong_configuration(vae_folder):
     vae.register_to_config(block_out_channels=(8, 8, 8))
     with pytest.raises(
         UsageError,
-        match=r"--vae: the configuration says 4 channels at 1/4 of the size, but 2 images of 8 x 12 gave",
+        match=r"--vae: the configuration says 4 channels at 1/4 of the size, but 2 images of 12 x 8 pixels gave",
     ):
         warm_up(vae)
 
 
 def test_warm_up_refuses_other_inputs_than_rgb():
     vae = diffusers.AutoencoderKL(in_channels=4, block_out_channels=(32,))
-    with pytest.raises(UsageError, match="--vae takes 4 channels, but images for its class, AutoencoderKL, have 3"):
+    with pytest.raises(
+        UsageError, match="the VAE expects 4 input channels, but images for its class AutoencoderKL have 3"
+    ):
         warm_up(vae)
 
 

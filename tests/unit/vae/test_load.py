@@ -67,7 +67,7 @@ def test_a_recorded_source_is_parsed_to_settings(text, expected):
 def test_missing_folders_and_files_are_usage_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for source, sentence in [
-        ("/no/such/vae", "no such folder or file on this node, and it is no hub id"),
+        ("/no/such/vae", "no such folder or file on this node, and it is not a valid Hugging Face hub id"),
         ("no/such/vae.safetensors", "no such folder or file"),
         ("org/name", "HF_HUB_OFFLINE is set"),
         (str(tmp_path), "cannot be loaded: .*config.json"),
@@ -94,14 +94,14 @@ def test_incomplete_weights_are_refused(vae_folder, tmp_path):
     tensors = load_file(weights)
     del tensors["encoder.conv_in.bias"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=r"lacks 1 of its weights, the first is encoder.conv_in.bias"):
+    with pytest.raises(UsageError, match=r"lacks 1 weight \(the first: encoder.conv_in.bias\); give a complete VAE"):
         load_vae(tmp_path)
 
 
 def test_options_of_files_and_folders_do_not_mix(vae_folder):
     with pytest.raises(UsageError, match="--vae-family is for single files"):
         load_vae(vae_folder, vae_family="sdxl")
-    with pytest.raises(UsageError, match="is a single file, which has no --subfolder"):
+    with pytest.raises(UsageError, match="is a single file; leave out --subfolder"):
         load_vae(f"{vae_folder}/diffusion_pytorch_model.safetensors", subfolder="vae")
     with pytest.raises(UsageError, match="is a single file, which must end in"):
         load_vae(f"{vae_folder}/config.json")

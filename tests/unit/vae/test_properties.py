@@ -27,7 +27,7 @@ def test_packed_and_plain_latents_of_flux2_have_the_same_values(tmp_path):
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (of_plain.latents_mean, of_plain.latents_std))
     assert torch.allclose(pixel_shuffle(packed.mean * std + mean, 2), plain.mean, atol=1e-5)
     assert torch.allclose(pixel_shuffle(packed.logvar + 2 * std.log(), 2), plain.logvar, atol=1e-5)
-    with pytest.raises(UsageError, match=r"--scaled needs packed latents .* --flux2-latents packed"):
+    with pytest.raises(UsageError, match=r"--scaled needs packed Flux.2 latents, .* --flux2-latents packed"):
         check_scalable(of_plain)
     assert of_packed.latents_std == of_plain.latents_std
     assert to_scaled(packed.mean, of_packed) is packed.mean

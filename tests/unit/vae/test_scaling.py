@@ -37,11 +37,11 @@ def test_a_family_completes_the_metadata_of_a_single_file():
 @pytest.mark.parametrize(
     ("family", "sentence"),
     [
-        ("sd3", "is an AutoencoderKL of 4 channels at 1/8; known are sd1, "),
-        ("sd5", "known are sd1, "),
-        ("sdxl", "the scaling_factor of a/vae is 0.18215"),
+        ("sd3", "an AutoencoderKL with 4 latent channels and downscale factor 8; known families are sd1, "),
+        ("sd5", "known families are sd1, "),
+        ("sdxl", "a/vae, whose scaling_factor is 0.18215"),
     ],
 )
 def test_a_family_that_does_not_fit_is_refused(family, sentence):
-    with pytest.raises(UsageError, match=f"vae_family '{family}', but .*{sentence}"):
+    with pytest.raises(UsageError, match=f"vae_family '{family}' does not fit .*{sentence}"):
         apply_vae_family(VAE, family)

@@ -40,7 +40,7 @@ def test_polarity_is_applied_before_the_resize():
 def test_a_side_below_the_multiple():
     decoder = PairDecoder(sizing=Sizing(multiple=8))
     rejection = caught_by(decoder.image, encoded(Image.new("RGB", (64, 7))))
-    assert (rejection.error, "7 x 64" in rejection.message) == ("size.too_small", True)
+    assert (rejection.error, "64 x 7" in rejection.message) == ("size.too_small", True)
 
 
 class TestOrientationMismatch:
@@ -56,7 +56,7 @@ class TestOrientationMismatch:
         for mask in (self.WIDE, self.WIDE.resize((97, 64))):
             rejection = self.reject(photo, encoded(mask.convert("L")))
             assert rejection.error == "orientation.mismatch"
-            assert "image is 48 x 32 pixels upright" in rejection.message
+            assert "the image has 32 x 48 pixels and the mask" in rejection.message
         rejection = self.reject(encoded(self.WIDE), encoded(self.WIDE.convert("L"), kind, exif=turned_by(8)))
         assert (rejection.error, "mask's EXIF" in rejection.message) == ("orientation.mismatch", True)
 

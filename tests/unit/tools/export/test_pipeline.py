@@ -60,7 +60,7 @@ def test_files_that_an_export_would_overwrite_are_refused(plain, tmp_path):
 def test_parquet_files_of_others_are_refused(tmp_path):
     file = tmp_path / "out/x.parquet"
     storage.write(str(file), parquet_bytes(pa.table({"key": ["a"]})))
-    assert f"{file} is no data file of encode" in refused(f"{tmp_path}/out", "safetensors", tmp_path / "to")
+    assert f"{file} is not a data file of an encode job" in refused(f"{tmp_path}/out", "safetensors", tmp_path / "to")
     file.write_bytes(b"PAR1 and no more")
     with pytest.raises(JobFailed, match=r"x\.parquet is damaged \(Parquet magic bytes not found"):
         refused(f"{tmp_path}/out", "safetensors", tmp_path / "to")

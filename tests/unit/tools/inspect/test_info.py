@@ -92,7 +92,7 @@ def test_no_output(tmp_path, shell):
     assert (done.returncode, "holds no rows; name the folder" in done.stderr) == (2, True)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     done = shell("info", tmp_path)
-    assert (done.returncode, "x.parquet is no data file of encode" in done.stderr) == (2, True)
+    assert (done.returncode, "x.parquet is not a data file of an encode job" in done.stderr) == (2, True)
     with pytest.raises(UsageError, match="can be written"):
         read_info("gs://bucket/out")
 

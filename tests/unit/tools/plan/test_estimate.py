@@ -60,7 +60,7 @@ class TestWhole:
         vae = load_vae(VaeSource(vae=vae_folder))
         vae.quant_conv.bias.fill_(float("nan"))
         vae.save_pretrained(tmp_path)
-        with pytest.raises(UsageError, match="values that are not finite: give weights that are whole"):
+        with pytest.raises(UsageError, match="values that are not finite; give undamaged weights"):
             estimate_of(folder, sample=10, vae=str(tmp_path))
 
     def test_latent_bytes_follow_the_stored_type_and_the_vae(self, folder, job, vae_folder):

@@ -98,7 +98,7 @@ class TestDifferences:
 
 class TestErrors:
     def test_no_report(self, tmp_path):
-        with pytest.raises(UsageError, match=r"there is no _report\.json; let the encode run finish"):
+        with pytest.raises(UsageError, match=r"there is no _report\.json; the encode run writes it when it finishes"):
             read_finished_run(str(tmp_path))
 
     def test_a_run_that_encoded_nothing(self, tmp_path):

@@ -81,7 +81,7 @@ def test_the_versions_that_made_a_different_row_are_named(output):
     (output / "_job.json").write_text(json.dumps(job))
     in_row("samples", with_first(1000.0), chunk=1)(output)
     (problem,) = reencode(output, {1: [1]}).problems
-    assert re.search(r" \(python 2\.7\.18 there, 3\.\d+\.\d+ here\)$", problem.sentence)
+    assert re.search(r" \(python 2\.7\.18 in the output, 3\.\d+\.\d+ now\)$", problem.sentence)
 
 
 def test_a_source_that_has_changed_is_no_damage(output, source):
