@@ -199,7 +199,7 @@ class TestForDiffusers:
                 {"vae_family": "flux1"},
                 "vae_family 'flux1' does not fit a/test, an AutoencoderKL with 4 latent channels",
             ),
-            ({}, {"vae_family": "sd9"}, "known are sd1, sdxl, sd3, flux1, x4-upscaler"),
+            ({}, {"vae_family": "sd9"}, "known families are sd1, sdxl, sd3, flux1, x4-upscaler"),
             ({}, {"layout": "flux"}, "layout is 'flux'; it must be one of channels, flux_fill"),
             ({"latent_form": "packed"}, {"layout": "flux_fill"}, "already packed"),
             ({"latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16}, {}, "--flux2-latents packed"),
