@@ -76,7 +76,9 @@ class TestWhole:
         assert {one.error: one.images for one in job.rejects}["fetch.too_large"] == over > 0
         large = estimate_of(folder, sample=10_000, decoding={"resize": 20_000, "upscale": True})
         assert large.sizes == [] and {one.error for one in large.rejects} >= {"size.too_large"}
-        with pytest.raises(UsageError, match="--resolution 50x30 is not a multiple of the VAE's 8 pixels; the nearest is 48x32"):
+        with pytest.raises(
+            UsageError, match="--resolution 50x30 is not a multiple of the VAE's 8 pixels; the nearest is 48x32"
+        ):
             estimate_of(folder, decoding={"resolution": "50x30"})
 
 
