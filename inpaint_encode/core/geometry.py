@@ -47,7 +47,7 @@ def crop_box(height: int, width: int, multiple: int) -> CropBox:
     """
     if min(height, width) < multiple:
         size = format_size(height, width)
-        raise ValueError(f"{size} pixels: a side is smaller than the VAE's multiple of {multiple}")
+        raise ValueError(f"{size} pixels: a side is shorter than {multiple} pixels, the multiple of the VAE")
     top, left = height % multiple // 2, width % multiple // 2
     return CropBox(top, left, height // multiple * multiple, width // multiple * multiple)
 

@@ -130,9 +130,9 @@ class EncodeStage:
 
 def _no_cuda(gpus: float, built_for: str | None) -> str:
     if built_for is None:
-        remedy = "torch there is a build without CUDA: use the cuda image on GPU nodes"
+        remedy = "torch on that node was built without CUDA: use the CUDA container image on GPU nodes"
     else:
-        remedy = f"torch there is built for CUDA {built_for}: install an NVIDIA driver that supports it"
+        remedy = f"torch on that node is built for CUDA {built_for}: install an NVIDIA driver that supports it"
     return (
         f"a VAE worker has {gpus:g} GPU on node {socket.gethostname()}, but torch finds no CUDA device; {remedy}, or "
         "encode on CPUs with --gpus-per-worker 0"

@@ -37,7 +37,8 @@ class RowSettings(Frozen):
 
     grow_mask_by: Annotated[int, Field(ge=0, le=64), unit("PIXELS")] = 6
     """Dilate the mask with a square of this side. The side is 0 to 64; 0 and 1 do not change the mask. A larger side
-    hides more of the seam. Only noise_mask is dilated. The masked image that the VAE encodes uses the original mask."""
+    makes the border of the repainted part less visible. Only noise_mask is dilated. The masked image that the VAE
+    encodes uses the original mask."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute dtype of the VAE. auto: bfloat16 on GPUs of compute capability 8.0 and up, otherwise float32. Give a
     dtype if workers have different hardware and all rows must have the same precision."""
@@ -67,7 +68,8 @@ class RowSettings(Frozen):
     image."""
     mask_encoding: Literal["tensor", "packed"] = "tensor"
     """Format of stored masks. tensor: one byte per pixel, for any Parquet reader. packed: one bit per pixel, and a
-    third less CPU time for the whole job, not counting the VAE; open_latents and iter_rows unpack it."""
+    third less CPU time for the whole job, not counting the VAE; the Python functions open_latents and iter_rows unpack
+    it."""
     deterministic: bool = False
     """Give a row the same bits in every run on the same kind of hardware. The batch size is 1, and a worker on a CPU
     uses one thread, so the job is slower. Images that do not fit in memory are rejected unless --tile is given."""

@@ -49,9 +49,10 @@ class Source(Frozen):
     and the suffix. If it equals --image-column, each image is its own mask."""
     key_column: Annotated[str, unit("COLUMN")] = ""
     """Column of --pairs with a unique key for each pair. By default the key of a list's pair is the image's relative
-    path without the suffix. For Parquet files with images and for tars it is the file's path without the suffix and the
-    row's number or the sample's name. An image's first mask has the key a, the second a/1, the third a/2. In tars the
-    only possible value is __key__, the sample's name."""
+    path without the suffix. For Parquet files with images it is the file's path
+    without the suffix, and the row's number. For tars it is the tar's path without the suffix, and the sample's name.
+    An image's first mask has the key a, the second a/1, the third a/2. In tars the only possible value is __key__, the
+    sample's name."""
     random_masks: Annotated[int, Field(ge=0, le=1_000), unit("COUNT")] = 0
     """Number of masks to draw for each image, 0 to 1,000. Use it if there are no masks. A mask depends only on
     --mask-style, --mask-seed, the pair's key, the mask's number and the image's size, so every run draws the same

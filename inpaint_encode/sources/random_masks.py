@@ -90,8 +90,8 @@ def with_random_masks(images: pa.Table, source: Source) -> pa.Table:
         if len(repeated := repeated_keys(columns["key"])):
             image, _, number = (key := repeated[0].as_py()).rpartition("/")
             raise UsageError(
-                f"--random-masks: {key} is the key of an image and of mask {number} of image {image}; rename one of "
-                "these images, or use --random-masks 1"
+                f"--random-masks: mask {number} of image {image} would have the key {key}, which another image has; "
+                "rename one of these images, or use --random-masks 1"
             )
     return pa.table(columns)
 

@@ -159,12 +159,10 @@ def _opened(data: bytes, role: Literal["image", "mask"], max_pixels: int) -> Ite
     with image:
         about = f"{image.format} of {image.width} x {image.height} pixels in {len(data):,} bytes"
         try:
-            if image.mode in _WIDE and (image.mode, image.format) != (
-                "I",
-                "PNG",
-            ):  # Pillow < 11.3 opens 16-bit PNG as I
-                what = f"its levels are {_WIDE[image.mode]} without a stated range; save it with 8 or 16 bits"
-                raise PairRejected(f"{role}.unsupported", what)
+            is_png16 = (image.mode, image.format) == ("I", "PNG")  # Pillow before 11.3 opens it in this mode
+            if image.mode in _WIDE and not is_png16:
+                what = f"its levels are {_WIDE[image.mode]}, and it does not say which of them is white"
+                raise PairRejected(f"{role}.unsupported", f"{what}; save it with 8 or 16 bits")
             yield image
         except PairRejected as rejection:
             raise PairRejected(rejection.error, f"{about}: {rejection.message}") from None
@@ -220,7 +218,7 @@ def _alpha(image: Image.Image, stored: Image.Image | NDArray[Any], data: bytes) 
         level = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
         return np.where(np.asarray(stored) == level, np.uint8(0), np.uint8(255))
     if image.mode == "RGB" and depth == 16:
-        message = "it has a transparent 16-bit color, and 16-bit color is read at 8 bits; save it with 8 bits"
+        message = "one of its 16-bit colors is transparent, but colors are read at 8 bits; save it with 8 bits"
         raise PairRejected("mask.unsupported", message)
     return np.asarray((image if image.mode == "RGBA" else image.convert("RGBA")).getchannel("A"))
 

@@ -139,7 +139,7 @@ def comfyui_has_frames(metadata: RowMetadata) -> bool:
     if family.latents_are_scaled:
         raise UsageError(
             f"--to comfyui: latents of {vae.vae_class} are already scaled, and the model that they are scaled for is "
-            "unknown; ComfyUI would scale them again; encode with the model's full VAE, or choose another --to"
+            "unknown; ComfyUI would scale them again; encode with the full VAE of your model, or choose another --to"
         )
     if vae.crop_multiple != vae.vae_scale_factor:
         raise UsageError(

@@ -84,8 +84,8 @@ def _read_job(output: str) -> dict[str, Any]:
         ) from error
     if contract != CONTRACT_VERSION:
         raise UsageError(
-            f"{uri} has contract {contract}, but this version of inpaint-encode checks contract "
-            f"{CONTRACT_VERSION}; use the version that wrote it"
+            f"{uri} was written with version {contract} of the transform, but this inpaint-encode has version "
+            f"{CONTRACT_VERSION}; verify it with the inpaint-encode that wrote it"
         )
     return job
 

@@ -46,7 +46,7 @@ def test_resize_and_crop(options, size, wanted):
 @pytest.mark.parametrize(
     ("options", "size", "sentence"),
     [
-        ({}, (7, 64), "64 x 7 pixels: a side is smaller than the VAE's multiple of 8"),
+        ({}, (7, 64), "64 x 7 pixels: a side is shorter than 8 pixels, the multiple of the VAE"),
         ({"resize": 512}, (511, 900), "900 x 511 pixels would have to be enlarged to 902 x 512; --upscale allows it"),
         ({"resolution": "64x64"}, (63, 640), "640 x 63 .* 650 x 64"),
         ({"buckets": BUDGET}, (1023, 1024), "1024 x 1023 .* 1025 x 1024"),

@@ -110,7 +110,7 @@ def test_an_image_with_the_key_of_another_image_s_mask_is_an_error(tmp_path):
     for name in ("a.png", "a/1.png"):
         storage.write(f"{tmp_path}/{name}", b"1")
     assert find_pairs(Source(images=str(tmp_path), random_masks=1)).pairs.num_rows == 2
-    with pytest.raises(UsageError, match="a/1 is the key of an image and of mask 1 of image a"):
+    with pytest.raises(UsageError, match="mask 1 of image a would have the key a/1, which another image has"):
         find_pairs(Source(images=str(tmp_path), random_masks=2))
 
 
