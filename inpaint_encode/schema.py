@@ -43,15 +43,20 @@ EXTRA_COLUMNS = "extra_columns"
 """Struct column with the source's own columns, in a plan and in the tables between stages. Missing if the source has no
 other columns. Its fields must not be named like a column of the data files."""
 
+PAIR_FIELDS = [
+    pa.field("key", pa.string()),
+    pa.field("image_uri", pa.string()),
+    pa.field("mask_uri", pa.string()),
+    pa.field("mask_index", pa.int32()),
+    pa.field("image_version", pa.string()),
+    pa.field("mask_version", pa.string()),
+]
+"""What identifies a pair, in every table of pairs; the fields of `inpaint_encode.core.chunk.Pair`."""
+
 PAIRS = pa.schema(
     [
         ("chunk", pa.int64()),
-        ("key", pa.string()),
-        ("image_uri", pa.string()),
-        ("mask_uri", pa.string()),
-        ("mask_index", pa.int32()),
-        ("image_version", pa.string()),
-        ("mask_version", pa.string()),
+        *PAIR_FIELDS,
         ("encode", pa.bool_()),
     ]
 )
@@ -61,15 +66,6 @@ pairs."""
 
 WORK = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), ("part", pa.string()), ("keep", pa.bool_())])
 """One chunk of work: the plan file it is in, and whether rows that are not to be encoded are kept."""
-
-PAIR_FIELDS = [
-    pa.field("key", pa.string()),
-    pa.field("image_uri", pa.string()),
-    pa.field("mask_uri", pa.string()),
-    pa.field("mask_index", pa.int32()),
-    pa.field("image_version", pa.string()),
-    pa.field("mask_version", pa.string()),
-]
 
 GEOMETRY = [
     pa.field("source_height", pa.int32()),

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from inpaint_encode.core.chunk import EncodedPair, Reject
+from inpaint_encode.core.chunk import EncodedPair, Pair, Reject
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.schema import REJECTS, is_packed
 
@@ -27,9 +27,9 @@ def rows_table(rows: Sequence[EncodedPair], schema: pa.Schema, extra: pa.Array |
     Args:
         rows: encoded pairs.
         schema: `inpaint_encode.schema.data_schema` of the output.
-        extra: the source's own columns of these rows, as structs.
+        extra: the source's own columns of the rows, as structs.
     """
-    columns: dict[str, Any] = {name: [getattr(row.pair, name) for row in rows] for name in _PAIR_COLUMNS}
+    columns: dict[str, Any] = {name: [getattr(row.pair, name) for row in rows] for name in Pair._fields}
     columns |= {name: [getattr(row.image, name) for row in rows] for name in ("source_height", "source_width")}
     columns |= {f"resized_{side}": [getattr(row.image.geometry, f"resized_{side}") for row in rows] for side in _SIDES}
     columns |= {f"crop_{start}": [getattr(row.image.geometry.crop, start) for row in rows] for start in ("top", "left")}
@@ -50,7 +50,6 @@ def rows_table(rows: Sequence[EncodedPair], schema: pa.Schema, extra: pa.Array |
     return pa.table({name: arrays[name] for name in schema.names})
 
 
-_PAIR_COLUMNS = ("key", "image_uri", "mask_uri", "mask_index", "image_version", "mask_version")
 _SIDES = ("height", "width")
 
 

@@ -68,8 +68,8 @@ class Decoding(Frozen):
     then cropped at the center."""
     buckets: Annotated[int, Field(ge=0), unit("PIXELS", "none")] = 0
     """Aspect-ratio bucketing: each image is resized and cropped to the bucket with the closest aspect ratio and at most
-    this many pixels. For SDXL use 1048576, the pixels of 1024x1024. No side is shorter than half
-    the side of the largest square bucket, or longer than twice that side."""
+    this many pixels. For SDXL use 1048576, the pixels of 1024x1024. No side is shorter than half the side of the
+    largest square bucket, or longer than twice that side."""
     bucket_step: Annotated[int, Field(ge=1), unit("PIXELS")] = 64
     """Bucket sides are multiples of this number. Needs --buckets."""
     upscale: bool = False

@@ -44,8 +44,8 @@ class RunOptions(Frozen):
 
     max_rejected: Annotated[str, unit("COUNT|%")] = "1%"
     """Maximum number or percentage of rejected pairs, such as 100 or 1%. With more, the job ends with exit code 3. A
-    number is checked throughout the job. A percentage is checked from the
-    1,000th pair on, and at the end."""
+    number is checked throughout the job. A percentage is checked from the 1,000th pair on,
+    and at the end."""
     limit: Annotated[int, Field(ge=0), unit("PAIRS", "none")] = 0
     """Stop this run at the end of a chunk, after at least this many pairs. The same command without --limit encodes the
     rest."""

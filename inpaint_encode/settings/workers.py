@@ -57,8 +57,8 @@ class Workers(Batches):
     """Number of VAE workers to start with."""
     max_workers: Annotated[int, Field(ge=0), unit("WORKERS")] = 0
     """Maximum number of VAE workers. 0: as many as the cluster's present GPUs allow, at --gpus-per-worker each; one if
-    it has no GPU. If the cluster starts GPU nodes on demand, give a number; the cluster then starts nodes for
-    that many workers."""
+    it has no GPU. If the cluster starts GPU nodes on demand, give a number; the cluster then starts nodes for that many
+    workers."""
     fetch_cpus: Annotated[float, Field(gt=0), unit("CPUS")] = 1.0
     """CPUs to reserve for a task that fetches and decodes a chunk."""
     encode_cpus: Annotated[str, unit("CPUS")] = "auto"

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import EXTRA_COLUMNS
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIR_FIELDS
 from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.access import Access
@@ -44,12 +44,7 @@ _BUFFER_BYTES = 2**16
 
 _ROWS = pa.schema(
     [
-        ("key", pa.string()),
-        ("image_uri", pa.string()),
-        ("mask_uri", pa.string()),
-        ("mask_index", pa.int32()),
-        ("image_version", pa.string()),
-        ("mask_version", pa.string()),
+        *PAIR_FIELDS,
         ("image_bytes", pa.int64()),
         *((name, pa.string()) for name in _TEXTS),
     ]

@@ -1,23 +1,12 @@
 """Statistics of latents by channel, and rows that are unusual."""
 
 import numpy as np
-import pytest
 
 from inpaint_encode.reader import DataFile, Output
 from inpaint_encode.tools.inspect.latent_statistics import channel_statistics, find_outliers, row_statistics
 from inpaint_encode.tools.inspect.pictures import LatentColors
 from inpaint_encode.tools.inspect.row_sample import RowLocation, RowSample
 from tests.fabricated import latents, metadata, row, write_output
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Five files of 12 rows."""
-    files = [
-        [row(f"{file}-{at:02d}", latent, covered=10 * file + at) for at, latent in enumerate(latents(12, seed=file))]
-        for file in range(5)
-    ]
-    return Output.open(str(write_output(tmp_path_factory.mktemp("small") / "out", files)))
 
 
 def read_statistics(output: Output) -> list:

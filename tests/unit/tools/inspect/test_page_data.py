@@ -13,17 +13,6 @@ from inpaint_encode.tools.inspect.row_sample import ReadLimits
 from tests.fabricated import JOB, JobOutput, latents, row, write_output
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """2,000 files of 8 rows; all but the first are links to it."""
-    folder = write_output(
-        tmp_path_factory.mktemp("large") / "out", [[row(f"{at}", one) for at, one in enumerate(latents(8))]]
-    )
-    for chunk in range(1, 2_000):
-        os.link(folder / f"{JOB}-00000000.parquet", folder / f"{JOB}-{chunk:08d}.parquet")
-    return Output.open(str(folder))
-
-
 def test_a_large_output_is_read_through_a_hundred_files(large, monkeypatch):
     opened = []
     parquet = Output.parquet
