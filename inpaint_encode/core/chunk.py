@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -121,7 +121,7 @@ def encode_chunk(
     Raises:
         JobFailed: a store fails, or the VAE fails on every image.
     """
-    counters, breaker = Counters(), CircuitBreaker(reader)
+    counters, breaker = Counters(float), CircuitBreaker(reader)
     decoded = list(fetch_and_decode(pairs, reader, decoder, breaker, counters, threads=threads))
     if breaker.failure:
         raise JobFailed(breaker.failure)
@@ -151,11 +151,11 @@ def fetch_and_decode(
         images = _prefetched(pool, pairs, reader, breaker, counters, ahead=2 * threads)
         for group, image_file, mask_files in images:
             files = [image_file, *(file for file in mask_files if file is not image_file)]
-            counters.add("objects_fetched", sum(isinstance(file, storage.Blob) for file in files))
+            counters["objects_fetched"] += sum(isinstance(file, storage.Blob) for file in files)
             with counters.timed("decode"):
                 image = _decoded(decoder.image, image_file, "image")
                 masks = [_decoded(decoder.mask, file, "mask", image) for file in mask_files]
-            counters.add("images_decoded", isinstance(image, DecodedImage))
+            counters["images_decoded"] += isinstance(image, DecodedImage)
             for pair, mask_file, mask in zip(group, mask_files, masks, strict=True):
                 if isinstance(mask, PairRejected):
                     uri = pair.mask_uri if mask.stage == "mask" else pair.image_uri
@@ -177,56 +177,53 @@ def _prefetched(
     ahead: int,
 ) -> Iterator[tuple[list[Pair], Any, list[Any]]]:
     """Yield the pairs of each image with its file and its masks' files, in order; count the waits as ``fetch_s``."""
-    waiting: deque[tuple[list[Pair], Future[tuple[Any, list[Any]]]]] = deque()
-    for _, group in groupby(pairs, key=lambda pair: pair.image_uri):
-        of_image = list(group)
-        waiting.append((of_image, pool.submit(_fetch, of_image, reader, breaker)))
-        if len(waiting) >= ahead:
-            first, future = waiting.popleft()
-            with counters.timed("fetch"):
-                files = future.result()
-            yield first, *files
-    for first, future in waiting:
+    waiting: deque[tuple[list[Pair], list[Future[SourceFile | PairRejected]]]] = deque()
+    images = groupby(pairs, key=lambda pair: pair.image_uri)
+    while True:
+        for _, group in islice(images, ahead - len(waiting)):
+            of_image = list(group)
+            image = pool.submit(_fetch, of_image[0], "image", reader, breaker)
+            masks = [
+                image if pair.mask_uri == pair.image_uri else pool.submit(_fetch, pair, "mask", reader, breaker)
+                for pair in of_image
+            ]
+            waiting.append((of_image, [image, *masks]))
+        if not waiting:
+            return
+        of_image, futures = waiting.popleft()
         with counters.timed("fetch"):
-            files = future.result()
-        yield first, *files
+            image_file, *mask_files = [future.result() for future in futures]
+        yield of_image, image_file, mask_files
 
 
-def _fetch(pairs: list[Pair], reader: PairReader, breaker: CircuitBreaker) -> tuple[Any, list[Any]]:
-    """Return the file of the image that ``pairs`` share and those of their masks; a `PairRejected` for a failure."""
-
-    def read(pair: Pair, uri: str, *, mask: bool) -> SourceFile | PairRejected:
-        if reason := breaker.reason_to_skip(uri):
-            return PairRejected("fetch.unavailable", reason)
-        try:
-            content = (reader.mask if mask else reader.image)(pair._asdict())
-        except Exception as error:  # no object, whatever its name or the answer, may stop the others
-            rejection = _fetch_error(uri, error, mask=mask)
-        else:
-            breaker.record_answer(uri, read=isinstance(content, storage.Blob))
-            return content
-        if rejection.error == "fetch.denied":
-            breaker.record_denied(uri, rejection.message)
-        elif rejection.error == "fetch.unavailable":
-            breaker.record_unanswered(uri, rejection.message)
-        elif rejection.error != "fetch.failed":
-            breaker.record_answer(uri, read=False)
-        return rejection
-
-    image = read(pairs[0], pairs[0].image_uri, mask=False)
-    if isinstance(image, PairRejected):
-        return image, [image] * len(pairs)
-    own_mask = [pair.mask_uri == pair.image_uri for pair in pairs]
-    return image, [
-        image if own else read(pair, pair.mask_uri, mask=True) for pair, own in zip(pairs, own_mask, strict=True)
-    ]
+def _fetch(
+    pair: Pair, role: Literal["image", "mask"], reader: PairReader, breaker: CircuitBreaker
+) -> SourceFile | PairRejected:
+    """Return the pair's image file or its mask file; a `PairRejected` for a failure."""
+    uri, version = (pair.image_uri, pair.image_version) if role == "image" else (pair.mask_uri, pair.mask_version)
+    if reason := breaker.reason_to_skip(uri):
+        return PairRejected("fetch.unavailable", reason)
+    try:
+        file = reader.read(uri, version, key=pair.key)
+    except Exception as error:  # no object, whatever its name or the answer, may stop the others
+        rejection = _fetch_error(uri, error, role)
+    else:
+        breaker.record_answer(uri, read=isinstance(file, storage.Blob))
+        return file
+    if rejection.error == "fetch.denied":
+        breaker.record_denied(uri, rejection.message)
+    elif rejection.error == "fetch.unavailable":
+        breaker.record_unanswered(uri, rejection.message)
+    elif rejection.error != "fetch.failed":
+        breaker.record_answer(uri, read=False)
+    return rejection
 
 
-def _fetch_error(uri: str, error: Exception, *, mask: bool) -> PairRejected:
+def _fetch_error(uri: str, error: Exception, role: Literal["image", "mask"]) -> PairRejected:
     """Return the rejection for an error of the store; an unknown error counts as the object's."""
     reason = f"{uri}: {getattr(error, 'strerror', None) or error}"
     match error:
-        case NullValue() if mask:
+        case NullValue() if role == "mask":
             return PairRejected("mask.missing", reason)
         case FileNotFoundError():
             return PairRejected("fetch.not_found", f"{uri} does not exist any more ({error.strerror or error})")
@@ -336,7 +333,7 @@ class _BatchWorker:
         """Launch a batch; an error is returned, so that it is handled like one of its result."""
         with self.clock.lock:
             if not self.clock.running:
-                self.counters.add("wait_s", time.perf_counter() - self.clock.idle_since)
+                self.counters["wait_s"] += time.perf_counter() - self.clock.idle_since
             self.clock.running += 1
         try:
             return self.encoder.launch(batch, tile=self.tile)
@@ -359,28 +356,28 @@ class _BatchWorker:
                 self.clock.running -= 1
                 self.clock.idle_since = time.perf_counter()
         for stage, seconds in encoded.seconds.items():
-            counters.add(f"{stage}_s", seconds)
-        counters.add("batches", 1)
-        counters.add(f"batches_of_{1 << (len(batch.pixels) - 1).bit_length()}", 1)
-        counters.add("oom_steps", encoded.oom_steps)
+            counters[f"{stage}_s"] += seconds
+        counters["batches"] += 1
+        counters[f"batches_of_{1 << (len(batch.pixels) - 1).bit_length()}"] += 1
+        counters["oom_steps"] += encoded.oom_steps
         with counters.timed("copy_back"):
             results = [_result(pair, encoded, index, self.encoder.precision) for index, pair in enumerate(pairs)]
-        counters.add("tiled", sum(encoded.tiled))
-        counters.add("not_finite", len(encoded.in_float32) or int(np.count_nonzero(~encoded.finite)))
-        counters.add("encoded_again", len(encoded.in_float32))
+        counters["tiled"] += sum(encoded.tiled)
+        counters["not_finite"] += len(encoded.in_float32) or int(np.count_nonzero(~encoded.finite))
+        counters["encoded_again"] += len(encoded.in_float32)
         return results
 
     def _after_failure(
         self, pairs: Sequence[DecodedPair], batch: Batch, error: RuntimeError
     ) -> list[EncodedPair | Reject]:
-        self.counters.add("oom_steps", error.steps if isinstance(error, OutOfMemory) else 0)
+        self.counters["oom_steps"] += error.steps if isinstance(error, OutOfMemory) else 0
         if len(pairs) > 1:
             middle = len(pairs) // 2
             halves = [range(middle), range(middle, len(pairs))]
             parts = [([pairs[index] for index in half], batch.part(half)) for half in halves]
             return [result for some, part in parts for result in self.collect(some, part, self.launch(part))]
         message = f"{format_size(batch.height, batch.width)} pixels: {str(error).splitlines()[0]}"
-        self.counters.add("not_finite", error.not_finite if isinstance(error, OutOfMemory) else 0)
+        self.counters["not_finite"] += error.not_finite if isinstance(error, OutOfMemory) else 0
         if is_out_of_memory(error):
             return [Reject(pairs[0].pair, "encode.out_of_memory", message)]
         self.encoder.check()  # raises if the error broke the device, which is not this image's fault

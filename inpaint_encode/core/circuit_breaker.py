@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.stores import storage
@@ -31,6 +31,7 @@ class _Store:
     failure: str | None = None
 
 
+@dataclass
 class CircuitBreaker:
     """Tracks the outcomes of a chunk's reads per bucket and host; thread-safe.
 
@@ -41,12 +42,11 @@ class CircuitBreaker:
             failing, whatever it denies: the retried pairs may all be denied ones.
     """
 
-    def __init__(
-        self, reader: PairReader, others: Callable[[], Iterable[str]] = lambda: (), *, retried: bool = False
-    ) -> None:
-        self._reader, self._others, self._retried = reader, others, retried
-        self._stores: defaultdict[str, _Store] = defaultdict(_Store)
-        self._lock = threading.Lock()
+    reader: PairReader
+    others: Callable[[], Iterable[str]] = tuple
+    retried: bool = False
+    _stores: defaultdict[str, _Store] = field(default_factory=lambda: defaultdict(_Store))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def failure(self) -> str | None:
@@ -76,7 +76,7 @@ class CircuitBreaker:
         store.denied = message
         try:
             if store.last_good:
-                self._reader.probe(store.last_good)
+                self.reader.probe(store.last_good)
         except PermissionError:
             store.failure = f"the store denies access to objects that it served before; {message}"
         except OSError:
@@ -89,7 +89,7 @@ class CircuitBreaker:
         store.unanswered += 1
         try:
             if store.last_good:
-                self._reader.probe(store.last_good)
+                self.reader.probe(store.last_good)
                 return
         except storage.Unavailable:
             store.failure = f"the store does not answer; {message}"
@@ -104,11 +104,11 @@ class CircuitBreaker:
         """Whether a bucket serves no other planned object and, if there is none to ask for, cannot be listed."""
         if not name.startswith(("s3://", "gs://")):
             return False
-        planned = [other for other in self._others() if store_of(other) == name]
+        planned = [other for other in self.others() if store_of(other) == name]
         probed = planned[:: max(1, len(planned) // _PROBES)][:_PROBES]
         for other in probed:
             try:
-                self._reader.probe(other)
+                self.reader.probe(other)
             except storage.Unavailable:
                 break
             except PermissionError:
@@ -116,10 +116,10 @@ class CircuitBreaker:
             except OSError:
                 return False
             return False
-        if probed and not self._retried:
+        if probed and not self.retried:
             return True
         try:
-            self._reader.probe_listing(name)
+            self.reader.probe_listing(name)
         except OSError:
             return True
         return False

@@ -100,13 +100,13 @@ class BatchEncoder:
         """See `inpaint_encode.core.batch.LatentEncoder.batch_size`."""
         return self._compute_vae.batch_size(height, width, self._tiling)
 
-    def launch(self, batch: Batch, *, tile: bool | None = None) -> EncodeFuture:
-        """See `inpaint_encode.core.batch.LatentEncoder.launch`."""
-        tile = self._tiling if tile is None else tile
-        return _PendingBatch(self, batch, tile, self._submit(batch, tile, self._compute_vae))
+    def launch(self, batch: Batch, *, tile: bool | None = None, vae: _Vae | None = None) -> EncodeFuture:
+        """Stage the batch in host memory that a GPU can copy from while it works, and queue it for the device.
 
-    def _submit(self, batch: Batch, tile: bool | None, vae: _Vae) -> Future[EncodedBatch | _GpuFuture]:
-        """Stage the batch in host memory that a GPU can copy from while it works, and queue it for the device."""
+        See `inpaint_encode.core.batch.LatentEncoder.launch`; ``vae`` is the one to use, by default that in the compute
+        dtype.
+        """
+        tile, vae = self._tiling if tile is None else tile, vae or self._compute_vae
         start = time.perf_counter()
         shape = len(batch.pixels), batch.height, batch.width
         pixels = torch.empty((*shape, 3), dtype=torch.uint8, pin_memory=self._copies is not None)
@@ -115,9 +115,12 @@ class BatchEncoder:
             pixels[index].view(-1).numpy()[:] = levels
             masks[index].view(-1).numpy()[:] = np.unpackbits(bits, count=batch.height * batch.width)
         copied = time.perf_counter() - start
+        queued: Future[EncodedBatch] | Future[_GpuFuture]
         if self._copies is not None:
-            return self._thread.submit(self._launch_on_gpu, batch, tile, vae, pixels, masks, self._copies)
-        return self._thread.submit(self._encode_on_cpu, batch, tile, vae, pixels, masks, copied)
+            queued = self._thread.submit(self._launch_on_gpu, batch, tile, vae, pixels, masks, self._copies)
+        else:
+            queued = self._thread.submit(self._encode_on_cpu, batch, tile, vae, pixels, masks, copied)
+        return _PendingBatch(self, batch, tile, vae, queued)
 
     def _encode_on_cpu(
         self, batch: Batch, tile: bool | None, vae: _Vae, pixels: Tensor, masks: Tensor, copied: float
@@ -204,8 +207,7 @@ class BatchEncoder:
         assert self._float32_vae is not None
         bad = np.flatnonzero(~encoded.finite).tolist()
         try:
-            launched = self._submit(batch.part(bad), tile, self._float32_vae).result()
-            found = launched.result() if isinstance(launched, _GpuFuture) else launched
+            found = self.launch(batch.part(bad), tile=tile, vae=self._float32_vae).result()
         except OutOfMemory as error:
             error.steps, error.not_finite = error.steps + encoded.oom_steps, len(bad)
             raise
@@ -247,12 +249,13 @@ class _PendingBatch(NamedTuple):
     encoder: BatchEncoder
     batch: Batch
     tile: bool | None
-    launched: Future[EncodedBatch | _GpuFuture]
+    vae: _Vae
+    queued: Future[EncodedBatch] | Future[_GpuFuture]
 
     def result(self) -> EncodedBatch:
-        launched = self.launched.result()
+        launched = self.queued.result()
         encoded = launched.result() if isinstance(launched, _GpuFuture) else launched
-        if encoded.finite.all() or self.encoder._float32_vae is None:
+        if encoded.finite.all() or self.encoder._float32_vae in (None, self.vae):
             return encoded
         return self.encoder._encode_in_float32(self.batch, self.tile, encoded)
 

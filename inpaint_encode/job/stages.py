@@ -36,6 +36,7 @@ from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK
 from inpaint_encode.sources import PairReader
+from inpaint_encode.stores import storage
 from inpaint_encode.stores.access import Access
 
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
@@ -55,13 +56,13 @@ _PIXELS = ReusableBuffer()
 def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_bytes: int, threads: int) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch their files and decode them."""
     work = {name: row[name][0].as_py() for name in WORK.names}
-    counters = Counters()
+    counters, retries = Counters(float), storage.retry_count()
     try:
         with counters.timed("fetch"):
             planned = plan.read_chunk(work["part"], work["chunk"])
     except OSError as error:
         fatal = f"the plan cannot be read: {error}"
-        return pack_chunk(work, counters.items(), fatal, decoded=DECODED.empty_table())
+        return pack_chunk(work, counters, fatal, decoded=DECODED.empty_table())
     planned = planned.filter(planned["encode"]) if work["keep"] else planned
     pairs = [Pair(*(one[name] for name in Pair._fields)) for one in planned.select(PAIRS.names).to_pylist()]
     reader = PairReader(access, max_bytes)
@@ -71,7 +72,8 @@ def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_byte
     decoded = pack_decoded(results, _PIXELS)
     if EXTRA_COLUMNS in planned.column_names:
         decoded = decoded.append_column(EXTRA_COLUMNS, planned[EXTRA_COLUMNS].combine_chunks())
-    return pack_chunk(work, counters.items(), breaker.failure, decoded=decoded)
+    counters["retries"] += storage.retry_count() - retries
+    return pack_chunk(work, counters, breaker.failure, decoded=decoded)
 
 
 class EncodeStage:
@@ -112,7 +114,7 @@ class EncodeStage:
     def __call__(self, row: pa.Table) -> pa.Table:
         """Encode a chunk; its pixels do not leave the actor."""
         work, before, fatal, (decoded,) = unpack_chunk(row, "decoded")
-        counters = Counters(before.items())
+        counters = Counters(float, before)
         results: list[EncodedPair | Reject] = []
         try:
             if fatal is None:
@@ -125,7 +127,7 @@ class EncodeStage:
         encoded = [result for result in results if isinstance(result, EncodedPair)]
         rows = rows_table(encoded, self._schema, None if extra is None else extra.take(pa.array(at, pa.int64())))
         rejects = rejects_table([result for result in results if isinstance(result, Reject)])
-        return pack_chunk(work, counters.items(), fatal, rows=rows, rejects=rejects)
+        return pack_chunk(work, counters, fatal, rows=rows, rejects=rejects)
 
 
 def _no_cuda(gpus: float, built_for: str | None) -> str:
@@ -142,7 +144,7 @@ def _no_cuda(gpus: float, built_for: str | None) -> str:
 def commit_stage(row: pa.Table, *, state: OutputState, make_schema: Callable[[], pa.Schema]) -> pa.Table:
     """Write a chunk's rows and rejects into the output; return its receipt (`inpaint_encode.schema.RECEIPT`)."""
     work, before, fatal, (rows, rejects) = unpack_chunk(row, "rows", "rejects")
-    schema, counters = make_schema(), Counters(before.items())
+    schema, counters, retries = make_schema(), Counters(float, before), storage.retry_count()
     receipt: dict[str, Any] = dict.fromkeys(RECEIPT.names, 0) | {"errors": [], "version": "", "rejects_version": ""}
     receipt |= {"chunk": work["chunk"], "generation": work["generation"], "fatal": fatal}
     if fatal is None:
@@ -151,11 +153,12 @@ def commit_stage(row: pa.Table, *, state: OutputState, make_schema: Callable[[],
                 committed = state.commit(work, row_groups(rows, schema), schema, rejects.cast(REJECTS))
             receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
             for name, count in mask_coverage.coverage_counters(rows["mask_coverage"].to_numpy()):
-                counters.add(name, count)
+                counters[name] += count
             for reject in rejects.select(["key", "error", "message"]).to_pylist():
                 fields = {"key": reject["key"], "error": reject["error"], "reason": reject["message"]}
                 _LOG.warning("pair rejected", extra={"job": state.job, **fields})
         except (EncodeError, OSError) as error:
             receipt["fatal"] = f"{state.data_uri(work['chunk'])} cannot be written: {error}"
-    receipt["counters"] = counters.items()
+    counters["retries"] += storage.retry_count() - retries
+    receipt["counters"] = list(counters.items())
     return pa.Table.from_pylist([receipt], RECEIPT)

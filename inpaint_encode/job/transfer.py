@@ -36,10 +36,10 @@ _CHUNK = pa.schema([*WORK, ("counters", pa.map_(pa.string(), pa.float64())), ("f
 
 
 def pack_chunk(
-    work: Mapping[str, Any], counters: Iterable[tuple[str, float]], fatal: str | None, **tables: pa.Table
+    work: Mapping[str, Any], counters: Mapping[str, float], fatal: str | None, **tables: pa.Table
 ) -> pa.Table:
     """Return one Ray row with the chunk's work, counters and failure, and each table as a list; nothing is copied."""
-    row = pa.Table.from_pylist([{**work, "counters": list(counters), "fatal": fatal}], _CHUNK)
+    row = pa.Table.from_pylist([{**work, "counters": list(counters.items()), "fatal": fatal}], _CHUNK)
     columns = dict(zip(_CHUNK.names, row.columns, strict=True))
     for name, table in tables.items():
         arrays = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in table.columns]

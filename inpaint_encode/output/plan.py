@@ -185,8 +185,7 @@ def other_images(part_uri: str, chunk: int) -> list[str]:
 
 @lru_cache(maxsize=2)
 def _read_part(uri: str) -> pa.Table:
-    part = pq.read_table(pa.BufferReader(storage.read(uri).data))
-    return _as_pairs(part, part)
+    return pq.read_table(pa.BufferReader(storage.read(uri).data))
 
 
 def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import sys
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -59,6 +59,7 @@ class _OpenFile(NamedTuple):
     """Number of the row after the last one of each row group."""
 
 
+@dataclass
 class ParquetRowReader:
     """Reads the images of rows. Threads may share it.
 
@@ -66,13 +67,11 @@ class ParquetRowReader:
     are read in the order of the file, each column chunk is fetched once.
     """
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self._lock = threading.Lock()
-        self._file: _OpenFile | None = None
-        self._chunks: OrderedDict[tuple[str, int, str], pa.Array] = OrderedDict()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _file: _OpenFile | None = None
+    _chunks: OrderedDict[tuple[str, int, str], pa.Array] = field(default_factory=OrderedDict)
 
-    def read(self, row: ParquetRow, version: str, max_bytes: int = sys.maxsize) -> storage.Blob:
+    def read(self, row: ParquetRow, version: str, access: Access, max_bytes: int) -> storage.Blob:
         """Return the image of a row, and the version of the Parquet file.
 
         If the value has a path but no bytes, read the file with that path: a URI, an absolute path, or a path relative
@@ -81,6 +80,7 @@ class ParquetRowReader:
         Args:
             row: where the image is.
             version: the expected version of the Parquet file; empty: any.
+            access: how the stores are accessed.
             max_bytes: limit for a file that is named by a path.
 
         Raises:
@@ -90,17 +90,17 @@ class ParquetRowReader:
             PermissionError, storage.Unavailable, OSError: the store refuses or does not answer.
         """
         with self._lock:
-            value, found = self._value(row, version)
+            value, found = self._value(row, version, access)
         if not isinstance(value, dict):
             value = {"bytes": value}
         if (data := value["bytes"]) is not None:
             return storage.Blob(data, found)
         if not (path := value.get("path")):
             raise NullValue(errno.ENOENT, f"column {row.column} is null in this row")
-        return storage.read(_resolve(row.file, path), self._access, max_bytes)
+        return storage.read(_resolve(row.file, path), access, max_bytes)
 
-    def _value(self, row: ParquetRow, version: str) -> tuple[Any, str]:
-        file = self._open(row.file)
+    def _value(self, row: ParquetRow, version: str, access: Access) -> tuple[Any, str]:
+        file = self._open(row.file, access)
         if version and version != file.version:
             raise Changed(errno.ESTALE, "the Parquet file has changed since it was planned")
         group = bisect_right(file.ends, row.row)
@@ -109,9 +109,9 @@ class ParquetRowReader:
         start = file.ends[group - 1] if group else 0
         return self._column(file, group, row.column)[row.row - start].as_py(), file.version
 
-    def _open(self, uri: str) -> _OpenFile:
+    def _open(self, uri: str, access: Access) -> _OpenFile:
         if self._file is None or self._file.uri != uri:
-            source = RangedFile(uri, self._access)
+            source = RangedFile(uri, access)
             with _translate_errors():
                 parquet = pq.ParquetFile(source, pre_buffer=True)
             metadata = parquet.metadata

@@ -12,6 +12,7 @@ every version of numpy draws the same mask; tests compare the bits. S is the ima
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import re
@@ -28,7 +29,10 @@ from inpaint_encode.settings import Source
 
 from .pairs import repeated_keys
 
-__all__ = ["RANDOM_MASK_VERSION", "RandomMask", "with_random_masks"]
+__all__ = ["RANDOM_MASK", "RANDOM_MASK_VERSION", "RandomMask", "with_random_masks"]
+
+RANDOM_MASK = "random:"
+"""Start of the URIs of random masks."""
 
 RANDOM_MASK_VERSION = "drawn-1"
 """Version of all random masks: it changes if one bit of any mask changes."""
@@ -51,10 +55,15 @@ class RandomMask:
     index: int
 
     @classmethod
-    def from_uri(cls, uri: str, key: str) -> RandomMask | None:
-        """Return the mask of a URI such as ``random:brush?seed=0&index=3``; None for other URIs."""
-        found = _URI.match(uri)
-        return cls(found["style"], int(found["seed"]), key, int(found["index"])) if found else None
+    def from_uri(cls, uri: str, key: str) -> RandomMask:
+        """Return the mask of a URI such as ``random:brush?seed=0&index=3``.
+
+        Raises:
+            FileNotFoundError: the URI names no random mask.
+        """
+        if found := _URI.match(uri):
+            return cls(found["style"], int(found["seed"]), key, int(found["index"]))
+        raise FileNotFoundError(errno.ENOENT, "the URI names no random mask")
 
     def draw(self, height: int, width: int) -> NDArray[np.uint8]:
         """Return the mask for an image of this size: ``[height, width]``, 255 where it is repainted, 0 elsewhere."""
@@ -78,7 +87,7 @@ def with_random_masks(images: pa.Table, source: Source) -> pa.Table:
     pairs = images.take(np.repeat(np.arange(images.num_rows), count)) if count > 1 else images
     index = pa.array(np.tile(np.arange(count, dtype=np.int32), images.num_rows))
     numbers = index.cast(pa.string())
-    uri_start = f"random:{source.mask_style}?seed={source.mask_seed}&index="
+    uri_start = f"{RANDOM_MASK}{source.mask_style}?seed={source.mask_seed}&index="
     columns = {name: pairs[name] for name in pairs.column_names} | {
         "mask_uri": pc.binary_join_element_wise(uri_start, numbers, ""),
         "mask_index": index,
@@ -119,18 +128,18 @@ def _add_stroke(steps: NDArray[np.int32], numbers: _RandomIntegers) -> None:
     height, width = steps.shape[0], steps.shape[1] - 1
     shorter = min(height, width)
     radius = numbers.between(shorter // 50, max(1, shorter // 12))
-    centres = _centre_line(height, width, max(1, radius // 4), numbers)
+    centers = _center_line(height, width, max(1, radius // 4), numbers)
     down = np.arange(-radius, radius + 1)
     half_widths = np.array([math.isqrt(radius * radius - y * y) for y in range(-radius, radius + 1)], np.int64)
-    rows = (centres[:, :1] + down).ravel()
-    reach = np.tile(half_widths, len(centres))
+    rows = (centers[:, :1] + down).ravel()
+    reach = np.tile(half_widths, len(centers))
     inside = (rows >= 0) & (rows < height)
-    middle = np.repeat(centres[:, 1], len(down))
+    middle = np.repeat(centers[:, 1], len(down))
     np.add.at(steps, (rows[inside], np.maximum(middle - reach, 0)[inside]), 1)
     np.add.at(steps, (rows[inside], np.minimum(middle + reach + 1, width)[inside]), -1)
 
 
-def _centre_line(height: int, width: int, spacing: int, numbers: _RandomIntegers) -> NDArray[np.int64]:
+def _center_line(height: int, width: int, spacing: int, numbers: _RandomIntegers) -> NDArray[np.int64]:
     """Return points ``[n, 2]``, row and column, at most ``spacing`` pixels apart along the stroke's straight parts."""
     shorter, last = min(height, width), np.array([height - 1, width - 1])
     at = np.array([numbers.between(0, height - 1), numbers.between(0, width - 1)])

@@ -50,7 +50,7 @@ def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecode
         except PairRejected as rejection:
             if rejection.error not in _MAYBE_INCOMPLETE or read < START:
                 return Header(None, rejection.error, read)
-            whole = reader.image(pair).data
+            whole = reader.read(pair["image_uri"], pair.get("image_version") or "").data
             read += len(whole)
             size = upright_size(whole, decoder.max_pixels)
         crop = decoder.fit(*size).crop

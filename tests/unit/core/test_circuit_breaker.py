@@ -108,8 +108,8 @@ def test_rows_without_bytes(tmp_path):
         reader.read(uris[0])
     with pytest.raises(NullValue) as missing:
         reader.read(uris[4])
-    assert _fetch_error(uris[4], missing.value, mask=True).error == "mask.missing"
-    assert _fetch_error(uris[4], missing.value, mask=False).error == "fetch.not_found"
+    assert _fetch_error(uris[4], missing.value, "mask").error == "mask.missing"
+    assert _fetch_error(uris[4], missing.value, "image").error == "fetch.not_found"
 
 
 class TestBuckets:

@@ -57,9 +57,9 @@ def encoded(vae_folder, monkeypatch):
             levels, mask = rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 2, size, np.uint8)
             image = DecodedImage(levels, *size, Geometry(*size, CropBox(0, 0, *size)), transposed=False)
             pairs.append(DecodedPair(Pair(str(index), "i", "m"), image, np.packbits(mask)))
-        counters = Counters()
+        counters = Counters(float)
         made = encode_pairs(pairs, encoder, counters)
-        return made, dict(counters.items())
+        return made, dict(counters)
 
     return encode
 

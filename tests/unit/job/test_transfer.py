@@ -53,7 +53,7 @@ class TestChunks:
     def test_a_packed_chunk_comes_back_without_a_copy(self):
         table = pack_decoded([decoded(str(level), level) for level in range(4)], ReusableBuffer())
         rows = pa.table({"n": pa.array([1.5], pa.float16())})
-        row = pack_chunk(WORK, [("fetch_s", 1.0)], None, decoded=table, rows=rows, none=rows.slice(0, 0))
+        row = pack_chunk(WORK, {"fetch_s": 1.0}, None, decoded=table, rows=rows, none=rows.slice(0, 0))
         assert row.num_rows == 1
         work, counters, fatal, (back, other, none) = unpack_chunk(row, "decoded", "rows", "none")
         assert (work, counters, fatal) == (WORK, {"fetch_s": 1.0}, None)
@@ -63,7 +63,7 @@ class TestChunks:
         assert (none.num_rows, none.schema) == (0, rows.schema)
 
     def test_a_failure_travels_along(self):
-        assert unpack_chunk(pack_chunk(WORK, [], "the disk is full"))[2] == "the disk is full"
+        assert unpack_chunk(pack_chunk(WORK, {}, "the disk is full"))[2] == "the disk is full"
 
 
 class TestReusableBuffer:

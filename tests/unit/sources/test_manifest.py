@@ -84,6 +84,6 @@ def test_uris_and_bytes_in_one_list(tmp_path):
         ("a/1", f"{tmp_path}/a.jpg", 1),
     ]
     assert [pair["image_version"] for pair in pairs] == ["", ""]
-    assert PairReader().mask(pairs[1]).data == noise(2)
+    assert PairReader().read(pairs[1]["mask_uri"], pairs[1]["mask_version"]).data == noise(2)
     named = found_pairs(Source(pairs=str(tmp_path / "x.parquet"), key_column="id"))
     assert [pair["key"] for pair in named] == ["x", "y"]

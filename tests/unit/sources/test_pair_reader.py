@@ -65,7 +65,7 @@ def check(relay: Relay, uri: str, access: Access) -> None:
     assert relay.answered < IN_FLIGHT
     assert len(storage.read(uri, access, LARGE).data) == LARGE
     with pytest.raises(storage.TooLarge):
-        PairReader(access, 1_000).image({"image_uri": uri})
+        PairReader(access, 1_000).read(uri)
 
 
 def test_on_s3(s3):
@@ -86,6 +86,6 @@ def test_behind_http(site, tmp_path):
 def test_on_a_disk_and_of_what_is_small_enough(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(b"12345")
-    assert PairReader(storage.DEFAULT_ACCESS, 5).image({"image_uri": str(path)}).data == b"12345"
+    assert PairReader(storage.DEFAULT_ACCESS, 5).read(str(path)).data == b"12345"
     with pytest.raises(storage.TooLarge, match="has 5 bytes; --max-bytes allows 4"):
-        PairReader(storage.DEFAULT_ACCESS, 4).image({"image_uri": str(path)})
+        PairReader(storage.DEFAULT_ACCESS, 4).read(str(path))

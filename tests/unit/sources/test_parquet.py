@@ -28,7 +28,13 @@ def test_finding_pairs_reads_only_the_footers(prefix, requests):
     assert pairs[7]["image_uri"] == f"{prefix}/a/train-0.parquet#row=7&column=image"
     assert {pair["image_bytes"] // 600 for pair in pairs} == {10}
     reader = PairReader()
-    read = [(reader.image(pair).data, reader.mask(pair).data) for pair in pairs[:10]]
+    read = [
+        (
+            reader.read(pair["image_uri"], pair["image_version"]).data,
+            reader.read(pair["mask_uri"], pair["mask_version"]).data,
+        )
+        for pair in pairs[:10]
+    ]
     assert read == [(noise(n), noise(-n)) for n in range(10)]
 
 
@@ -39,7 +45,15 @@ def test_threads_fetch_each_row_group_once(prefix, requests):
     requests.clear()
     reader = PairReader()
     with ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(lambda pair: (reader.image(pair).data, reader.mask(pair).data), pairs))
+        read = list(
+            pool.map(
+                lambda pair: (
+                    reader.read(pair["image_uri"], pair["image_version"]).data,
+                    reader.read(pair["mask_uri"], pair["mask_version"]).data,
+                ),
+                pairs,
+            )
+        )
     assert read == [(noise(n), noise(-n)) for n in range(64)]
     assert sum(size for _, size in requests) < 1.2 * 64 * 2 * 6_000
 
@@ -50,7 +64,10 @@ def test_the_cache_holds_two_large_row_groups(tmp_path, requests, monkeypatch):
     write_parquet(f"{tmp_path}/x.parquet", columns)
     reader = PairReader()
     for pair in found_pairs(Source(pairs=f"{tmp_path}/x.parquet")):
-        assert (reader.image(pair).data, reader.mask(pair).data) != (None, None)
+        assert (
+            reader.read(pair["image_uri"], pair["image_version"]).data,
+            reader.read(pair["mask_uri"], pair["mask_version"]).data,
+        ) != (None, None)
         assert sum(group.nbytes for group in reader._parquet_rows._chunks.values()) < 5 * 4 * 6_200
     assert sum(size for _, size in requests) < 1.2 * 64 * 2 * 6_000 + 2**16
 
@@ -63,9 +80,9 @@ def test_a_path_without_bytes_is_a_file_in_the_same_folder(prefix):
     write_parquet(f"{prefix}/x.parquet", columns)
     version = storage.write(f"{prefix}/files/x", b"of a file")
     first, second = found_pairs(Source(pairs=f"{prefix}/x.parquet"))
-    assert PairReader().image(first) == (b"of a file", version)
+    assert PairReader().read(first["image_uri"], first["image_version"]) == (b"of a file", version)
     with pytest.raises(FileNotFoundError):
-        PairReader().mask(second)
+        PairReader().read(second["mask_uri"], second["mask_version"])
 
 
 def test_a_replaced_file_is_an_error(prefix):
@@ -73,7 +90,7 @@ def test_a_replaced_file_is_an_error(prefix):
     (pair,) = found_pairs(Source(pairs=f"{prefix}/x.parquet"))
     version = write_parquet(f"{prefix}/x.parquet", {"image": [noise(3)], "mask": [noise(4)]})
     with pytest.raises(Changed, match="has changed since it was planned"):
-        PairReader().image(pair)
+        PairReader().read(pair["image_uri"], pair["image_version"])
     assert PairReader().read(pair["image_uri"]) == (noise(3), version)
 
 

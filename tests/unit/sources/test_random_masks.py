@@ -133,7 +133,7 @@ def test_the_order_and_the_thread_of_drawing_change_nothing():
     ]
 
     def draw(pair):
-        return decoder.mask(PairReader().mask(pair).data, decoded).tobytes()
+        return decoder.mask(PairReader().read(pair["mask_uri"], key=pair["key"]).data, decoded).tobytes()
 
     expected = [draw(pair) for pair in pairs]
     with ThreadPoolExecutor(4) as pool:

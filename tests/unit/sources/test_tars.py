@@ -25,8 +25,8 @@ def test_samples_are_pairs_in_any_order_of_members(prefix, requests):
     reader = PairReader()
     for pair in pairs:
         name = pair["key"].removeprefix("d/t-1/").removeprefix("t-0/")
-        assert reader.image(pair).data == noise(name, 200_000)
-        assert reader.mask(pair).data == noise(f"{name}mask")
+        assert reader.read(pair["image_uri"], pair["image_version"]).data == noise(name, 200_000)
+        assert reader.read(pair["mask_uri"], pair["mask_version"]).data == noise(f"{name}mask")
         assert pair["extra_columns"] == {"json": json.dumps({"of": name})}
         assert pair["image_bytes"] == 200_000
     assert {pair["image_version"] for pair in pairs if pair["key"].startswith("t-0")} == {version}
@@ -39,7 +39,7 @@ def test_every_kind_of_tar(tmp_path, form):
     write_tar(f"{tmp_path}/x.tar", sample(f"{folder}/{'n' * 80}"), form)
     (pair,) = found_pairs(Source(pairs=str(tmp_path / "x.tar")))
     assert pair["key"] == f"x/{folder}/{'n' * 80}"
-    assert PairReader().mask(pair).data == noise(f"{folder}/{'n' * 80}mask")
+    assert PairReader().read(pair["mask_uri"], pair["mask_version"]).data == noise(f"{folder}/{'n' * 80}mask")
 
 
 def test_several_masks_texts_and_ignored_members(tmp_path):
@@ -123,7 +123,7 @@ def test_appended_tars_are_read_as_one(tmp_path):
     (tmp_path / "x" / "x.tar").write_bytes(both)
     pairs = found_pairs(Source(pairs=str(tmp_path / "x")))
     assert [pair["key"] for pair in pairs] == ["x/a", "x/b"]
-    assert PairReader().image(pairs[1]).data == noise("b", 200_000)
+    assert PairReader().read(pairs[1]["image_uri"], pairs[1]["image_version"]).data == noise("b", 200_000)
 
 
 def test_links(tmp_path):
@@ -146,7 +146,11 @@ def test_links(tmp_path):
     first, second = found.pairs.to_pylist()
     assert (second["key"], second["extra_columns"]) == ("x/b", first["extra_columns"])
     reader = PairReader()
-    assert reader.image(second).data == reader.image(first).data == noise("a", 200_000)
+    assert (
+        reader.read(second["image_uri"], second["image_version"]).data
+        == reader.read(first["image_uri"], first["image_version"]).data
+        == noise("a", 200_000)
+    )
 
 
 def test_two_texts_of_one_name_and_names_in_another_encoding(tmp_path):
@@ -162,4 +166,4 @@ def test_a_replaced_tar_is_an_error(prefix):
     (pair,) = found_pairs(Source(pairs=f"{prefix}/x.tar"))
     write_tar(f"{prefix}/x.tar", {"0.txt": b"1", **sample("a")})
     with pytest.raises(Changed, match="has changed since it was planned"):
-        PairReader().image(pair)
+        PairReader().read(pair["image_uri"], pair["image_version"])
