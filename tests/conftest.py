@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inpaint_encode.demo.s3server import LocalS3
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from jobs.benchmarks.session import RaySession
 from tests.warm import WarmWorkers
 
@@ -153,7 +153,7 @@ def copied_demo(demo, tmp_path_factory):
 
 @pytest.fixture
 def display():
-    return Silent()
+    return Display()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ __all__ = [
     "CPU_BATCH_PIXELS",
     "MAX_BATCH_SIZE",
     "Batch",
-    "CompletedFuture",
     "EncodeFuture",
     "EncodedBatch",
     "LatentEncoder",
@@ -106,16 +105,6 @@ class EncodeFuture(Protocol):
         Raises:
             RuntimeError: the device or the model failed, out of memory included.
         """
-
-
-class CompletedFuture(NamedTuple):
-    """An `EncodeFuture` with its results."""
-
-    batch: EncodedBatch
-
-    def result(self) -> EncodedBatch:
-        """Return the results."""
-        return self.batch
 
 
 class LatentEncoder(Protocol):

@@ -7,34 +7,39 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Display", "Reminder", "Silent", "open_display"]
+__all__ = ["Display", "Reminder", "open_display"]
 
 EVERY_S = 10.0
 """Seconds between two lines where there is no terminal."""
 
 
-class Display(Protocol):
-    """Shows status lines and the progress of a job."""
+class Display:
+    """The progress of a job. This base class shows nothing and keeps the status lines in ``lines``."""
 
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
     def say(self, line: str) -> None:
-        """Print one line."""
+        """Show one status line."""
+        self.lines.append(line)
 
     def start(self, total: int, done: int) -> None:
         """Show the progress from now on; ``done`` of ``total`` pairs are decided already."""
 
     def update(self, done: int, rejected: int, rate: float) -> None:
-        """Show ``done`` decided pairs, ``rejected`` ones of them, and the pairs per second (0: unknown)."""
+        """Show ``done`` decided pairs, of which ``rejected`` are rejected, and the pairs per second (0: unknown)."""
 
 
 class Reminder:
@@ -68,34 +73,11 @@ def open_display() -> Display:
     return _Live() if sys.stderr.isatty() else _Lines()
 
 
-class Silent:
-    """A display that shows nothing; ``lines`` has the status lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def say(self, line: str) -> None:
-        """Append it to ``lines``."""
-        self.lines.append(line)
-
-    def start(self, total: int, done: int) -> None:
-        """Show nothing."""
-
-    def update(self, done: int, rejected: int, rate: float) -> None:
-        """Show nothing."""
-
-
 def _words(rate: float) -> str:
     return f"{rate:,.1f} pairs/s" if rate else "running"
 
 
-class _Live:
+class _Live(Display):
     def __init__(self) -> None:
         # A duplicate of standard error, which is redirected while Ray starts.
         self._console = Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w"))
@@ -132,23 +114,15 @@ class _Live:
         self._progress.update(self._task, completed=done, rate=_words(rate), rejected=rejects)
 
 
-class _Lines:
-    def __init__(self) -> None:
-        self._total = 0
-        self._started_with = 0
-        self._last = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
+class _Lines(Display):
+    _total = 0
+    _last = 0.0
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     def start(self, total: int, done: int) -> None:
-        self._total, self._started_with = total, done
+        self._total = total
         if done:
             self.say(f"{done:,} of {total:,} pairs are done already")
 

@@ -37,7 +37,7 @@ from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 
 from .base import Frozen, section, unit
 

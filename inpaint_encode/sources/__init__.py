@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.stores.access import DEFAULT_ACCESS, Access
+from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
 
 from .listing import PairFiles, find_pair_files

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 
 __all__ = ["PairFiles", "find_pair_files", "list_pages", "normalize_uri"]
 

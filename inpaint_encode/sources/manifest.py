@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import COLUMNS, EXTRA_COLUMNS
 from inpaint_encode.settings import Source
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 
 from .listing import PairFiles
 from .manifest_files import ManifestLines, read_manifest_file

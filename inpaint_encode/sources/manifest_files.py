@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from .pairs import SYSTEM_POOL

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, overload
 
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import DEFAULT_ACCESS, Access
+from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
 
 from .parquet import ParquetRowReader

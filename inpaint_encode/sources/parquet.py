@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
 from .part_uris import ParquetRow

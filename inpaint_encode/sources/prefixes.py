@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 
 from .listing import list_pages, normalize_uri
 from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris

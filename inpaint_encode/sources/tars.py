@@ -23,7 +23,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIR_FIELDS
 from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from .listing import PairFiles

@@ -1,12 +1,11 @@
-"""What all stores share: the values they return, the errors they raise, their time-outs, and their interface."""
+"""What all stores share: access options, the values they return, their errors, time-outs and interface."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
-
-from .access import Access
 
 ABSENT = ""
 """As an expected version: the object must not exist yet."""
@@ -17,6 +16,22 @@ ANSWER_S = 20
 """Time-out in seconds for the next bytes of an answer."""
 READ_S = 300
 """Time-out in seconds for a whole body."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Overrides of the environment's settings for s3:// and gs://; disks and HTTP servers ignore them."""
+
+    anonymous: bool = False
+    """Send requests without credentials."""
+    requester_pays: bool = False
+    """Accept that S3 charges the requests to the caller."""
+    endpoint_url: str = ""
+    """Server, as http://host:port or https://host; empty: the environment's ``AWS_ENDPOINT_URL``, or the provider's."""
+
+
+DEFAULT_ACCESS = Access()
+"""Everything from the environment. Outputs are always accessed this way."""
 
 
 class Blob(NamedTuple):

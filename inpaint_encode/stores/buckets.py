@@ -19,8 +19,7 @@ import obstore
 from obstore.exceptions import InvalidPathError
 
 from . import gcs, s3
-from .access import Access
-from .base import Blob, Listed, Stat, check_size
+from .base import Access, Blob, Listed, Stat, check_size
 from .clients import RangeNotSatisfiable, translate_errors
 
 __all__ = ["delete", "pages", "read", "read_range", "stat", "write"]

@@ -11,8 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .access import Access
-from .base import ABSENT, Blob, Conflict, Listed, Stat, check_size, is_utf8
+from .base import ABSENT, Access, Blob, Conflict, Listed, Stat, check_size, is_utf8
 
 __all__ = ["TEMPORARY", "delete", "pages", "read", "read_range", "stat", "temporary_files", "write"]
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from obstore.store import GCSStore
 
-from .access import Access
+from .base import Access
 from .clients import obstore_options
 
 __all__ = ["connect"]

@@ -16,8 +16,7 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, MaxRetryError, ResponseError
 
-from .access import Access
-from .base import ANSWER_S, CONNECT_S, READ_S, Blob, Stat, Unavailable, check_size
+from .base import ANSWER_S, CONNECT_S, READ_S, Access, Blob, Stat, Unavailable, check_size
 
 __all__ = ["delete", "pages", "read", "read_range", "stat", "write"]
 

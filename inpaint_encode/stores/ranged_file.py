@@ -7,8 +7,7 @@ import io
 from typing import Any
 
 from . import storage
-from .access import Access
-from .base import Changed
+from .base import Access, Changed
 
 __all__ = ["Changed", "RangedFile"]
 

@@ -20,8 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from obstore.store import S3Store
 
-from .access import DEFAULT_ACCESS, Access
-from .base import ABSENT, ANSWER_S, CONNECT_S, Conflict
+from .base import ABSENT, ANSWER_S, CONNECT_S, DEFAULT_ACCESS, Access, Conflict
 from .clients import obstore_options, translate_errors
 
 __all__ = [

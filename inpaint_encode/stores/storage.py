@@ -14,8 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import disk
-from .access import DEFAULT_ACCESS, Access
-from .base import ABSENT, Blob, Changed, Conflict, Listed, Stat, Store, TooLarge, Unavailable, check_size, is_utf8
+from .base import (
+    ABSENT,
+    DEFAULT_ACCESS,
+    Access,
+    Blob,
+    Changed,
+    Conflict,
+    Listed,
+    Stat,
+    Store,
+    TooLarge,
+    Unavailable,
+    check_size,
+    is_utf8,
+)
 from .disk import TEMPORARY
 from .retries import RETRY_BUDGET_S, retry, retry_count
 

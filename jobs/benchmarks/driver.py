@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import ray
 
 from inpaint_encode.job.cluster import connect_ray
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.settings import Source
 
 from .cpu import CpuMeter, CpuReading
@@ -150,7 +150,7 @@ def _memory(field: str) -> int:
     return 1024 * int(found[1])
 
 
-class _CommitRecorder(Silent):
+class _CommitRecorder(Display):
     """A display that records every commit, and the CPU time of all processes from the first to the last."""
 
     used: CpuReading

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from inpaint_encode.core.batch import MAX_BATCH_SIZE, Batch, CompletedFuture, EncodedBatch
+from inpaint_encode.core.batch import MAX_BATCH_SIZE, Batch, EncodedBatch
 from inpaint_encode.core.transform import grow_mask
 from inpaint_encode.job.pipeline import Backend, run_job
-from inpaint_encode.job.progress import Display, Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import EncodeJob, Output, RowSettings, Source, VaeSource, Workers
 
@@ -46,7 +47,7 @@ class FakeEncoder:
     def check(self) -> None:
         """Do nothing: no device can fail."""
 
-    def launch(self, batch: Batch, *, tile: bool | None = None) -> CompletedFuture:
+    def launch(self, batch: Batch, *, tile: bool | None = None) -> Future[EncodedBatch]:
         """Encode the batch and grow its masks as the job does."""
         begun = time.perf_counter()
         shape = len(batch.pixels), batch.height, batch.width
@@ -59,7 +60,9 @@ class FakeEncoder:
         grown = grow_mask(torch.from_numpy(masks), self._grow_mask_by).numpy()
         seconds = {"copy": staged - begun, "encode": time.perf_counter() - staged, "copy_back": 0.0}
         finite = np.ones(len(samples), np.bool_)
-        return CompletedFuture(EncodedBatch(samples, finite, finite, grown, seconds))
+        done: Future[EncodedBatch] = Future()
+        done.set_result(EncodedBatch(samples, finite, finite, grown, seconds))
+        return done
 
 
 def fake_backend(_job: EncodeJob, seconds_per_image: float = 0.0) -> Backend:
@@ -98,7 +101,7 @@ def run_our_job(
         rows=RowSettings(**fields_of(RowSettings)),
         workers=Workers(**fields_of(Workers)),
     )
-    return run_job(job, display or Silent(), backend_of)
+    return run_job(job, display or Display(), backend_of)
 
 
 def our_job(name: str, **options: Any) -> Program:

@@ -14,7 +14,7 @@ import torch
 
 from inpaint_encode.core.batch import Batch
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import Source, VaeSource
 from inpaint_encode.vae.load import load_vae
@@ -46,7 +46,7 @@ class RatePlan:
     repeats: int = 3
 
 
-class _RateDisplay(Silent):
+class _RateDisplay(Display):
     """A display that measures the rate after a warm-up, in pairs a second."""
 
     def __init__(self, warm_up: int) -> None:

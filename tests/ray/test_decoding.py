@@ -13,7 +13,7 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.verify.pipeline import verify_output
@@ -72,7 +72,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def test_a_job_with_all_decoding_options(source, tmp_path, ray_cluster, make_job):
-    output, display = str(tmp_path / "out"), Silent()
+    output, display = str(tmp_path / "out"), Display()
 
     def run(**options) -> dict:
         return run_job(make_job(source / "images", source / "masks", output, **options), display)
@@ -123,7 +123,7 @@ def test_a_job_encodes_or_rejects_each_of_2000_mutated_files(tmp_path, ray_clust
         (tmp_path / "images" / f"{number}.{suffixes[number % 6]}").write_bytes(data)
         (tmp_path / "masks" / f"{number}.png").write_bytes(png(mutations.LEVELS, GREY))
         wanted[mutations.outcome(decoder, data, as_mask=False)] += 1
-    report = run_job(make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out", **limit), Silent())
+    report = run_job(make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "out", **limit), Display())
     counters = report["this_run"]["counters"]
     print(
         f"\n{report['encoded']:,} of 2,000 mutated files encoded, rejected: {json.dumps(report['rejected_by_error'])}"

@@ -13,7 +13,7 @@ import pytest
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.export import pipeline as export_pipeline
@@ -27,7 +27,7 @@ CHUNKS = [["a/042", "a/042/1", "v1.5/x.y"], ["b", "../c"], [], ["d//e", "ü%"]]
 
 
 def export(output, to, destination, **options):
-    return export_output(str(output), ExportOptions(to=to, output=str(destination), **options), Silent().say)
+    return export_output(str(output), ExportOptions(to=to, output=str(destination), **options), Display().say)
 
 
 def write_output(folder) -> str:
@@ -46,7 +46,7 @@ def test_an_encoded_output_on_s3_becomes_what_comfyui_loads(tmp_path, s3, ray_cl
     write_random_pairs(tmp_path, 10, seed=5, smallest=24, largest=72)
     upload(tmp_path, s3.uri("export-in"))
     encoded, to = s3.uri("export-encoded"), s3.uri("export-comfyui", "input")
-    run_job(make_job(s3.uri("export-in", "images"), s3.uri("export-in", "masks"), encoded, chunk_rows=4), Silent())
+    run_job(make_job(s3.uri("export-in", "images"), s3.uri("export-in", "masks"), encoded, chunk_rows=4), Display())
     done = shell("export", encoded, "--to", "comfyui", "--output", to)
     assert (done.returncode, done.stdout.splitlines()[0].partition(" in ")[0]) == (
         0,

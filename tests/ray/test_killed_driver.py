@@ -13,7 +13,7 @@ import pytest
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.job.pipeline import run_job
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from tests.outputs import rows_of, whole_output
 
 PAIRS = 160
@@ -32,11 +32,11 @@ def source(tmp_path_factory, s3):
 @pytest.fixture(scope="module")
 def undisturbed(source, s3, ray_cluster, make_job):
     """Rows of a run that was not killed."""
-    run_job(make_job(*source[:2], s3.uri("kill-undisturbed"), chunk_rows=8, deterministic=True), Silent())
+    run_job(make_job(*source[:2], s3.uri("kill-undisturbed"), chunk_rows=8, deterministic=True), Display())
     return rows_of(s3.uri("kill-undisturbed"))
 
 
-class KillsItself(Silent):
+class KillsItself(Display):
     """A display that kills its own process when as many chunks of this run are done."""
 
     def __init__(self, chunks: int) -> None:
@@ -94,7 +94,7 @@ def killed_job(source, undisturbed, s3, driver, make_job):
     def run(kills: int, seed: int, longest_s: float = 5.0, **options) -> int:
         output = s3.uri(f"killed-{kills}-{seed}")
         job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
-        start = partial(driver, run_job, job, Silent(), **options)
+        start = partial(driver, run_job, job, Display(), **options)
         killed = kill_and_finish(start, kills=kills, seed=seed, longest_s=longest_s)
         check(source, output, undisturbed)
         return killed
@@ -108,7 +108,7 @@ def test_a_job_that_is_killed_between_chunks_resumes(source, undisturbed, s3, dr
     job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
     for chunks in range(4):
         assert wait(driver(run_job, job, KillsItself(chunks))) == -signal.SIGKILL
-    assert wait(driver(run_job, job, Silent())) == 0
+    assert wait(driver(run_job, job, Display())) == 0
     check(source, output, undisturbed)
 
 

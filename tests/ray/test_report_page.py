@@ -11,7 +11,7 @@ from s3fs import S3FileSystem
 
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.job.pipeline import run_job
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.settings import ReportOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.inspect.page import render
@@ -36,7 +36,7 @@ def output(s3, ray_cluster, make_job, tmp_path_factory):
     cut.write_bytes(cut.read_bytes()[:-200])
     upload(folder, s3.uri("page"))
     uri = s3.uri("page-latents")
-    run_job(make_job(s3.uri("page/images"), s3.uri("page/masks"), uri, chunk_rows=8, dtype="float32"), Silent())
+    run_job(make_job(s3.uri("page/images"), s3.uri("page/masks"), uri, chunk_rows=8, dtype="float32"), Display())
     gone = max((folder / "images").rglob("*.*"))
     S3FileSystem().rm(s3.uri("page", str(gone.relative_to(folder))).removeprefix("s3://"))
     return uri

@@ -21,7 +21,7 @@ from PIL import Image
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.pipeline import run_job
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import REJECTS, data_schema
@@ -59,7 +59,7 @@ def finished(source, job_to, tmp_path_factory):
         (source / side / "..hidden").mkdir()
         Image.new("RGB", (32, 32)).save(source / side / f"{ODD_KEY}.png")
     state = State.of(source, tmp_path_factory.mktemp("finished"))
-    run_job(job_to(state.output), Silent())
+    run_job(job_to(state.output), Display())
     return state
 
 
@@ -273,8 +273,8 @@ class TestRefresh:
         before = rows_of(str(folder / "out"))
         replace_image(source, sorted(before)[1])
         image_of(source, max(before)).unlink()
-        assert run_job(job_to(folder / "out"), Silent())["this_run"]["files"] == 0
-        report = run_job(job_to(folder / "out", refresh=True), Silent())
+        assert run_job(job_to(folder / "out"), Display())["this_run"]["files"] == 0
+        report = run_job(job_to(folder / "out", refresh=True), Display())
         return before, report, State.of(source, folder)
 
     @pytest.fixture
@@ -479,7 +479,7 @@ def test_a_job_is_exact_while_a_fifth_of_all_requests_fail(tmp_path, s3, driver,
     upload(tmp_path, prefix)
     job = make_job(f"{prefix}/images", f"{prefix}/masks", f"{prefix}/out", chunk_rows=6)
     with FaultyProxy(s3, share=0.2, seed=1, stall_s=1.0) as proxy:
-        process = driver(run_job, job, Silent(), **proxy.environment)
+        process = driver(run_job, job, Display(), **proxy.environment)
         process.join(600)
     assert process.exitcode == 0
     assert sum(proxy.counts.values()) > 100

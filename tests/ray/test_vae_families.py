@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from inpaint_encode import iter_rows
 from inpaint_encode.job.pipeline import run_job
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.verify.pipeline import verify_output
@@ -80,7 +80,7 @@ def test_a_job_with_a_single_file_vae_in_a_bucket(pairs, tmp_path, make_job, ray
     output = tmp_path / "out"
     run_job(make_job(pairs / "images", pairs / "masks", output, vae=uri), display)
     check_every_row(pairs, output, "Wan 2.2", vae)
-    verdict = verify_output(VerifyOptions(output=str(output), sample=2), Silent().say)
+    verdict = verify_output(VerifyOptions(output=str(output), sample=2), Display().say)
     assert (verdict.problems, verdict.reencoded.rows) == ([], 2)
 
 
@@ -105,5 +105,5 @@ def test_plain_latents_of_flux2_are_cropped_to_16_and_verified(pairs, tmp_path, 
             inputs = (2 * masked_image(pairs, row) - 1).permute(2, 0, 1)[None]
             expected = vae.encode(inputs).latent_dist.mode()[0]
         assert np.allclose(row["samples"], expected.numpy(), rtol=1e-5, atol=1e-5)
-    verdict = verify_output(VerifyOptions(output=str(tmp_path / "out"), sample=2), Silent().say)
+    verdict = verify_output(VerifyOptions(output=str(tmp_path / "out"), sample=2), Display().say)
     assert (verdict.problems, verdict.reencoded.rows) == ([], 2)

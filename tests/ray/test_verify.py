@@ -9,7 +9,7 @@ import pytest
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import IncompleteOutput, UsageError
 from inpaint_encode.job.pipeline import run_job
-from inpaint_encode.job.progress import Silent
+from inpaint_encode.job.progress import Display
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.tools.verify import pipeline
 from inpaint_encode.tools.verify.pipeline import verify_output
@@ -50,7 +50,7 @@ def encode(source, ray_cluster, make_job):
 
     def run(output: Path) -> dict:
         options = {"chunk_rows": CHUNK_ROWS, "dtype": "float32"}
-        return run_job(make_job(source / "images", source / "masks", output, **options), Silent())
+        return run_job(make_job(source / "images", source / "masks", output, **options), Display())
 
     return run
 
@@ -70,7 +70,7 @@ def output(whole, tmp_path):
 
 
 def verify(output: Path, **options):
-    return verify_output(VerifyOptions(output=str(output), **options), Silent().say)
+    return verify_output(VerifyOptions(output=str(output), **options), Display().say)
 
 
 @pytest.mark.parametrize("single_chunk_tasks", [CHUNKS + 1, 2], ids=["a task a chunk", "several chunks a task"])

@@ -18,7 +18,7 @@ from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding
 from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 
 from .latent_statistics import latent_of
 from .pictures import RowPixels

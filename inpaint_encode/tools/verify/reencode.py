@@ -27,7 +27,7 @@ from inpaint_encode.reader.columns import Row
 from inpaint_encode.schema import unpack_mask
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 from inpaint_encode.vae.load import parse_vae_source
 
 from .files import DataFile

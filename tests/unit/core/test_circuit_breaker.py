@@ -18,7 +18,7 @@ from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.schema import WORK
 from inpaint_encode.sources import NullValue, PairReader
 from inpaint_encode.stores import retries, storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.s3 import forget_clients
 from tests.buckets import point_clients_at
 from tests.http_site import Site

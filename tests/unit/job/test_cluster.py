@@ -6,7 +6,7 @@ import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.cluster import needed_resources, vae_workers_for
-from inpaint_encode.job.progress import Reminder, Silent
+from inpaint_encode.job.progress import Display, Reminder
 from inpaint_encode.settings import Workers
 
 
@@ -47,7 +47,7 @@ def test_it_is_said_what_a_job_waits_for_until_it_has_come():
     workers = Workers(gpus_per_worker="1", max_workers=2, encode_on="pool=vea", fetch_on="pool=data")
     sentence = needed_resources(workers, vae_workers_for(workers, 0, own=False))
     assert "a VAE worker of 1 GPU on nodes with pool=vea and tasks of 1 CPU on nodes with pool=data" in sentence
-    display, twice = Silent(), threading.Event()
+    display, twice = Display(), threading.Event()
 
     def say(line):
         display.say(line)

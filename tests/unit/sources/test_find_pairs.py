@@ -5,7 +5,7 @@ import pytest
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import find_pairs
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 from tests.unit.sources.make_sources import embedded, found_pairs, noise, touch, write_parquet, write_tar
 
 

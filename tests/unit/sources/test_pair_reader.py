@@ -11,7 +11,7 @@ import pytest
 
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 
 LARGE = 48 * 2**20
 IN_FLIGHT = 16 * 2**20

@@ -3,7 +3,7 @@
 import pytest
 
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import Access
+from inpaint_encode.stores.base import Access
 
 
 def test_reads_and_listings(public):

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import DEFAULT_ACCESS
+from inpaint_encode.stores.base import DEFAULT_ACCESS
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
 

@@ -7,7 +7,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source, SourceAccess
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.access import DEFAULT_ACCESS, Access
+from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from tests.buckets import run_python
 from tests.proxy import FaultyProxy
 
