@@ -12,7 +12,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-__all__ = ["COMPILE_AFTER", "MAX_SHAPES", "CompiledEncoder", "optimise"]
+__all__ = ["COMPILE_AFTER", "MAX_SHAPES", "CompiledEncoder", "optimize_for_gpu"]
 
 MAX_SHAPES = 16
 """Batch shapes to compile; each takes most of a minute on a GPU."""
@@ -26,7 +26,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.03}
 _LOG = logging.getLogger(__name__)
 
 
-def optimise(vae: AutoencoderKL, *, deterministic: bool, compiled: bool) -> AutoencoderKL:
+def optimize_for_gpu(vae: AutoencoderKL, *, deterministic: bool, compiled: bool) -> AutoencoderKL:
     """Prepare ``vae``, in place, for the GPU that it is on; on a CPU nothing changes.
 
     Convolutions become channels-last. Unless ``deterministic``, cuDNN measures and chooses its algorithms and, if

@@ -22,9 +22,9 @@ from inpaint_encode.vae.properties import crop_multiple, latent_form
 from inpaint_encode.vae.registry import family_of
 
 from .batch import Batch, EncodedBatch, EncodeFuture, OutOfMemory
-from .compiled import optimise
+from .compiled import optimize_for_gpu
 from .out_of_memory import EncodeResult, Float32FallbackVae, OomAdaptiveVae, cast_copy
-from .transform import grow_mask, neutralise, resize_to_latent
+from .transform import grow_mask, mask_image, resize_to_latent
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -43,7 +43,7 @@ class BatchEncoder:
         vae: in float32 on the CPU; the encoder takes it over.
         metadata: of the rows.
         device: where to compute.
-        compiled: whether to compile, see `inpaint_encode.core.compiled.optimise`.
+        compiled: whether to compile, see `inpaint_encode.core.compiled.optimize_for_gpu`.
     """
 
     def __init__(self, vae: ModelMixin, metadata: RowMetadata, device: torch.device, *, compiled: bool) -> None:
@@ -55,7 +55,7 @@ class BatchEncoder:
         self._vae_metadata = replace(metadata.vae, latent_form=latent_form(vae))
         on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
         if family_of(vae).compilable:
-            on_device = optimise(on_device, deterministic=metadata.deterministic, compiled=compiled)
+            on_device = optimize_for_gpu(on_device, deterministic=metadata.deterministic, compiled=compiled)
         self._compute_vae = OomAdaptiveVae(on_device, metadata.tile_size)
         self._float32_vae = None if dtype == torch.float32 else Float32FallbackVae(vae, device, metadata.tile_size)
         # A GPU divides by a Python number by multiplying with its inverse, which is off by a bit; by a tensor it is
@@ -137,7 +137,7 @@ class BatchEncoder:
         If memory allows only one of the two without tiles, both are encoded in tiles.
         """
         levels = pixels.float() / self._full_scale
-        images = [neutralise(levels, masks.float()), *([levels] if self._metadata.also_original else [])]
+        images = [mask_image(levels, masks.float()), *([levels] if self._metadata.also_original else [])]
         found: list[EncodeResult] = []
         steps = 0
         try:

@@ -10,7 +10,7 @@ from torch import Tensor
 from inpaint_encode.vae.encode import posterior
 from inpaint_encode.vae.properties import crop_multiple
 
-from .transform import binarise_mask, crop_box, grow_mask, neutralise, resize_mask
+from .transform import binarize_mask, crop_box, grow_mask, mask_image, resize_mask
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -71,9 +71,9 @@ def encode_for_inpaint(pixels: Tensor, mask: Tensor, vae: ModelMixin, grow_mask_
     count, height, width = pixels.shape[:3]
     rows, columns = crop_box(height, width, crop_multiple(vae)).slices
     mask = mask.to(pixels.device, torch.float32)
-    binary = binarise_mask(resize_mask(mask, height, width)[:, rows, columns])
+    binary = binarize_mask(resize_mask(mask, height, width)[:, rows, columns])
     noise_mask = grow_mask(binary, grow_mask_by).unsqueeze(1).expand(count, -1, -1, -1)
-    samples = posterior(vae, neutralise(pixels[:, rows, columns, :3].to(torch.float32), binary)).mean
+    samples = posterior(vae, mask_image(pixels[:, rows, columns, :3].to(torch.float32), binary)).mean
     return InpaintLatents(samples, noise_mask)
 
 

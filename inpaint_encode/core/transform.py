@@ -2,8 +2,8 @@
 
 1. `resize_mask`: the mask takes the image's size.
 2. `crop_box`: image and mask are cropped to multiples of the VAE's downscale factor.
-3. `binarise_mask`: the mask becomes 0 or 1.
-4. `neutralise`: the masked image, repainted pixels 0.5 gray.
+3. `binarize_mask`: the mask becomes 0 or 1.
+4. `mask_image`: the masked image, repainted pixels 0.5 gray.
 5. `grow_mask`: the mask is grown into ``noise_mask``; the masked image is not affected.
 6. `inpaint_encode.vae.encode.posterior`: the VAE encodes the masked image.
 
@@ -29,10 +29,10 @@ from .geometry import CropBox, crop_box
 __all__ = [
     "MAX_GROW",
     "CropBox",
-    "binarise_mask",
+    "binarize_mask",
     "crop_box",
     "grow_mask",
-    "neutralise",
+    "mask_image",
     "resize_mask",
     "resize_to_latent",
 ]
@@ -45,7 +45,7 @@ def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
     """Resize masks to the images' size: bilinear with half-pixel centers, without antialiasing.
 
     The resize always runs on the CPU in float32. A GPU may differ in the last bit, and one bit is enough to flip a
-    pixel in `binarise_mask`.
+    pixel in `binarize_mask`.
 
     Args:
         mask: float32 ``[B, h, w]`` in 0..1.
@@ -62,7 +62,7 @@ def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
     return resized.squeeze(1).to(mask.device)
 
 
-def binarise_mask(mask: Tensor) -> Tensor:
+def binarize_mask(mask: Tensor) -> Tensor:
     """Round a mask to 0 or 1; exactly 0.5 becomes 0.
 
     Args:
@@ -74,7 +74,7 @@ def binarise_mask(mask: Tensor) -> Tensor:
     return mask.round()
 
 
-def neutralise(pixels: Tensor, mask: Tensor) -> Tensor:
+def mask_image(pixels: Tensor, mask: Tensor) -> Tensor:
     """Return the masked image: repainted pixels become exactly 0.5 gray, in the middle of the VAE's range.
 
     Args:

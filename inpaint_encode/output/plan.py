@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, with_extra_columns
 from inpaint_encode.stores import storage
 
-__all__ = ["added", "changed", "cut", "newest", "other_images", "parts", "read_chunk", "revise", "with_keys"]
+__all__ = [
+    "added",
+    "changed",
+    "newest",
+    "other_images",
+    "parts",
+    "read_chunk",
+    "revise",
+    "split_into_chunks",
+    "with_keys",
+]
 
 CHUNKS_PER_PART = 32
 """Chunks in one file of the plan."""
@@ -28,7 +38,7 @@ CHUNKS_PER_PART = 32
 _ROWS_PER_SLICE = 10_000
 
 
-def cut(pairs: pa.Table, chunk_rows: int, chunk_bytes: int, first_chunk: int = 0) -> pa.Table:
+def split_into_chunks(pairs: pa.Table, chunk_rows: int, chunk_bytes: int, first_chunk: int = 0) -> pa.Table:
     """Number the pairs' chunks from ``first_chunk`` on; return a `schema.PAIRS` table.
 
     A chunk has at most ``chunk_rows`` pairs, and its image files have at most ``chunk_bytes`` bytes together; an image

@@ -191,7 +191,7 @@ def remaining(state: OutputState, inventory: Inventory, job: EncodeJob, found: F
     if job.run.refresh or job.run.retry_rejected:
         parts = _with_revised_chunks(state, parts, inventory, job.run, found)
     chunks = state.planned_chunks(parts)
-    done = state.decided(inventory, _generations(chunks))
+    done = state.committed_chunks(inventory, _generations(chunks))
     keep = pc.is_in(chunks["chunk"], pa.array(sorted(inventory.chunks), pa.int64()))
     todo = pc.invert(pc.is_in(chunks["chunk"], pa.array(sorted(done), pa.int64())))
     work = chunks.append_column("keep", keep).filter(todo).select(WORK.names).cast(WORK).sort_by("chunk")
@@ -209,8 +209,8 @@ def _with_new_pairs(state: OutputState, parts: list[str], job: EncodeJob, found:
     if not fresh.num_rows:
         return parts
     first = pc.max(planned["chunk"]).as_py() + 1 if planned.num_rows else 0
-    cut = plan.cut(found.with_uris(fresh), job.output.chunk_rows, job.output.chunk_bytes, first)
-    return parts + state.write_plan(_next_generation(parts), cut)
+    chunks = plan.split_into_chunks(found.with_uris(fresh), job.output.chunk_rows, job.output.chunk_bytes, first)
+    return parts + state.write_plan(_next_generation(parts), chunks)
 
 
 def _with_revised_chunks(
@@ -228,7 +228,7 @@ def _with_revised_chunks(
     if not revised.num_rows and not len(dropped):
         return parts
     wanted = _generations(state.planned_chunks(parts))
-    undone = pa.array(sorted(wanted.keys() - state.decided(inventory, wanted).keys()), pa.int64())
+    undone = pa.array(sorted(wanted.keys() - state.committed_chunks(inventory, wanted).keys()), pa.int64())
     return parts + state.write_plan(_next_generation(parts), plan.revise(planned, revised, dropped, undone))
 
 

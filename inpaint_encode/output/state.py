@@ -264,7 +264,7 @@ class OutputState:
         table = pa.Table.from_pylist(receipts, RECEIPT)
         storage.write(self.uri("_receipts", f"{self.job}-{run}-{number:06d}.parquet"), parquet_bytes(table))
 
-    def decided(self, inventory: Inventory, generations: Mapping[int, int]) -> dict[int, ChunkResult]:
+    def committed_chunks(self, inventory: Inventory, generations: Mapping[int, int]) -> dict[int, ChunkResult]:
         """Return the results of the chunks that are committed at their newest generation.
 
         Most come from receipts. Only chunks of a run's last moments are opened, and their rejects files are written

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from diffusers.utils.logging import set_verbosity_error
 
-from inpaint_encode.core.compiled import optimise
+from inpaint_encode.core.compiled import optimize_for_gpu
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.demo.s3server import LocalS3
 from inpaint_encode.job.cluster import connect_ray
@@ -80,7 +80,7 @@ def _kernel(extent: Extent, on: _Machine) -> Iterator[Section]:
     """Use small images on a CPU, which takes ten seconds for one of 1024 x 1024."""
     sides, batches = ((256, 512, 1024), (4, 8, 16)) if on.device == "cuda" else ((128,), (1, 4))
     yield kernel_section(
-        lambda vae: default_encode(optimise(vae, deterministic=False, compiled=True)),
+        lambda vae: default_encode(optimize_for_gpu(vae, deterministic=False, compiled=True)),
         device=on.device,
         sides=sides if extent.full else (64,),
         batches=batches if extent.full else (1,),

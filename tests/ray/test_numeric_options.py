@@ -10,7 +10,7 @@ from torch import nn
 
 from inpaint_encode import iter_rows
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.core.transform import grow_mask, neutralise, resize_to_latent
+from inpaint_encode.core.transform import grow_mask, mask_image, resize_to_latent
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job, vae_backend
 from inpaint_encode.metadata import RowMetadata
@@ -120,7 +120,7 @@ def test_rows_of_a_job_with_all_numeric_options(tmp_path, ray_cluster, make_job,
         assert np.array_equal(row["latent_mask"], resize_to_latent(hole[None], *size, "diffusers").numpy())
         if key != "large":
             tolerance = 1e-5 if noise else 0.02
-            assert np.abs(row["samples"] - drawn(vae, neutralise(levels, hole.float()), key)).max() <= tolerance
+            assert np.abs(row["samples"] - drawn(vae, mask_image(levels, hole.float()), key)).max() <= tolerance
             assert np.abs(row["original_samples"] - drawn(vae, levels, key)).max() <= tolerance
     verdict = verify_output(VerifyOptions(output=str(tmp_path / "out"), sample=7), lambda _: None)
     verdict.check_complete()

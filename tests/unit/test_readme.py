@@ -84,7 +84,7 @@ def job_of(options: str, folder: str) -> EncodeJob:
 def planned(job: EncodeJob, part: str) -> str:
     """Plan the job's pairs in one chunk."""
     found = find_pairs(job.source, job.access.to_access())
-    cut = plan.cut(found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)), 1_000, 2**30)
+    cut = plan.split_into_chunks(found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)), 1_000, 2**30)
     storage.write(part, parquet_bytes(cut))
     return part
 

@@ -114,10 +114,10 @@ class PairDecoder:
         else:
             import torch
 
-            from inpaint_encode.core.transform import binarise_mask, resize_mask
+            from inpaint_encode.core.transform import binarize_mask, resize_mask
 
             mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
-            binary = binarise_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
+            binary = binarize_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
         return binary[image.geometry.crop.slices]
 
 

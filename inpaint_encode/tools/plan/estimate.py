@@ -143,7 +143,10 @@ def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstim
     latents = Latents(*shape, of_rows.samples_dtype, assumed=vae is None)
     validate_sizes(metadata)
     pairs = found.with_uris(plan.added(PAIRS.empty_table(), found.pairs))
-    chunks = 1 + pc.max(plan.cut(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"]).as_py()
+    chunks = (
+        1
+        + pc.max(plan.split_into_chunks(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"]).as_py()
+    )
     headers = _sample_headers(options, pairs, metadata, on_status)
     population, sampled = pairs.num_rows, len(headers)
     sizes = Counter(header.size for header in headers if header.size)

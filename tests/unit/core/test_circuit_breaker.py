@@ -41,7 +41,7 @@ def outcome(tmp_path, uris, *, keep=False, chunk_rows=100, chunk=0, access=Acces
     table |= {"mask_index": pa.array([0] * len(uris), pa.int32()), "image_bytes": [0] * len(uris)}
     table |= {"image_version": [""] * len(uris), "mask_version": [""] * len(uris)}
     part = str(tmp_path / f"part-{chunk_rows}-{len(uris)}-{hash(tuple(uris))}.parquet")
-    storage.write(part, parquet_bytes(plan.cut(pa.table(table), chunk_rows, 2**30)))
+    storage.write(part, parquet_bytes(plan.split_into_chunks(pa.table(table), chunk_rows, 2**30)))
     work = pa.Table.from_pylist([{"chunk": chunk, "generation": 0, "part": part, "keep": keep}], WORK)
     decoder = PairDecoder(sizing=Sizing(multiple=8))
     row = fetch_stage(work, decoder=decoder, access=access, max_bytes=2**20, threads=2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from inpaint_encode import encode_for_inpaint, load_vae
-from inpaint_encode.core.transform import binarise_mask, grow_mask, neutralise, resize_mask
+from inpaint_encode.core.transform import binarize_mask, grow_mask, mask_image, resize_mask
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import posterior
 
@@ -20,8 +20,8 @@ def vae(vae_folder):
 
 def test_the_steps(vae):
     samples, noise_mask = encode_for_inpaint(PIXELS, MASK, vae, 5)
-    binary = binarise_mask(resize_mask(MASK, 35, 50)[:, 1:33, 1:49])
-    expected = posterior(vae, neutralise(PIXELS[:, 1:33, 1:49], binary)).mean
+    binary = binarize_mask(resize_mask(MASK, 35, 50)[:, 1:33, 1:49])
+    expected = posterior(vae, mask_image(PIXELS[:, 1:33, 1:49], binary)).mean
     assert torch.equal(samples, expected)
     assert torch.equal(noise_mask, grow_mask(binary, 5)[:, None])
     assert (noise_mask.dtype, noise_mask.shape) == (torch.float32, (2, 1, 32, 48))

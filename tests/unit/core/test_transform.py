@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from inpaint_encode.core.transform import (
-    binarise_mask,
+    binarize_mask,
     crop_box,
     grow_mask,
-    neutralise,
+    mask_image,
     resize_mask,
     resize_to_latent,
 )
@@ -68,13 +68,13 @@ class TestGolden:
             assert crop_box(64, side, ratio) == (0, offset, 64, length)
 
     def test_binarise_every_level(self):
-        binary = binarise_mask(torch.from_numpy(golden["binarise_in"]))
+        binary = binarize_mask(torch.from_numpy(golden["binarise_in"]))
         same(binary, golden["binarise_out"].astype(np.float32))
 
     @pytest.mark.parametrize(("mask", "name"), [(0.0, "neutral_kept"), (1.0, "neutral_repainted")])
     def test_neutralise_every_level(self, mask, name):
         levels = unit(np.arange(256, dtype=np.uint8)).unsqueeze(-1)
-        same(neutralise(levels, torch.full((256,), mask)), golden[name])
+        same(mask_image(levels, torch.full((256,), mask)), golden[name])
 
     def test_vae_range_of_every_level(self):
         levels = unit(np.arange(256, dtype=np.uint8)).view(1, 16, 16, 1)
@@ -84,9 +84,9 @@ class TestGolden:
     def test_steps_2_to_6(self, ratio):
         pixels, mask = unit(golden["walk_image"]), unit(golden["walk_mask"])
         box = crop_box(*mask.shape, ratio)
-        binary = binarise_mask(mask[box.slices])
+        binary = binarize_mask(mask[box.slices])
         same(binary.byte(), unpacked(golden[f"walk_{ratio}_binary"], box.width))
-        same(neutralise(pixels[box.slices], binary), golden[f"walk_{ratio}_neutral"])
+        same(mask_image(pixels[box.slices], binary), golden[f"walk_{ratio}_neutral"])
         same(grow_mask(binary, 6).byte(), unpacked(golden[f"walk_{ratio}_noise_mask"], box.width))
 
 
@@ -137,13 +137,13 @@ class TestCrop:
 
 class TestBinariseAndNeutralise:
     def test_one_half_becomes_0(self):
-        assert binarise_mask(torch.tensor([0.5, 127 / 255, 128 / 255])).tolist() == [0.0, 0.0, 1.0]
+        assert binarize_mask(torch.tensor([0.5, 127 / 255, 128 / 255])).tolist() == [0.0, 0.0, 1.0]
 
     @quick
     @given(hnp.arrays(np.float32, (3, 5, 4, 3), elements=st.floats(0, 1, width=32)), st.integers(0, 2**31))
     def test_repainted_pixels_are_grey_and_others_keep_their_value(self, pixels, seed):
         mask = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(seed)).round()
-        neutral = neutralise(torch.from_numpy(pixels), mask)
+        neutral = mask_image(torch.from_numpy(pixels), mask)
         assert neutral.dtype == torch.float32
         assert (neutral[mask == 1] == 0.5).all()
         half = np.float32(0.5)

@@ -33,7 +33,7 @@ def planned(images_and_bytes):
     ],
 )
 def test_a_chunk_ends_between_images_and_counts_an_image_once(images, size, chunk_rows, chunk_bytes, chunks):
-    cut = plan.cut(planned([(name, size) for name in images]), chunk_rows, chunk_bytes)
+    cut = plan.split_into_chunks(planned([(name, size) for name in images]), chunk_rows, chunk_bytes)
     assert "".join(map(str, cut["chunk"].to_pylist())) == chunks
 
 

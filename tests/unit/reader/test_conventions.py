@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch.utils.data import default_collate
 
-from inpaint_encode.core.transform import neutralise, resize_mask
+from inpaint_encode.core.transform import mask_image, resize_mask
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.conventions import (
@@ -402,7 +402,7 @@ class TestDifferences:
         """Pixels are masked around 0.5 here and around 0 there; the VAE gets the same values for every level."""
         levels = torch.arange(256, dtype=torch.float32).view(1, 16, 16, 1).expand(1, 16, 16, 3) / 255
         for repainted in (0.0, 1.0):
-            here = to_vae_range(neutralise(levels, torch.full((1, 16, 16), repainted)))
+            here = to_vae_range(mask_image(levels, torch.full((1, 16, 16), repainted)))
             there = IMAGES.preprocess(levels.permute(0, 3, 1, 2)) * (repainted < 0.5)
             assert torch.equal(here, there)
 
