@@ -6,7 +6,6 @@ The first screen shows the first sentence of an option's docstring.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions
@@ -128,17 +127,13 @@ def _name(entry: HelpEntry) -> str:
 
 
 def _description(entry: HelpEntry, *, full: bool) -> str:
+    """Return an entry's text, or its first sentence, with its choices and its default."""
     text = " ".join(str(entry.description.primary_renderable).split())
-    first_sentence = text.split(". ")[0].rstrip(".")
-    notes = "; ".join(_notes(entry))
-    return f"{text if full else first_sentence}{f' ({notes})' if notes else ''}"
-
-
-def _notes(entry: HelpEntry) -> Iterator[str]:
     choices = [choice for choice in entry.choices or () if choice]
-    if len(choices) > 1:
-        yield ", ".join(choices)
-    if entry.default is not None:
-        yield f"default: {entry.default}"
-    if entry.required:
-        yield "required"
+    notes = [
+        ", ".join(choices) if len(choices) > 1 else "",
+        f"default: {entry.default}" if entry.default is not None else "",
+        "required" if entry.required else "",
+    ]
+    noted = "; ".join(filter(None, notes))
+    return (text if full else text.split(". ")[0].rstrip(".")) + (f" ({noted})" if noted else "")

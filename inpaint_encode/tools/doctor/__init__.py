@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from .device import check_devices
-from .findings import Finding, FindingPrinter
-from .machine import check_machine
+from .findings import Finding, print_findings
+from .machine import check_devices, check_machine
 from .stores import check_stores
 
-__all__ = ["Finding", "FindingPrinter", "run_checks"]
+__all__ = ["print_findings", "run_checks"]
 
 
 def run_checks(

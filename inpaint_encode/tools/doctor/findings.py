@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -12,8 +13,9 @@ from rich.text import Text
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.stores.redaction import redacted
+from inpaint_encode.tools import counted
 
-__all__ = ["Finding", "FindingPrinter", "ok", "plural", "problem", "warning"]
+__all__ = ["Finding", "ok", "print_findings", "problem", "warning"]
 
 
 class Finding(NamedTuple):
@@ -33,16 +35,15 @@ ok, warning, problem = partial(Finding, "ok"), partial(Finding, "warning"), part
 _COLORS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
-class FindingPrinter:
-    """Prints each finding when it is added, and counts problems and warnings."""
+def print_findings(findings: Iterable[Finding], console: Console) -> None:
+    """Print each finding as soon as it is there, without the credentials in its URIs, and then their number.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._counts: Counter[str] = Counter()
-
-    def add(self, finding: Finding) -> None:
-        """Print a finding, without the credentials in its URIs."""
-        self._counts[finding.level] += 1
+    Raises:
+        JobFailed: there are problems.
+    """
+    counts: Counter[str] = Counter()
+    for finding in findings:
+        counts[finding.level] += 1
         check = redacted(finding.check)
         found = Text(f"{check}: {redacted(finding.found)}", overflow="fold")
         found.stylize("bold", 0, len(check))
@@ -51,20 +52,8 @@ class FindingPrinter:
         line = Table.grid(padding=(0, 1))
         line.add_column(width=7)
         line.add_row(Text(finding.level, style=_COLORS[finding.level]), found)
-        self._console.print(line, highlight=False)
-
-    def finish(self) -> None:
-        """Print the number of warnings.
-
-        Raises:
-            JobFailed: there are problems.
-        """
-        warnings = plural(self._counts["warning"], "warning")
-        if self._counts["problem"]:
-            raise JobFailed(f"{plural(self._counts['problem'], 'problem')} and {warnings} found; see the advice above")
-        self._console.print(f"no problems, {warnings}", highlight=False)
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a number with its noun, such as ``1 node`` or ``2 nodes``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+        console.print(line, highlight=False)
+    warnings = counted(counts["warning"], "warning")
+    if counts["problem"]:
+        raise JobFailed(f"{counted(counts['problem'], 'problem')} and {warnings} found; see the advice above")
+    console.print(f"no problems, {warnings}", highlight=False)

@@ -14,10 +14,10 @@ from rich.filesize import decimal
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import connect_ray
+from inpaint_encode.tools import counted
 
-from .device import check_devices
-from .findings import Finding, ok, plural, problem, warning
-from .machine import PACKAGES, check_machine, installed_version
+from .findings import Finding, ok, problem, warning
+from .machine import PACKAGES, check_devices, check_machine, installed_version
 from .stores import check_stores
 
 __all__ = ["TIMEOUT_S", "check_nodes"]
@@ -28,24 +28,17 @@ TIMEOUT_S = 60.0
 _SHOWN_CHECKS = ("CPU", "memory", "GPU", "GPU 0")
 """Checks whose findings are part of a node's line."""
 
-
-class _NodeResult(NamedTuple):
-    """What a task found on its node."""
-
-    findings: list[Finding]
-    versions: dict[str, str]
+_GPU_TASK = "a task with a GPU"
 
 
 class _NodeTask(NamedTuple):
     """A task that runs on a node."""
 
     node: str
-    uses_gpu: bool
+    name: str
+    """``a task`` or `_GPU_TASK`."""
     result: Any
-
-    @property
-    def name(self) -> str:
-        return "a task with a GPU" if self.uses_gpu else "a task"
+    """Reference to the task's findings, and the versions of packages on its node."""
 
 
 def check_nodes(
@@ -65,19 +58,24 @@ def check_nodes(
     try:
         with connect_ray(address):
             nodes = [node for node in ray.nodes() if node["Alive"]]
-            yield _describe_cluster(len(nodes), time.monotonic() - start)
+            resources = ray.cluster_resources()
+            counts = (
+                f"{counted(len(nodes), 'node')}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+            )
+            store = decimal(int(resources.get("object_store_memory", 0)))
+            joined = f"Ray {ray.__version__}, joined in {time.monotonic() - start:.0f} s"
+            yield ok("Ray", f"{counts}, {store} of object store; {joined}")
             on_status("checking the nodes")
-            yield from _run_tasks([task for node in nodes for task in _start(node, sources, output, local=not cluster)])
+            tasks = [task for node in nodes for task in _start(node, sources, output, local=not cluster)]
+            done, _ = ray.wait([task.result for task in tasks], num_returns=len(tasks), timeout=TIMEOUT_S)
+            for task in tasks:
+                if task.result in done:
+                    yield from _findings_of(task)
+                else:
+                    yield _stop(task)
     except JobFailed as error:
         remote = "run `ray status` on its head node, and check firewalls"
         yield problem("Ray", str(error), remote if cluster else "see the logs in /tmp/ray/session_latest/logs")
-
-
-def _describe_cluster(nodes: int, seconds: float) -> Finding:
-    resources = ray.cluster_resources()
-    counts = f"{plural(nodes, 'node')}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
-    store = decimal(int(resources.get("object_store_memory", 0)))
-    return ok("Ray", f"{counts}, {store} of object store; Ray {ray.__version__}, joined in {seconds:.0f} s")
 
 
 def _start(node: Mapping[str, Any], sources: Sequence[str], output: str, *, local: bool) -> Iterator[_NodeTask]:
@@ -86,42 +84,35 @@ def _start(node: Mapping[str, Any], sources: Sequence[str], output: str, *, loca
     options = {"num_cpus": 0, "scheduling_strategy": strategy, "max_retries": 0}
     name = f"node {node['NodeManagerAddress']}"
     task: Any = ray.remote(_check_node).options(**options)
-    yield _NodeTask(name, False, task.remote(sources, output, local=local))
+    yield _NodeTask(name, "a task", task.remote(sources, output, local=local))
     if gpus := node["Resources"].get("GPU", 0):
         task = ray.remote(_check_gpus_of_node).options(**options, num_gpus=min(1, gpus))
-        yield _NodeTask(name, True, task.remote())
+        yield _NodeTask(name, _GPU_TASK, task.remote())
 
 
-def _run_tasks(tasks: Sequence[_NodeTask]) -> Iterator[Finding]:
-    """Wait for all tasks at once, then yield the findings of each."""
-    results = [task.result for task in tasks]
-    done, _ = ray.wait(results, num_returns=len(results), timeout=TIMEOUT_S)
-    for task in tasks:
-        if task.result in done:
-            yield from _findings_of(task)
-            continue
-        ray.cancel(task.result, force=True)
-        found = f"{task.name} did not finish within {TIMEOUT_S:.0f} s"
-        if task.uses_gpu:
-            yield warning(task.node, f"{found}; a job may use its GPUs", "try again after the job; see `ray status`")
-        else:
-            yield problem(task.node, found, "see `ray status` and the logs of the node")
+def _stop(task: _NodeTask) -> Finding:
+    """Stop a task that is late."""
+    ray.cancel(task.result, force=True)
+    found = f"{task.name} did not finish within {TIMEOUT_S:.0f} s"
+    if task.name == _GPU_TASK:
+        return warning(task.node, f"{found}; a job may use its GPUs", "try again after the job; see `ray status`")
+    return problem(task.node, found, "see `ray status` and the logs of the node")
 
 
 def _findings_of(task: _NodeTask) -> Iterator[Finding]:
     """Yield each problem and warning of a node, then one line about all that is ok."""
     try:
-        result: _NodeResult = ray.get(task.result)
+        findings, versions = ray.get(task.result)
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         advice = "install the package in the nodes' image, or submit with: ray job submit --working-dir ."
         yield problem(task.node, f"{task.name} cannot run ({reason})", advice)
         return
-    wrong = [finding for finding in result.findings if finding.level != "ok"]
+    wrong = [finding for finding in findings if finding.level != "ok"]
     yield from (one._replace(check=task.node, found=f"{one.check}: {one.found}") for one in wrong)
-    yield from _compare_versions(task.node, result.versions)
-    shown = [f"{one.check} {one.found}" for one in result.findings if one not in wrong and one.check in _SHOWN_CHECKS]
-    count = f", {len(result.findings) - len(wrong)} of {len(result.findings)} checks are ok" if result.findings else ""
+    yield from _compare_versions(task.node, versions)
+    shown = [f"{one.check} {one.found}" for one in findings if one not in wrong and one.check in _SHOWN_CHECKS]
+    count = f", {len(findings) - len(wrong)} of {len(findings)} checks are ok" if findings else ""
     yield ok(task.node, "; ".join([f"{task.name} ran{count}", *shown]))
 
 
@@ -133,15 +124,15 @@ def _compare_versions(node: str, versions: Mapping[str, str]) -> Iterator[Findin
         yield warning(node, f"has other versions: {', '.join(other)}", advice)
 
 
-def _check_node(sources: Sequence[str], output: str, *, local: bool) -> _NodeResult:
+def _check_node(sources: Sequence[str], output: str, *, local: bool) -> tuple[list[Finding], dict[str, str]]:
     """Check the machine and the stores, in a worker with its environment."""
     findings = [] if local else [*check_machine(), *check_devices(gpus=False), *check_stores(sources, output)]
-    return _NodeResult(findings, _versions())
+    return findings, _versions()
 
 
-def _check_gpus_of_node() -> _NodeResult:
+def _check_gpus_of_node() -> tuple[list[Finding], dict[str, str]]:
     """Check GPUs, in a worker with a reserved GPU."""
-    return _NodeResult([finding for finding in check_devices(gpu_reserved=True) if finding.check != "CPU"], {})
+    return [finding for finding in check_devices(gpu_reserved=True) if finding.check != "CPU"], {}
 
 
 def _versions() -> dict[str, str]:

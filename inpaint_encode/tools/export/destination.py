@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -38,9 +38,10 @@ class ExportTotals(NamedTuple):
     files: int = 0
     bytes: int = 0
 
-    def plus(self, more: ExportTotals) -> ExportTotals:
-        """Return the sum of both."""
-        return ExportTotals(*map(sum, zip(self, more, strict=True)))
+    @classmethod
+    def sum_of(cls, totals: Iterable[ExportTotals]) -> ExportTotals:
+        """Return the sum of several totals."""
+        return cls(*map(sum, zip(*totals, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +90,24 @@ class Destination:
             storage.delete(uri)
             existing = {}
         if not existing:
-            self._check_no_other_files(export["to"])
+            paths = (path for listed in storage.list_objects(self.uri) for path in listed.paths)
+            if others := [path for path in paths if path.endswith(SUFFIXES[export["to"]])]:
+                # They would be overwritten, or removed later as files of this export.
+                raise UsageError(
+                    f"--output {self.uri} holds {len(others):,} files with the suffixes of --to {export['to']} that "
+                    f"are not from an export, for example {min(others)}; choose another folder"
+                )
             self.write(_EXPORT, json.dumps(export, indent=2).encode())
+            return
         different = [
             f"{name}: {existing.get(name)} at the destination, {value} now"
             for name, value in export.items()
-            if existing and existing.get(name) != value
+            if existing.get(name) != value
         ]
         if different:
             raise UsageError(
                 f"--output {self.uri} has a different export ({'; '.join(different)}); choose another --output, or use "
                 "--overwrite to remove the existing export"
-            )
-
-    def _check_no_other_files(self, to: str) -> None:
-        """Refuse files that the export would overwrite, or remove later as its own."""
-        paths = (path for listed in storage.list_objects(self.uri) for path in listed.paths)
-        others = [path for path in paths if path.endswith(SUFFIXES[to])]
-        if others:
-            raise UsageError(
-                f"--output {self.uri} holds {len(others):,} files with the suffixes of --to {to} that are not from an "
-                f"export, for example {min(others)}; choose another folder"
             )
 
     def remove_outdated(self, versions: Mapping[str, str]) -> dict[str, ExportTotals]:

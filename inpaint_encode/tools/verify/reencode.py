@@ -30,7 +30,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.access import Access
 from inpaint_encode.vae.load import parse_vae_source
 
-from .files import DataFile
+from .chunk_checks import DataFile
 from .findings import Problem, ReencodeResult
 
 __all__ = ["MIN_TOLERANCE", "RELATIVE_TOLERANCES", "draw_rows", "latent_difference", "reencode_rows"]
