@@ -52,19 +52,15 @@ def configure_help(tokens: list[str]) -> list[str]:
     command = tokens[0] if tokens and tokens[0] in app and not tokens[0].startswith("-") else ""
     full = "--help-all" in tokens
     app.help_formatter = _HelpFormatter(None if full else COMMON_OPTIONS.get(command), full=full)
-    app.help_epilogue = _epilogue(command, full=full)
-    return ["--help" if token == "--help-all" else token for token in tokens]  # noqa: S105 - no password
-
-
-def _epilogue(command: str, *, full: bool) -> str:
+    epilogue = "--config FILE reads options from a TOML file, for example grow_mask_by = 6; flags override it."
     if not command:
-        return "inpaint-encode COMMAND --help shows common options, --help-all shows all options."
-    config = "--config FILE reads options from a TOML file, for example grow_mask_by = 6; flags override it."
-    if full or command not in COMMON_OPTIONS:
-        return config
-    count = sum(argument.show and not argument.children for argument in app[command].assemble_argument_collection())
-    shown = len(COMMON_OPTIONS[command])
-    return f"{config}\n{shown} of {count} options are shown; all options: inpaint-encode {command} --help-all"
+        epilogue = "inpaint-encode COMMAND --help shows common options, --help-all shows all options."
+    elif not full and command in COMMON_OPTIONS:
+        count = sum(option.show and not option.children for option in app[command].assemble_argument_collection())
+        shown = f"{len(COMMON_OPTIONS[command])} of {count} options are shown"
+        epilogue += f"\n{shown}; all options: inpaint-encode {command} --help-all"
+    app.help_epilogue = epilogue
+    return ["--help" if token == "--help-all" else token for token in tokens]  # noqa: S105 - no password
 
 
 class _HelpFormatter:
@@ -85,10 +81,17 @@ class _HelpFormatter:
             _print(console, f"\n{panel.title}:" if self._printed_title else f"{panel.title}:")
             self._printed_title = True
         commands = panel.format == "command"
+        column = _COMMAND_COLUMNS if commands else _OPTION_COLUMNS
         for entry in entries:
-            description = _description(entry, full=self._full or commands)
-            column = _COMMAND_COLUMNS if commands else _OPTION_COLUMNS
-            _print(console, _entry_lines(_name(entry), description, column, min(console.width, MAX_WIDTH)))
+            name, description = _name(entry), _description(entry, full=self._full or commands)
+            width = min(console.width, MAX_WIDTH) - column - 2
+            lines = textwrap.wrap(description, width, break_on_hyphens=False)
+            text = Text(f"  {name}", style="bold")
+            if len(name) < column:  # else the description begins below the name
+                text.append(f"{' ' * (column - len(name))}{lines.pop(0)}", style="not bold")
+            for line in lines:
+                text.append(f"\n{' ' * (column + 2)}{line}", style="not bold")
+            _print(console, text)
 
     def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
         """Print the form of the command line."""
@@ -105,17 +108,6 @@ class _HelpFormatter:
 
 def _print(console: Console, content: Any) -> None:
     console.print(content, width=min(console.width, MAX_WIDTH), highlight=False, markup=False)
-
-
-def _entry_lines(name: str, description: str, column: int, width: int) -> Text:
-    """Return a name with its description beside it, or below it if the name is too long for its column."""
-    lines = textwrap.wrap(description, width - column - 2, break_on_hyphens=False)
-    text = Text(f"  {name}", style="bold")
-    if len(name) < column:
-        text.append(f"{' ' * (column - len(name))}{lines.pop(0)}", style="not bold")
-    for line in lines:
-        text.append(f"\n{' ' * (column + 2)}{line}", style="not bold")
-    return text
 
 
 def _name(entry: HelpEntry) -> str:

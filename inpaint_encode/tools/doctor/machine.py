@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from inpaint_encode.job.stages import LOGICAL_GPUS
 from inpaint_encode.tools import counted
 
-from .findings import Finding, ok, problem, warning
+from . import Finding, ok, problem, warning
 
 __all__ = ["PACKAGES", "Memory", "check_devices", "check_disk", "check_machine", "installed_version"]
 
@@ -128,25 +128,17 @@ class Memory(NamedTuple):
             ("memory.max", "memory.current", "memory.stat"),
             ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
         ):
-            limit = _read_number(cgroup / limit_file)
-            if limit is not None and limit < total:
-                used = (_read_number(cgroup / used_file) or 0) - _file_cache(cgroup / statistics)
-                return cls(limit, min(free, limit - used), limited=True)
+            limit = _read(cgroup / limit_file)  # ``max`` if there is none
+            if limit.isdigit() and int(limit) < total:
+                # The kernel counts cached files as used, but frees them when memory is needed.
+                cached = dict(re.findall(r"(?m)^(?:total_)?((?:in)?active_file) (\d+)$", _read(cgroup / statistics)))
+                used = int(_read(cgroup / used_file) or 0) - sum(map(int, cached.values()))
+                return cls(int(limit), min(free, int(limit) - used), limited=True)
         return cls(total, free)
 
 
-def _file_cache(statistics: Path) -> int:
-    """Return the bytes of cached files, which the kernel counts as used but frees when memory is needed."""
-    if not statistics.is_file():
-        return 0
-    found = dict(re.findall(r"(?m)^(?:total_)?((?:in)?active_file) (\d+)$", statistics.read_text()))
-    return sum(map(int, found.values()))
-
-
-def _read_number(path: Path) -> int | None:
-    """Return the number in a kernel file, None if there is no file or no limit (``max``)."""
-    text = path.read_text().strip() if path.is_file() else ""
-    return int(text) if text.isdigit() else None
+def _read(path: Path) -> str:
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def check_memory(memory: Memory) -> Finding:
@@ -247,16 +239,13 @@ def check_gpus(driver: Path, *, gpu_reserved: bool) -> Iterator[Finding]:
         advice = f"install torch for CUDA, as in the cluster's cuda image, {or_cpu}"
         yield problem("GPU", f"there is an NVIDIA driver, but {build}", advice)
     else:
+        reason = "no GPU is visible; CUDA_VISIBLE_DEVICES may hide it"
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())
         advice = f"install a newer driver, 580 for CUDA 13 or 525 for CUDA 12, {or_cpu}"
-        yield problem("GPU", f"there is an NVIDIA driver, {build}, but finds no GPU ({_cuda_error(torch)})", advice)
-
-
-def _cuda_error(torch: Any) -> str:
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return " ".join(str(error).split())
-    return "no GPU is visible; CUDA_VISIBLE_DEVICES may hide it"
+        yield problem("GPU", f"there is an NVIDIA driver, {build}, but finds no GPU ({reason})", advice)
 
 
 def _check_gpu(torch: Any, index: int) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -16,7 +16,7 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.tools import counted
 
-from .findings import Finding, ok, problem, warning
+from . import Finding, ok, problem, warning
 from .machine import PACKAGES, check_devices, check_machine, installed_version
 from .stores import check_stores
 
@@ -28,17 +28,10 @@ TIMEOUT_S = 60.0
 _SHOWN_CHECKS = ("CPU", "memory", "GPU", "GPU 0")
 """Checks whose findings are part of a node's line."""
 
-_GPU_TASK = "a task with a GPU"
+_TASK, _GPU_TASK = "a task", "a task with a GPU"
 
-
-class _NodeTask(NamedTuple):
-    """A task that runs on a node."""
-
-    node: str
-    name: str
-    """``a task`` or `_GPU_TASK`."""
-    result: Any
-    """Reference to the task's findings, and the versions of packages on its node."""
+_Task = tuple[str, str, Any]
+"""Name of the node, `_TASK` or `_GPU_TASK`, and the reference to the findings and to the versions of packages."""
 
 
 def check_nodes(
@@ -59,69 +52,59 @@ def check_nodes(
         with connect_ray(address):
             nodes = [node for node in ray.nodes() if node["Alive"]]
             resources = ray.cluster_resources()
-            counts = (
-                f"{counted(len(nodes), 'node')}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
-            )
+            cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+            counts = f"{counted(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
             store = decimal(int(resources.get("object_store_memory", 0)))
             joined = f"Ray {ray.__version__}, joined in {time.monotonic() - start:.0f} s"
             yield ok("Ray", f"{counts}, {store} of object store; {joined}")
             on_status("checking the nodes")
             tasks = [task for node in nodes for task in _start(node, sources, output, local=not cluster)]
-            done, _ = ray.wait([task.result for task in tasks], num_returns=len(tasks), timeout=TIMEOUT_S)
-            for task in tasks:
-                if task.result in done:
-                    yield from _findings_of(task)
-                else:
-                    yield _stop(task)
+            done, _ = ray.wait([result for *_, result in tasks], num_returns=len(tasks), timeout=TIMEOUT_S)
+            for node_name, task, result in tasks:
+                yield from _findings_of(node_name, task, result, done=result in done)
     except JobFailed as error:
         remote = "run `ray status` on its head node, and check firewalls"
         yield problem("Ray", str(error), remote if cluster else "see the logs in /tmp/ray/session_latest/logs")
 
 
-def _start(node: Mapping[str, Any], sources: Sequence[str], output: str, *, local: bool) -> Iterator[_NodeTask]:
+def _start(node: Mapping[str, Any], sources: Sequence[str], output: str, *, local: bool) -> Iterator[_Task]:
     """Start the tasks of a node; a local one only reports versions, since the machine is already checked."""
     strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": strategy, "max_retries": 0}
     name = f"node {node['NodeManagerAddress']}"
     task: Any = ray.remote(_check_node).options(**options)
-    yield _NodeTask(name, "a task", task.remote(sources, output, local=local))
+    yield name, _TASK, task.remote(sources, output, local=local)
     if gpus := node["Resources"].get("GPU", 0):
         task = ray.remote(_check_gpus_of_node).options(**options, num_gpus=min(1, gpus))
-        yield _NodeTask(name, _GPU_TASK, task.remote())
+        yield name, _GPU_TASK, task.remote()
 
 
-def _stop(task: _NodeTask) -> Finding:
-    """Stop a task that is late."""
-    ray.cancel(task.result, force=True)
-    found = f"{task.name} did not finish within {TIMEOUT_S:.0f} s"
-    if task.name == _GPU_TASK:
-        return warning(task.node, f"{found}; a job may use its GPUs", "try again after the job; see `ray status`")
-    return problem(task.node, found, "see `ray status` and the logs of the node")
-
-
-def _findings_of(task: _NodeTask) -> Iterator[Finding]:
-    """Yield each problem and warning of a node, then one line about all that is ok."""
+def _findings_of(node: str, task: str, result: Any, *, done: bool) -> Iterator[Finding]:
+    """Yield each problem and warning of a node, then one line about all that is ok; stop a task that is late."""
+    if not done:
+        ray.cancel(result, force=True)
+        found = f"{task} did not finish within {TIMEOUT_S:.0f} s"
+        if task == _GPU_TASK:
+            yield warning(node, f"{found}; a job may use its GPUs", "try again after the job; see `ray status`")
+        else:
+            yield problem(node, found, "see `ray status` and the logs of the node")
+        return
     try:
-        findings, versions = ray.get(task.result)
+        findings, versions = ray.get(result)
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         advice = "install the package in the nodes' image, or submit with: ray job submit --working-dir ."
-        yield problem(task.node, f"{task.name} cannot run ({reason})", advice)
+        yield problem(node, f"{task} cannot run ({reason})", advice)
         return
     wrong = [finding for finding in findings if finding.level != "ok"]
-    yield from (one._replace(check=task.node, found=f"{one.check}: {one.found}") for one in wrong)
-    yield from _compare_versions(task.node, versions)
-    shown = [f"{one.check} {one.found}" for one in findings if one not in wrong and one.check in _SHOWN_CHECKS]
-    count = f", {len(findings) - len(wrong)} of {len(findings)} checks are ok" if findings else ""
-    yield ok(task.node, "; ".join([f"{task.name} ran{count}", *shown]))
-
-
-def _compare_versions(node: str, versions: Mapping[str, str]) -> Iterator[Finding]:
+    yield from (one._replace(check=node, found=f"{one.check}: {one.found}") for one in wrong)
     here = _versions()
-    other = [f"{name} {there}, here {here[name]}" for name, there in versions.items() if there != here[name]]
-    if other:
+    if other := [f"{name} {there}, here {here[name]}" for name, there in versions.items() if there != here[name]]:
         advice = "use one image for all nodes: rows depend on these versions"
         yield warning(node, f"has other versions: {', '.join(other)}", advice)
+    shown = [f"{one.check} {one.found}" for one in findings if one not in wrong and one.check in _SHOWN_CHECKS]
+    count = f", {len(findings) - len(wrong)} of {len(findings)} checks are ok" if findings else ""
+    yield ok(node, "; ".join([f"{task} ran{count}", *shown]))
 
 
 def _check_node(sources: Sequence[str], output: str, *, local: bool) -> tuple[list[Finding], dict[str, str]]:

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from inpaint_encode.stores import s3, storage
 
-from .findings import Finding, ok, problem, warning
+from . import Finding, ok, problem, warning
 from .machine import check_disk
 
 __all__ = ["PROBE_PREFIX", "check_output", "check_source", "check_stores"]
@@ -70,10 +70,8 @@ def _check_server(uri: str) -> Finding:
     seconds = time.monotonic() - start
     skew = (datetime.now(UTC) - server_time).total_seconds()
     error_s = max(0.0, abs(skew) - 1 - seconds)
-    clock = (
-        f"this machine's clock is {error_s:,.0f} s {'ahead' if skew > 0 else 'behind'}" if error_s else "clocks agree"
-    )
-    found = f"{s3.server()} answers in {seconds * 1000:,.0f} ms; {clock}"
+    wrong = f"this machine's clock is {error_s:,.0f} s {'ahead' if skew > 0 else 'behind'}"
+    found = f"{s3.server()} answers in {seconds * 1000:,.0f} ms; {wrong if error_s else 'clocks agree'}"
     if error_s >= _MAX_SKEW_S:
         return problem("S3 server", found, "synchronise this machine's clock (NTP): S3 rejects 15 minutes difference")
     if error_s >= _LARGE_SKEW_S:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.lease import check_lease_token
 from inpaint_encode.stores import storage
+from inpaint_encode.tools.inspect.summary import list_paths
 
 from .formats import SUFFIXES
 
@@ -90,8 +91,7 @@ class Destination:
             storage.delete(uri)
             existing = {}
         if not existing:
-            paths = (path for listed in storage.list_objects(self.uri) for path in listed.paths)
-            if others := [path for path in paths if path.endswith(SUFFIXES[export["to"]])]:
+            if others := [path for path in list_paths(self.uri) if path.endswith(SUFFIXES[export["to"]])]:
                 # They would be overwritten, or removed later as files of this export.
                 raise UsageError(
                     f"--output {self.uri} holds {len(others):,} files with the suffixes of --to {export['to']} that "
@@ -116,23 +116,19 @@ class Destination:
         Args:
             versions: current versions by data file.
         """
-        notes = [path for listed in storage.list_objects(self._uri(_RECORDS)) for path in listed.paths]
-        files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in notes]
+        files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in list_paths(self._uri(_RECORDS))]
         with ThreadPoolExecutor(_THREADS) as pool:
             records = dict(zip(files, pool.map(self._read_record, files), strict=True))
-            self._remove_temporary_files(records)
+            unfinished = {path for record in records.values() if not record.done for path in record.files}
+            # Temporary files of a killed run, only in its folders: other jobs may run below the destination.
+            folders = {self._uri(path).rpartition("/")[0] for path in unfinished} | {self._uri(_RECORDS), self.uri}
+            for uri in filter(_TEMPORARY.search, storage.temporary_files(self.uri)):
+                if uri.rpartition("/")[0] in folders:
+                    storage.delete(uri)
             outdated = [file for file, record in records.items() if record.version != versions.get(file)]
             for _ in pool.map(lambda file: self._remove_files(file, records[file]), outdated):
                 pass
         return {file: one.totals for file, one in records.items() if one.done and file not in set(outdated)}
-
-    def _remove_temporary_files(self, records: Mapping[str, ExportRecord]) -> None:
-        """Remove temporary files of a killed run, only in its folders: other jobs may run below the destination."""
-        unfinished = {path for record in records.values() if not record.done for path in record.files}
-        folders = {self._uri(path).rpartition("/")[0] for path in unfinished} | {self._uri(_RECORDS), self.uri}
-        for uri in filter(_TEMPORARY.search, storage.temporary_files(self.uri)):
-            if uri.rpartition("/")[0] in folders:
-                storage.delete(uri)
 
     def _remove_files(self, file: str, record: ExportRecord) -> None:
         """Remove the files of a data file, its record last."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.reader.columns import Row
 from inpaint_encode.schema import FOOTER_KEY, TENSORS
 
 __all__ = ["SUFFIXES", "Format", "key_to_path", "select_format", "tar_bytes"]
@@ -40,9 +41,6 @@ _METADATA_KEY = FOOTER_KEY.decode()
 
 _FLAT_METADATA = ("latent_form", "scaling_factor", "shift_factor")
 """Fields of `VaeMetadata` that safetensors files have as separate strings, unless a column has the same name."""
-
-Row = Mapping[str, Any]
-"""A row as `inpaint_encode.reader.as_rows` returns it."""
 
 _MAX_BYTES = 200
 """Bytes of a name without its suffix; file systems allow 255."""
@@ -85,7 +83,8 @@ def select_format(to: str, columns: Sequence[str], metadata: RowMetadata, *, has
     tensors = [name for name in TENSORS if name in columns]
     files: dict[str, Callable[[Row], bytes]]
     if to == "safetensors":
-        return Format({"{}.safetensors": partial(_safetensors_file, tensors, metadata)})
+        files = {"{}.safetensors": lambda row: _safetensors_file({name: row[name] for name in tensors}, row, metadata)}
+        return Format(files)
     if to == "webdataset":
         files = {"{}.json": partial(_json_file, metadata), "{}.noise_mask.png": _mask_file}
         files |= {f"{{}}.{name}.npy": partial(_npy_file, name) for name in tensors if name != "noise_mask"}
@@ -113,7 +112,7 @@ def _latent_file(column: str, row: Row, *, metadata: RowMetadata, has_frames: bo
     if metadata.posterior == "moments":
         metadata = replace(metadata, posterior="mean")
     tensors = {"latent_tensor": batch, "latent_format_version_0": np.empty(0, np.float32)}
-    return _safetensors_bytes(tensors, _strings(row, metadata))
+    return _safetensors_file(tensors, row, metadata)
 
 
 def _mask_file(row: Row) -> bytes:
@@ -129,36 +128,30 @@ def _npy_file(column: str, row: Row) -> bytes:
 
 
 def _json_file(metadata: RowMetadata, row: Row) -> bytes:
-    values = {**_plain(row), _METADATA_KEY: metadata.to_dict()}
-    return json.dumps(values, ensure_ascii=False, default=str).encode()
+    return json.dumps(_plain_columns(row, metadata), ensure_ascii=False, default=str).encode()
 
 
-def _safetensors_file(columns: Sequence[str], metadata: RowMetadata, row: Row) -> bytes:
-    return _safetensors_bytes({name: row[name] for name in columns}, _strings(row, metadata))
+def _plain_columns(row: Row, metadata: RowMetadata) -> dict[str, Any]:
+    """Return a row's columns without tensors, and the metadata."""
+    return {name: value for name, value in row.items() if name not in TENSORS} | {_METADATA_KEY: metadata.to_dict()}
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in TENSORS}
+def _safetensors_file(tensors: Mapping[str, NDArray[Any]], row: Row, metadata: RowMetadata) -> bytes:
+    """Return a safetensors file with a row's plain columns as strings: numbers and lists as JSON, without nulls.
 
-
-def _strings(row: Row, metadata: RowMetadata) -> dict[str, str]:
-    """Return a row's plain columns as strings: numbers and lists as JSON, without nulls."""
-    flat = {name: getattr(metadata.vae, name) for name in _FLAT_METADATA}
-    values = {**flat, **_plain(row), _METADATA_KEY: metadata.to_dict()}
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def _safetensors_bytes(tensors: Mapping[str, NDArray[Any]], strings: Mapping[str, str]) -> bytes:
-    """Return a safetensors file with sorted metadata; the library writes them in random order."""
+    The strings are sorted; the library writes them in random order.
+    """
     from safetensors.numpy import save
 
+    values = {name: getattr(metadata.vae, name) for name in _FLAT_METADATA} | _plain_columns(row, metadata)
+    strings = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for name, value in sorted(values.items())
+        if value is not None
+    }
     made: bytes = save(dict(tensors), metadata={"": ""})
     end = 8 + int.from_bytes(made[:8], "little")
-    header = {**json.loads(made[8:end]), "__metadata__": dict(sorted(strings.items()))}
+    header = {**json.loads(made[8:end]), "__metadata__": strings}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, made[end:]])

@@ -68,12 +68,13 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
     """
     begun = time.monotonic()
     output = Output.open(source)
-    has_frames = comfyui_has_frames(output.metadata) if options.to == "comfyui" else False
+    metadata = output.metadata  # raises UsageError if the files are not from encode
     uri = writable_uri(options.output, "--output")
     if f"{uri}/".startswith(f"{output.uri}/"):
         raise UsageError(
             f"--output {uri} is inside the exported output, which must hold no other files; choose another"
         )
+    has_frames = options.to == "comfyui" and comfyui_has_frames(metadata)
     export = {"source": output.uri, "job": output.files[0].path.partition("-")[0], "to": options.to}
     if not output.report:
         on_status(f"no job has finished in {output.uri} yet; run this command again to export later rows")
@@ -117,6 +118,8 @@ def _export_on_ray(
 def export_data_file(row: pa.Table, *, source: str, destination: Destination, to: str, has_frames: bool) -> pa.Table:
     """Export a data file; return a row of `EXPORT_RESULT`.
 
+    All files are written between two records; the first lists files that a crash may leave behind.
+
     Args:
         row: one row of `EXPORT_WORK`.
         source: the output that contains the data file.
@@ -125,43 +128,38 @@ def export_data_file(row: pa.Table, *, source: str, destination: Destination, to
         has_frames: see `select_format`.
     """
     (work,) = row.to_pylist()
-    result: dict[str, Any] = {}
-    uri = storage.join(source, work["path"])
+    path, uri = work["path"], storage.join(source, work["path"])
     try:
-        result |= _export(uri, destination, work, to, has_frames=has_frames)._asdict()
-    except EncodeError as error:
-        result["fatal"] = str(error)
-    except (OSError, pa.ArrowException) as error:
-        result["fatal"] = f"{uri} cannot be exported: {error}"
-    return pa.Table.from_pylist([result], EXPORT_RESULT)
-
-
-def _export(uri: str, destination: Destination, work: Mapping[str, str], to: str, *, has_frames: bool) -> ExportTotals:
-    """Write all files of a data file between two records; the first lists files that a crash may leave behind."""
-    blob, path = storage.read(uri), work["path"]
-    if blob.version != work["version"]:
-        raise JobFailed(f"{uri} has changed since it was listed: an encode job is running; wait until it ends")
-    file = pq.ParquetFile(pa.BufferReader(blob.data), page_checksum_verification=True)
-    form = select_format(to, file.schema_arrow.names, footer_metadata(file), has_frames=has_frames)
-    keys = file.read(columns=["key"])["key"].to_pylist()
-    tar = f"{path.removesuffix('.parquet')}.tar"
-    files = (tar,) if form.is_tar else tuple(name for key in keys for name in form.names(key))
-    record = ExportRecord(work["version"], done=False, rows=len(keys), bytes=0, files=files)
-    destination.write_record(path, record)
-    batches = (as_rows(batch) for batch in file.iter_batches(batch_size=_BATCH_ROWS))
-    if form.is_tar:
-        data = tar_bytes(chain.from_iterable(form.files_of(row) for row in chain.from_iterable(batches)))
-        destination.check_lease()
-        size = destination.write(tar, data)
-    else:
+        blob = storage.read(uri)
+        if blob.version != work["version"]:
+            raise JobFailed(f"{uri} has changed since it was listed: an encode job is running; wait until it ends")
+        file = pq.ParquetFile(pa.BufferReader(blob.data), page_checksum_verification=True)
+        form = select_format(to, file.schema_arrow.names, footer_metadata(file), has_frames=has_frames)
+        keys = file.read(columns=["key"])["key"].to_pylist()
+        tar = f"{path.removesuffix('.parquet')}.tar"
+        files = (tar,) if form.is_tar else tuple(name for key in keys for name in form.names(key))
+        record = ExportRecord(work["version"], done=False, rows=len(keys), bytes=0, files=files)
+        destination.write_record(path, record)
+        batches = (as_rows(batch) for batch in file.iter_batches(batch_size=_BATCH_ROWS))
         size = 0
-        with ThreadPoolExecutor(_BATCH_ROWS) as pool:
-            for batch in batches:
-                destination.check_lease()
-                size += sum(pool.map(lambda row: sum(destination.write(*file) for file in form.files_of(row)), batch))
-    record = replace(record, done=True, bytes=size)
-    destination.write_record(path, record)
-    return record.totals
+        if form.is_tar:
+            data = tar_bytes(chain.from_iterable(map(form.files_of, chain.from_iterable(batches))))
+            destination.check_lease()
+            size = destination.write(tar, data)
+        else:
+            with ThreadPoolExecutor(_BATCH_ROWS) as pool:
+                for batch in batches:
+                    destination.check_lease()
+                    sizes = pool.map(lambda row: sum(destination.write(*one) for one in form.files_of(row)), batch)
+                    size += sum(sizes)
+        record = replace(record, done=True, bytes=size)
+        destination.write_record(path, record)
+        result: dict[str, Any] = record.totals._asdict()
+    except EncodeError as error:
+        result = {"fatal": str(error)}
+    except (OSError, pa.ArrowException) as error:
+        result = {"fatal": f"{uri} cannot be exported: {error}"}
+    return pa.Table.from_pylist([result], EXPORT_RESULT)
 
 
 def comfyui_has_frames(metadata: RowMetadata) -> bool:

@@ -112,9 +112,8 @@ class ReencodeResult:
     """Largest absolute difference of a latent value."""
     other_masks: int = 0
     """Rows with another noise_mask."""
-    different: int = 0
-    """Rows with a problem."""
     problems: list[Problem] = field(default_factory=list)
+    """One of each row that differs."""
 
 
 @dataclass

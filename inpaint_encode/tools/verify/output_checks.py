@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -71,15 +72,17 @@ def _read_plan(state: OutputState, inventory: Inventory, result: VerifyResult) -
         return
     with ThreadPoolExecutor(_THREADS) as pool:
         read = list(pool.map(_read_part, map(state.uri, parts)))
-    result.problems += [part for part in read if isinstance(part, Problem)]
-    if not result.problems:
-        result.problems += _marker_problems(state, dict(zip(parts, read, strict=True)))
-    tables = [_KEYS.empty_table()]
+    tables, rows_of_generations = [_KEYS.empty_table()], Counter[str]()
     for number, (part, table) in enumerate(zip(parts, read, strict=True)):
-        if isinstance(table, pa.Table):
-            generation = pa.repeat(pa.scalar(int(part.split("-")[1]), pa.int32()), table.num_rows)
-            numbers = pa.repeat(pa.scalar(number, pa.int32()), table.num_rows)
-            tables.append(pa.table([*table.columns, generation, numbers], schema=_KEYS))
+        if isinstance(table, Problem):
+            result.problems.append(table)
+            continue
+        generation = pa.repeat(pa.scalar(int(part.split("-")[1]), pa.int32()), table.num_rows)
+        numbers = pa.repeat(pa.scalar(number, pa.int32()), table.num_rows)
+        tables.append(pa.table([*table.columns, generation, numbers], schema=_KEYS))
+        rows_of_generations[part.rpartition("-")[0]] += table.num_rows
+    if not result.problems:
+        result.problems += _marker_problems(state, rows_of_generations)
     pairs = newest(pa.concat_tables(tables))
     first = pairs.group_by("chunk").aggregate([("generation", "min"), ("part", "max")])
     rows = zip(*(first[name].to_pylist() for name in ("chunk", "generation_min", "part_max")), strict=True)
@@ -105,16 +108,15 @@ def _read_part(uri: str) -> pa.Table | Problem:
         raise JobFailed(f"{uri} cannot be read: {error}") from error
 
 
-def _marker_problems(state: OutputState, tables: Mapping[str, pa.Table]) -> Iterator[Problem]:
+def _marker_problems(state: OutputState, rows: Mapping[str, int]) -> Iterator[Problem]:
     """Check the ``.json`` of each generation, which has the number of rows of its parts."""
-    for stem in sorted({part.rpartition("-")[0] for part in tables}):
+    for stem, found in sorted(rows.items()):
         uri = state.uri(f"{stem}.json")
         try:
             expected = json.loads(storage.read(uri).data)["pairs"]
         except (ValueError, KeyError, FileNotFoundError) as error:
             yield Problem("plan", uri, f"cannot be read ({error})")
             continue
-        found = sum(table.num_rows for part, table in tables.items() if part.rpartition("-")[0] == stem)
         if found != expected:
             yield Problem("plan", uri, f"has {expected:,} pairs, but its parts have {found:,}")
 
@@ -237,7 +239,7 @@ def _kept_chunks(result: VerifyResult) -> set[int]:
         return damaged
     if len(result.findings) > 1 and damaged >= result.findings.keys():
         return set(result.findings)
-    if reencoded and reencoded.rows == reencoded.different > 1:
+    if reencoded and reencoded.rows == len(reencoded.problems) > 1:
         return damaged - {one.chunk for one in result.problems if one.check in DATA_CHECKS and one.check != "reencode"}
     return set()
 

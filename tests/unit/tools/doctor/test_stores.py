@@ -107,14 +107,8 @@ class TestS3:
         assert nowhere in findings[1].found and "AWS_ENDPOINT_URL" in findings[1].advice
 
     def test_wrong_clock_is_found(self, s3, network):
-        for ahead, level in (
-            (0, "ok"),
-            (120, "warning"),
-            (-120, "warning"),
-            (890, "warning"),
-            (910, "problem"),
-            (3_600, "problem"),
-        ):
+        levels = {0: "ok", 120: "warning", -120: "warning", 890: "warning", 910: "problem", 3_600: "problem"}
+        for ahead, level in levels.items():
             network.clock_s = ahead
             finding = stores._check_server(s3.uri("a"))
             assert (finding.level, finding.check) == (level, "S3 server")

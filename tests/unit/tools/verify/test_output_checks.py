@@ -154,8 +154,9 @@ class TestRepair:
         """The cause is this machine or another version of a decoder; one different row of two is damage."""
         truncate(output, chunk=1)
         result = verify(output)
-        result.reencoded = ReencodeResult(rows=2, different=different)
-        result.problems += [Problem("reencode", str(data_file(output, chunk)), "differs", chunk) for chunk in (2, 3)]
+        problems = [Problem("reencode", str(data_file(output, chunk)), "differs", chunk) for chunk in (2, 3)]
+        result.reencoded = ReencodeResult(rows=2, problems=problems[:different])
+        result.problems += problems
         with hold(f"{output}/_lease.json", print) as lease:
             state = OutputState(str(output), JOB, lease.token)
             repair(result, state, state.inventory())
