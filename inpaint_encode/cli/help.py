@@ -16,9 +16,7 @@ from .commands import app
 if TYPE_CHECKING:
     from cyclopts.help import HelpEntry, HelpPanel
 
-__all__ = ["COMMON_OPTIONS", "MAX_WIDTH", "configure_help", "is_help_request"]
-
-_HELP = ("--help", "-h", "--help-all")
+__all__ = ["COMMON_OPTIONS", "MAX_WIDTH", "configure_help"]
 
 MAX_WIDTH = 100
 """Columns of help on wide terminals: longer lines are hard to read."""
@@ -40,11 +38,6 @@ COMMON_OPTIONS = {
     ),
 }
 """Options that ``--help`` shows for commands with many options; for all others it shows every option."""
-
-
-def is_help_request(tokens: list[str]) -> bool:
-    """Return whether to print help: the command line is empty or contains a help option anywhere."""
-    return not tokens or not set(_HELP).isdisjoint(tokens)
 
 
 def configure_help(tokens: list[str]) -> list[str]:

@@ -55,9 +55,9 @@ def _run(tokens: list[str]) -> None:
 
     from .arguments import apply_config, describe_error, validate_options
     from .commands import app
-    from .help import configure_help, is_help_request
+    from .help import configure_help
 
-    if is_help_request(tokens):
+    if not tokens or not {"--help", "-h", "--help-all"}.isdisjoint(tokens):  # help ignores all other errors
         tokens = configure_help(tokens)
     else:
         tokens, configured = apply_config(tokens)

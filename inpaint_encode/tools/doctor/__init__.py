@@ -36,7 +36,7 @@ _COLORS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> None:
-    """Print each finding as soon as it is there, without the credentials in its URIs, and then their number.
+    """Print findings as they arrive, without the credentials in their URIs, and then the number of warnings.
 
     Raises:
         JobFailed: there are problems.

@@ -128,7 +128,7 @@ class Memory(NamedTuple):
             ("memory.max", "memory.current", "memory.stat"),
             ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
         ):
-            limit = _read(cgroup / limit_file)  # ``max`` if there is none
+            limit = _read(cgroup / limit_file)  # the file contains ``max`` if there is no limit
             if limit.isdigit() and int(limit) < total:
                 # The kernel counts cached files as used, but frees them when memory is needed.
                 cached = dict(re.findall(r"(?m)^(?:total_)?((?:in)?active_file) (\d+)$", _read(cgroup / statistics)))

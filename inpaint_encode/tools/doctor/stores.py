@@ -6,7 +6,7 @@ import contextlib
 import errno
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -130,22 +130,20 @@ def check_output(uri: str) -> Iterator[Finding]:
         yield check_disk("output's disk", Path(place), "--output")
     probe = storage.join(place, f"{PROBE_PREFIX}{uuid.uuid4().hex}", "probe")
     new_folders = [] if "://" in probe else [folder for folder in Path(probe).parents if not folder.exists()]
-    start, failure = time.monotonic(), None
+    start = time.monotonic()
     try:
-        violations = list(_violations(probe))
+        if violations := "; ".join(_violations(probe)):
+            advice = "use AWS S3, another store with conditional writes, or a disk: two runs could overwrite each other"
+            finding = problem(uri, violations, advice)
+        else:
+            ms = (time.monotonic() - start) * 1000
+            finding = ok(uri, f"written, replaced, read, listed and deleted with conditions, in {ms:,.0f} ms")
     except OSError as error:
-        failure = _store_problem(uri, error, "written")
+        finding = _store_problem(uri, error, "written")
     finally:
         removed = _remove(probe, new_folders)
-    if failure:
-        rest = "" if removed else f"; {probe} could not be deleted, remove it"
-        yield failure._replace(found=f"{failure.found}{rest}")
-    elif violations:
-        advice = "use AWS S3, another store with conditional writes, or a disk: two runs could overwrite each other"
-        yield problem(uri, "; ".join(violations), advice)
-    else:
-        ms = (time.monotonic() - start) * 1000
-        yield ok(uri, f"written, replaced, read, listed and deleted with conditions, in {ms:,.0f} ms")
+    left = "" if removed else f"; {probe} could not be deleted, remove it"
+    yield finding._replace(found=f"{finding.found}{left}")
 
 
 def _violations(probe: str) -> Iterator[str]:
@@ -156,13 +154,13 @@ def _violations(probe: str) -> Iterator[str]:
     folder, _, name = probe.rpartition("/")
     next(storage.list_objects(folder), None)
     version = storage.write(probe, b"1", expect=storage.ABSENT)
-    if _succeeds(lambda: storage.write(probe, b"2", expect=storage.ABSENT)):
+    if _writes(probe, b"2", storage.ABSENT):
         yield "the store ignores If-None-Match: an existing object was overwritten"
         version = storage.stat(probe).version
-    if _succeeds(lambda: storage.write(probe, b"33", expect='"00000000000000000000000000000000"')):
+    if _writes(probe, b"33", '"00000000000000000000000000000000"'):
         yield "the store ignores If-Match: another version was overwritten"
         version = storage.stat(probe).version
-    if not _succeeds(lambda: storage.write(probe, b"4444", expect=version)):
+    if not _writes(probe, b"4444", version):
         yield "If-Match does not accept the version that the store returned"
     elif storage.read(probe).data != b"4444":
         yield "a read does not return the last write"
@@ -174,9 +172,10 @@ def _violations(probe: str) -> Iterator[str]:
         yield "a deleted object still exists"
 
 
-def _succeeds(write: Callable[[], str]) -> bool:
+def _writes(probe: str, data: bytes, expect: str) -> bool:
+    """Return whether the store accepts a conditional write."""
     try:
-        write()
+        storage.write(probe, data, expect=expect)
     except storage.Conflict:
         return False
     return True

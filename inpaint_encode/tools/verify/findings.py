@@ -74,7 +74,7 @@ class PlannedChunk(NamedTuple):
 
     chunk: int
     generation: int
-    """Its newest one."""
+    """The newest one that contains the chunk."""
     part: str
     """URI of its plan file."""
     has_rejects: bool
@@ -113,7 +113,7 @@ class ReencodeResult:
     other_masks: int = 0
     """Rows with another noise_mask."""
     problems: list[Problem] = field(default_factory=list)
-    """One of each row that differs."""
+    """One for each row that differs."""
 
 
 @dataclass

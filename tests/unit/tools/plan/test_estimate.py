@@ -31,6 +31,22 @@ from .conftest import (
 )
 
 
+PLANNED_PAIRS = 90_000
+LONG_RUN = [(40, 250), (90, 400), (140, 1_250)]
+
+
+def hours_from(output, *, facts=None, price=0.0, **options):
+    report = read_finished_run(str(output))
+    return estimate_hours(
+        report, options_for(Path("source"), rate_from=str(output), price=price, **options), PLANNED_PAIRS, facts
+    )
+
+
+def facts_of(folder):
+    source = VaeSource(vae=folder)
+    return vae_metadata(load_vae(source), source)
+
+
 class TestWhole:
     """If the sample is the whole source, every number is a count."""
 
@@ -114,22 +130,6 @@ class TestSample:
         single = estimate_of(folder, sample=1).as_dict()
         assert single["megapixels"]["half_width"] is None
         json.dumps(single, allow_nan=False)
-
-
-PLANNED_PAIRS = 90_000
-LONG_RUN = [(40, 250), (90, 400), (140, 1_250)]
-
-
-def hours_from(output, *, facts=None, price=0.0, **options):
-    report = read_finished_run(str(output))
-    return estimate_hours(
-        report, options_for(Path("source"), rate_from=str(output), price=price, **options), PLANNED_PAIRS, facts
-    )
-
-
-def facts_of(folder):
-    source = VaeSource(vae=folder)
-    return vae_metadata(load_vae(source), source)
 
 
 class TestRate:

@@ -18,6 +18,12 @@ from tests.proxy import FaultyProxy
 
 from .conftest import SCALE_FACTOR, encoded, oriented
 
+DECODER = PairDecoder(sizing=Sizing(multiple=SCALE_FACTOR))
+
+
+def header_of(path):
+    return read_header({"image_uri": str(path)}, PairReader(), DECODER)
+
 
 class TestIntervals:
     """About 95% of many samples have a 95% interval that contains the population's number."""
@@ -67,13 +73,6 @@ def test_every_position_is_drawn_equally_often():
     counts = np.bincount([position for seed in range(3_000) for position in draw(10, 3, seed)])
     assert np.abs(counts - 900).max() < 5 * math.sqrt(3_000 * 0.3 * 0.7)
     assert draw(4, 9, 0) == [0, 1, 2, 3]
-
-
-DECODER = PairDecoder(sizing=Sizing(multiple=SCALE_FACTOR))
-
-
-def header_of(path):
-    return read_header({"image_uri": str(path)}, PairReader(), DECODER)
 
 
 class TestHeaders:
