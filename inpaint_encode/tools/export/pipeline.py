@@ -17,7 +17,7 @@ from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.job.cluster import connect_ray, translate_ray_errors
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.lease import Lease, hold
+from inpaint_encode.output.lease import hold
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.output import as_rows, footer_metadata
 from inpaint_encode.settings import ExportOptions
@@ -87,7 +87,7 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
         on_status(f"{len(done):,} of {len(versions):,} data files are exported")
         totals, reported = list(done.values()), time.monotonic()
         arguments = {"source": output.uri, "destination": destination, "to": options.to, "has_frames": has_frames}
-        for made in _export_on_ray(work, arguments, options.address, lease) if work else ():
+        for made in _export_on_ray(work, arguments, options.address) if work else ():
             totals.append(made)
             if time.monotonic() - reported > EVERY_S:
                 reported, rows = time.monotonic(), ExportTotals.sum_of(totals).rows
@@ -96,9 +96,7 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
     return ExportResult(uri, ExportTotals.sum_of(totals), rows_now, time.monotonic() - begun)
 
 
-def _export_on_ray(
-    work: list[dict[str, str]], arguments: Mapping[str, Any], address: str, lease: Lease
-) -> Iterator[ExportTotals]:
+def _export_on_ray(work: list[dict[str, str]], arguments: Mapping[str, Any], address: str) -> Iterator[ExportTotals]:
     """Export each data file of ``work``, rows of `EXPORT_WORK`, in a Ray task; yield its totals when it is done."""
     with connect_ray(address), translate_ray_errors():
         results = (
@@ -110,8 +108,6 @@ def _export_on_ray(
             for result in batch.to_pylist():
                 if fatal := result.pop("fatal"):
                     raise JobFailed(f"{fatal}; exported data files stay, and the same command resumes from them")
-                if lease.lost.is_set():
-                    raise JobFailed(f"another run is exporting to this destination (see {lease.uri}); this run stops")
                 yield ExportTotals(**result)
 
 

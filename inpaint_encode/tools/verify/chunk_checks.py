@@ -27,7 +27,7 @@ from inpaint_encode.stores import storage
 
 from .findings import ChunkFindings, PlannedChunk
 
-__all__ = ["COVERAGE_ULPS", "DataFile", "Unreadable", "check_chunk", "translate_errors"]
+__all__ = ["COVERAGE_ULPS", "DataFile", "Unreadable", "check_chunk", "read_table"]
 
 COVERAGE_ULPS = 2
 """Largest difference of ``mask_coverage`` from the mask's mean, in steps of float32. A GPU multiplies by a rounded
@@ -204,8 +204,7 @@ def _rejects_problem(expected: pa.Table, data: bytes | None) -> str | None:
     if not expected.num_rows:
         return "exists, but its data file has no rejects"
     try:
-        with translate_errors():
-            table = pq.read_table(pa.BufferReader(data), schema=REJECTS)
+        table = read_table(data, REJECTS)
     except Unreadable as error:
         return f"cannot be read ({error})"
     if table.sort_by("key").equals(expected.sort_by("key")):
@@ -226,7 +225,7 @@ class StoredTensor(NamedTuple):
 
 
 @contextmanager
-def translate_errors() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Raise `Unreadable` for what Arrow and JSON raise on wrong bytes; no other code may run inside."""
     try:
         yield
@@ -234,6 +233,18 @@ def translate_errors() -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise Unreadable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+
+
+def read_table(data: bytes, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Return columns of a Parquet file, by default all of ``schema``.
+
+    Raises:
+        Unreadable: the file is damaged.
+    """
+    with _translate_errors():
+        table = pq.read_table(pa.BufferReader(data), columns=columns, schema=schema)
+        table.validate(full=True)
+    return table
 
 
 class DataFile:
@@ -244,7 +255,7 @@ class DataFile:
     """
 
     def __init__(self, data: bytes) -> None:
-        with translate_errors():
+        with _translate_errors():
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             self.rows: int = self._file.metadata.num_rows
             self.schema: pa.Schema = self._file.schema_arrow
@@ -263,7 +274,7 @@ class DataFile:
         """Yield the rows in order: plain values, and a `StoredTensor` for each column of `schema.TENSORS`."""
         batches = self._file.iter_batches(batch_size=_ROWS_PER_BATCH)
         while True:
-            with translate_errors():
+            with _translate_errors():
                 batch = next(batches, None)
                 if batch is None:
                     return

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.parquet import parquet_bytes
@@ -19,7 +18,7 @@ from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.schema import PAIRS, RECEIPT
 from inpaint_encode.stores import storage
 
-from .chunk_checks import Unreadable, translate_errors
+from .chunk_checks import Unreadable, read_table
 from .findings import DATA_CHECKS, ChunkFindings, PlannedChunk, Problem, VerifyResult
 
 __all__ = ["check_output", "repair"]
@@ -99,9 +98,7 @@ def _read_plan(state: OutputState, inventory: Inventory, result: VerifyResult) -
 
 def _read_part(uri: str) -> pa.Table | Problem:
     try:
-        data = storage.read(uri).data
-        with translate_errors():
-            return pq.read_table(pa.BufferReader(data), columns=["chunk", "key"], schema=PAIRS)
+        return read_table(storage.read(uri).data, PAIRS, ["chunk", "key"])
     except Unreadable as error:
         return Problem("plan", uri, f"cannot be read, so that its chunks are not checked ({error})")
     except OSError as error:
@@ -143,7 +140,7 @@ def _receipts_problems(state: OutputState, inventory: Inventory, result: VerifyR
     last: dict[tuple[int, int], tuple[str, int, dict[str, int]]] = {}
     for uri in map(state.uri, inventory.receipts):
         try:
-            receipts = _read_receipts(uri).to_pylist()
+            receipts = read_table(storage.read(uri).data, RECEIPT).to_pylist()
         except Unreadable as error:
             yield Problem("receipts", uri, f"cannot be read ({error})")
             continue
@@ -159,14 +156,6 @@ def _receipts_problems(state: OutputState, inventory: Inventory, result: VerifyR
             counts = f"{encoded:,} rows and {sum(errors.values()):,} rejects"
             file_counts = f"{found.encoded:,} and {sum(found.errors.values()):,}"
             yield Problem("receipts", uri, f"has {counts} for chunk {chunk}, but its file has {file_counts}", chunk)
-
-
-def _read_receipts(uri: str) -> pa.Table:
-    data = storage.read(uri).data
-    with translate_errors():
-        table = pq.read_table(pa.BufferReader(data), schema=RECEIPT)
-        table.validate(full=True)
-    return table
 
 
 def _report_problems(state: OutputState, result: VerifyResult) -> Iterator[Problem]:
@@ -248,7 +237,7 @@ def _remove_receipts(state: OutputState, paths: list[str], chunks: set[int]) -> 
     """Remove the receipts of these chunks, and files of receipts that are not readable."""
     for uri in map(state.uri, paths):
         try:
-            table = _read_receipts(uri)
+            table = read_table(storage.read(uri).data, RECEIPT)
         except Unreadable:
             state.check_lease()
             storage.delete(uri)

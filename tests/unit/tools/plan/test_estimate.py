@@ -30,7 +30,6 @@ from .conftest import (
     write_run,
 )
 
-
 PLANNED_PAIRS = 90_000
 LONG_RUN = [(40, 250), (90, 400), (140, 1_250)]
 
