@@ -16,8 +16,8 @@ from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import hold
 from inpaint_encode.reader import Output, iter_rows
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.export.data_file import EXPORT_WORK, export_data_file
 from inpaint_encode.tools.export.destination import Destination
+from inpaint_encode.tools.export.pipeline import EXPORT_WORK, export_data_file
 from tests.metadata import changed, row_metadata
 from tests.outputs import files_of
 from tests.rows import data_file, encoded_pair

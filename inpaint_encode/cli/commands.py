@@ -12,6 +12,7 @@ from rich.console import Console
 from inpaint_encode import __version__
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import secure_local_ray
+from inpaint_encode.job.progress import open_display
 from inpaint_encode.settings import (
     EncodeJob,
     ExportOptions,
@@ -66,14 +67,10 @@ def doctor(
         no_ray: Check only this machine and the stores, without Ray. This saves about ten seconds.
     """
     secure_local_ray(address)
-    from inpaint_encode.job.progress import open_display
-    from inpaint_encode.tools.doctor import FindingPrinter, run_checks
+    from inpaint_encode.tools.doctor import print_findings, run_checks
 
     with open_display() as display:
-        printer = FindingPrinter(_console())
-        for finding in run_checks(uris, output, address, ray=not no_ray, on_status=display.say):
-            printer.add(finding)
-    printer.finish()
+        print_findings(run_checks(uris, output, address, ray=not no_ray, on_status=display.say), _console())
 
 
 @app.command(sort_key=3)
@@ -87,7 +84,6 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
     """
     secure_local_ray(job.run.address)
     from inpaint_encode.job.pipeline import run_job
-    from inpaint_encode.job.progress import open_display
 
     with open_display() as display:
         whole = run_job(job, display)
@@ -110,16 +106,15 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
     Accepts the --config file of an encode job. Prints each estimate with its margin of error.
     Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
     """
-    from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.plan.estimate import estimate
-    from inpaint_encode.tools.plan.table import show
+    from inpaint_encode.tools.plan.table import print_estimate
 
     with open_display() as display:
         job = estimate(options, display.say)
     if options.estimation.as_json:
         print(json.dumps(job.as_dict(), indent=2))
     else:
-        show(job, _console())
+        print_estimate(job, _console())
 
 
 @app.command(sort_key=6, usage="inpaint-encode verify OUTPUT [OPTIONS]")
@@ -132,13 +127,12 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     Exit codes: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged, 130 interrupted.
     """
     secure_local_ray(options.address)
-    from inpaint_encode.job.progress import open_display
+    from inpaint_encode.tools.verify.findings import print_result
     from inpaint_encode.tools.verify.pipeline import verify_output
-    from inpaint_encode.tools.verify.table import show
 
     with open_display() as display:
         result = verify_output(options, display.say)
-    show(result, _console())
+    print_result(result, _console())
     result.check_complete()
 
 
@@ -178,7 +172,6 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
         output: Folder or prefix that `encode` wrote.
         options: Contents and place of the page.
     """
-    from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.inspect.report import print_report, write_page
     from inpaint_encode.tools.inspect.summary import read_report
 
@@ -210,7 +203,6 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
         key: Key of the row, as in the column key.
         options: Decoding of the latent, and place of the picture.
     """
-    from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.inspect.show import print_row, show_row
 
     with open_display() as display:
@@ -219,12 +211,7 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
 
 
 @app.command(sort_key=8)
-def export(
-    output: str,
-    /,
-    *,
-    options: Annotated[ExportOptions, Parameter(name="*")],
-) -> None:
+def export(output: str, /, *, options: Annotated[ExportOptions, Parameter(name="*")]) -> None:
     """Export the rows of an output as files for ComfyUI, WebDataset or safetensors.
 
     inpaint-encode export s3://bucket/latents --to comfyui --output ComfyUI/input
@@ -238,7 +225,6 @@ def export(
         options: Format and place of the files.
     """
     secure_local_ray(options.address)
-    from inpaint_encode.job.progress import open_display
     from inpaint_encode.tools.export.pipeline import export_output
 
     with open_display() as display:

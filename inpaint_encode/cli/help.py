@@ -6,7 +6,6 @@ The first screen shows the first sentence of an option's docstring.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions
@@ -17,9 +16,7 @@ from .commands import app
 if TYPE_CHECKING:
     from cyclopts.help import HelpEntry, HelpPanel
 
-__all__ = ["COMMON_OPTIONS", "MAX_WIDTH", "configure_help", "is_help_request"]
-
-_HELP = ("--help", "-h", "--help-all")
+__all__ = ["COMMON_OPTIONS", "MAX_WIDTH", "configure_help"]
 
 MAX_WIDTH = 100
 """Columns of help on wide terminals: longer lines are hard to read."""
@@ -43,29 +40,20 @@ COMMON_OPTIONS = {
 """Options that ``--help`` shows for commands with many options; for all others it shows every option."""
 
 
-def is_help_request(tokens: list[str]) -> bool:
-    """Return whether to print help: the command line is empty or contains a help option anywhere."""
-    return not tokens or not set(_HELP).isdisjoint(tokens)
-
-
 def configure_help(tokens: list[str]) -> list[str]:
     """Set the app's help to the common options or to everything, and return the tokens with ``--help`` for the app."""
     command = tokens[0] if tokens and tokens[0] in app and not tokens[0].startswith("-") else ""
     full = "--help-all" in tokens
     app.help_formatter = _HelpFormatter(None if full else COMMON_OPTIONS.get(command), full=full)
-    app.help_epilogue = _epilogue(command, full=full)
-    return ["--help" if token == "--help-all" else token for token in tokens]  # noqa: S105 - no password
-
-
-def _epilogue(command: str, *, full: bool) -> str:
+    epilogue = "--config FILE reads options from a TOML file, for example grow_mask_by = 6; flags override it."
     if not command:
-        return "inpaint-encode COMMAND --help shows common options, --help-all shows all options."
-    config = "--config FILE reads options from a TOML file, for example grow_mask_by = 6; flags override it."
-    if full or command not in COMMON_OPTIONS:
-        return config
-    count = sum(argument.show and not argument.children for argument in app[command].assemble_argument_collection())
-    shown = len(COMMON_OPTIONS[command])
-    return f"{config}\n{shown} of {count} options are shown; all options: inpaint-encode {command} --help-all"
+        epilogue = "inpaint-encode COMMAND --help shows common options, --help-all shows all options."
+    elif not full and command in COMMON_OPTIONS:
+        count = sum(option.show and not option.children for option in app[command].assemble_argument_collection())
+        shown = f"{len(COMMON_OPTIONS[command])} of {count} options are shown"
+        epilogue += f"\n{shown}; all options: inpaint-encode {command} --help-all"
+    app.help_epilogue = epilogue
+    return ["--help" if token == "--help-all" else token for token in tokens]  # noqa: S105 - no password
 
 
 class _HelpFormatter:
@@ -86,10 +74,17 @@ class _HelpFormatter:
             _print(console, f"\n{panel.title}:" if self._printed_title else f"{panel.title}:")
             self._printed_title = True
         commands = panel.format == "command"
+        column = _COMMAND_COLUMNS if commands else _OPTION_COLUMNS
         for entry in entries:
-            description = _description(entry, full=self._full or commands)
-            column = _COMMAND_COLUMNS if commands else _OPTION_COLUMNS
-            _print(console, _entry_lines(_name(entry), description, column, min(console.width, MAX_WIDTH)))
+            name, description = _name(entry), _description(entry, full=self._full or commands)
+            width = min(console.width, MAX_WIDTH) - column - 2
+            lines = textwrap.wrap(description, width, break_on_hyphens=False)
+            text = Text(f"  {name}", style="bold")
+            if len(name) < column:  # else the description begins below the name
+                text.append(f"{' ' * (column - len(name))}{lines.pop(0)}", style="not bold")
+            for line in lines:
+                text.append(f"\n{' ' * (column + 2)}{line}", style="not bold")
+            _print(console, text)
 
     def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
         """Print the form of the command line."""
@@ -108,17 +103,6 @@ def _print(console: Console, content: Any) -> None:
     console.print(content, width=min(console.width, MAX_WIDTH), highlight=False, markup=False)
 
 
-def _entry_lines(name: str, description: str, column: int, width: int) -> Text:
-    """Return a name with its description beside it, or below it if the name is too long for its column."""
-    lines = textwrap.wrap(description, width - column - 2, break_on_hyphens=False)
-    text = Text(f"  {name}", style="bold")
-    if len(name) < column:
-        text.append(f"{' ' * (column - len(name))}{lines.pop(0)}", style="not bold")
-    for line in lines:
-        text.append(f"\n{' ' * (column + 2)}{line}", style="not bold")
-    return text
-
-
 def _name(entry: HelpEntry) -> str:
     """Return the label of a positional argument, or an option's names and unit."""
     label = [entry.positional_label] if entry.positional_label and (entry.required or not entry.names) else []
@@ -128,17 +112,13 @@ def _name(entry: HelpEntry) -> str:
 
 
 def _description(entry: HelpEntry, *, full: bool) -> str:
+    """Return an entry's text, or its first sentence, with its choices and its default."""
     text = " ".join(str(entry.description.primary_renderable).split())
-    first_sentence = text.split(". ")[0].rstrip(".")
-    notes = "; ".join(_notes(entry))
-    return f"{text if full else first_sentence}{f' ({notes})' if notes else ''}"
-
-
-def _notes(entry: HelpEntry) -> Iterator[str]:
     choices = [choice for choice in entry.choices or () if choice]
-    if len(choices) > 1:
-        yield ", ".join(choices)
-    if entry.default is not None:
-        yield f"default: {entry.default}"
-    if entry.required:
-        yield "required"
+    notes = [
+        ", ".join(choices) if len(choices) > 1 else "",
+        f"default: {entry.default}" if entry.default is not None else "",
+        "required" if entry.required else "",
+    ]
+    noted = "; ".join(filter(None, notes))
+    return (text if full else text.split(". ")[0].rstrip(".")) + (f" ({noted})" if noted else "")

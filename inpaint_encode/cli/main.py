@@ -53,17 +53,15 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(tokens: list[str]) -> None:
     from cyclopts import CycloptsError
 
+    from .arguments import apply_config, describe_error, validate_options
     from .commands import app
-    from .config import apply_config, config_options
-    from .help import configure_help, is_help_request
-    from .usage_errors import describe_error, validate_option_names, validate_required
+    from .help import configure_help
 
-    if is_help_request(tokens):
+    if not tokens or not {"--help", "-h", "--help-all"}.isdisjoint(tokens):  # help ignores all other errors
         tokens = configure_help(tokens)
     else:
-        tokens = apply_config(tokens)
-        validate_option_names(tokens)
-        validate_required(tokens, config_options())
+        tokens, configured = apply_config(tokens)
+        validate_options(tokens, configured)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:

@@ -41,11 +41,13 @@ def test_a_problem_names_its_node(cluster, tmp_path):
     assert (node.level, "7 of 8 checks are ok" in node.found) == ("ok", True)
 
 
-def test_other_versions_on_a_node_are_a_warning():
-    here = nodes._versions()
-    assert list(nodes._compare_versions("node", here)) == []
-    (finding,) = nodes._compare_versions("node", {**here, "numpy": "0.1"})
-    assert (finding.level, finding.found) == ("warning", f"has other versions: numpy 0.1, here {here['numpy']}")
+def test_other_versions_on_a_node_are_a_warning(cluster, monkeypatch):
+    """Only this process has another version: the worker calls the function itself."""
+    versions = nodes._versions()
+    monkeypatch.setattr(nodes, "_versions", lambda: {**versions, "numpy": "0.1"})
+    _, finding, node = check_nodes("", [], "", lambda _: None)
+    assert (finding.level, finding.check) == ("warning", node.check)
+    assert finding.found == f"has other versions: numpy {versions['numpy']}, here 0.1"
 
 
 def test_a_node_that_does_not_answer_is_a_problem(cluster, monkeypatch):

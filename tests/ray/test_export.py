@@ -17,8 +17,7 @@ from inpaint_encode.job.progress import Display
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.export import pipeline as export_pipeline
-from inpaint_encode.tools.export.file_names import key_to_path
-from inpaint_encode.tools.export.formats import SUFFIXES
+from inpaint_encode.tools.export.formats import SUFFIXES, key_to_path
 from inpaint_encode.tools.export.pipeline import export_output
 from tests.exports import by_key, exported, load_latent, load_mask, of_rows, write_chunk
 from tests.outputs import files_of

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from inpaint_encode.cli.arguments import apply_config
 from inpaint_encode.cli.commands import app
-from inpaint_encode.cli.config import apply_config
 from inpaint_encode.settings import Workers, label_selector
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +15,7 @@ REST = ["--images", "s3://in/images", "--masks", "s3://in/masks", "--vae", "some
 
 
 def job_of(*arguments):
-    tokens = apply_config(["encode", *map(str, arguments)])
+    tokens, _ = apply_config(["encode", *map(str, arguments)])
     _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     return bound.arguments["job"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -14,10 +14,10 @@ from rich.filesize import decimal
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import connect_ray
+from inpaint_encode.tools import counted
 
-from .device import check_devices
-from .findings import Finding, ok, plural, problem, warning
-from .machine import PACKAGES, check_machine, installed_version
+from . import Finding, ok, problem, warning
+from .machine import PACKAGES, check_devices, check_machine, installed_version
 from .stores import check_stores
 
 __all__ = ["TIMEOUT_S", "check_nodes"]
@@ -28,24 +28,10 @@ TIMEOUT_S = 60.0
 _SHOWN_CHECKS = ("CPU", "memory", "GPU", "GPU 0")
 """Checks whose findings are part of a node's line."""
 
+_TASK, _GPU_TASK = "a task", "a task with a GPU"
 
-class _NodeResult(NamedTuple):
-    """What a task found on its node."""
-
-    findings: list[Finding]
-    versions: dict[str, str]
-
-
-class _NodeTask(NamedTuple):
-    """A task that runs on a node."""
-
-    node: str
-    uses_gpu: bool
-    result: Any
-
-    @property
-    def name(self) -> str:
-        return "a task with a GPU" if self.uses_gpu else "a task"
+_Task = tuple[str, str, Any]
+"""Name of the node, `_TASK` or `_GPU_TASK`, and the reference to the findings and to the versions of packages."""
 
 
 def check_nodes(
@@ -65,83 +51,71 @@ def check_nodes(
     try:
         with connect_ray(address):
             nodes = [node for node in ray.nodes() if node["Alive"]]
-            yield _describe_cluster(len(nodes), time.monotonic() - start)
+            resources = ray.cluster_resources()
+            cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+            counts = f"{counted(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
+            store = decimal(int(resources.get("object_store_memory", 0)))
+            joined = f"Ray {ray.__version__}, joined in {time.monotonic() - start:.0f} s"
+            yield ok("Ray", f"{counts}, {store} of object store; {joined}")
             on_status("checking the nodes")
-            yield from _run_tasks([task for node in nodes for task in _start(node, sources, output, local=not cluster)])
+            tasks = [task for node in nodes for task in _start(node, sources, output, local=not cluster)]
+            done, _ = ray.wait([result for *_, result in tasks], num_returns=len(tasks), timeout=TIMEOUT_S)
+            for node_name, task, result in tasks:
+                yield from _findings_of(node_name, task, result, done=result in done)
     except JobFailed as error:
         remote = "run `ray status` on its head node, and check firewalls"
         yield problem("Ray", str(error), remote if cluster else "see the logs in /tmp/ray/session_latest/logs")
 
 
-def _describe_cluster(nodes: int, seconds: float) -> Finding:
-    resources = ray.cluster_resources()
-    counts = f"{plural(nodes, 'node')}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
-    store = decimal(int(resources.get("object_store_memory", 0)))
-    return ok("Ray", f"{counts}, {store} of object store; Ray {ray.__version__}, joined in {seconds:.0f} s")
-
-
-def _start(node: Mapping[str, Any], sources: Sequence[str], output: str, *, local: bool) -> Iterator[_NodeTask]:
+def _start(node: Mapping[str, Any], sources: Sequence[str], output: str, *, local: bool) -> Iterator[_Task]:
     """Start the tasks of a node; a local one only reports versions, since the machine is already checked."""
     strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": strategy, "max_retries": 0}
     name = f"node {node['NodeManagerAddress']}"
     task: Any = ray.remote(_check_node).options(**options)
-    yield _NodeTask(name, False, task.remote(sources, output, local=local))
+    yield name, _TASK, task.remote(sources, output, local=local)
     if gpus := node["Resources"].get("GPU", 0):
         task = ray.remote(_check_gpus_of_node).options(**options, num_gpus=min(1, gpus))
-        yield _NodeTask(name, True, task.remote())
+        yield name, _GPU_TASK, task.remote()
 
 
-def _run_tasks(tasks: Sequence[_NodeTask]) -> Iterator[Finding]:
-    """Wait for all tasks at once, then yield the findings of each."""
-    results = [task.result for task in tasks]
-    done, _ = ray.wait(results, num_returns=len(results), timeout=TIMEOUT_S)
-    for task in tasks:
-        if task.result in done:
-            yield from _findings_of(task)
-            continue
-        ray.cancel(task.result, force=True)
-        found = f"{task.name} did not finish within {TIMEOUT_S:.0f} s"
-        if task.uses_gpu:
-            yield warning(task.node, f"{found}; a job may use its GPUs", "try again after the job; see `ray status`")
+def _findings_of(node: str, task: str, result: Any, *, done: bool) -> Iterator[Finding]:
+    """Yield each problem and warning of a node, then one line about all that is ok; stop a task that is late."""
+    if not done:
+        ray.cancel(result, force=True)
+        found = f"{task} did not finish within {TIMEOUT_S:.0f} s"
+        if task == _GPU_TASK:
+            yield warning(node, f"{found}; a job may use its GPUs", "try again after the job; see `ray status`")
         else:
-            yield problem(task.node, found, "see `ray status` and the logs of the node")
-
-
-def _findings_of(task: _NodeTask) -> Iterator[Finding]:
-    """Yield each problem and warning of a node, then one line about all that is ok."""
+            yield problem(node, found, "see `ray status` and the logs of the node")
+        return
     try:
-        result: _NodeResult = ray.get(task.result)
+        findings, versions = ray.get(result)
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         advice = "install the package in the nodes' image, or submit with: ray job submit --working-dir ."
-        yield problem(task.node, f"{task.name} cannot run ({reason})", advice)
+        yield problem(node, f"{task} cannot run ({reason})", advice)
         return
-    wrong = [finding for finding in result.findings if finding.level != "ok"]
-    yield from (one._replace(check=task.node, found=f"{one.check}: {one.found}") for one in wrong)
-    yield from _compare_versions(task.node, result.versions)
-    shown = [f"{one.check} {one.found}" for one in result.findings if one not in wrong and one.check in _SHOWN_CHECKS]
-    count = f", {len(result.findings) - len(wrong)} of {len(result.findings)} checks are ok" if result.findings else ""
-    yield ok(task.node, "; ".join([f"{task.name} ran{count}", *shown]))
-
-
-def _compare_versions(node: str, versions: Mapping[str, str]) -> Iterator[Finding]:
+    wrong = [finding for finding in findings if finding.level != "ok"]
+    yield from (one._replace(check=node, found=f"{one.check}: {one.found}") for one in wrong)
     here = _versions()
-    other = [f"{name} {there}, here {here[name]}" for name, there in versions.items() if there != here[name]]
-    if other:
+    if other := [f"{name} {there}, here {here[name]}" for name, there in versions.items() if there != here[name]]:
         advice = "use one image for all nodes: rows depend on these versions"
         yield warning(node, f"has other versions: {', '.join(other)}", advice)
+    shown = [f"{one.check} {one.found}" for one in findings if one not in wrong and one.check in _SHOWN_CHECKS]
+    count = f", {len(findings) - len(wrong)} of {len(findings)} checks are ok" if findings else ""
+    yield ok(node, "; ".join([f"{task} ran{count}", *shown]))
 
 
-def _check_node(sources: Sequence[str], output: str, *, local: bool) -> _NodeResult:
+def _check_node(sources: Sequence[str], output: str, *, local: bool) -> tuple[list[Finding], dict[str, str]]:
     """Check the machine and the stores, in a worker with its environment."""
     findings = [] if local else [*check_machine(), *check_devices(gpus=False), *check_stores(sources, output)]
-    return _NodeResult(findings, _versions())
+    return findings, _versions()
 
 
-def _check_gpus_of_node() -> _NodeResult:
+def _check_gpus_of_node() -> tuple[list[Finding], dict[str, str]]:
     """Check GPUs, in a worker with a reserved GPU."""
-    return _NodeResult([finding for finding in check_devices(gpu_reserved=True) if finding.check != "CPU"], {})
+    return [finding for finding in check_devices(gpu_reserved=True) if finding.check != "CPU"], {}
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from rich.filesize import decimal
 
 from inpaint_encode.stores import s3, storage
 
-from .findings import Finding, ok, problem, warning
+from . import Finding, ok, problem, warning
 from .machine import check_disk
 
-__all__ = ["PROBE_PREFIX", "check_clock", "check_output", "check_source", "check_stores"]
+__all__ = ["PROBE_PREFIX", "check_output", "check_source", "check_stores"]
 
 PROBE_PREFIX = "_doctor-"
 """Prefix of the folder for the object that `check_output` writes. Readers skip names that begin with ``_``.
@@ -60,31 +60,21 @@ def _check_credentials() -> Finding:
 
 
 def _check_server(uri: str) -> Finding:
+    """Check that the server of a bucket answers, and compare this machine's clock with its time in whole seconds."""
     start = time.monotonic()
     try:
         server_time = s3.server_time(uri)
     except OSError as error:
         advice = "set AWS_ENDPOINT_URL, or unset it for AWS; check AWS_REGION and the network"
         return problem("S3 server", f"{s3.server()} does not answer ({error.strerror or error})", advice)
-    return check_clock(s3.server(), server_time, datetime.now(UTC), time.monotonic() - start)
-
-
-def check_clock(server: str, server_time: datetime, now: datetime, seconds: float) -> Finding:
-    """Compare this machine's clock with the server's, which has whole seconds.
-
-    Args:
-        server: URL of the server.
-        server_time: time in the server's answer.
-        now: this machine's time after the answer.
-        seconds: duration of the request.
-    """
-    skew = (now - server_time).total_seconds()
-    error = max(0.0, abs(skew) - 1 - seconds)
-    clock = f"this machine's clock is {error:,.0f} s {'ahead' if skew > 0 else 'behind'}" if error else "clocks agree"
-    found = f"{server} answers in {seconds * 1000:,.0f} ms; {clock}"
-    if error >= _MAX_SKEW_S:
+    seconds = time.monotonic() - start
+    skew = (datetime.now(UTC) - server_time).total_seconds()
+    error_s = max(0.0, abs(skew) - 1 - seconds)
+    wrong = f"this machine's clock is {error_s:,.0f} s {'ahead' if skew > 0 else 'behind'}"
+    found = f"{s3.server()} answers in {seconds * 1000:,.0f} ms; {wrong if error_s else 'clocks agree'}"
+    if error_s >= _MAX_SKEW_S:
         return problem("S3 server", found, "synchronise this machine's clock (NTP): S3 rejects 15 minutes difference")
-    if error >= _LARGE_SKEW_S:
+    if error_s >= _LARGE_SKEW_S:
         return warning("S3 server", found, "synchronise this machine's clock (NTP), before it differs by 15 minutes")
     return ok("S3 server", found)
 
@@ -95,29 +85,24 @@ def check_source(uri: str) -> Finding:
         place = storage.normalize_uri(uri, storage.READABLE)
     except ValueError as error:
         return problem(uri, str(error), "give an s3://, gs:// or http(s):// URI, or a path")
-    try:
-        return _read_source(uri, place)
-    except OSError as error:
-        return _store_problem(uri, error, "read")
-
-
-def _read_source(uri: str, place: str) -> Finding:
     is_http = place.startswith("http")
     start = time.monotonic()
-    listed = None if is_http else next((page for page in storage.list_objects(place) if page.paths), None)
-    listing_ms = (time.monotonic() - start) * 1000
-    if listed:
-        found = f"listed, the first {len(listed.paths):,} objects in {listing_ms:,.0f} ms"
-        path = storage.join(place, max(zip(listed.sizes, listed.paths, strict=True))[1])
-    elif "://" not in place and Path(place).is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the folder is empty")
-    else:
-        # A job asks for the sizes of Parquet files and tars only. A URL that is signed for GET does not allow HEAD.
-        has_size = not is_http or place.endswith((".parquet", ".tar"))
-        found = f"an object of {decimal(storage.stat(place).size)}" if has_size else "an object"
-        path = place
-    start = time.monotonic()
-    data, _ = storage.read_range(path, 0, _READ_BYTES)
+    try:
+        listed = None if is_http else next((page for page in storage.list_objects(place) if page.paths), None)
+        listing_ms = (time.monotonic() - start) * 1000
+        if listed:
+            found = f"listed, the first {len(listed.paths):,} objects in {listing_ms:,.0f} ms"
+            place = storage.join(place, max(zip(listed.sizes, listed.paths, strict=True))[1])
+        elif "://" not in place and Path(place).is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the folder is empty")
+        else:
+            # A job asks for the sizes of Parquet files and tars only. A URL that is signed for GET does not allow HEAD.
+            has_size = not is_http or place.endswith((".parquet", ".tar"))
+            found = f"an object of {decimal(storage.stat(place).size)}" if has_size else "an object"
+        start = time.monotonic()
+        data, _ = storage.read_range(place, 0, _READ_BYTES)
+    except OSError as error:
+        return _store_problem(uri, error, "read")
     return ok(uri, f"{found}; {decimal(len(data))} read in {(time.monotonic() - start) * 1000:,.0f} ms")
 
 
@@ -145,22 +130,20 @@ def check_output(uri: str) -> Iterator[Finding]:
         yield check_disk("output's disk", Path(place), "--output")
     probe = storage.join(place, f"{PROBE_PREFIX}{uuid.uuid4().hex}", "probe")
     new_folders = [] if "://" in probe else [folder for folder in Path(probe).parents if not folder.exists()]
-    start, failure = time.monotonic(), None
+    start = time.monotonic()
     try:
-        violations = list(_violations(probe))
+        if violations := "; ".join(_violations(probe)):
+            advice = "use AWS S3, another store with conditional writes, or a disk: two runs could overwrite each other"
+            finding = problem(uri, violations, advice)
+        else:
+            ms = (time.monotonic() - start) * 1000
+            finding = ok(uri, f"written, replaced, read, listed and deleted with conditions, in {ms:,.0f} ms")
     except OSError as error:
-        failure = _store_problem(uri, error, "written")
+        finding = _store_problem(uri, error, "written")
     finally:
         removed = _remove(probe, new_folders)
-    if failure:
-        rest = "" if removed else f"; {probe} could not be deleted, remove it"
-        yield failure._replace(found=f"{failure.found}{rest}")
-    elif violations:
-        advice = "use AWS S3, another store with conditional writes, or a disk: two runs could overwrite each other"
-        yield problem(uri, "; ".join(violations), advice)
-    else:
-        ms = (time.monotonic() - start) * 1000
-        yield ok(uri, f"written, replaced, read, listed and deleted with conditions, in {ms:,.0f} ms")
+    left = "" if removed else f"; {probe} could not be deleted, remove it"
+    yield finding._replace(found=f"{finding.found}{left}")
 
 
 def _violations(probe: str) -> Iterator[str]:
@@ -171,13 +154,13 @@ def _violations(probe: str) -> Iterator[str]:
     folder, _, name = probe.rpartition("/")
     next(storage.list_objects(folder), None)
     version = storage.write(probe, b"1", expect=storage.ABSENT)
-    if _succeeds(lambda: storage.write(probe, b"2", expect=storage.ABSENT)):
+    if _writes(probe, b"2", storage.ABSENT):
         yield "the store ignores If-None-Match: an existing object was overwritten"
         version = storage.stat(probe).version
-    if _succeeds(lambda: storage.write(probe, b"33", expect='"00000000000000000000000000000000"')):
+    if _writes(probe, b"33", '"00000000000000000000000000000000"'):
         yield "the store ignores If-Match: another version was overwritten"
         version = storage.stat(probe).version
-    if not _succeeds(lambda: storage.write(probe, b"4444", expect=version)):
+    if not _writes(probe, b"4444", version):
         yield "If-Match does not accept the version that the store returned"
     elif storage.read(probe).data != b"4444":
         yield "a read does not return the last write"
@@ -189,9 +172,10 @@ def _violations(probe: str) -> Iterator[str]:
         yield "a deleted object still exists"
 
 
-def _succeeds(write: Callable[[], str]) -> bool:
+def _writes(probe: str, data: bytes, expect: str) -> bool:
+    """Return whether the store accepts a conditional write."""
     try:
-        write()
+        storage.write(probe, data, expect=expect)
     except storage.Conflict:
         return False
     return True

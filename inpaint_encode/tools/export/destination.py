@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +21,7 @@ from typing import NamedTuple
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.lease import check_lease_token
 from inpaint_encode.stores import storage
+from inpaint_encode.tools.inspect.summary import list_paths
 
 from .formats import SUFFIXES
 
@@ -38,9 +39,10 @@ class ExportTotals(NamedTuple):
     files: int = 0
     bytes: int = 0
 
-    def plus(self, more: ExportTotals) -> ExportTotals:
-        """Return the sum of both."""
-        return ExportTotals(*map(sum, zip(self, more, strict=True)))
+    @classmethod
+    def sum_of(cls, totals: Iterable[ExportTotals]) -> ExportTotals:
+        """Return the sum of several totals."""
+        return cls(*map(sum, zip(*totals, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +91,23 @@ class Destination:
             storage.delete(uri)
             existing = {}
         if not existing:
-            self._check_no_other_files(export["to"])
+            if others := [path for path in list_paths(self.uri) if path.endswith(SUFFIXES[export["to"]])]:
+                # They would be overwritten, or removed later as files of this export.
+                raise UsageError(
+                    f"--output {self.uri} holds {len(others):,} files with the suffixes of --to {export['to']} that "
+                    f"are not from an export, for example {min(others)}; choose another folder"
+                )
             self.write(_EXPORT, json.dumps(export, indent=2).encode())
+            return
         different = [
             f"{name}: {existing.get(name)} at the destination, {value} now"
             for name, value in export.items()
-            if existing and existing.get(name) != value
+            if existing.get(name) != value
         ]
         if different:
             raise UsageError(
                 f"--output {self.uri} has a different export ({'; '.join(different)}); choose another --output, or use "
                 "--overwrite to remove the existing export"
-            )
-
-    def _check_no_other_files(self, to: str) -> None:
-        """Refuse files that the export would overwrite, or remove later as its own."""
-        paths = (path for listed in storage.list_objects(self.uri) for path in listed.paths)
-        others = [path for path in paths if path.endswith(SUFFIXES[to])]
-        if others:
-            raise UsageError(
-                f"--output {self.uri} holds {len(others):,} files with the suffixes of --to {to} that are not from an "
-                f"export, for example {min(others)}; choose another folder"
             )
 
     def remove_outdated(self, versions: Mapping[str, str]) -> dict[str, ExportTotals]:
@@ -118,23 +116,19 @@ class Destination:
         Args:
             versions: current versions by data file.
         """
-        notes = [path for listed in storage.list_objects(self._uri(_RECORDS)) for path in listed.paths]
-        files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in notes]
+        files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in list_paths(self._uri(_RECORDS))]
         with ThreadPoolExecutor(_THREADS) as pool:
             records = dict(zip(files, pool.map(self._read_record, files), strict=True))
-            self._remove_temporary_files(records)
+            unfinished = {path for record in records.values() if not record.done for path in record.files}
+            # Temporary files of a killed run, only in its folders: other jobs may run below the destination.
+            folders = {self._uri(path).rpartition("/")[0] for path in unfinished} | {self._uri(_RECORDS), self.uri}
+            for uri in filter(_TEMPORARY.search, storage.temporary_files(self.uri)):
+                if uri.rpartition("/")[0] in folders:
+                    storage.delete(uri)
             outdated = [file for file, record in records.items() if record.version != versions.get(file)]
             for _ in pool.map(lambda file: self._remove_files(file, records[file]), outdated):
                 pass
         return {file: one.totals for file, one in records.items() if one.done and file not in set(outdated)}
-
-    def _remove_temporary_files(self, records: Mapping[str, ExportRecord]) -> None:
-        """Remove temporary files of a killed run, only in its folders: other jobs may run below the destination."""
-        unfinished = {path for record in records.values() if not record.done for path in record.files}
-        folders = {self._uri(path).rpartition("/")[0] for path in unfinished} | {self._uri(_RECORDS), self.uri}
-        for uri in filter(_TEMPORARY.search, storage.temporary_files(self.uri)):
-            if uri.rpartition("/")[0] in folders:
-                storage.delete(uri)
 
     def _remove_files(self, file: str, record: ExportRecord) -> None:
         """Remove the files of a data file, its record last."""

@@ -2,28 +2,32 @@
 
 Values are those of the row, bit for bit; float16 becomes float32 without loss. Only latents that were stored
 ``--scaled`` are computed for ComfyUI, which expects unscaled latents. Exporting a row again gives the same bytes.
+
+A key is a path: its files stay in the folder, and it never shares a file with another key. Characters that a file name
+cannot contain are written as ``%`` and two hexadecimal digits, as in a URI. Files with metadata contain the key itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.reader.columns import Row
 from inpaint_encode.schema import FOOTER_KEY, TENSORS
 
-from .file_names import key_to_path
-
-__all__ = ["SUFFIXES", "Format", "FormatOptions", "Row", "RowFile", "select_format", "tar_bytes"]
+__all__ = ["SUFFIXES", "Format", "key_to_path", "select_format", "tar_bytes"]
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "comfyui": (".latent", "_mask.png"),
@@ -38,58 +42,61 @@ _METADATA_KEY = FOOTER_KEY.decode()
 _FLAT_METADATA = ("latent_form", "scaling_factor", "shift_factor")
 """Fields of `VaeMetadata` that safetensors files have as separate strings, unless a column has the same name."""
 
-Row = Mapping[str, Any]
-"""A row as `inpaint_encode.reader.as_rows` returns it."""
+_MAX_BYTES = 200
+"""Bytes of a name without its suffix; file systems allow 255."""
 
+_FORBIDDEN = re.compile(r'[%\\:*?"<>|\x00-\x1f\x7f]|^_(?=(?:export|original)$|tmp-)')
+"""Characters that a file system or store refuses in a name, the escape sign itself, and the first character of this
+package's own names: records, original latents, temporary files."""
 
-class FormatOptions(NamedTuple):
-    """What all rows of a data file share."""
-
-    metadata: RowMetadata
-    has_frames: bool
-    """Whether ComfyUI's latents of this VAE have an axis of frames."""
-
-
-class RowFile(NamedTuple):
-    """One of the files that a row becomes."""
-
-    suffix: str
-    make: Callable[[Row, FormatOptions], bytes]
-    folder: str = ""
+_FILE_SUFFIX = re.compile(r"\.(?=(?:latent|png|safetensors|npy|json)$)")
+"""A folder with such a suffix could have the name of another key's file."""
 
 
 @dataclass(frozen=True)
 class Format:
     """The files of each row, and whether they are packed into tar files."""
 
-    files: tuple[RowFile, ...]
-    is_tar: bool
+    files: Mapping[str, Callable[[Row], bytes]]
+    """Functions that return the contents of a file, by the file's path with ``{}`` in place of the key's path."""
+    is_tar: bool = False
 
     def names(self, key: str) -> list[str]:
-        """Return the paths of a row's files, relative to the destination or in the tar, in the order of `contents`."""
+        """Return the paths of a row's files, relative to the destination or in the tar."""
         path = key_to_path(key, dots=not self.is_tar)
-        return [f"{file.folder}{path}{file.suffix}" for file in self.files]
+        return [name.format(path) for name in self.files]
 
-    def contents(self, row: Row, options: FormatOptions) -> list[bytes]:
-        """Return the contents of a row's files."""
-        return [file.make(row, options) for file in self.files]
+    def files_of(self, row: Row) -> Iterator[tuple[str, bytes]]:
+        """Yield the path and the contents of each of a row's files."""
+        return zip(self.names(row["key"]), (contents(row) for contents in self.files.values()), strict=True)
 
 
-def select_format(to: str, columns: Sequence[str]) -> Format:
-    """Return the format ``--to`` for rows with these columns."""
+def select_format(to: str, columns: Sequence[str], metadata: RowMetadata, *, has_frames: bool = False) -> Format:
+    """Return a format for the rows of a data file.
+
+    Args:
+        to: a key of `SUFFIXES`.
+        columns: of the rows.
+        metadata: of the rows.
+        has_frames: whether ComfyUI's latents of this VAE have an axis of frames.
+    """
     tensors = [name for name in TENSORS if name in columns]
+    files: dict[str, Callable[[Row], bytes]]
     if to == "safetensors":
-        return Format((RowFile(".safetensors", partial(_safetensors_file, tensors)),), is_tar=False)
+        files = {"{}.safetensors": lambda row: _safetensors_file({name: row[name] for name in tensors}, row, metadata)}
+        return Format(files)
     if to == "webdataset":
-        arrays = [RowFile(f".{name}.npy", partial(_npy_file, name)) for name in tensors if name != "noise_mask"]
-        return Format((RowFile(".json", _json_file), RowFile(".noise_mask.png", _mask_file), *arrays), is_tar=True)
-    files = [RowFile(".latent", partial(_latent_file, "samples")), RowFile("_mask.png", _mask_file)]
+        files = {"{}.json": partial(_json_file, metadata), "{}.noise_mask.png": _mask_file}
+        files |= {f"{{}}.{name}.npy": partial(_npy_file, name) for name in tensors if name != "noise_mask"}
+        return Format(files, is_tar=True)
+    latent_file = partial(_latent_file, metadata=metadata, has_frames=has_frames)
+    files = {"{}.latent": partial(latent_file, "samples"), "{}_mask.png": _mask_file}
     if "original_samples" in tensors:
-        files.append(RowFile(".latent", partial(_latent_file, "original_samples"), "_original/"))
-    return Format(tuple(files), is_tar=False)
+        files["_original/{}.latent"] = partial(latent_file, "original_samples")
+    return Format(files)
 
 
-def _latent_file(column: str, row: Row, options: FormatOptions) -> bytes:
+def _latent_file(column: str, row: Row, *, metadata: RowMetadata, has_frames: bool) -> bytes:
     """Return a file of ComfyUI's SaveLatent, with an unscaled latent.
 
     The empty second tensor states its version; without it the loader divides the latent by SD 1's scaling factor.
@@ -98,60 +105,53 @@ def _latent_file(column: str, row: Row, options: FormatOptions) -> bytes:
 
     from inpaint_encode.reader.conventions import unscaled
 
-    metadata = options.metadata
     latent = np.ascontiguousarray(unscaled(torch.from_numpy(np.array(row[column])), metadata).numpy())
-    batch = latent[None, :, None] if options.has_frames else latent[None]
+    batch = latent[None, :, None] if has_frames else latent[None]
     if metadata.scaled and metadata.vae.latent_form == "scaled":
         metadata = replace(metadata, scaled=False, vae=replace(metadata.vae, latent_form="unscaled"))
     if metadata.posterior == "moments":
         metadata = replace(metadata, posterior="mean")
     tensors = {"latent_tensor": batch, "latent_format_version_0": np.empty(0, np.float32)}
-    return _safetensors_bytes(tensors, _strings(row, metadata))
+    return _safetensors_file(tensors, row, metadata)
 
 
-def _mask_file(row: Row, options: FormatOptions) -> bytes:
+def _mask_file(row: Row) -> bytes:
     out = io.BytesIO()
     Image.fromarray(row["noise_mask"][0] * np.uint8(255)).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
-def _npy_file(column: str, row: Row, options: FormatOptions) -> bytes:
+def _npy_file(column: str, row: Row) -> bytes:
     out = io.BytesIO()
     np.save(out, row[column], allow_pickle=False)
     return out.getvalue()
 
 
-def _json_file(row: Row, options: FormatOptions) -> bytes:
-    values = {**_plain(row), _METADATA_KEY: options.metadata.to_dict()}
-    return json.dumps(values, ensure_ascii=False, default=str).encode()
+def _json_file(metadata: RowMetadata, row: Row) -> bytes:
+    return json.dumps(_plain_columns(row, metadata), ensure_ascii=False, default=str).encode()
 
 
-def _safetensors_file(columns: Sequence[str], row: Row, options: FormatOptions) -> bytes:
-    return _safetensors_bytes({name: row[name] for name in columns}, _strings(row, options.metadata))
+def _plain_columns(row: Row, metadata: RowMetadata) -> dict[str, Any]:
+    """Return a row's columns without tensors, and the metadata."""
+    return {name: value for name, value in row.items() if name not in TENSORS} | {_METADATA_KEY: metadata.to_dict()}
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in TENSORS}
+def _safetensors_file(tensors: Mapping[str, NDArray[Any]], row: Row, metadata: RowMetadata) -> bytes:
+    """Return a safetensors file with a row's plain columns as strings: numbers and lists as JSON, without nulls.
 
-
-def _strings(row: Row, metadata: RowMetadata) -> dict[str, str]:
-    """Return a row's plain columns as strings: numbers and lists as JSON, without nulls."""
-    flat = {name: getattr(metadata.vae, name) for name in _FLAT_METADATA}
-    values = {**flat, **_plain(row), _METADATA_KEY: metadata.to_dict()}
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def _safetensors_bytes(tensors: Mapping[str, NDArray[Any]], strings: Mapping[str, str]) -> bytes:
-    """Return a safetensors file with sorted metadata; the library writes them in random order."""
+    The strings are sorted; the library writes them in random order.
+    """
     from safetensors.numpy import save
 
+    values = {name: getattr(metadata.vae, name) for name in _FLAT_METADATA} | _plain_columns(row, metadata)
+    strings = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for name, value in sorted(values.items())
+        if value is not None
+    }
     made: bytes = save(dict(tensors), metadata={"": ""})
     end = 8 + int.from_bytes(made[:8], "little")
-    header = {**json.loads(made[8:end]), "__metadata__": dict(sorted(strings.items()))}
+    header = {**json.loads(made[8:end]), "__metadata__": strings}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, made[end:]])
@@ -166,3 +166,33 @@ def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
             about.size = len(data)
             tar.addfile(about, io.BytesIO(data))
     return out.getvalue()
+
+
+def key_to_path(key: str, *, dots: bool = True) -> str:
+    """Return the relative path of a key's files, without suffix; two keys never have the same path.
+
+    Args:
+        key: slashes separate folders; an empty part becomes ``%``, and ``.`` and ``..`` are escaped.
+        dots: whether the last part may have dots; in a WebDataset the first dot ends a sample's name.
+    """
+    *folders, name = (_escape_part(part) for part in key.split("/"))
+    folders = [_escape(_FILE_SUFFIX, folder) for folder in folders]
+    return "/".join(_shorten(part) for part in [*folders, name if dots else _escape(r"\.", name)])
+
+
+def _escape_part(part: str) -> str:
+    if part in ("", ".", ".."):
+        return part.replace(".", "%2E") or "%"
+    return _escape(_FORBIDDEN, part)
+
+
+def _escape(pattern: re.Pattern[str] | str, part: str) -> str:
+    return re.sub(pattern, lambda found: f"%{ord(found[0]):02X}", part)
+
+
+def _shorten(part: str) -> str:
+    """Replace the end of a long name by a hash after ``%%``, which no escaped name contains."""
+    if len(part.encode()) <= _MAX_BYTES:
+        return part
+    kept = part.encode()[: _MAX_BYTES - 18].decode(errors="ignore")
+    return f"{kept}%%{hashlib.sha256(part.encode()).hexdigest()[:16]}"

@@ -1,10 +1,10 @@
-"""Estimate of an encode job: counts from the source's listing, and estimates from a sample of its images' headers."""
+"""Estimate of an encode job: counts from the source's listing, a sample of its images' headers, and a finished run."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,23 +13,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.output import plan
 from inpaint_encode.output.resume import row_metadata, validate_sizes
 from inpaint_encode.schema import PAIRS
-from inpaint_encode.settings import PlanOptions, RowSettings
+from inpaint_encode.settings import PlanOptions
 from inpaint_encode.sources import FoundPairs, PairReader, find_pairs
 from inpaint_encode.sources.part_uris import ParquetRow, parse_part
+from inpaint_encode.tools.inspect.summary import read_report
 
-from .headers import Header, read_header
-from .rate import RateEstimate, estimate_hours, read_finished_run
-from .sampling import Estimate, draw, mean, share, total
+from .sampling import Estimate, Header, draw, mean, read_header, share, total
 
-__all__ = ["JobEstimate", "Latents", "Rejects", "Requests", "Size", "estimate"]
+__all__ = ["JobEstimate", "RateEstimate", "estimate", "estimate_hours", "read_finished_run"]
 
 _OBJECTS_PER_LIST = 1_000
 """Objects in one answer of S3 to a LIST request."""
 _ITEM_BYTES = {"float16": 2, "float32": 4}
+
+_ASSUMED_VAE = VaeMetadata(vae_class="", weights_sha256="", vae_scale_factor=8, crop_multiple=8, latent_channels=4)
+"""Without ``--vae``."""
+
+_AFFECTS_RATE = (
+    *("config_sha256", "compute_dtype", "also_original", "tile", "tile_size", "deterministic", "mask_encoding"),
+    *("resize", "resolution", "buckets", "bucket_step", "upscale"),
+)
+"""Recorded settings that change the work per pair."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,27 @@ class Rejects:
     images: int
     """In the sample."""
     share: Estimate
+
+
+@dataclass(frozen=True)
+class RateEstimate:
+    """Hours and cost at the rate of a finished run."""
+
+    output: str
+    """Output of that run, as given to ``--rate-from``."""
+    pairs: int
+    """Pairs that it encoded or rejected in ``seconds``."""
+    seconds: float
+    startup_excluded: bool
+    """Whether ``seconds`` begin when the first chunk was done, not when the run started."""
+    pairs_per_second: float
+    hours: float
+    """For all planned pairs, without the start of Ray and of the workers if that is excluded."""
+    cost: float | None
+    """Of these hours, in the currency of ``--price``; None without it."""
+    assumes: str
+    differs: list[str]
+    """Settings that change the work per pair and differ from those of the output; ``config_sha256`` is the VAE's."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +183,10 @@ def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstim
     errors = Counter(header.error for header in headers if header.error)
     pixels = [math.prod(header.size) if header.size else 0 for header in headers]
     all_pixels = total(pixels, population)
-    bytes_per_position = _values_per_position(of_rows, latents.channels) * _ITEM_BYTES[latents.dtype]
+    values_per_position = latents.channels * (2 if of_rows.posterior == "moments" else 1)
+    values_per_position *= 2 if of_rows.also_original else 1
+    values_per_position += of_rows.latent_mask != "none"
+    bytes_per_position = values_per_position * _ITEM_BYTES[latents.dtype]
     image_bytes, mask_bytes = found.image_and_mask_bytes or (None, None)
     return JobEstimate(
         pairs=population,
@@ -175,10 +208,6 @@ def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstim
         mask_bytes=all_pixels.scaled(1 / 8),
         rate=estimate_hours(finished, options, population, vae) if finished else None,
     )
-
-
-_ASSUMED_VAE = VaeMetadata(vae_class="", weights_sha256="", vae_scale_factor=8, crop_multiple=8, latent_channels=4)
-"""Without ``--vae``."""
 
 
 def _load_vae_metadata(options: PlanOptions) -> VaeMetadata | None:
@@ -210,12 +239,6 @@ def _sample_headers(
         return list(pool.map(lambda pair: read_header(pair, reader, decoder), sample))
 
 
-def _values_per_position(settings: RowSettings, channels: int) -> int:
-    """Values that a row stores for each position of its latent."""
-    per_latent = channels * (2 if settings.posterior == "moments" else 1)
-    return per_latent * (2 if settings.also_original else 1) + (settings.latent_mask != "none")
-
-
 def _count_requests(found: FoundPairs, pairs: pa.Table, chunks: int) -> Requests:
     """Count one GET per object, tar member, or row group's column in each chunk, and what each chunk needs."""
     random_masks = pc.starts_with(pairs["mask_uri"], "random:")
@@ -223,8 +246,58 @@ def _count_requests(found: FoundPairs, pairs: pa.Table, chunks: int) -> Requests
     gets = 2 * chunks + 2 * chunks * (found.image_row_groups > 0)
     for uris in (pairs["image_uri"].unique(), pairs["mask_uri"].filter(own_files)):
         in_rows = found.image_row_groups and len(uris) and isinstance(parse_part(uris[0].as_py()), ParquetRow)
-        gets += (
-            found.image_row_groups + chunks if in_rows else len(uris)
-        )  # two chunks may share a row group: both read it
+        gets += found.image_row_groups + chunks if in_rows else len(uris)  # two chunks may both read a row group
     parts = math.ceil(chunks / plan.CHUNKS_PER_PART)
     return Requests(list=math.ceil(found.objects_listed / _OBJECTS_PER_LIST), get=gets, put=chunks + parts + 3)
+
+
+def read_finished_run(output: str) -> dict[str, Any]:
+    """Return the ``_report.json`` of an output whose last run encoded pairs.
+
+    Raises:
+        UsageError: there is no report, or its run encoded nothing.
+        JobFailed: the report is damaged.
+    """
+    report = read_report(output)
+    if not report:
+        raise UsageError(f"--rate-from {output}: there is no _report.json; the encode run writes it when it finishes")
+    if not report["this_run"]["encoded"]:
+        raise UsageError(f"--rate-from {output}: its last run encoded no pairs; name an output whose last run did")
+    return report
+
+
+def estimate_hours(
+    report: Mapping[str, Any], options: PlanOptions, pairs: int, vae: VaeMetadata | None
+) -> RateEstimate:
+    """Estimate the hours and the cost of ``pairs`` pairs.
+
+    Args:
+        report: of `read_finished_run`.
+        options: of the command: ``--rate-from``, ``--price``, and the settings to compare with the report's.
+        pairs: number of planned pairs.
+        vae: the planned VAE; None without ``--vae``.
+    """
+    run, asked = report["this_run"], options.estimation
+    decided, seconds = run["encoded"] + run["rejected"], run["seconds"]
+    marks = run.get("decided_over_time") or [(0.0, 0)]
+    (first_time, first_count), (last_time, last_count) = marks[0], marks[-1]
+    # In a short run most chunks end soon after the first one, and the rate between them would be far too high.
+    startup_excluded = last_count > first_count and last_time - first_time >= seconds / 2
+    if startup_excluded:
+        decided, seconds = last_count - first_count, last_time - first_time
+    rate = decided / seconds
+    hours = pairs / rate / 3600
+    known = {"config_sha256": vae.config_sha256} if vae else {}
+    planned = {**options.rows.recorded(), **options.decoding.recorded(), **known}
+    rows = report["job"].get("rows", {})
+    return RateEstimate(
+        output=asked.rate_from,
+        pairs=decided,
+        seconds=seconds,
+        startup_excluded=startup_excluded,
+        pairs_per_second=rate,
+        hours=hours,
+        cost=hours * asked.price if asked.price else None,
+        assumes="the same cluster and images of similar sizes" + ("" if known else ", and the same VAE"),
+        differs=[name for name in _AFFECTS_RATE if name in planned and planned[name] != rows.get(name, planned[name])],
+    )

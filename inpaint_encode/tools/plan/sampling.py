@@ -1,17 +1,84 @@
-"""Estimates from a sample drawn without replacement, with their 95% confidence intervals."""
+"""A random sample of images: their sizes from headers, and estimates with 95% confidence intervals.
+
+The sample is drawn without replacement. No pixel is decoded.
+"""
 
 from __future__ import annotations
 
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-__all__ = ["Estimate", "draw", "mean", "share", "total"]
+from inpaint_encode.core.decode import PairDecoder, upright_size
+from inpaint_encode.errors import JobFailed, PairRejected
+from inpaint_encode.sources import PairReader
+from inpaint_encode.stores import storage
+
+__all__ = ["START", "Estimate", "Header", "draw", "mean", "read_header", "share", "total"]
+
+START = 2**16
+"""Bytes to read of an image; the whole file is read only if its header is longer."""
+
+_MAYBE_INCOMPLETE = {"image.not_an_image", "image.truncated", "image.corrupt"}
+"""Errors that an incomplete header may cause."""
 
 _Z = 1.959964
 """Standard errors in half of a 95% interval of the normal distribution."""
+
+
+def draw(population: int, count: int, seed: int) -> list[int]:
+    """Draw ``count`` different positions below ``population``, or all if there are fewer; ascending."""
+    return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
+
+
+class Header(NamedTuple):
+    """Result of reading one image's header."""
+
+    size: tuple[int, int] | None
+    """Height and width after the crop, EXIF orientation applied; None if the image will be rejected."""
+    error: str
+    """Name of the error that the image will be rejected with, or empty."""
+    bytes_read: int
+
+
+def read_header(pair: Mapping[str, Any], reader: PairReader, decoder: PairDecoder) -> Header:
+    """Read the header of a pair's image, and compute the image's size after resizing and cropping.
+
+    Args:
+        pair: a row of `schema.PAIRS`.
+        reader: its ``max_bytes`` limits the file's size.
+        decoder: computes the size as in the job.
+
+    Raises:
+        JobFailed: the store denies or fails the read.
+    """
+    read = 0
+    try:
+        storage.check_size(pair.get("image_bytes") or 0, reader.max_bytes)
+        start = reader.read_start(pair, START)
+        read = len(start)
+        try:
+            size = upright_size(start, decoder.max_pixels)
+        except PairRejected as rejection:
+            if rejection.error not in _MAYBE_INCOMPLETE or read < START:
+                raise
+            whole = reader.read(pair["image_uri"], pair.get("image_version") or "").data
+            read += len(whole)
+            size = upright_size(whole, decoder.max_pixels)
+        crop = decoder.fit(*size).crop
+    except FileNotFoundError:
+        return Header(None, "fetch.not_found", 0)
+    except storage.TooLarge:
+        return Header(None, "fetch.too_large", read)
+    except PairRejected as rejection:
+        return Header(None, rejection.error, read)
+    except OSError as error:
+        reason = error.strerror or error
+        raise JobFailed(f"{pair['image_uri']} cannot be read: {reason}; check the credentials") from error
+    return Header((crop.height, crop.width), "", read)
 
 
 @dataclass(frozen=True)
@@ -26,10 +93,10 @@ class Estimate:
         """Return the estimate of ``factor`` times the number."""
         return Estimate(self.value * factor, None if self.half_width is None else self.half_width * factor)
 
-
-def draw(population: int, count: int, seed: int) -> list[int]:
-    """Draw ``count`` different positions below ``population``, or all if there are fewer; ascending."""
-    return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
+    def format(self, text_of: Callable[[float], str]) -> str:
+        """Return the number and its error in the format of ``text_of``; an error of 0 is left out."""
+        error = "?" if self.half_width is None else self.half_width and text_of(self.half_width)
+        return text_of(self.value) + (f" ± {error}" if error else "")
 
 
 def share(count: int, sampled: int, population: int) -> Estimate:

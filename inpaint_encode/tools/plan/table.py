@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -13,27 +13,24 @@ from rich.table import Table
 from inpaint_encode.core.geometry import format_size
 
 from .estimate import JobEstimate
-from .rate import RateEstimate
 from .sampling import Estimate, share
 
-__all__ = ["show"]
+__all__ = ["print_estimate"]
 
 _MAX_SIZES = 8
 """Sizes with a line of their own."""
 
-_Line = tuple[str, str, str]
-"""Name, number and explanation."""
+_percent = "{:.1%}".format
 
 
-def show(job: JobEstimate, console: Console) -> None:
+def print_estimate(job: JobEstimate, console: Console) -> None:
     """Print the table, then a warning about the rate if it may not apply, then what ± means."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(style="dim")
-    for section in (_counts(job), _images(job), _output(job), _hours(job.rate)):
-        for name, number, note in section:
-            table.add_row(name, escape(number), escape(note))
+    for name, number, note in _lines(job):
+        table.add_row(name, escape(number), escape(note))
     console.print(table, highlight=False)
     if job.rate and job.rate.differs:
         names = ", ".join("VAE" if name == "config_sha256" else name for name in job.rate.differs)
@@ -44,7 +41,8 @@ def show(job: JobEstimate, console: Console) -> None:
     console.print(exact if job.all_sampled else errors, style="dim", highlight=False)
 
 
-def _counts(job: JobEstimate) -> Iterator[_Line]:
+def _lines(job: JobEstimate) -> Iterator[tuple[str, str, str]]:
+    """Yield the name, the number and the explanation of each line."""
     unpaired = f"{job.unpaired_images:,} images and {job.unpaired_masks:,} masks are unpaired"
     yield "pairs", f"{job.pairs:,}", f"{unpaired}, {job.ignored_files:,} files ignored"
     yield "output files", f"{job.chunks:,}", "one per chunk, the unit of work"
@@ -55,31 +53,23 @@ def _counts(job: JobEstimate) -> Iterator[_Line]:
     put, listed = job.requests.put, job.requests.list
     note = f"GET, {put:,} PUT, {listed:,} LIST; without retries, rejects, receipts and the lease"
     yield "requests", f"{job.requests.get:,}", note
-
-
-def _images(job: JobEstimate) -> Iterator[_Line]:
     sampled = "all" if job.all_sampled else f"{job.sampled:,}"
     yield "headers read", sampled, f"{decimal(job.header_bytes)} of image files; no pixel was decoded"
     errors = ", ".join(f"{one.images:,} {one.error}" for one in job.rejects)
-    yield "rejects", _percent(job.rejected), f"by the images' headers: {errors or 'none'}"
+    yield "rejects", job.rejected.format(_percent), f"by the images' headers: {errors or 'none'}"
     yield "mean size", _plus_minus(job.megapixels), "megapixels after the crop"
     for size in job.sizes[:_MAX_SIZES]:
-        yield f"  {format_size(size.height, size.width)}", _percent(size.share), "width x height after the crop"
+        name = f"  {format_size(size.height, size.width)}"
+        yield name, size.share.format(_percent), "width x height after the crop"
     if others := job.sizes[_MAX_SIZES:]:
         other_share = share(sum(size.images for size in others), job.sampled, job.pairs)
-        yield "  other sizes", _percent(other_share), f"{len(others):,} of them in the sample"
-
-
-def _output(job: JobEstimate) -> Iterator[_Line]:
+        yield "  other sizes", other_share.format(_percent), f"{len(others):,} of them in the sample"
     latents = job.latents
     source = "assumed without --vae" if latents.assumed else "from the VAE"
     shape = f"{latents.channels} channels of {latents.dtype} at 1/{latents.ratio} of a side"
-    yield "latents", _bytes(job.latent_bytes), f"uncompressed; {shape}, {source}"
-    yield "masks", _bytes(job.mask_bytes), "uncompressed, at one bit per pixel"
-
-
-def _hours(rate: RateEstimate | None) -> Iterator[_Line]:
-    if rate is None:
+    yield "latents", job.latent_bytes.format(_bytes), f"uncompressed; {shape}, {source}"
+    yield "masks", job.mask_bytes.format(_bytes), "uncompressed, at one bit per pixel"
+    if (rate := job.rate) is None:
         return
     span = "after the first chunk" if rate.startup_excluded else "since the start of the run"
     note = f"{rate.pairs:,} pairs in {rate.seconds:,.1f} s {span}, in the last run of {rate.output}"
@@ -89,27 +79,18 @@ def _hours(rate: RateEstimate | None) -> Iterator[_Line]:
         yield "cost", _significant(rate.cost), "of these hours; --price is the cost of an hour of that whole cluster"
 
 
-def _percent(estimate: Estimate) -> str:
-    return _with_error(estimate, lambda number: f"{number:.1%}")
-
-
-def _bytes(estimate: Estimate) -> str:
-    return _with_error(estimate, lambda number: decimal(round(number)))
+def _bytes(number: float) -> str:
+    return decimal(round(number))
 
 
 def _plus_minus(estimate: Estimate) -> str:
     """Format with two digits of the error, or three digits of the value if the error is 0 or unknown."""
     if not estimate.half_width:
-        return _with_error(estimate, _significant)
+        return estimate.format(_significant)
     decimals = max(0, 1 - math.floor(math.log10(estimate.half_width)))
-    return _with_error(estimate, lambda number: f"{number:,.{decimals}f}")
+    return estimate.format(lambda number: f"{number:,.{decimals}f}")
 
 
 def _significant(number: float) -> str:
     decimals = max(0, 2 - math.floor(math.log10(number))) if number else 1
     return f"{number:,.{decimals}f}"
-
-
-def _with_error(estimate: Estimate, text_of: Callable[[float], str]) -> str:
-    error = "?" if estimate.half_width is None else estimate.half_width and text_of(estimate.half_width)
-    return text_of(estimate.value) + (f" ± {error}" if error else "")

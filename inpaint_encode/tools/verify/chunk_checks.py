@@ -1,44 +1,39 @@
-"""The checks of one chunk: its files against the plan, ``_job.json`` and the rules for rows. Needs no Ray."""
+"""The checks of one chunk: its files against the plan, ``_job.json`` and the rules for rows. Needs no Ray.
+
+Its files may be damaged: wrong bytes raise `Unreadable`, failures of a store `OSError`.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from inpaint_encode.core.geometry import Sizing, format_size
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan
-from inpaint_encode.output.state import OutputState
+from inpaint_encode.output.state import CHUNK_KEY, OutputState
 from inpaint_encode.reader.columns import Row
-from inpaint_encode.schema import REJECTS, data_schema
+from inpaint_encode.schema import FOOTER_KEY, REJECTS, TENSORS, data_schema, is_packed
 from inpaint_encode.stores import storage
 
-from .files import DataFile, StoredTensor, Unreadable, translate_errors
-from .findings import ChunkFindings
+from .findings import ChunkFindings, PlannedChunk
 
-__all__ = ["COVERAGE_ULPS", "PlannedChunk", "check_chunk"]
+__all__ = ["COVERAGE_ULPS", "DataFile", "Unreadable", "check_chunk", "read_table"]
 
 COVERAGE_ULPS = 2
 """Largest difference of ``mask_coverage`` from the mask's mean, in steps of float32. A GPU multiplies by a rounded
 inverse, which is one step off. A wrong pixel is more than this in masks of up to eight million pixels."""
 
-
-class PlannedChunk(NamedTuple):
-    """A chunk to check."""
-
-    chunk: int
-    generation: int
-    """The newest of the plan."""
-    part: str
-    """URI of its plan file."""
-    has_rejects: bool
-    """Whether a rejects file exists."""
+_ROWS_PER_BATCH = 16
 
 
 def check_chunk(planned: PlannedChunk, state: OutputState, metadata: RowMetadata) -> ChunkFindings:
@@ -209,10 +204,94 @@ def _rejects_problem(expected: pa.Table, data: bytes | None) -> str | None:
     if not expected.num_rows:
         return "exists, but its data file has no rejects"
     try:
-        with translate_errors():
-            table = pq.read_table(pa.BufferReader(data), schema=REJECTS)
+        table = read_table(data, REJECTS)
     except Unreadable as error:
         return f"cannot be read ({error})"
     if table.sort_by("key").equals(expected.sort_by("key")):
         return None
     return f"has {table.num_rows:,} rejects that are not the {expected.num_rows:,} of its data file"
+
+
+class Unreadable(Exception):
+    """A file is damaged; the message has the reader's error."""
+
+
+class StoredTensor(NamedTuple):
+    """A value of a tensor column; the number of values and the shape may disagree."""
+
+    values: NDArray[Any]
+    """Flat."""
+    shape: list[int] | None
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Raise `Unreadable` for what Arrow and JSON raise on wrong bytes; no other code may run inside."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise Unreadable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+
+
+def read_table(data: bytes, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Return columns of a Parquet file, by default all of ``schema``.
+
+    Raises:
+        Unreadable: the file is damaged.
+    """
+    with _translate_errors():
+        table = pq.read_table(pa.BufferReader(data), columns=columns, schema=schema)
+        table.validate(full=True)
+    return table
+
+
+class DataFile:
+    """A data file: its footer, and its rows in small batches, so that large masks need little memory.
+
+    Raises:
+        Unreadable: here or while rows are read.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        with _translate_errors():
+            self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            self.rows: int = self._file.metadata.num_rows
+            self.schema: pa.Schema = self._file.schema_arrow
+            footer = self.schema.metadata or {}
+            for key in (FOOTER_KEY, CHUNK_KEY):
+                if key not in footer:
+                    raise ValueError(f"its footer has no {key.decode()}")
+            self.metadata = RowMetadata.from_dict(json.loads(footer[FOOTER_KEY]))
+            chunk = json.loads(footer[CHUNK_KEY])
+            self.chunk, self.generation = int(chunk["chunk"]), int(chunk["generation"])
+            self.rejects: pa.Table = pa.Table.from_pylist(chunk["rejected"], REJECTS)
+            if self.rejects["error"].null_count:
+                raise ValueError("its footer has rejects without an error")
+
+    def read_rows(self) -> Iterator[Row]:
+        """Yield the rows in order: plain values, and a `StoredTensor` for each column of `schema.TENSORS`."""
+        batches = self._file.iter_batches(batch_size=_ROWS_PER_BATCH)
+        while True:
+            with _translate_errors():
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                batch.validate(full=True)
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            tensors = {name: columns.pop(name) for name in TENSORS if name in columns}
+            for index, row in enumerate(pa.table(columns).to_pylist()):
+                yield {**row, **{name: _stored_tensor(column, index) for name, column in tensors.items()}}
+
+
+def _stored_tensor(column: pa.Array, index: int) -> StoredTensor:
+    value = (column.storage if isinstance(column, pa.ExtensionArray) else column)[index]
+    stored = value[0] if value.is_valid else value
+    if not stored.is_valid:
+        return StoredTensor(np.empty(0), None)
+    shape = value["shape"].as_py()
+    if not is_packed(value.type):
+        return StoredTensor(stored.values.to_numpy(zero_copy_only=False), shape)
+    bits, size = np.unpackbits(np.frombuffer(stored.as_buffer(), np.uint8)), math.prod(shape or [])
+    return StoredTensor(bits[:size] if 0 <= bits.size - size < 8 else bits, shape)  # without the last byte's padding

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from inpaint_encode.errors import IncompleteOutput
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-__all__ = ["CHECKS", "DATA_CHECKS", "ChunkFindings", "Problem", "ReencodeResult", "VerifyResult", "counted"]
+from inpaint_encode.errors import IncompleteOutput
+from inpaint_encode.tools import counted
+
+__all__ = [
+    "CHECKS",
+    "DATA_CHECKS",
+    "MAX_PROBLEMS",
+    "ChunkFindings",
+    "PlannedChunk",
+    "Problem",
+    "ReencodeResult",
+    "VerifyResult",
+    "print_result",
+]
+
+MAX_PROBLEMS = 20
+"""Problems that are printed; all of them are counted."""
 
 DATA_CHECKS = {
     "file": "every data file exists and is readable",
@@ -52,6 +69,18 @@ class Problem(NamedTuple):
     """The chunk of the file; -1 if it has none."""
 
 
+class PlannedChunk(NamedTuple):
+    """A chunk of the plan."""
+
+    chunk: int
+    generation: int
+    """The newest one that contains the chunk."""
+    part: str
+    """URI of its plan file."""
+    has_rejects: bool
+    """Whether a rejects file exists."""
+
+
 @dataclass
 class ChunkFindings:
     """What the files of one chunk contain, and their problems."""
@@ -70,16 +99,6 @@ class ChunkFindings:
         """Add a problem."""
         self.problems.append(Problem(check, file, sentence, self.chunk))
 
-    def to_json(self) -> str:
-        """Return the findings as JSON."""
-        return json.dumps(vars(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ChunkFindings:
-        """Return the findings of `to_json`."""
-        values = json.loads(text)
-        return cls(**{**values, "problems": [Problem(*problem) for problem in values["problems"]]})
-
 
 @dataclass
 class ReencodeResult:
@@ -93,9 +112,8 @@ class ReencodeResult:
     """Largest absolute difference of a latent value."""
     other_masks: int = 0
     """Rows with another noise_mask."""
-    different: int = 0
-    """Rows with a problem."""
     problems: list[Problem] = field(default_factory=list)
+    """One for each row that differs."""
 
 
 @dataclass
@@ -103,9 +121,9 @@ class VerifyResult:
     """The problems of an output, and what a repair did about them."""
 
     output: str
-    chunks: int
-    """Number of planned chunks."""
-    pairs: int
+    chunks: dict[int, PlannedChunk] = field(default_factory=dict)
+    """All planned chunks."""
+    pairs: int = 0
     """Number of planned pairs."""
     findings: dict[int, ChunkFindings] = field(default_factory=dict)
     """Of the planned chunks that have a data file."""
@@ -129,18 +147,24 @@ class VerifyResult:
         return {problem.chunk for problem in self.problems if problem.check in DATA_CHECKS}
 
     @property
+    def plan_is_damaged(self) -> bool:
+        """Whether the plan has a problem, so that chunks may be unknown."""
+        return any(problem.check == "plan" for problem in self.problems)
+
+    @property
+    def complete(self) -> list[ChunkFindings]:
+        """The findings of the complete chunks."""
+        return [found for chunk, found in self.findings.items() if chunk not in self.incomplete]
+
+    @property
     def encoded(self) -> int:
         """Number of rows in complete chunks."""
-        return sum(found.encoded for chunk, found in self.findings.items() if chunk not in self.incomplete)
+        return sum(found.encoded for found in self.complete)
 
     @property
     def rejects(self) -> Counter[str]:
         """Number of rejected pairs in complete chunks, by the name of the error."""
-        errors: Counter[str] = Counter()
-        for chunk, found in self.findings.items():
-            if chunk not in self.incomplete:
-                errors.update(found.errors)
-        return errors
+        return sum((Counter(found.errors) for found in self.complete), Counter())
 
     def check_complete(self) -> None:
         """Check that every planned pair is a row or a reject, and that no problem remains.
@@ -152,7 +176,7 @@ class VerifyResult:
             return
         reasons = [counted(len(self.remaining), "problem")] if self.remaining else []
         if self.incomplete:
-            reasons.append(f"{len(self.incomplete):,} of {counted(self.chunks, 'chunk')} not encoded yet")
+            reasons.append(f"{len(self.incomplete):,} of {counted(len(self.chunks), 'chunk')} not encoded yet")
         advice = "run the same encode command again"
         if self.remaining and self.repairs is None:
             advice = "run verify with --repair, then run the same encode command again"
@@ -161,6 +185,34 @@ class VerifyResult:
         raise IncompleteOutput(f"{self.output} is not complete: {', '.join(reasons)}; {advice}")
 
 
-def counted(count: int, noun: str) -> str:
-    """Return ``1 row``, ``2 rows``, ..."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def print_result(result: VerifyResult, console: Console) -> None:
+    """Print the checks, the counts, the first problems, and the repairs."""
+    counts = Counter(problem.check for problem in result.problems)
+    checks = Table("check", "what should be true", "problems", box=None, pad_edge=False)
+    for name, sentence in CHECKS.items():
+        if name != "reencode" or result.reencoded:
+            checks.add_row(name, sentence, f"[red]{counts[name]:,}" if counts[name] else "[green]0")
+    console.print(checks)
+    chunks, rejects = counted(len(result.chunks), "chunk"), result.rejects
+    errors = ", ".join(f"{count:,} {escape(error)}" for error, count in rejects.most_common(3))
+    console.print(
+        f"{counted(result.pairs, 'pair')} planned in {chunks}: {result.encoded:,} encoded, "
+        f"{rejects.total():,} rejected{f' ({errors})' if errors else ''}",
+        highlight=False,
+    )
+    if result.incomplete:
+        console.print(f"[yellow]{len(result.incomplete):,} of {chunks} not encoded yet[/]", highlight=False)
+    if sample := result.reencoded:
+        masks = f"{sample.other_masks:,} noise_masks differ" if sample.other_masks else "noise_masks are equal"
+        changed = f"; {counted(sample.changed, 'source')} changed since, not compared" if sample.changed else ""
+        differences = f"samples differ by at most {sample.largest:.3g}, {masks}{changed}"
+        console.print(f"{counted(sample.rows, 'row')} encoded again: {differences}", highlight=False)
+    if total := len(result.problems):
+        caption = f"… and {total - MAX_PROBLEMS:,} more" if total > MAX_PROBLEMS else None
+        table = Table("file", "check", "what is wrong", title=counted(total, "problem"), caption=caption)
+        for problem in result.problems[:MAX_PROBLEMS]:
+            file = problem.file.removeprefix(f"{result.output}/")
+            table.add_row(escape(file), problem.check, escape(problem.sentence))
+        console.print(table)
+    for line in result.repairs or ():
+        console.print(f"repair: {escape(line)}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,13 +22,13 @@ from inpaint_encode.output.resume import metadata_of_job
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
+from inpaint_encode.tools.inspect.summary import writable_uri
 
-from .chunk_checks import PlannedChunk, check_chunk
-from .findings import CHECKS, ChunkFindings, VerifyResult
-from .output_checks import check_output
-from .repair import repair
+from .chunk_checks import check_chunk
+from .findings import CHECKS, ChunkFindings, PlannedChunk, VerifyResult
+from .output_checks import check_output, repair
 
-__all__ = ["build_pipeline", "verify_output"]
+__all__ = ["verify_output"]
 
 _SINGLE_CHUNK_TASKS = 1_000
 """Chunks up to which each has its own task."""
@@ -44,10 +45,7 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
         UsageError: the output does not exist, or with ``--repair`` another run is writing to it.
         JobFailed: a file cannot be read, though it is not damaged.
     """
-    try:
-        output = storage.normalize_uri(options.output)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    output = writable_uri(options.output)
     _read_job(output)  # before the lease, which would be written where no output is
     with hold(storage.join(output, "_lease.json"), on_status) if options.repair else nullcontext() as lease:
         job = _read_job(output)
@@ -68,7 +66,7 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
         result.problems.sort(key=lambda problem: (order.index(problem.check), problem.file))
         if lease:
             on_status("repairing")
-            repair(result, state, inventory, lease)
+            repair(result, state, inventory)
     return result
 
 
@@ -97,12 +95,22 @@ def _check_on_ray(
     address: str,
     on_status: Callable[[str], None],
 ) -> Iterator[ChunkFindings]:
+    """Yield the findings of each chunk when a Ray task has checked it.
+
+    A task checks one chunk, or in large outputs some neighbors: they share a plan file, and each task costs Ray about
+    a hundredth of a second.
+    """
     reported, checked, problems, total = time.monotonic(), 0, 0, len(chunks)
     on_status(f"checking {total:,} chunks")
     with connect_ray(address):
-        findings = build_pipeline(chunks, state, metadata)
+        findings = (
+            ray.data.from_arrow(pa.Table.from_pylist([chunk._asdict() for chunk in chunks]))
+            .repartition(target_num_rows_per_block=min(CHUNKS_PER_PART, 1 + total // _SINGLE_CHUNK_TASKS))
+            .map_batches(_check_batch, fn_args=(state, metadata), batch_size=1, batch_format="pyarrow")
+        )
         for batch in findings.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for found in map(ChunkFindings.from_json, batch["findings"].to_pylist()):
+            for data in batch["findings"].to_pylist():
+                found: ChunkFindings = pickle.loads(data)  # noqa: S301 - from `_check_batch`
                 if found.fatal:
                     raise JobFailed(f"{found.fatal}; the output itself may be fine; run verify again")
                 checked, problems = checked + 1, problems + len(found.problems)
@@ -112,25 +120,6 @@ def _check_on_ray(
                 on_status(f"{checked:,} of {total:,} chunks checked, {problems:,} problems")
 
 
-def build_pipeline(chunks: list[PlannedChunk], state: OutputState, metadata: RowMetadata) -> ray.data.Dataset:
-    """Return a dataset that checks chunks; its rows are `ChunkFindings` as JSON.
-
-    A task checks one chunk, or in large outputs some neighbors: they share a plan file, and each task costs Ray about
-    a hundredth of a second.
-
-    Args:
-        chunks: to check.
-        state: of the output.
-        metadata: of the rows, by ``_job.json``.
-    """
-    chunks_per_task = min(CHUNKS_PER_PART, 1 + len(chunks) // _SINGLE_CHUNK_TASKS)
-    return (
-        ray.data.from_arrow(pa.Table.from_pylist([chunk._asdict() for chunk in chunks]))
-        .repartition(target_num_rows_per_block=chunks_per_task)
-        .map_batches(_check_batch, fn_args=(state, metadata), batch_size=1, batch_format="pyarrow")
-    )
-
-
 def _check_batch(chunk: pa.Table, state: OutputState, metadata: RowMetadata) -> pa.Table:
     (planned,) = chunk.to_pylist()
-    return pa.table({"findings": [check_chunk(PlannedChunk(**planned), state, metadata).to_json()]})
+    return pa.table({"findings": [pickle.dumps(check_chunk(PlannedChunk(**planned), state, metadata))]})

@@ -21,6 +21,7 @@ from inpaint_encode.core.chunk import EncodedPair, Pair, Reject, encode_chunk
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.resume import metadata_of_job
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.reader.columns import Row
@@ -30,7 +31,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 from inpaint_encode.vae.load import parse_vae_source
 
-from .files import DataFile
+from .chunk_checks import DataFile
 from .findings import Problem, ReencodeResult
 
 __all__ = ["MIN_TOLERANCE", "RELATIVE_TOLERANCES", "draw_rows", "latent_difference", "reencode_rows"]
@@ -89,58 +90,54 @@ def reencode_rows(
     encoder = BatchEncoder.load(source, replace(metadata, samples_dtype="float32"), device, compiled=False)
     reader = PairReader(Access(**job.get("access", {})))
     decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize)
-    here = {name: platform.python_version() if name == "python" else version(name) for name in job["versions"]}
     versions = [
-        f"{name} {made} in the output, {here[name]} now" for name, made in job["versions"].items() if made != here[name]
+        f"{name} {made} in the output, {here} now"
+        for name, made in job["versions"].items()
+        if made != (here := platform.python_version() if name == "python" else version(name))
     ]
     made_with = f" ({'; '.join(versions)})" if versions else ""
     result = ReencodeResult()
     for chunk, indices in rows.items():
         file = DataFile(storage.read(state.data_uri(chunk)).data)
         for row in (row for index, row in enumerate(file.read_rows()) if index in indices):
-            encoded = _encode_row(row, reader, decoder, encoder)
-            if encoded is None:
+            pair, tile = Pair(row["key"], row["image_uri"], row["mask_uri"], row["mask_index"]), row.get("tiled", False)
+            (encoded,) = encode_chunk([pair], reader, decoder, encoder, batch_size=1, threads=1, tile=tile)
+            if _has_changed(row, encoded):
                 result.changed += 1
                 continue
             result.rows += 1
-            moments = metadata.posterior == "moments"
-            if differences := "; ".join(_differences(row, encoded, result, metadata.compute_dtype, moments=moments)):
-                result.different += 1
+            if differences := "; ".join(_differences(row, encoded, metadata, result)):
                 sentence = f"{row['key']}: {differences}{made_with}"
                 result.problems.append(Problem("reencode", state.data_uri(chunk), sentence, chunk))
     return result
 
 
-def _encode_row(
-    row: Row, reader: PairReader, decoder: PairDecoder, encoder: BatchEncoder
-) -> EncodedPair | Reject | None:
-    """Encode the sources of a row; return None if they have changed.
+def _has_changed(row: Row, encoded: EncodedPair | Reject) -> bool:
+    """Return whether the sources of a row have changed or are gone.
 
     Raises:
         JobFailed: the sources cannot be fetched, or this machine cannot encode them.
     """
-    pair = Pair(row["key"], row["image_uri"], row["mask_uri"], row["mask_index"])
-    (result,) = encode_chunk([pair], reader, decoder, encoder, batch_size=1, threads=1, tile=row.get("tiled", False))
-    if isinstance(result, EncodedPair):
-        found = result.pair.image_version, result.pair.mask_version
-        return result if found == (row["image_version"], row["mask_version"]) else None
-    if result.error in ("fetch.not_found", "mask.missing"):
-        return None
-    if result.error.startswith("fetch."):
+    if isinstance(encoded, EncodedPair):
+        found = encoded.pair.image_version, encoded.pair.mask_version
+        return found != (row["image_version"], row["mask_version"])
+    if encoded.error in ("fetch.not_found", "mask.missing"):
+        return True
+    if encoded.error.startswith("fetch."):
         raise JobFailed(
-            f"--sample cannot fetch {row['image_uri']} or its mask ({result.message}); check the credentials, or leave "
-            "out --sample"
+            f"--sample cannot fetch {row['image_uri']} or its mask ({encoded.message}); check the credentials, or "
+            "leave out --sample"
         )
-    if result.error in ("encode.out_of_memory", "encode.failed"):
+    if encoded.error in ("encode.out_of_memory", "encode.failed"):
         raise JobFailed(
-            f"--sample cannot encode {row['key']} on this machine ({result.message}); use a machine like the job's, or "
-            "another --seed"
+            f"--sample cannot encode {row['key']} on this machine ({encoded.message}); use a machine like the job's, "
+            "or another --seed"
         )
-    return result
+    return False
 
 
 def _differences(
-    row: Row, encoded: EncodedPair | Reject, result: ReencodeResult, dtype: str, *, moments: bool
+    row: Row, encoded: EncodedPair | Reject, metadata: RowMetadata, result: ReencodeResult
 ) -> Iterator[str]:
     """Yield the differences between a row and its sources encoded again, and count them in ``result``."""
     if isinstance(encoded, Reject):
@@ -159,7 +156,9 @@ def _differences(
         yield "its latent_mask differs from its source's"
     for name, values in (("samples", encoded.samples), ("original_samples", encoded.original_samples)):
         if values is not None:
-            largest, over = latent_difference(row[name].values, values.ravel(), dtype, moments=moments)
+            moments = metadata.posterior == "moments"
+            stored, dtype = row[name].values, metadata.compute_dtype
+            largest, over = latent_difference(stored, values.ravel(), dtype, moments=moments)
             result.largest = max(result.largest, largest)
             if over:
                 yield f"{over:,} of {values.size:,} values of {name} differ from its source's, by up to {largest:.3g}"

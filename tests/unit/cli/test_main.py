@@ -33,7 +33,7 @@ def test_missing_package_ends_in_one_sentence(entry, missing, arguments, command
 
 
 def test_broken_own_module_is_not_a_missing_package():
-    broken = "import sys; sys.modules['inpaint_encode.cli.config'] = None"
+    broken = "import sys; sys.modules['inpaint_encode.cli.arguments'] = None"
     code = f"{broken}; from inpaint_encode.cli import main; main(['info'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (1, True)

@@ -1,21 +1,26 @@
-"""Each format, read by the libraries it is made for: every value of every row, and the same bytes each time."""
+"""Each format, read by the libraries it is made for: every value, the same bytes each time, valid file names."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.conventions import unscaled
-from inpaint_encode.tools.export.file_names import key_to_path
-from inpaint_encode.tools.export.formats import SUFFIXES
+from inpaint_encode.sources.tars import _MEMBER_NAME
+from inpaint_encode.tools.export.formats import SUFFIXES, key_to_path, select_format
 from inpaint_encode.vae.scaling import to_scaled
 from tests.exports import (
     FULL,
@@ -179,13 +184,12 @@ def test_comfyui_gets_the_means_of_moments(tmp_path):
 
 CODE = """
 import hashlib, sys
-from inpaint_encode.tools.export.formats import SUFFIXES, FormatOptions, select_format, tar_bytes
+from inpaint_encode.tools.export.formats import SUFFIXES, select_format, tar_bytes
 from inpaint_encode.reader import Output, iter_rows
 for to in SUFFIXES:
     for row in iter_rows(sys.argv[1]):
-        form = select_format(to, list(row))
-        contents = form.contents(row, FormatOptions(Output.open(sys.argv[1]).metadata, False))
-        made = tar_bytes(zip(form.names(row["key"]), contents))
+        form = select_format(to, list(row), Output.open(sys.argv[1]).metadata)
+        made = tar_bytes(form.files_of(row))
         print(to, ascii(row["key"]), hashlib.sha256(made).hexdigest())
 """
 
@@ -197,3 +201,56 @@ def test_bytes_are_the_same_in_every_process(tmp_path):
     printed = [run.communicate()[0] for run in runs]
     assert printed[0] == printed[1]
     assert printed[0].count(b"\n") == 3 * len(KEYS)
+
+
+ODD = {
+    "../up": "%2E%2E/up",
+    "/abs//x": "%/abs/%/x",
+    ".": "%2E",
+    "..": "%2E%2E",
+    "a/.hidden": "a/.hidden",
+    "": "%",
+    "a\nb:c?": "a%0Ab%3Ac%3F",
+    "%41": "%2541",
+    "a.latent/x": "a%2Elatent/x",
+    "a.json/b.png/c.png": "a%2Ejson/b%2Epng/c.png",
+    "_export/x": "%5Fexport/x",
+    "_exported/x": "_exported/x",
+    "_MG_0042": "_MG_0042",
+    "a/_tmp-1": "a/%5Ftmp-1",
+    "https://x/y": "https%3A/%/x/y",
+}
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_forbidden_characters_are_escaped(key):
+    assert key_to_path(key) == ODD[key]
+
+
+def test_a_shortened_name_collides_with_no_other_key():
+    """Not even with a key whose escaped sign begins like the hash of the other."""
+    hashes = ((key, hashlib.sha256(key.encode()).hexdigest()) for key in (f"{at:0201}" for at in count()))
+    long, its_hash = next((key, found) for key, found in hashes if found.startswith("25"))
+    assert key_to_path(f"{long[:183]}%{its_hash[2:16]}") != key_to_path(long)
+
+
+KEY = st.text(st.sampled_from("aé大./_%:-\\\n\x7f"), max_size=12) | st.lists(
+    st.sampled_from(["", ".", "..", "a", "_export", "_tmp-", "a.json", "a.latent", "a_mask.png", "ü" * 150]), max_size=4
+).map("/".join)
+
+
+@given(st.sets(KEY, max_size=8), st.sampled_from(list(SUFFIXES)))
+def test_keys_stay_in_the_folder_and_share_no_file(keys, to):
+    form = select_format(to, ["samples", "original_samples", "noise_mask"], METADATA)
+    names = [name for key in sorted(keys) for name in form.names(key)]
+    assert len(set(names)) == len(names)
+    folders = {name[:at] for name in names for at in range(len(name)) if name[at] == "/"}
+    assert not folders & set(names)
+    for name in names:
+        parts = name.split("/")
+        assert not {"", ".", ".."} & set(parts)
+        assert parts[0] != "_export"
+        assert max(len(part.encode()) for part in parts) < 256
+        assert not re.search(r"[\x00-\x1f\\:]|(^|/)_tmp-", name)
+        if form.is_tar:
+            assert _MEMBER_NAME.match(name)["sample"] in {key_to_path(key, dots=False) for key in keys}

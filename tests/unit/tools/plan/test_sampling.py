@@ -1,11 +1,28 @@
-"""Sampling errors against many samples of known populations."""
+"""Sampling errors against many samples of known populations, and sizes from headers against decoded images."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from inpaint_encode.tools.plan.sampling import Estimate, draw, mean, share, total
+from inpaint_encode.core.decode import PairDecoder, decode_image, upright_size
+from inpaint_encode.core.geometry import Sizing
+from inpaint_encode.demo.pairs import upload
+from inpaint_encode.errors import JobFailed
+from inpaint_encode.sources import PairReader
+from inpaint_encode.tools.plan.sampling import START, Estimate, draw, mean, read_header, share, total
+from tests.conftest import command
+from tests.proxy import FaultyProxy
+
+from .conftest import SCALE_FACTOR, encoded, oriented
+
+DECODER = PairDecoder(sizing=Sizing(multiple=SCALE_FACTOR))
+
+
+def header_of(path):
+    return read_header({"image_uri": str(path)}, PairReader(), DECODER)
 
 
 class TestIntervals:
@@ -56,3 +73,68 @@ def test_every_position_is_drawn_equally_often():
     counts = np.bincount([position for seed in range(3_000) for position in draw(10, 3, seed)])
     assert np.abs(counts - 900).max() < 5 * math.sqrt(3_000 * 0.3 * 0.7)
     assert draw(4, 9, 0) == [0, 1, 2, 3]
+
+
+class TestHeaders:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+    def test_the_size_equals_that_of_the_decoded_image(self, kind, orientation):
+        data = encoded(Image.new("RGB", (60, 20)), kind, exif=oriented(orientation))
+        assert upright_size(data) == decode_image(data).levels.shape[:2]
+        assert upright_size(data) == ((60, 20) if orientation > 4 else (20, 60))
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+    def test_of_a_large_file_only_the_start_is_read(self, tmp_path, kind):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (304, 500, 3), np.uint8))
+        exif = {} if kind in {"BMP", "GIF"} else {"exif": oriented(8)}
+        lossless = {"lossless": True} if kind == "WEBP" else {}
+        path = tmp_path / "x"
+        path.write_bytes(encoded(picture, kind, **exif, **lossless))
+        size = path.stat().st_size
+        assert size > START
+        header = header_of(path)
+        assert header.size == ((496, 304) if exif else (304, 496))
+        assert header.bytes_read == START + (size if kind == "WEBP" else 0)
+
+    def test_a_header_longer_than_the_start(self, tmp_path):
+        path = tmp_path / "x.jpg"
+        path.write_bytes(encoded(Image.new("RGB", (64, 32)), "JPEG", icc_profile=bytes(3 * START)))
+        assert header_of(path).size == (32, 64)
+
+    def test_a_missing_file_is_a_reject(self, tmp_path):
+        assert header_of(tmp_path / "none.png") == (None, "fetch.not_found", 0)
+
+    def test_an_unreadable_file_is_an_error(self, tmp_path):
+        (tmp_path / "folder.png").mkdir()
+        with pytest.raises(JobFailed, match=r"folder\.png cannot be read"):
+            header_of(tmp_path / "folder.png")
+
+
+class CountingProxy(FaultyProxy):
+    """Counts the bytes of GET responses."""
+
+    async def _forward(self, request, *, cut):
+        response = await super()._forward(request, cut=cut)
+        self.counts["bytes"] += len(response.body) if request.start[0] == "GET" else 0
+        return response
+
+
+def test_only_the_starts_of_files_are_read_from_s3(s3, tmp_path):
+    count, sampled = 12, 8
+    for number in range(count):
+        picture = np.random.default_rng(number).integers(0, 256, (400, 600 + 8 * number, 3), np.uint8)
+        for side, image in (("images", Image.fromarray(picture)), ("masks", Image.new("L", (600, 400)))):
+            path = tmp_path / side / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(encoded(image))
+    upload(tmp_path, s3.uri("plan"))
+    sources = ("--images", s3.uri("plan/images"), "--masks", s3.uri("plan/masks"))
+    with CountingProxy(s3) as proxy:
+        done = command("plan", *sources, "--sample", sampled, "--as-json", **proxy.environment)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["source_image_bytes"] > 8e6
+    assert printed["header_bytes"] == sampled * START
+    assert sampled * START <= proxy.counts["bytes"] < sampled * START + 20_000  # and two listings
+    assert proxy.counts["requests"] == sampled + 2
+    assert {size["height"] for size in printed["sizes"]} == {400}

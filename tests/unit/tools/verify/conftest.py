@@ -19,7 +19,7 @@ from inpaint_encode.sources import FoundPairs
 from inpaint_encode.tools.verify.chunk_checks import check_chunk
 from inpaint_encode.tools.verify.findings import VerifyResult
 from inpaint_encode.tools.verify.output_checks import check_output
-from inpaint_encode.tools.verify.repair import repair as repair_output
+from inpaint_encode.tools.verify.output_checks import repair as repair_output
 from tests.damage import CHUNK_ROWS
 from tests.outputs import PLAIN
 from tests.rows import encoded_pair, groups_of
@@ -79,7 +79,7 @@ def verify():
                 state, inventory, lambda chunks: (check_chunk(chunk, state, metadata) for chunk in chunks)
             )
             if repair:
-                repair_output(result, state, inventory, lease)
+                repair_output(result, state, inventory)
         return result
 
     return run

@@ -14,8 +14,8 @@ from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import PAIRS, REJECTS
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.verify.chunk_checks import PlannedChunk, check_chunk
-from inpaint_encode.tools.verify.findings import ChunkFindings
+from inpaint_encode.tools.verify.chunk_checks import check_chunk
+from inpaint_encode.tools.verify.findings import ChunkFindings, PlannedChunk
 from tests.metadata import row_metadata
 from tests.rows import encoded_pair, groups_of
 
