@@ -15,8 +15,10 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.settings import LatentDecoding, ReportOptions
 from inpaint_encode.tools.inspect import row_inspector
 from inpaint_encode.tools.inspect.page import render
+from inpaint_encode.tools.inspect.page.sections import REASONS
 from inpaint_encode.tools.inspect.page_data import collect_page_data
 from tests.fabricated import JOB, data_file, latents, metadata, row, tables, write_output, write_rejects
+from tests.unit.core.decode.test_mutated import documented
 
 REPORT = {
     "finished": "2026-01-02T03:04:05+00:00",
@@ -219,3 +221,7 @@ def test_dates_are_in_words(output):
     data = collect_page_data(str(output), ReportOptions(gallery=0), lambda _: None)
     assert data.created.tzinfo is UTC and data.created <= datetime.now(UTC)
     assert "Last run finished 2 January 2026, 03:04 UTC" in page_of(output)
+
+
+def test_every_reason_of_a_rejected_pair_is_explained():
+    assert REASONS.keys() == documented()
