@@ -58,9 +58,8 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
     )
     output = s3.uri("latents")
     with connect_ray(""):
-        options = ["--chunk-rows", "8", "--max-rejected", "1"]
         sources = ["--images", s3.uri("images"), "--masks", s3.uri("masks"), "--vae", str(VAE)]
-        _run("encode", *sources, "--output", output, *options)
+        _run("encode", *sources, "--output", output, "--chunk-rows", "8", "--max-rejected", "1")
         rows = list(ray.data.read_parquet(output, file_extensions=["parquet"]).sort("key").iter_rows())
     path, store = output.removeprefix("s3://"), S3FileSystem()
     table = pq.read_table(path, filesystem=store, columns=["key", "samples"])

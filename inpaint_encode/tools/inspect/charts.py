@@ -14,9 +14,6 @@ from .latent_statistics import ChannelStatistics
 
 __all__ = ["Chart", "channels_chart", "histogram", "rate_chart"]
 
-_DIGIT = 7.5
-"""Width of a digit in a tick's label."""
-
 _FILLED = 0.92
 """Share of the space between two bars' centers that a bar fills."""
 
@@ -51,7 +48,7 @@ class Chart:
     @property
     def left(self) -> float:
         """Left edge of the plot: the labels of the y axis need the space before it."""
-        return 12 + _DIGIT * max(len(label) for _, label in self.y_ticks)
+        return 12 + 7.5 * max(len(label) for _, label in self.y_ticks)  # a digit is 7.5 wide
 
     def x(self, value: float) -> float:
         """Return the horizontal position of a value."""
@@ -67,16 +64,7 @@ class Chart:
 def histogram(
     title: str, note: str, counts: NDArray[Any], edges: NDArray[Any], x_label: str, *, percent: bool = False
 ) -> Chart:
-    """Draw the number of rows in each bin.
-
-    Args:
-        title: heading of the chart.
-        note: caption of the chart.
-        counts: rows in each bin.
-        edges: limits of the bins, one more than ``counts``, ascending.
-        x_label: quantity on the x axis.
-        percent: label the x axis, 0 to 1, in percent.
-    """
+    """Draw the rows of each bin, whose ``edges`` ascend. ``percent``: label the x axis, 0 to 1, in percent."""
     x_ticks = _ticks(edges[0], edges[-1], inside=True)
     if percent:
         x_ticks = [(value, f"{value:.0%}") for value, _ in x_ticks]
@@ -84,32 +72,38 @@ def histogram(
     return Chart(title, note, x_label, "rows", (edges[0], edges[-1]), x_ticks, y_ticks, _bars(edges, counts))
 
 
-def rate_chart(title: str, note: str, seconds: NDArray[Any], pairs: NDArray[Any]) -> Chart:
+def rate_chart(marks: Sequence[Sequence[float]]) -> Chart:
     """Draw pairs per second over the time of a run.
 
+    The pairs are interpolated at equal steps: two chunks may be done in the same millisecond, which gives no rate.
+
     Args:
-        title: heading of the chart.
-        note: caption of the chart.
-        seconds: moments since the start of the run, ascending.
-        pairs: pairs that were done at each moment.
+        marks: seconds since the start of the run, ascending, and the pairs that were done then.
     """
+    seconds, pairs = (np.array(values, float) for values in zip(*marks, strict=True))
+    note = f"Pairs per second after the first chunk, mean {(pairs[-1] - pairs[0]) / (seconds[-1] - seconds[0]):,.1f}."
+    steps = np.linspace(seconds[0], seconds[-1], min(60, len(seconds) - 1) + 1)  # at most 60 bars
+    rates = np.diff(np.interp(steps, seconds, pairs)) / np.diff(steps)
     unit, name = next((unit, name) for unit, name in _TIME_UNITS if seconds[-1] >= 2 * unit or unit == 1)
-    rates, moments = np.diff(pairs) / np.diff(seconds), seconds / unit
+    moments, x_label = steps / unit, f"{name} since the start of the run"
     x_ticks, y_ticks = _ticks(0, moments[-1], inside=True), _ticks(0, max(rates))
-    x_label = f"{name} since the start of the run"
-    return Chart(title, note, x_label, "pairs/s", (0, moments[-1]), x_ticks, y_ticks, _bars(moments, rates))
+    bars = _bars(moments, rates)
+    return Chart("Rate over time", note, x_label, "pairs/s", (0, moments[-1]), x_ticks, y_ticks, bars)
 
 
-def channels_chart(title: str, note: str, channels: ChannelStatistics) -> Chart:
+def channels_chart(channels: ChannelStatistics) -> Chart:
     """Draw each channel's mean as a point and its 1% to 99% range as a bar."""
+    means = f"Channel means are between {channels.mean.min():.2f} and {channels.mean.max():.2f}."
+    reach = f"Histograms in the table span {channels.edges[0]:.2f} to {channels.edges[-1]:.2f}."
+    note = f"Points are means, bars span the 1% to 99% quantiles. {means} {reach}"
     count = len(channels.mean)
     half = _FILLED * min(6, 160 / count) * count / (2 * (Chart.right - 40))  # bars are at most 6 wide
     ranges = zip(range(count), channels.low, channels.high, strict=True)
     bars = [(number - half, number + half, low, high) for number, low, high in ranges]
-    x_ticks = _ticks(0, count - 1, inside=True, integer=True)
+    x_range, x_ticks = (-0.6, count - 0.4), _ticks(0, count - 1, inside=True, integer=True)
     y_ticks = _ticks(min(channels.low.min(), 0), max(channels.high.max(), 0))
     points = list(enumerate(channels.mean))
-    return Chart(title, note, "channel", "value", (-0.6, count - 0.4), x_ticks, y_ticks, bars, points)
+    return Chart("Values by channel", note, "channel", "value", x_range, x_ticks, y_ticks, bars, points)
 
 
 def _bars(edges: NDArray[Any], heights: NDArray[Any]) -> list[tuple[float, float, float, float]]:
@@ -118,12 +112,12 @@ def _bars(edges: NDArray[Any], heights: NDArray[Any]) -> list[tuple[float, float
 
 
 def _ticks(low: float, high: float, *, inside: bool = False, integer: bool = False) -> Ticks:
-    """Return round values with labels, about six.
+    """Return about six round values from ``low`` to ``high``, with labels.
 
     Args:
         low: smallest value on the axis.
         high: largest value on the axis.
-        inside: only values between these; otherwise the first and last tick enclose them.
+        inside: all values are from ``low`` to ``high``; otherwise the first and the last enclose them.
         integer: whole numbers only.
     """
     least = max((high - low) / 6, 1.0 if integer else 1e-9)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -134,10 +133,10 @@ def _count_lines(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "size", f"{decimal(counts['bytes'])}{each}"
 
 
-def _table(lines: Iterable[tuple[str, Any]], defaults: Mapping[str, Any] = MappingProxyType({})) -> Table:
+def _table(lines: Iterable[tuple[str, Any]], defaults: Mapping[str, Any] | None = None) -> Table:
     """Return a table of names and values; values that equal their default are marked."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in lines:
-        is_default = name in defaults and value == defaults[name]
+        is_default = defaults is not None and value == defaults[name]
         table.add_row(escape(name), escape(describe_value(value)) + (" [dim]default[/]" if is_default else ""))
     return table

@@ -226,8 +226,16 @@ def _build_gallery(
 
     ``count`` more random rows are decoded, and shown if their decoding quality is among the lowest.
     """
-    half = -(-count // 2)
-    chosen = _choose(sample, columns, outliers, count, half)
+    locations, half = columns.locations, -(-count // 2)
+    drawn = sample.random.sample(locations, min(2 * count, len(locations)))
+    by_coverage = [locations[number] for number in np.argsort(columns.coverage, kind="stable")]
+    kinds = {"random": drawn[:count], "small": by_coverage[:half], "large": by_coverage[::-1][:half]}
+    chosen: dict[RowLocation, dict[str, str]] = {location: {} for location in drawn}
+    for kind, some in kinds.items():
+        for location in some:
+            chosen.setdefault(location, {})[kind] = ""
+    for outlier in outliers[:half]:
+        chosen.setdefault(outlier.location, {})["unusual"] = outlier.reason
     gallery = Gallery(not_decoded=inspector.not_decoded)
     for number, (location, reasons) in enumerate(chosen.items()):
         if number % 8 == 0:
@@ -235,9 +243,8 @@ def _build_gallery(
         inspected = inspector.inspect(read_row(sample.output, location))
         plain = {name: value for name, value in inspected.row.items() if not isinstance(value, np.ndarray)}
         pictures = [_embed(title, picture) for title, picture in draw_pictures(inspected, colors).items()]
-        gallery.cards.append(
-            Card(plain, reasons, inspected.noise_mask.shape, pictures, psnr(inspected), inspected.missing)
-        )
+        size = inspected.noise_mask.shape
+        gallery.cards.append(Card(plain, reasons, size, pictures, psnr(inspected), inspected.missing))
     decoded = sorted((card.psnr, number) for number, card in enumerate(gallery.cards) if card.psnr is not None)
     gallery.psnrs = [decibels for decibels, _ in decoded]
     for rank, (_, number) in enumerate(decoded[:half], start=1):
@@ -245,23 +252,6 @@ def _build_gallery(
     shown = [card for card in gallery.cards if card.reasons]
     gallery.cards = sorted(shown, key=lambda card: list(KINDS).index(card.kind))
     return gallery
-
-
-def _choose(
-    sample: RowSample, columns: PlainColumns, outliers: Sequence[Outlier], count: int, half: int
-) -> dict[RowLocation, dict[str, str]]:
-    """Return locations with the reasons to show them; those without a reason are decoded only."""
-    locations = columns.locations
-    drawn = sample.random.sample(locations, min(2 * count, len(locations)))
-    chosen: dict[RowLocation, dict[str, str]] = {location: {} for location in drawn}
-    by_coverage = [locations[number] for number in np.argsort(columns.coverage, kind="stable")]
-    kinds = {"random": drawn[:count], "small": by_coverage[:half], "large": by_coverage[::-1][:half]}
-    for kind, some in kinds.items():
-        for location in some:
-            chosen.setdefault(location, {})[kind] = ""
-    for outlier in outliers[:half]:
-        chosen.setdefault(outlier.location, {})["unusual"] = outlier.reason
-    return chosen
 
 
 def _embed(title: str, picture: Image.Image) -> Picture:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -17,25 +16,20 @@ __all__ = ["TITLES", "WHITE_AT", "InspectedRow", "LatentColors", "contact_sheet"
 WHITE_AT = 64
 """Difference that is drawn white: levels of 255, mean of the three channels."""
 
-TITLES: Mapping[str, str] = MappingProxyType(
-    {
-        "image": "the source, cropped",
-        "mask": "white is repainted",
-        "grown mask": "stored; orange was added by growing",
-        "masked image": "input of the VAE",
-        "latent": "stored; channels in false colors",
-        "decoded": "the latent, decoded by the VAE",
-        "difference": f"outside the mask; white is {WHITE_AT} levels or more",
-    }
-)
+TITLES = {
+    "image": "the source, cropped",
+    "mask": "white is repainted",
+    "grown mask": "stored; orange was added by growing",
+    "masked image": "input of the VAE",
+    "latent": "stored; channels in false colors",
+    "decoded": "the latent, decoded by the VAE",
+    "difference": f"outside the mask; white is {WHITE_AT} levels or more",
+}
 """The pictures in the order of the job's steps, with an explanation each."""
 
 _KEPT, _REPAINTED, _ADDED, _EXCLUDED = (38, 40, 46), (244, 243, 240), (240, 131, 48), (86, 92, 104)
 _RAMP = np.array([(12, 12, 16), (120, 28, 84), (240, 131, 48), (255, 255, 240)], np.float32)
 """Colors of a difference, from none to `WHITE_AT`."""
-
-_RANGE = 2.5
-"""Standard deviations on either side of the mean that the colors of latents span."""
 
 _MARGIN, _GAP, _MIN_WIDTH = 28, 16, 760
 _HEADER, _CAPTION, _TITLE = 104, 32, 46
@@ -87,7 +81,8 @@ class LatentColors:
     def draw(self, samples: NDArray[np.floating[Any]]) -> Image.Image:
         """Draw a latent ``[C, h, w]`` with one pixel per cell."""
         centered = samples.astype(np.float64) - self.mean[:, None, None]
-        bright, warm, green = np.clip(np.tensordot(self.axes, centered, 1) / _RANGE, -1, 1)
+        # Colors span 2.5 standard deviations on either side of the mean.
+        bright, warm, green = np.clip(np.tensordot(self.axes, centered, 1) / 2.5, -1, 1)
         red_green_blue = np.stack([bright + 0.5 * warm, bright + 0.5 * green, bright - 0.5 * warm - 0.5 * green], -1)
         levels = np.clip(0.5 + red_green_blue / 2.6, 0, 1) * 255
         return Image.fromarray(np.rint(np.nan_to_num(levels)).astype(np.uint8))
@@ -154,7 +149,9 @@ def contact_sheet(rows: Sequence[InspectedRow]) -> Image.Image:
     columns = [title for title in TITLES if any(title in line for line in lines)]
     left = {title: _MARGIN + number * (cell + _GAP) for number, title in enumerate(columns)}
     heights = [_CAPTION + max(picture.height for picture in line.values()) + _GAP for line in lines]
-    sheet, draw = _new_sheet(len(columns) * (cell + _GAP) - _GAP, _HEADER + sum(heights) + _MARGIN)
+    width = max(_MIN_WIDTH, 2 * _MARGIN + len(columns) * (cell + _GAP) - _GAP)
+    sheet = Image.new("RGB", (width, _HEADER + sum(heights) + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 24), "Inpainting latents", _INK, _font(24))
     count = "1 pair" if len(rows) == 1 else f"{len(rows)} pairs"
     legend = f"{count}  ·  white is repainted, orange was added by growing"
@@ -180,7 +177,9 @@ def row_sheet(row: InspectedRow) -> Image.Image:
     pictures = draw_pictures(row, LatentColors.fit([row.samples]))
     cells = {title: _resized(picture, cell) for title, picture in pictures.items()}
     step = _TITLE + max(picture.height for picture in cells.values()) + _GAP
-    sheet, draw = _new_sheet(across * (cell + _GAP) - _GAP, _HEADER + -(-len(cells) // across) * step + _MARGIN)
+    height = _HEADER + -(-len(cells) // across) * step + _MARGIN
+    sheet = Image.new("RGB", (2 * _MARGIN + across * (cell + _GAP) - _GAP, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 22), _shortened(row.row["key"], sheet.width - 2 * _MARGIN, 24), _INK, _font(24))
     draw.text((_MARGIN, 62), _about(row), _FAINT, _font(14))
     for number, (title, picture) in enumerate(cells.items()):
@@ -196,11 +195,6 @@ def _resized(picture: Image.Image, side: int) -> Image.Image:
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
-
-
-def _new_sheet(content_width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    sheet = Image.new("RGB", (max(_MIN_WIDTH, 2 * _MARGIN + content_width), height), _PAPER)
-    return sheet, ImageDraw.Draw(sheet)
 
 
 def _about(row: InspectedRow) -> str:

@@ -153,8 +153,8 @@ class RowSample:
         """Call ``function`` with these columns of every drawn row, in several threads; return its results."""
 
         def convert(group: RowGroup, table: pa.Table) -> list[_R]:
-            location = (group.file, group.number)
-            return [function(RowLocation(*location, number), _row_of(table, number)) for number in drawn[group]]
+            places = [RowLocation(group.file, group.number, number) for number in drawn[group]]
+            return [function(place, _row_of(table, place.row)) for place in places]
 
         return list(chain.from_iterable(self._read(drawn, columns, convert)))
 

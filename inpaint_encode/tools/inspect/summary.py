@@ -86,15 +86,12 @@ def count_output(output: Output) -> OutputCounts:
         return OutputCounts(state, True, *counts, rejected_by_error=dict(report["rejected_by_error"]))
     state = "in progress, or its run was killed" if held else "not finished, and no run is writing to it"
     state += f"; _report.json is from the run that finished {report['finished']}" if report else ""
+    plan = storage.join(output.uri, "_plan")
+    markers, planned = list_paths(plan, ".json"), None
+    if len(markers) == 1:  # later generations of a plan may repeat pairs
+        planned = int(json.loads(storage.read(storage.join(plan, markers[0])).data)["pairs"])
     encoded, rejected = _count_receipts(output)
-    return OutputCounts(state, False, _count_planned(output), encoded, rejected, len(output.files), size, {})
-
-
-def _count_planned(output: Output) -> int | None:
-    """Return the pairs of a plan with one generation; later generations may repeat pairs."""
-    prefix = storage.join(output.uri, "_plan")
-    markers = list_paths(prefix, ".json")
-    return int(json.loads(storage.read(storage.join(prefix, markers[0])).data)["pairs"]) if len(markers) == 1 else None
+    return OutputCounts(state, False, planned, encoded, rejected, len(output.files), size, {})
 
 
 def _count_receipts(output: Output) -> tuple[int, int] | tuple[None, None]:

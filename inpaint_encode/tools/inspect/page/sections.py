@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,12 +20,6 @@ __all__ = ["REASONS", "Section", "Table", "build_sections", "count_files", "dura
 
 _MAX_SIZES = 12
 """Sizes of images that have their own line."""
-
-_MAX_UNPAIRED = 5
-"""Unpaired images and unpaired masks that are named."""
-
-_MAX_STEPS = 60
-"""Bars of the chart of rates."""
 
 _STAGES = {
     "fetch": "read files from the store",
@@ -131,9 +125,6 @@ def _latents_section(data: PageData) -> Section:
     channels = latents.channels
     if channels is None:
         return Section(["No latents were read."])
-    means = f"Channel means are between {channels.mean.min():.2f} and {channels.mean.max():.2f}."
-    reach = f"Histograms in the table span {channels.edges[0]:.2f} to {channels.edges[-1]:.2f}."
-    note = f"Points are means, bars span the 1% to 99% quantiles. {means} {reach}"
     headings = {"channel": "{}", **dict.fromkeys(("mean", "std", "min", "1%", "99%", "max"), "{:,.3f}")}
     lines = zip(range(len(channels.mean)), *channels[:-1], strict=True)  # without the edges
     tables = [Table("Channels", headings | {"histogram": "histogram"}, [list(line) for line in lines])]
@@ -150,7 +141,7 @@ def _latents_section(data: PageData) -> Section:
         sentences.append(f"Unusual rows are not searched among fewer than {MIN_ROWS} rows.")
     else:
         sentences.append(f"In no row is a channel's mean or spread more than {UNUSUAL:g} robust deviations off.")
-    return Section(sentences, [channels_chart("Values by channel", note, channels)], tables)
+    return Section(sentences, [channels_chart(channels)], tables)
 
 
 def _scaling(metadata: RowMetadata) -> str:
@@ -195,7 +186,7 @@ def _rejects_section(data: PageData) -> Section:
             f"Unpaired: images without mask {report['unpaired_images']:,}, masks without image "
             f"{report['unpaired_masks']:,}, other files {report['ignored_files']:,}."
         )
-        names = [name for kind in ("image", "mask") for name in report[f"unpaired_{kind}_uris"][:_MAX_UNPAIRED]]
+        names = [*report["unpaired_image_uris"][:5], *report["unpaired_mask_uris"][:5]]
         if names:
             section.collapsed.append(Table("First unpaired files", {"file": ""}, [[name] for name in names]))
     return section
@@ -212,7 +203,7 @@ def _speed_section(report: Mapping[str, Any]) -> Section:
     if marks := this.get("decided_over_time"):
         section.sentences[0] += f" Its first chunk was done after {duration(marks[0][0])}."
         if marks[-1][0] > marks[0][0]:
-            section.charts.append(_rate_chart(marks))
+            section.charts.append(rate_chart(marks))
     seconds = {name.removesuffix("_s"): value for name, value in counters.items() if name.endswith("_s")}
     order = [*(name for name in _STAGES if name in seconds), *(name for name in seconds if name not in _STAGES)]
     stages = [
@@ -231,15 +222,6 @@ def _speed_section(report: Mapping[str, Any]) -> Section:
     others = [[name.replace("_", " "), count] for name, count in counters.items() if not name.endswith("_s")]
     section.collapsed.append(Table("Other counters", {"counter": "", "count": "{:,.0f}"}, others))
     return section
-
-
-def _rate_chart(marks: Sequence[Sequence[float]]) -> Chart:
-    """Interpolate at equal steps: two chunks may be done in the same millisecond, which gives no rate."""
-    seconds, pairs = (np.array(values, float) for values in zip(*marks, strict=True))
-    steps = np.linspace(seconds[0], seconds[-1], min(_MAX_STEPS, len(seconds) - 1) + 1)
-    mean = (pairs[-1] - pairs[0]) / (seconds[-1] - seconds[0])
-    note = f"Pairs per second after the first chunk, mean {mean:,.1f}."
-    return rate_chart("Rate over time", note, steps, np.interp(steps, seconds, pairs))
 
 
 def _settings_section(data: PageData) -> Section:

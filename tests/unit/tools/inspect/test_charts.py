@@ -36,7 +36,7 @@ def test_histogram_bars_are_as_high_as_their_counts(counts):
 
 
 def test_rates_are_pairs_per_second_of_each_step():
-    chart = rate_chart("title", "note", np.array([100.0, 160.0, 220.0]), np.array([0.0, 600.0, 900.0]))
+    chart = rate_chart([[100.0, 0], [160.0, 600], [220.0, 900]])
     assert [high for *_, high in chart.bars] == pytest.approx([10, 5])
     assert chart.x_label.startswith("minutes since")
     left, right, *_ = chart.bars[0]
@@ -51,7 +51,7 @@ def test_channels_have_a_point_and_a_range(count):
     low, high = mean - 2, mean + 3
     nothing = np.zeros(count)
     channels = ChannelStatistics(mean, nothing, low, low, high, high, np.zeros((count, 40), int), np.zeros(41))
-    chart = channels_chart("title", "note", channels)
+    chart = channels_chart(channels)
     assert list(chart.points) == list(enumerate(mean))
     assert [bar[2:] for bar in chart.bars] == list(zip(low, high, strict=True))
     assert [(left + right) / 2 for left, right, _, _ in chart.bars] == pytest.approx(range(count))
