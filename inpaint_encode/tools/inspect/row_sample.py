@@ -24,7 +24,7 @@ from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.reader import DataFile, Output, as_rows
 from inpaint_encode.stores import storage
 
-__all__ = ["THREADS", "PlainColumns", "RowGroup", "RowLocation", "RowSample", "read_row"]
+__all__ = ["MAX_FILES", "THREADS", "PlainColumns", "RowGroup", "RowLocation", "RowSample", "read_row"]
 
 MAX_FILES = 100
 """Data files that are opened."""
@@ -39,7 +39,7 @@ _MAX_NEIGHBORS = 32
 """Rows of one group whose latents are read, as long as there are enough groups."""
 
 THREADS = 16
-"""Files that are read concurrently."""
+"""Files and row groups that are read concurrently."""
 
 _PLAIN = {"source_height": pa.int32(), "source_width": pa.int32(), "mask_coverage": pa.float32()}
 _PLAIN |= {"precision": pa.string(), "tiled": pa.bool_()}
