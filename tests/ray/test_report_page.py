@@ -190,7 +190,7 @@ class TestGallery:
         rows = {row["key"]: row for file in data.output.files for row in _rows(data.output, file)}
         checked = 0
         for card in (card for card in data.gallery.cards if card.psnr is not None):
-            row = rows[card.key]
+            row = rows[card.row["key"]]
             file = Image.open(io.BytesIO(storage.read(row["image_uri"]).data))
             if "icc_profile" in file.info:
                 continue  # its colors are converted
@@ -247,10 +247,11 @@ class TestCommands:
 
     def test_show_prints_a_row(self, output, data, shell, tmp_path):
         card = next(card for card in data.gallery.cards if card.psnr is not None)
-        done = shell("show", output, card.key, "--picture", tmp_path / "row.png")
+        key = card.row["key"]
+        done = shell("show", output, key, "--picture", tmp_path / "row.png")
         assert done.returncode == 0, done.stderr
         lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-        assert f"key {card.key}" in lines
+        assert f"key {key}" in lines
         assert f"PSNR {card.psnr:.1f} dB, decoded image against the source, outside noise_mask" in lines
         assert any(line.startswith("samples float32, 4 x") for line in lines)
         assert f"picture: {tmp_path / 'row.png'}" in lines
@@ -260,10 +261,11 @@ class TestCommands:
     def test_show_prints_a_row_without_its_source(self, output, data, shell, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (card,) = (card for card in data.gallery.cards if card.missing)
-        done = shell("show", output, card.key, "--no-decode")
+        key = card.row["key"]
+        done = shell("show", output, key, "--no-decode")
         assert done.returncode == 0, done.stderr
         assert "missing: its image or mask was deleted" in done.stdout and "not decoded: --no-decode" in done.stdout
-        assert (tmp_path / f"{card.key.replace('/', '-')}.png").exists()
+        assert (tmp_path / f"{key.replace('/', '-')}.png").exists()
 
     def test_show_refuses_an_unknown_key(self, output, shell, tmp_path):
         done = shell("show", output, "000/00000")

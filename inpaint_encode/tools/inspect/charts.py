@@ -1,125 +1,123 @@
-"""Charts of the page: positions of bars, points and ticks, which the page's template draws as SVG."""
+"""Charts of the page, in the quantities that they show, and their positions in an SVG that the template draws."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .latent_statistics import ChannelStatistics
 
-__all__ = ["Bar", "Chart", "Tick", "channels_chart", "histogram", "rate_chart"]
+__all__ = ["Chart", "channels_chart", "histogram", "rate_chart"]
 
-Values = Sequence[float] | NDArray[Any]
-
-_WIDTH, _HEIGHT = 420, 230
-_RIGHT, _TOP, _BOTTOM = _WIDTH - 22, 30, _HEIGHT - 46
-"""Edges of the plot, in the units of the SVG's view box; its left edge depends on the labels of the y axis."""
-
-_DIGIT = 7.5
-"""Width of a digit in a tick's label."""
-
-_GAP = 0.08
-"""Share of a bar's width that is left free."""
+_FILLED = 0.92
+"""Share of the space between two bars' centers that a bar fills."""
 
 _TIME_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
-
-class Tick(NamedTuple):
-    """A labeled position on an axis."""
-
-    at: float
-    label: str
-
-
-class Bar(NamedTuple):
-    """A rectangle: its upper left corner and its size."""
-
-    x: float
-    y: float
-    width: float
-    height: float
+Ticks = list[tuple[float, str]]
+"""Values on an axis and their labels."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, in the units of the SVG's view box."""
+    """A chart in values; `x` and `y` convert them to the units of the SVG's view box."""
 
     title: str
     note: str
-    """Caption below the chart."""
+    """Caption below the chart: the main figures in a sentence."""
     x_label: str
     y_label: str
-    left: float
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    bars: list[Bar]
-    points: list[tuple[float, float]]
-    width: int = _WIDTH
-    height: int = _HEIGHT
-    right: int = _RIGHT
-    bottom: int = _BOTTOM
+    x_range: tuple[float, float]
+    """Smallest and largest value on the x axis; the y axis reaches from its first to its last tick."""
+    x_ticks: Ticks
+    y_ticks: Ticks
+    bars: list[tuple[float, float, float, float]]
+    """Left, right, lower and upper value."""
+    points: Sequence[tuple[float, float]] = ()
+    width: ClassVar = 420
+    height: ClassVar = 230
+    right: ClassVar = 398
+    top: ClassVar = 30
+    bottom: ClassVar = 184
+
+    @property
+    def left(self) -> float:
+        """Left edge of the plot: the labels of the y axis need the space before it."""
+        return 12 + 7.5 * max(len(label) for _, label in self.y_ticks)  # a digit is 7.5 wide
+
+    def x(self, value: float) -> float:
+        """Return the horizontal position of a value."""
+        low, high = self.x_range
+        return round(float(self.left + (value - low) * (self.right - self.left) / ((high - low) or 1.0)), 1)
+
+    def y(self, value: float) -> float:
+        """Return the vertical position of a value."""
+        low, high = self.y_ticks[0][0], self.y_ticks[-1][0]
+        return round(float(self.bottom - (value - low) * (self.bottom - self.top) / (high - low)), 1)
 
 
-def histogram(title: str, note: str, counts: Values, edges: Values, x_label: str, *, percent: bool = False) -> Chart:
-    """Draw the number of rows in each bin.
-
-    Args:
-        title: heading of the chart.
-        note: the main figures in a sentence.
-        counts: rows in each bin.
-        edges: limits of the bins, one more than ``counts``, ascending.
-        x_label: quantity on the x axis.
-        percent: label the x axis, 0 to 1, in percent.
-    """
-    bars = [(low, high, 0, count) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)]
+def histogram(
+    title: str, note: str, counts: NDArray[Any], edges: NDArray[Any], x_label: str, *, percent: bool = False
+) -> Chart:
+    """Draw the rows of each bin, whose ``edges`` ascend. ``percent``: label the x axis, 0 to 1, in percent."""
     x_ticks = _ticks(edges[0], edges[-1], inside=True)
     if percent:
         x_ticks = [(value, f"{value:.0%}") for value, _ in x_ticks]
     y_ticks = _ticks(0, max(counts), integer=True)
-    return _layout(title, note, (x_label, "rows"), (edges[0], edges[-1]), x_ticks, y_ticks, bars)
+    return Chart(title, note, x_label, "rows", (edges[0], edges[-1]), x_ticks, y_ticks, _bars(edges, counts))
 
 
-def rate_chart(title: str, note: str, seconds: NDArray[Any], pairs: NDArray[Any]) -> Chart:
+def rate_chart(marks: Sequence[Sequence[float]]) -> Chart:
     """Draw pairs per second over the time of a run.
 
+    The pairs are interpolated at equal steps: two chunks may be done in the same millisecond, which gives no rate.
+
     Args:
-        title: heading of the chart.
-        note: the main figures in a sentence.
-        seconds: moments since the start of the run, ascending.
-        pairs: pairs that were done at each moment.
+        marks: seconds since the start of the run, ascending, and the pairs that were done then.
     """
+    seconds, pairs = (np.array(values, float) for values in zip(*marks, strict=True))
+    note = f"Pairs per second after the first chunk, mean {(pairs[-1] - pairs[0]) / (seconds[-1] - seconds[0]):,.1f}."
+    steps = np.linspace(seconds[0], seconds[-1], min(60, len(seconds) - 1) + 1)  # at most 60 bars
+    rates = np.diff(np.interp(steps, seconds, pairs)) / np.diff(steps)
     unit, name = next((unit, name) for unit, name in _TIME_UNITS if seconds[-1] >= 2 * unit or unit == 1)
-    rates, moments = np.diff(pairs) / np.diff(seconds), seconds / unit
-    bars = [(low, high, 0, rate) for low, high, rate in zip(moments[:-1], moments[1:], rates, strict=True)]
-    labels = (f"{name} since the start of the run", "pairs/s")
-    x_ticks = _ticks(0, moments[-1], inside=True)
-    return _layout(title, note, labels, (0, moments[-1]), x_ticks, _ticks(0, max(rates)), bars)
+    moments, x_label = steps / unit, f"{name} since the start of the run"
+    x_ticks, y_ticks = _ticks(0, moments[-1], inside=True), _ticks(0, max(rates))
+    bars = _bars(moments, rates)
+    return Chart("Rate over time", note, x_label, "pairs/s", (0, moments[-1]), x_ticks, y_ticks, bars)
 
 
-def channels_chart(title: str, note: str, channels: ChannelStatistics) -> Chart:
+def channels_chart(channels: ChannelStatistics) -> Chart:
     """Draw each channel's mean as a point and its 1% to 99% range as a bar."""
+    means = f"Channel means are between {channels.mean.min():.2f} and {channels.mean.max():.2f}."
+    reach = f"Histograms in the table span {channels.edges[0]:.2f} to {channels.edges[-1]:.2f}."
+    note = f"Points are means, bars span the 1% to 99% quantiles. {means} {reach}"
     count = len(channels.mean)
-    half = min(6, 160 / count) * count / (2 * (_RIGHT - 40))  # bars are at most 6 wide
+    half = _FILLED * min(6, 160 / count) * count / (2 * (Chart.right - 40))  # bars are at most 6 wide
     ranges = zip(range(count), channels.low, channels.high, strict=True)
     bars = [(number - half, number + half, low, high) for number, low, high in ranges]
-    x_ticks = _ticks(0, count - 1, inside=True, integer=True)
+    x_range, x_ticks = (-0.6, count - 0.4), _ticks(0, count - 1, inside=True, integer=True)
     y_ticks = _ticks(min(channels.low.min(), 0), max(channels.high.max(), 0))
-    labels, points = ("channel", "value"), enumerate(channels.mean)
-    return _layout(title, note, labels, (-0.6, count - 0.4), x_ticks, y_ticks, bars, points)
+    points = list(enumerate(channels.mean))
+    return Chart("Values by channel", note, "channel", "value", x_range, x_ticks, y_ticks, bars, points)
 
 
-def _ticks(low: float, high: float, *, inside: bool = False, integer: bool = False) -> list[tuple[float, str]]:
-    """Return round values with labels, about six.
+def _bars(edges: NDArray[Any], heights: NDArray[Any]) -> list[tuple[float, float, float, float]]:
+    gaps = (1 - _FILLED) / 2 * np.diff(edges)
+    return [(*sides, 0, height) for *sides, height in zip(edges[:-1] + gaps, edges[1:] - gaps, heights, strict=True)]
+
+
+def _ticks(low: float, high: float, *, inside: bool = False, integer: bool = False) -> Ticks:
+    """Return about six round values from ``low`` to ``high``, with labels.
 
     Args:
         low: smallest value on the axis.
         high: largest value on the axis.
-        inside: only values between these; otherwise the first and last tick enclose them.
+        inside: all values are from ``low`` to ``high``; otherwise the first and the last enclose them.
         integer: whole numbers only.
     """
     least = max((high - low) / 6, 1.0 if integer else 1e-9)
@@ -133,52 +131,3 @@ def _ticks(low: float, high: float, *, inside: bool = False, integer: bool = Fal
         last = max(last, first + 1)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return [(number * step, f"{number * step:,.{decimals}f}") for number in range(first, last + 1)]
-
-
-def _layout(
-    title: str,
-    note: str,
-    labels: tuple[str, str],
-    x_range: tuple[float, float],
-    x_ticks: list[tuple[float, str]],
-    y_ticks: list[tuple[float, str]],
-    bars: Iterable[tuple[float, float, float, float]],
-    points: Iterable[tuple[float, float]] = (),
-) -> Chart:
-    """Convert values to positions.
-
-    Args:
-        title: heading of the chart.
-        note: caption of the chart.
-        labels: of the x and the y axis.
-        x_range: smallest and largest value on the x axis; the y axis reaches from its first to its last tick.
-        x_ticks: values and labels.
-        y_ticks: values and labels.
-        bars: left, right, lower and upper value.
-        points: x and y.
-    """
-    left = 12 + _DIGIT * max(len(label) for _, label in y_ticks)
-    x_scale = (_RIGHT - left) / ((x_range[1] - x_range[0]) or 1.0)
-    y_scale = (_BOTTOM - _TOP) / (y_ticks[-1][0] - y_ticks[0][0])
-
-    def across(x: float) -> float:
-        return round(float(left + (x - x_range[0]) * x_scale), 1)
-
-    def up(y: float) -> float:
-        return round(float(_BOTTOM - (y - y_ticks[0][0]) * y_scale), 1)
-
-    def bar(start: float, end: float, bottom: float, top: float) -> Bar:
-        gap = (end - start) * _GAP
-        width, height = round(float((end - start - gap) * x_scale), 1), round(up(bottom) - up(top), 1)
-        return Bar(across(start + gap / 2), up(top), width, height)
-
-    return Chart(
-        title,
-        note,
-        *labels,
-        left,
-        x_ticks=[Tick(across(x), label) for x, label in x_ticks],
-        y_ticks=[Tick(up(y), label) for y, label in y_ticks],
-        bars=[bar(*values) for values in bars],
-        points=[(across(x), up(y)) for x, y in points],
-    )

@@ -5,8 +5,8 @@ No row is read and neither torch nor Ray is imported, whatever the output's size
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,53 +21,23 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
 from inpaint_encode.schema import TENSORS, is_packed
-from inpaint_encode.settings import format_value
 from inpaint_encode.stores.redaction import redacted
 
-from .summary import SETTING_DEFAULTS, VAE_FIELDS, OutputCounts, count_output, writable_uri
+from .summary import SETTING_DEFAULTS, VAE_FIELDS, count_output, describe_value, writable_uri
 
-__all__ = ["Column", "OutputInfo", "print_info", "read_info"]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the rows."""
-
-    name: str
-    type: str
-    shape: str
-    """Empty for plain values."""
-    bytes: int
-    """Compressed, in the first file."""
+__all__ = ["print_info", "read_info"]
 
 
-@dataclass(frozen=True)
-class OutputInfo:
-    """Description of an output."""
-
-    output: str
-    counts: OutputCounts
-    columns: tuple[Column, ...]
-    rows_in_first_file: int
-    vae: dict[str, Any]
-    settings: dict[str, Any]
-    """Settings of rows: `inpaint_encode.settings.RowSettings` and the recorded part of `Decoding`."""
-    source: dict[str, Any]
-    """Options of the source that were set."""
-    versions: dict[str, str]
-    contract: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        values = asdict(self)
-        return values | {"rejected_by_error": values["counts"].pop("rejected_by_error")}
-
-
-def read_info(output: str) -> OutputInfo:
+def read_info(output: str) -> dict[str, Any]:
     """Describe an output, finished or not.
 
     Args:
         output: folder or prefix that a job wrote.
+
+    Returns:
+        Plain values, which ``--as-json`` prints: ``counts``, the fields of `OutputCounts`; ``columns``, with their
+        compressed bytes in the first file, which has ``rows_in_first_file``; ``vae``; ``settings`` of the rows;
+        ``source``, the options of the source that were set; ``versions``; ``contract``.
 
     Raises:
         UsageError: ``output`` cannot be an output, has no data file, or has files that are not from encode.
@@ -83,21 +53,24 @@ def read_info(output: str) -> OutputInfo:
     metadata = opened.metadata
     with opened.parquet(opened.files[0]) as file:
         footer, schema = file.metadata, file.schema_arrow
+    counts = asdict(count_output(opened))
+    rejected_by_error = counts.pop("rejected_by_error")
     source = {name: value for name, value in opened.job.get("source", {}).items() if value}
-    return OutputInfo(
-        output=opened.uri,
-        counts=count_output(opened),
-        columns=tuple(_columns(schema, footer, metadata)),
-        rows_in_first_file=footer.num_rows,
-        vae={name: getattr(metadata.vae, name) for name in VAE_FIELDS},
-        settings={name: getattr(metadata, name) for name in SETTING_DEFAULTS},
-        source={name: redacted(value) if isinstance(value, str) else value for name, value in source.items()},
-        versions=dict(metadata.versions),
-        contract=metadata.contract,
-    )
+    return {
+        "output": opened.uri,
+        "counts": counts,
+        "columns": list(_columns(schema, footer, metadata)),
+        "rows_in_first_file": footer.num_rows,
+        "vae": {name: getattr(metadata.vae, name) for name in VAE_FIELDS},
+        "settings": {name: getattr(metadata, name) for name in SETTING_DEFAULTS},
+        "source": {name: redacted(value) if isinstance(value, str) else value for name, value in source.items()},
+        "versions": dict(metadata.versions),
+        "contract": metadata.contract,
+        "rejected_by_error": rejected_by_error,
+    }
 
 
-def _columns(schema: pa.Schema, footer: pq.FileMetaData, metadata: RowMetadata) -> Iterator[Column]:
+def _columns(schema: pa.Schema, footer: pq.FileMetaData, metadata: RowMetadata) -> Iterator[dict[str, Any]]:
     sizes: dict[str, int] = {}
     for group in range(footer.num_row_groups):
         for leaf in range(footer.num_columns):
@@ -105,7 +78,8 @@ def _columns(schema: pa.Schema, footer: pq.FileMetaData, metadata: RowMetadata) 
             name = chunk.path_in_schema.partition(".")[0]
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
     for field in schema:
-        yield Column(field.name, *type_and_shape(field, metadata), sizes.get(field.name, 0))
+        kind, shape = type_and_shape(field, metadata)
+        yield {"name": field.name, "type": kind, "shape": shape, "bytes": sizes.get(field.name, 0)}
 
 
 def type_and_shape(field: pa.Field, metadata: RowMetadata) -> tuple[str, str]:
@@ -125,54 +99,44 @@ def type_and_shape(field: pa.Field, metadata: RowMetadata) -> tuple[str, str]:
     return f"tensor of {np.dtype(kind.field('data').type.value_type.to_pandas_dtype()).name}", shape
 
 
-def print_info(info: OutputInfo, console: Console) -> None:
-    """Print counts and sizes, columns, the VAE, settings, source and versions."""
-    console.print(f"[bold]{escape(info.output)}[/]: {escape(info.counts.state)}", highlight=False)
-    console.print(_table(_count_lines(info)), _columns_table(info), highlight=False)
-    vae = {name: str(value)[:12] if name.endswith("sha256") else value for name, value in info.vae.items()}
-    sections = {
-        "VAE": [(name, escape(format_value(value))) for name, value in vae.items()],
-        f"settings, contract {info.contract}": [(name, _setting(name, value)) for name, value in info.settings.items()],
-        "source": [(name, escape(str(value))) for name, value in info.source.items()],
-        "versions": [(", ".join(f"{name} {value}" for name, value in info.versions.items()), "")],
-    }
-    for title, lines in sections.items():
-        if lines:
-            console.print(f"\n[bold]{title}[/]", _table(lines), highlight=False)
+def print_info(info: Mapping[str, Any], console: Console) -> None:
+    """Print counts and sizes, columns, the VAE, settings, source and versions, as `read_info` returned them."""
+    console.print(f"[bold]{escape(info['output'])}[/]: {escape(info['counts']['state'])}", highlight=False)
+    columns = Table("\ncolumn", "\ntype", "\nshape", "bytes per row\nin the first file", box=None, pad_edge=False)
+    columns.columns[3].justify = "right"
+    for column in info["columns"]:
+        each = column["bytes"] / max(1, info["rows_in_first_file"])
+        columns.add_row(*(escape(column[name]) for name in ("name", "type", "shape")), f"{each:,.0f}")
+    console.print(_table(_count_lines(info)), columns, highlight=False)
+    vae = {name: value[:12] if name.endswith("sha256") else value for name, value in info["vae"].items()}
+    console.print("\n[bold]VAE[/]", _table(vae.items()), highlight=False)
+    settings = _table(info["settings"].items(), SETTING_DEFAULTS)
+    console.print(f"\n[bold]settings, contract {info['contract']}[/]", settings, highlight=False)
+    if info["source"]:
+        console.print("\n[bold]source[/]", _table(info["source"].items()), highlight=False)
+    versions = ", ".join(f"{name} {value}" for name, value in info["versions"].items())
+    console.print(f"\n[bold]versions[/]\n{escape(versions)}", highlight=False)
 
 
-def _count_lines(info: OutputInfo) -> Iterator[tuple[str, str]]:
-    counts = info.counts
-    if counts.planned is not None:
-        yield "pairs planned", f"{counts.planned:,}"
-    if counts.encoded is None:
+def _count_lines(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    counts = info["counts"]
+    if counts["planned"] is not None:
+        yield "pairs planned", f"{counts['planned']:,}"
+    if counts["encoded"] is None:
         yield "rows", "not counted; the run that finishes writes their number"
     else:
-        yield "rows", f"{counts.encoded:,}"
-        reasons = ", ".join(f"{count:,} {error}" for error, count in counts.rejected_by_error.items())
-        yield "rejected", f"{counts.rejected:,}{f' ({reasons})' if reasons else ''}"
-    yield "files", f"{counts.files:,}, {info.rows_in_first_file:,} rows in the first"
-    each = f", {decimal(round(counts.bytes / counts.encoded))} per row" if counts.encoded else ""
-    yield "size", f"{decimal(counts.bytes)}{each}"
+        yield "rows", f"{counts['encoded']:,}"
+        reasons = ", ".join(f"{count:,} {error}" for error, count in info["rejected_by_error"].items())
+        yield "rejected", f"{counts['rejected']:,}{f' ({reasons})' if reasons else ''}"
+    yield "files", f"{counts['files']:,}, {info['rows_in_first_file']:,} rows in the first"
+    each = f", {decimal(round(counts['bytes'] / counts['encoded']))} per row" if counts["encoded"] else ""
+    yield "size", f"{decimal(counts['bytes'])}{each}"
 
 
-def _columns_table(info: OutputInfo) -> Table:
-    table = Table("\ncolumn", "\ntype", "\nshape", "bytes per row\nin the first file", box=None, pad_edge=False)
-    table.columns[3].justify = "right"
-    for column in info.columns:
-        each = column.bytes / max(1, info.rows_in_first_file)
-        table.add_row(escape(column.name), escape(column.type), escape(column.shape), f"{each:,.0f}")
-    return table
-
-
-def _setting(name: str, value: Any) -> str:
-    words = escape(str(value).lower() if isinstance(value, bool) else format_value(value))
-    return words if value != SETTING_DEFAULTS[name] else f"{words} [dim]default[/]"
-
-
-def _table(lines: Iterable[tuple[str, str]]) -> Table:
-    """Return a table of names, which are escaped here, and values in rich's markup."""
+def _table(lines: Iterable[tuple[str, Any]], defaults: Mapping[str, Any] | None = None) -> Table:
+    """Return a table of names and values; values that equal their default are marked."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in lines:
-        table.add_row(escape(name), value)
+        is_default = defaults is not None and value == defaults[name]
+        table.add_row(escape(name), escape(describe_value(value)) + (" [dim]default[/]" if is_default else ""))
     return table

@@ -24,9 +24,6 @@ __all__ = [
     "row_statistics",
 ]
 
-_BINS = 40
-"""Bins of a channel's histogram."""
-
 UNUSUAL = 5.0
 """Robust standard deviations from the median at which a row counts as unusual."""
 
@@ -38,16 +35,14 @@ _CELLS = 64
 
 
 class RowStatistics(NamedTuple):
-    """Statistics of one row's latent; arrays have one value per channel ``[C]``."""
+    """Statistics of one row's latent."""
 
     location: RowLocation
     key: str
     cells: int
     """Values of each channel."""
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-    minimum: NDArray[np.float64]
-    maximum: NDArray[np.float64]
+    figures: NDArray[np.float64]
+    """``[4, C]``: mean, standard deviation, minimum and maximum of each channel."""
     sample: NDArray[np.float32]
     """``[C, n]``, the same randomly drawn cells of each channel; all of a small latent."""
 
@@ -58,15 +53,15 @@ class ChannelStatistics(NamedTuple):
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     minimum: NDArray[np.float64]
-    maximum: NDArray[np.float64]
     low: NDArray[np.float64]
     """1% quantile of the kept cells."""
     high: NDArray[np.float64]
     """99% quantile of the kept cells."""
+    maximum: NDArray[np.float64]
     counts: NDArray[np.int64]
-    """``[C, bins]``, histogram of the kept cells; all channels have the same bins."""
+    """``[C, 40]``, histogram of the kept cells; all channels have the same bins."""
     edges: NDArray[np.float64]
-    """``[bins + 1]``, from the smallest ``low`` to the largest ``high``."""
+    """``[41]``, from the smallest ``low`` to the largest ``high``."""
 
 
 class Outlier(NamedTuple):
@@ -93,43 +88,39 @@ def row_statistics(location: RowLocation, row: Mapping[str, Any], metadata: RowM
         return None
     count = cells.shape[1]
     kept = np.arange(count) if count <= _CELLS else np.random.default_rng(location.row).integers(0, count, _CELLS)
-    figures = (cells.mean(axis=1), cells.std(axis=1), cells.min(axis=1), cells.max(axis=1))
-    return RowStatistics(location, row["key"], count, *figures, cells[:, kept].astype(np.float32))
+    figures = np.stack([cells.mean(axis=1), cells.std(axis=1), cells.min(axis=1), cells.max(axis=1)])
+    return RowStatistics(location, row["key"], count, figures, cells[:, kept].astype(np.float32))
 
 
 def channel_statistics(rows: Sequence[RowStatistics]) -> ChannelStatistics:
     """Combine the statistics of at least one row."""
     weights = np.array([row.cells for row in rows])
-    means, stds = np.stack([row.mean for row in rows]), np.stack([row.std for row in rows])
+    means, stds, minima, maxima = np.stack([row.figures for row in rows], axis=1)
     mean = np.average(means, axis=0, weights=weights)
     std = np.sqrt(np.average(stds**2 + (means - mean) ** 2, axis=0, weights=weights))
-    minimum, maximum = np.min([row.minimum for row in rows], axis=0), np.max([row.maximum for row in rows], axis=0)
     kept = np.concatenate([row.sample for row in rows], axis=1).astype(np.float64)
     low, high = np.quantile(kept, [0.01, 0.99], axis=1)
-    edges = np.linspace(low.min(), max(high.max(), low.min() + 1e-6), _BINS + 1)
+    edges = np.linspace(low.min(), max(high.max(), low.min() + 1e-6), 41)
     counts = np.stack([np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] for values in kept])
-    return ChannelStatistics(mean, std, minimum, maximum, low, high, counts, edges)
+    return ChannelStatistics(mean, std, minima.min(axis=0), low, high, maxima.max(axis=0), counts, edges)
 
 
-def find_outliers(rows: Sequence[RowStatistics], limit: int) -> list[Outlier]:
-    """Return rows with a channel whose mean or spread is far from that of the other rows, the farthest first.
+def find_outliers(rows: Sequence[RowStatistics]) -> list[Outlier]:
+    """Return up to 10 rows with a channel whose mean or spread is far from that of other rows, the farthest first.
 
     The distance is measured in robust standard deviations, 1.4826 times the median distance from the median, so that
-    outliers do not hide each other. A figure that is equal in most rows is ignored: its robust deviation is 0.
-
-    Args:
-        rows: statistics of the rows; fewer than `MIN_ROWS` have no outliers.
-        limit: most rows to return.
+    outliers do not hide each other. A figure that is equal in most rows is ignored: its robust deviation is 0. Fewer
+    than `MIN_ROWS` rows have no outliers.
     """
     if len(rows) < MIN_ROWS:
         return []
-    figures = np.stack([(row.mean, row.std) for row in rows])
+    figures = np.stack([row.figures[:2] for row in rows])
     median = np.median(figures, axis=0)
     deviation = 1.4826 * np.median(np.abs(figures - median), axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.where(deviation > 1e-6, np.abs(figures - median) / deviation, 0.0)
     outliers = []
-    for number in np.argsort(-scores.max(axis=(1, 2)), kind="stable")[:limit]:
+    for number in np.argsort(-scores.max(axis=(1, 2)), kind="stable")[:10]:
         kind, channel = np.unravel_index(scores[number].argmax(), scores[number].shape)
         value, usual, spread = (float(of[kind, channel]) for of in (figures[number], median, deviation))
         score = float(scores[number, kind, channel])

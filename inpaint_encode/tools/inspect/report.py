@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,26 +16,21 @@ from .page import render
 from .page_data import collect_page_data
 from .summary import writable_uri
 
-__all__ = ["WrittenPage", "print_report", "write_page"]
+__all__ = ["print_report", "write_page"]
 
 _COUNTS = ("pairs", "encoded", "rejected", "files", "data_bytes", "unpaired_images", "unpaired_masks", "ignored_files")
 
 
-class WrittenPage(NamedTuple):
-    """A page that was written."""
-
-    uri: str
-    size: int
-    """In bytes."""
-
-
-def write_page(output: str, options: ReportOptions, on_status: Callable[[str], None]) -> WrittenPage:
+def write_page(output: str, options: ReportOptions, on_status: Callable[[str], None]) -> str:
     """Read a sample of an output and write the page.
 
     Args:
         output: folder or prefix that a job wrote.
         options: of the command.
         on_status: called with a line before each step.
+
+    Returns:
+        The page's URI and size, to print.
 
     Raises:
         UsageError: there is no output, it has no data file, or the page cannot be written there.
@@ -45,7 +40,7 @@ def write_page(output: str, options: ReportOptions, on_status: Callable[[str], N
     uri = writable_uri(options.html, "--html")
     page = render(collect_page_data(output, options, on_status)).encode()
     storage.write(uri, page)
-    return WrittenPage(uri, len(page))
+    return f"{uri}: {len(page):,} bytes"
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
@@ -54,25 +49,21 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     counters: dict[str, float] = this["counters"]
     seconds = {name.removesuffix("_s"): value for name, value in counters.items() if name.endswith("_s")}
     others = {name: value for name, value in counters.items() if not name.endswith("_s")}
-    console.print(_table("output", {name: report[name] for name in _COUNTS}))
+
+    def print_table(title: str, values: Mapping[str, float], digits: int = 0, *, largest_first: bool = False) -> None:
+        table = Table(title, "", box=None, pad_edge=False)
+        table.columns[1].justify = "right"
+        for name, value in sorted(values.items(), key=lambda item: -item[1] if largest_first else 0):
+            table.add_row(escape(name), f"{value:,.{digits}f}")
+        console.print(table)
+
+    print_table("output", {name: report[name] for name in _COUNTS})
     if report["rejected_by_error"]:
-        console.print(_table("rejected for", _largest_first(report["rejected_by_error"])))
+        print_table("rejected for", report["rejected_by_error"], largest_first=True)
     ran = f"{this['encoded'] + this['rejected']:,} pairs in {this['seconds']:,.1f} s, {this['pairs_per_second']:,.1f}/s"
     console.print(f"the run that finished {escape(report['finished'])}: {ran}", highlight=False)
     if warning := this["masks"]["warning"]:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     if counters:
-        console.print(_table("seconds of all workers", _largest_first(seconds), digits=1))
-        console.print(_table("counters", others))
-
-
-def _largest_first(counts: Mapping[str, float]) -> dict[str, float]:
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
-
-
-def _table(title: str, values: Mapping[str, float], digits: int = 0) -> Table:
-    table = Table(title, "", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
-    for name, value in values.items():
-        table.add_row(escape(name), f"{value:,.{digits}f}")
-    return table
+        print_table("seconds of all workers", seconds, digits=1, largest_first=True)
+        print_table("counters", others)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,76 +20,58 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 
 from .latent_statistics import latent_of
-from .pictures import RowPixels
+from .pictures import InspectedRow
 
-__all__ = ["InspectedRow", "RowInspector", "load_decoder"]
+__all__ = ["RowInspector", "load_decoder"]
 
 Decoder = Callable[[NDArray[Any]], NDArray[np.uint8]]
 """Returns levels ``[H, W, 3]`` of a latent ``[C, h, w]``."""
 
 
-class InspectedRow(NamedTuple):
-    """A row with its pixels."""
-
-    row: dict[str, Any]
-    """All columns, as `as_rows` returns them."""
-    pixels: RowPixels
-    missing: list[str]
-    """What is not available and why, in sentences."""
-
-
-@dataclass
 class RowInspector:
-    """Inspects rows of one output, one after another.
+    """Inspects rows of one output, one after another, with the access options of its job.
 
     Args:
-        metadata: of the rows.
-        reader: reads sources with the access options of the job.
-        decoder: decodes latents; None if they are not decoded.
-        not_decoded: why latents are not decoded; empty if they are.
+        output: the output.
+        options: whether to decode latents, and with which VAE.
+        on_status: called with a line before the VAE is loaded.
         max_pixels: larger rows are not decoded.
     """
 
-    metadata: RowMetadata
-    reader: PairReader
-    decoder: Decoder | None = None
-    not_decoded: str = ""
-    max_pixels: int = sys.maxsize
-    _unavailable: dict[str, str] = field(default_factory=dict)
-    """Errors of stores that did not respond, which are not asked again."""
+    not_decoded = ""
+    """Why latents are not decoded; empty if they are."""
 
-    @classmethod
-    def open(
-        cls, output: Output, options: LatentDecoding, on_status: Callable[[str], None], max_pixels: int = sys.maxsize
-    ) -> RowInspector:
-        """Return an inspector for an output, with its VAE if that is requested and can be loaded."""
-        reader = PairReader(Access(**output.job.get("access", {})))
-        inspector = cls(output.metadata, reader, max_pixels=max_pixels)
+    def __init__(
+        self, output: Output, options: LatentDecoding, on_status: Callable[[str], None], max_pixels: int = sys.maxsize
+    ) -> None:
+        self._metadata, self._max_pixels = output.metadata, max_pixels
+        self._reader = PairReader(Access(**output.job.get("access", {})))
+        self._decoder: Decoder | None = None
+        self._unavailable: dict[str, str] = {}  # errors of stores that did not respond, which get no more requests
         if not options.decode:
-            inspector.not_decoded = "--no-decode was given"
-            return inspector
+            self.not_decoded = "--no-decode was given"
+            return
         source = options.vae or output.job.get("vae_source") or output.metadata.vae.vae_source
         on_status(f"loading the VAE {source}")
         try:
-            inspector.decoder = load_decoder(source, output.metadata)
+            self._decoder = load_decoder(source, output.metadata)
         except EncodeError as error:
-            inspector.not_decoded = str(error)
+            self.not_decoded = str(error)
         except RuntimeError as error:  # from torch: a job may have filled the GPU
-            inspector.not_decoded = f"the VAE cannot be moved to the device ({str(error).splitlines()[0]})"
-        return inspector
+            self.not_decoded = f"the VAE cannot be moved to the device ({str(error).splitlines()[0]})"
 
-    def inspect(self, row: dict[str, Any]) -> InspectedRow:
+    def inspect(self, row: Mapping[str, Any]) -> InspectedRow:
         """Inspect one row, given as `as_rows` returns it."""
         missing: list[str] = []
         image, mask = self._read_source(row, missing)
-        latent = latent_of(row, self.metadata)
+        latent = latent_of(row, self._metadata)
         noise_mask = row["noise_mask"][0]
         if image is not None and image.shape[:2] != noise_mask.shape:
             now, before = format_size(*image.shape[:2]), format_size(*noise_mask.shape)
             missing.append(f"its source now gives {now} pixels, but the row has {before}")
             image = mask = None
         decoded = self._decode(latent, noise_mask.shape, missing)
-        return InspectedRow(row, RowPixels(row["key"], image, mask, noise_mask, latent, decoded), missing)
+        return InspectedRow(row, image, mask, noise_mask, latent, decoded, missing)
 
     def _read_source(
         self, row: Mapping[str, Any], missing: list[str]
@@ -100,11 +81,11 @@ class RowInspector:
             missing.append(f"its source is not fetched: {store} did not respond ({self._unavailable[store]})")
             return None, None
         try:
-            sources = self.reader.refetch(row)
+            sources = self._reader.refetch(row)
             if sources is None:
                 missing.append("its image or mask was deleted or has changed since it was encoded")
                 return None, None
-            decoder = PairDecoder.of(self.metadata, max_pixels=sys.maxsize)
+            decoder = PairDecoder.of(self._metadata, max_pixels=sys.maxsize)
             image_file, mask_file = sources
             image = decoder.image(image_file.data)
             return image.pixels, decoder.mask(mask_file.data, image)
@@ -117,13 +98,13 @@ class RowInspector:
         return None, None
 
     def _decode(self, latent: NDArray[Any], size: tuple[int, ...], missing: list[str]) -> NDArray[np.uint8] | None:
-        if self.decoder is None:
+        if self._decoder is None:
             return None
-        if size[0] * size[1] > self.max_pixels:
-            missing.append(f"not decoded: it has more than {self.max_pixels:,} pixels; use `show` to decode it")
+        if size[0] * size[1] > self._max_pixels:
+            missing.append(f"not decoded: it has more than {self._max_pixels:,} pixels; use `show` to decode it")
             return None
         try:
-            decoded = self.decoder(latent)
+            decoded = self._decoder(latent)
         except RuntimeError as error:  # from torch, for example out of memory
             missing.append(f"its latent cannot be decoded here: {str(error).splitlines()[0]}")
             return None

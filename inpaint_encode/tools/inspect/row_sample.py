@@ -7,8 +7,7 @@ row group are neighbors by key.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,28 +24,27 @@ from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.reader import DataFile, Output, as_rows
 from inpaint_encode.stores import storage
 
-__all__ = ["PlainColumns", "ReadLimits", "RowGroup", "RowLocation", "RowSample", "read_row"]
+__all__ = ["MAX_FILES", "THREADS", "PlainColumns", "RowGroup", "RowLocation", "RowSample", "read_row"]
 
-_THREADS = 16
+MAX_FILES = 100
+"""Data files that are opened."""
+
+MAX_ROWS = 100_000
+"""Rows whose plain columns are read."""
+
+MAX_LATENT_BYTES = 2**29
+"""Compressed bytes of the row groups whose latents are read; one group is always read."""
 
 _MAX_NEIGHBORS = 32
 """Rows of one group whose latents are read, as long as there are enough groups."""
+
+THREADS = 16
+"""Files and row groups that are read concurrently."""
 
 _PLAIN = {"source_height": pa.int32(), "source_width": pa.int32(), "mask_coverage": pa.float32()}
 _PLAIN |= {"precision": pa.string(), "tiled": pa.bool_()}
 
 _R = TypeVar("_R")
-
-
-class ReadLimits(NamedTuple):
-    """The most that is read of an output of any size."""
-
-    files: int = 100
-    """Data files."""
-    rows: int = 100_000
-    """Rows whose plain columns are read."""
-    latent_bytes: int = 2**29
-    """Compressed bytes of the row groups whose latents are read; one group is always read."""
 
 
 class RowLocation(NamedTuple):
@@ -58,12 +56,10 @@ class RowLocation(NamedTuple):
     """Number in the row group."""
 
 
-@dataclass(frozen=True, eq=False)
-class RowGroup:
-    """A row group of an opened data file."""
+class RowGroup(NamedTuple):
+    """A row group of a data file."""
 
     file: DataFile
-    parquet: pq.ParquetFile
     number: int
     rows: int
     latent_bytes: int
@@ -84,43 +80,32 @@ class PlainColumns:
     tiled: int
     """Number of rows that were encoded in tiles."""
 
-    def __len__(self) -> int:
-        return len(self.locations)
-
 
 class RowSample:
-    """Randomly drawn data files of an output, opened, and their row groups in random order.
+    """Randomly drawn data files of an output, and their row groups in random order.
 
     Args:
         output: the output.
         seed: the same seed draws the same rows of the same output.
-        limits: the most that is read.
 
     Raises:
         JobFailed: a file is damaged; the methods raise it too.
         PermissionError, OSError: from the store.
     """
 
-    def __init__(self, output: Output, seed: int, limits: ReadLimits | None = None) -> None:
+    def __init__(self, output: Output, seed: int) -> None:
         self.output, self.seed = output, seed
         self.random = random.Random(seed)  # noqa: S311 - not a secret
-        self._limits = limits or ReadLimits()
-        self.files = self.random.sample(output.files, min(self._limits.files, len(output.files)))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            self.groups = list(chain.from_iterable(pool.map(self._open, self.files)))
+        self.files = self.random.sample(output.files, min(MAX_FILES, len(output.files)))
+        with ThreadPoolExecutor(THREADS) as pool:
+            footers = list(pool.map(output.footer, self.files))
+        self.groups = [
+            RowGroup(file, number, footer.row_group(number).num_rows, _latent_bytes(footer.row_group(number)))
+            for file, footer in zip(self.files, footers, strict=True)
+            for number in range(footer.num_row_groups)
+        ]
         self.random.shuffle(self.groups)
         self.rows = sum(group.rows for group in self.groups)
-
-    def _open(self, file: DataFile) -> list[RowGroup]:
-        with translate_errors(storage.join(self.output.uri, file.path)):
-            parquet = self.output.parquet(file)
-        groups = []
-        for number in range(parquet.num_row_groups):
-            about = parquet.metadata.row_group(number)
-            columns = map(about.column, range(about.num_columns))
-            size = sum(one.total_compressed_size for one in columns if one.path_in_schema.startswith("samples."))
-            groups.append(RowGroup(file, parquet, number, about.num_rows, size))
-        return groups
 
     @property
     def is_whole(self) -> bool:
@@ -130,7 +115,7 @@ class RowSample:
     def read_plain_columns(self) -> PlainColumns:
         """Read the plain columns of whole row groups, until the limit of rows is reached."""
         ends = np.cumsum([group.rows for group in self.groups])
-        groups = self.groups[: int(np.searchsorted(ends, self._limits.rows)) + 1]
+        groups = self.groups[: int(np.searchsorted(ends, MAX_ROWS)) + 1]
         tables = self._read(groups, list(_PLAIN), lambda _, table: table)
         table = pa.concat_tables(tables) if tables else pa.schema(_PLAIN).empty_table()
         fit = lru_cache(maxsize=2**16)(Sizing.of(self.output.metadata).fit)
@@ -149,7 +134,7 @@ class RowSample:
         """Draw ``count`` rows for reading their latents, or fewer if limits or files end first."""
         most = max(_MAX_NEIGHBORS, -(-count // max(1, len(self.groups))))
         drawn: dict[RowGroup, list[int]] = {}
-        rows_left, bytes_left = count, self._limits.latent_bytes
+        rows_left, bytes_left = count, MAX_LATENT_BYTES
         for group in self.groups:
             if rows_left <= 0 or (drawn and group.latent_bytes > bytes_left):
                 break
@@ -168,30 +153,23 @@ class RowSample:
         """Call ``function`` with these columns of every drawn row, in several threads; return its results."""
 
         def convert(group: RowGroup, table: pa.Table) -> list[_R]:
-            rows = zip(drawn[group], _rows_of(table, drawn[group]), strict=True)
-            return [function(RowLocation(group.file, group.number, number), row) for number, row in rows]
+            places = [RowLocation(group.file, group.number, number) for number in drawn[group]]
+            return [function(place, _row_of(table, place.row)) for place in places]
 
         return list(chain.from_iterable(self._read(drawn, columns, convert)))
 
     def _read(
         self, groups: Iterable[RowGroup], columns: list[str], convert: Callable[[RowGroup, pa.Table], _R]
     ) -> list[_R]:
-        """Read row groups, one thread per file; return what ``convert`` returns of each, in the order of ``groups``."""
-        groups = list(groups)
-        by_file: defaultdict[DataFile, list[RowGroup]] = defaultdict(list)
-        for group in groups:
-            by_file[group.file].append(group)
+        """Read row groups in several threads; return what ``convert`` returns of each."""
 
-        def read_file(file: DataFile) -> dict[RowGroup, _R]:
-            with translate_errors(storage.join(self.output.uri, file.path)):
-                return {
-                    group: convert(group, group.parquet.read_row_group(group.number, columns=columns))
-                    for group in by_file[file]
-                }
+        def read(group: RowGroup) -> _R:
+            uri = storage.join(self.output.uri, group.file.path)
+            with translate_errors(uri), self.output.parquet(group.file) as parquet:
+                return convert(group, parquet.read_row_group(group.number, columns=columns))
 
-        with ThreadPoolExecutor(_THREADS) as pool:
-            results = {group: result for part in pool.map(read_file, by_file) for group, result in part.items()}
-        return [results[group] for group in groups]
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(read, groups))
 
 
 def read_row(output: Output, location: RowLocation) -> dict[str, Any]:
@@ -202,9 +180,13 @@ def read_row(output: Output, location: RowLocation) -> dict[str, Any]:
         PermissionError, OSError: from the store.
     """
     with translate_errors(storage.join(output.uri, location.file.path)), output.parquet(location.file) as file:
-        return next(_rows_of(file.read_row_group(location.group), [location.row]))
+        return _row_of(file.read_row_group(location.group), location.row)
 
 
-def _rows_of(table: pa.Table, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
-    for number in numbers:
-        yield from as_rows(table.slice(number, 1))
+def _row_of(table: pa.Table, number: int) -> dict[str, Any]:
+    return next(as_rows(table.slice(number, 1)))
+
+
+def _latent_bytes(group: pq.RowGroupMetaData) -> int:
+    columns = map(group.column, range(group.num_columns))
+    return sum(one.total_compressed_size for one in columns if one.path_in_schema.startswith("samples."))

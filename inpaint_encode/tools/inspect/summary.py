@@ -1,7 +1,7 @@
-"""How much an output holds and how it was made: what ``info``, ``report`` and the report page all state.
+"""What ``info``, ``report``, the report page and ``show`` share: counts, settings, and reading the job's own files.
 
-No row is read and neither torch nor Ray is imported. A listing, ``_report.json`` or receipts, ``_lease.json`` and the
-plan's marker are enough.
+No row is read and neither torch nor Ray is imported. For the counts a listing, ``_report.json`` or receipts,
+``_lease.json`` and the plan's marker are enough.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ __all__ = [
     "VAE_FIELDS",
     "OutputCounts",
     "count_output",
+    "describe_value",
     "list_paths",
     "read_report",
+    "read_table",
     "writable_uri",
 ]
 
@@ -84,36 +86,41 @@ def count_output(output: Output) -> OutputCounts:
         return OutputCounts(state, True, *counts, rejected_by_error=dict(report["rejected_by_error"]))
     state = "in progress, or its run was killed" if held else "not finished, and no run is writing to it"
     state += f"; _report.json is from the run that finished {report['finished']}" if report else ""
-    encoded, rejected = _count_receipts(output) or (None, None)
-    return OutputCounts(state, False, _count_planned(output), encoded, rejected, len(output.files), size, {})
+    plan = storage.join(output.uri, "_plan")
+    markers, planned = list_paths(plan, ".json"), None
+    if len(markers) == 1:  # later generations of a plan may repeat pairs
+        planned = int(json.loads(storage.read(storage.join(plan, markers[0])).data)["pairs"])
+    encoded, rejected = _count_receipts(output)
+    return OutputCounts(state, False, planned, encoded, rejected, len(output.files), size, {})
 
 
-def _count_planned(output: Output) -> int | None:
-    """Return the pairs of a plan with one generation; later generations may repeat pairs."""
-    prefix = storage.join(output.uri, "_plan")
-    markers = list_paths(prefix, ".json")
-    return int(json.loads(storage.read(storage.join(prefix, markers[0])).data)["pairs"]) if len(markers) == 1 else None
-
-
-def _count_receipts(output: Output) -> tuple[int, int] | None:
+def _count_receipts(output: Output) -> tuple[int, int] | tuple[None, None]:
     """Return rows and rejected pairs according to receipts; None if data files have no receipt, or there are many."""
     prefix = storage.join(output.uri, "_receipts")
     receipts = list_paths(prefix)
     if len(receipts) > MAX_RECEIPT_FILES:
-        return None
+        return None, None
     uncounted = {file.path: file.version for file in output.files}
     encoded = rejected = 0
     for path in receipts:
-        uri = storage.join(prefix, path)
-        data = storage.read(uri).data
-        with translate_errors(uri):
-            table = pq.read_table(pa.BufferReader(data), schema=RECEIPT)
-        for one in table.select(["chunk", "encoded", "rejected", "version"]).to_pylist():
+        for one in read_table(storage.join(prefix, path), RECEIPT).to_pylist():
             name = f"{path.partition('-')[0]}-{one['chunk']:08d}.parquet"
             if uncounted.get(name) == one["version"]:
                 del uncounted[name]
                 encoded, rejected = encoded + one["encoded"], rejected + one["rejected"]
-    return None if uncounted else (encoded, rejected)
+    return (None, None) if uncounted else (encoded, rejected)
+
+
+def read_table(uri: str, schema: pa.Schema) -> pa.Table:
+    """Read one of the job's own Parquet files, such as a file of rejects.
+
+    Raises:
+        JobFailed: the file is damaged.
+        PermissionError, OSError: from the store.
+    """
+    data = storage.read(uri).data
+    with translate_errors(uri):
+        return pq.read_table(pa.BufferReader(data), schema=schema)
 
 
 def list_paths(prefix: str, suffix: str = "") -> list[str]:
@@ -147,3 +154,12 @@ def writable_uri(spelled: str, option: str = "") -> str:
         return storage.normalize_uri(spelled)
     except ValueError as error:
         raise UsageError(f"{option} {error}".strip()) from None
+
+
+def describe_value(value: Any) -> str:
+    """Format a setting for people, with booleans as in a TOML file."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {one}" for name, one in value.items())
+    if value is None or value == "":
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

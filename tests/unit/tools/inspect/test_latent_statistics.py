@@ -50,7 +50,7 @@ def statistics_with(folder, odd, count=40):
 def test_an_unusual_mean_is_found(tmp_path):
     odd = latents(1, seed=9)[0]
     odd[2] += 8
-    found = find_outliers(statistics_with(tmp_path, odd), 10)
+    found = find_outliers(statistics_with(tmp_path, odd))
     assert found[0].key == "039" and found[0].location.row == 39
     assert found[0].reason.startswith(f"mean of channel 2 is {odd[2].astype(float).mean():.2f}; most rows have 2.")
     assert found[0].score > 10 and all(one.score < found[0].score for one in found[1:])
@@ -59,11 +59,11 @@ def test_an_unusual_mean_is_found(tmp_path):
 def test_an_unusual_spread_is_found(tmp_path):
     odd = latents(1, seed=9)[0]
     odd[1] = np.resize([-20, 21], odd[1].shape)
-    assert find_outliers(statistics_with(tmp_path, odd), 1)[0].reason.startswith("spread of channel 1 is 20.5")
+    assert find_outliers(statistics_with(tmp_path, odd))[0].reason.startswith("spread of channel 1 is 20.5")
 
 
 def test_few_rows_have_no_outliers(tmp_path):
-    assert find_outliers(statistics_with(tmp_path, latents(1)[0] + 100, count=19), 10) == []
+    assert find_outliers(statistics_with(tmp_path, latents(1)[0] + 100, count=19)) == []
 
 
 def test_latents_with_nan_have_no_statistics(tmp_path):

@@ -6,6 +6,7 @@ import tomllib
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.settings import LatentDecoding, ReportOptions
 from inpaint_encode.tools.inspect import row_inspector
 from inpaint_encode.tools.inspect.page import render
+from inpaint_encode.tools.inspect.page.sections import REASONS
 from inpaint_encode.tools.inspect.page_data import collect_page_data
 from tests.fabricated import JOB, data_file, latents, metadata, row, tables, write_output, write_rejects
+from tests.unit.core.decode.test_mutated import documented
 
 REPORT = {
     "finished": "2026-01-02T03:04:05+00:00",
@@ -90,6 +93,16 @@ class TestPage:
         assert "Pairs per second after the first chunk, mean 1.7." in text
         assert "Devices waited for pixels about 25% of their time." in text
         assert "fetch read files from the store 10.0 0.50" in text
+
+    def test_charts_are_drawn(self, output):
+        """The masks cover 0 to 21 of 384 pixels: 16 masks less than 4%, and 6 masks less than 8%."""
+        svg = re.search(r'<svg class="chart".*?Coverage of the grown mask.*?</svg>', html_of(output), re.DOTALL)[0]
+        drawing = ElementTree.fromstring(svg)
+        bars = [{name: float(bar.get(name)) for name in ("x", "y", "width", "height")} for bar in drawing.iter("rect")]
+        heights = [bar["height"] for bar in bars]
+        assert len(bars) == 25 and heights[0] / heights[1] == pytest.approx(16 / 6, abs=0.01) and not any(heights[2:])
+        assert all(bar["y"] + bar["height"] == pytest.approx(184) for bar in bars)
+        assert [text.text for text in drawing.iter("text")][-1] == "share of the image"
 
     def test_chunks_that_were_done_at_once_give_no_rate(self, output):
         for marks in ([[8.0, 4], [8.0, 8], [12.0, 12], [20.0, 24]], [[8.0, 4], [8.0, 24]]):
@@ -219,3 +232,7 @@ def test_dates_are_in_words(output):
     data = collect_page_data(str(output), ReportOptions(gallery=0), lambda _: None)
     assert data.created.tzinfo is UTC and data.created <= datetime.now(UTC)
     assert "Last run finished 2 January 2026, 03:04 UTC" in page_of(output)
+
+
+def test_every_reason_of_a_rejected_pair_is_explained():
+    assert REASONS.keys() == documented()

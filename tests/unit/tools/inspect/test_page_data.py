@@ -1,6 +1,7 @@
 """What the page reads of large outputs is limited; counts are exact where metadata has them."""
 
 import os
+import random
 import resource
 import time
 
@@ -8,9 +9,9 @@ import pytest
 
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import LatentDecoding, ReportOptions
-from inpaint_encode.tools.inspect.page_data import collect_page_data
-from inpaint_encode.tools.inspect.row_sample import ReadLimits
-from tests.fabricated import JOB, JobOutput, latents, row, write_output
+from inpaint_encode.tools.inspect import row_sample
+from inpaint_encode.tools.inspect.page_data import MAX_EXAMPLES, collect_page_data, read_rejects
+from tests.fabricated import JOB, JobOutput, latents, row, write_output, write_rejects
 
 
 def test_a_large_output_is_read_through_a_hundred_files(large, monkeypatch):
@@ -19,24 +20,42 @@ def test_a_large_output_is_read_through_a_hundred_files(large, monkeypatch):
     monkeypatch.setattr(Output, "parquet", lambda self, file: opened.append(file.path) or parquet(self, file))
     options = ReportOptions(gallery=4, sample=500, decoder=LatentDecoding(decode=False))
     found = collect_page_data(large.uri, options, lambda _: None)
-    assert (len(found.sample.files), len(found.sample.output.files), len(found.columns)) == (100, 2_000, 800)
+    assert (len(found.sample.files), len(found.sample.output.files), len(found.columns.locations)) == (100, 2_000, 800)
     assert found.latents.rows == 500
     assert (found.rows, found.exact) == (16_000, False)
-    assert len(opened) <= 100 + 2 + 2 * 4 + 3 * 2  # metadata, and rows in pictures
+    assert len(set(opened)) <= 100 + 1  # the first file has the metadata
+    assert len(opened) <= 100 + 63 + 1 + 2 * 4 + 3 * 2  # plain columns, latents, metadata, and rows in pictures
     assert len(found.gallery.cards) <= 4 + 3 * 2
 
 
-def test_rows_of_an_unfinished_job_are_counted_by_its_receipts(tmp_path, make_job):
+def test_rows_of_an_unfinished_job_are_counted_by_its_receipts(tmp_path, make_job, monkeypatch):
+    monkeypatch.setattr(row_sample, "MAX_FILES", 1)
     written = JobOutput(tmp_path / "out", make_job)
     written.plan(6)
     for number in (0, 1):
         written.chunk(number, rejected=number)
     options = ReportOptions(gallery=0)
-    sampled = collect_page_data(written.output, options, lambda _: None, ReadLimits(files=1))
+    sampled = collect_page_data(written.output, options, lambda _: None)
     assert (sampled.rows in (4, 6), sampled.exact) == (True, False)
     written.keep_receipts()
-    counted = collect_page_data(written.output, options, lambda _: None, ReadLimits(files=1))
+    counted = collect_page_data(written.output, options, lambda _: None)
     assert (counted.rows, counted.rejected, counted.exact) == (5, {"image.truncated": 1}, True)
+
+
+def test_all_rejected_pairs_are_counted_and_some_are_named(tmp_path):
+    for chunk in range(3):
+        write_rejects(tmp_path, chunk, [{"key": f"{chunk}-{at}", "error": "image.truncated"} for at in range(4)])
+    write_rejects(tmp_path, 3, [{"key": "odd", "error": "mask.missing", "message": "no mask"}])
+    found = read_rejects(str(tmp_path), random.Random(0))
+    assert (found.files, found.of_files) == (4, 4)
+    assert found.counts == {"image.truncated": 12, "mask.missing": 1}
+    assert [one["error"] for one in found.examples] == ["image.truncated"] * MAX_EXAMPLES + ["mask.missing"]
+    assert found.examples[-1]["message"] == "no mask"
+
+
+def test_an_output_without_rejects(tmp_path):
+    found = read_rejects(str(tmp_path), random.Random(0))
+    assert (found.files, found.of_files, found.counts) == (0, 0, {})
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""The pictures of a row, and the colors of latents."""
+"""The pictures of a row, the colors of latents, and sheets of pictures."""
 
 from collections import Counter
 
@@ -6,22 +6,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpaint_encode.tools.inspect.pictures import WHITE_AT, LatentColors, RowPixels, draw_pictures, psnr
+from inpaint_encode.tools.inspect.pictures import (
+    WHITE_AT,
+    InspectedRow,
+    LatentColors,
+    contact_sheet,
+    draw_pictures,
+    psnr,
+    row_sheet,
+)
 
 REPAINTED, ADDED, EXCLUDED = (244, 243, 240), (240, 131, 48), (86, 92, 104)
 
 
-def row_pixels(key: str = "a/pair", height: int = 32, width: int = 32) -> RowPixels:
+def inspected_row(key: str = "a/pair", height: int = 32, width: int = 32) -> InspectedRow:
     mask = np.zeros((height, width), np.uint8)
     mask[4:12, 4:12] = 1
     grown = np.zeros_like(mask)
     grown[2:15, 2:15] = 1
     image = np.full((height, width, 3), (10, 200, 30), np.uint8)
     samples = np.random.default_rng(0).normal(size=(4, height // 8, width // 8)).astype(np.float16)
-    return RowPixels(key, image, mask, grown, samples)
+    return InspectedRow({"key": key}, image, mask, grown, samples)
 
 
-def pictures(row: RowPixels) -> dict[str, Image.Image]:
+def pictures(row: InspectedRow) -> dict[str, Image.Image]:
     return draw_pictures(row, LatentColors.fit([row.samples]))
 
 
@@ -31,7 +39,7 @@ def colors_of(picture: Image.Image) -> Counter:
 
 class TestPictures:
     def test_masks_and_masked_pixels(self):
-        made = pictures(row_pixels())
+        made = pictures(inspected_row())
         assert list(made) == ["image", "mask", "grown mask", "masked image", "latent"]
         assert colors_of(made["image"]) == {(10, 200, 30): 32 * 32}
         assert colors_of(made["mask"])[REPAINTED] == 8 * 8
@@ -41,14 +49,14 @@ class TestPictures:
         assert made["latent"].size == (4, 4)
 
     def test_without_its_source_a_row_has_mask_and_latent(self):
-        row = row_pixels()._replace(image=None, mask=None, decoded=np.zeros((32, 32, 3), np.uint8))
+        row = inspected_row()._replace(image=None, mask=None, decoded=np.zeros((32, 32, 3), np.uint8))
         made = pictures(row)
         assert list(made) == ["grown mask", "latent", "decoded"]
         assert colors_of(made["grown mask"])[REPAINTED] == 13 * 13
         assert psnr(row) is None
 
     def test_the_difference_excludes_the_grown_mask(self):
-        row = row_pixels()
+        row = inspected_row()
         decoded = row.image.copy()
         decoded[:15, :15] = 0  # where the mask is, and a pixel's frame around it
         decoded[20, 20] = np.array([10, 200, 30]) + WHITE_AT // 2
@@ -58,7 +66,7 @@ class TestPictures:
         assert 60 < difference[20, 20].sum() < difference[0, 0].sum() == 255 + 255 + 240
 
     def test_psnr_excludes_the_grown_mask(self):
-        row = row_pixels()
+        row = inspected_row()
         decoded = row.image + np.uint8(5)
         decoded[2:15, 2:15] = 0
         assert psnr(row._replace(decoded=decoded)) == pytest.approx(20 * np.log10(255 / 5))
@@ -90,3 +98,38 @@ class TestLatentColors:
     def test_a_constant_latent_has_one_color(self):
         latent = np.full((1, 4, 4), 7.0)
         assert len(colors_of(LatentColors.fit([latent]).draw(latent))) == 1
+
+
+class TestContactSheet:
+    def test_it_shows_every_picture(self):
+        sheet = contact_sheet([inspected_row()])
+        bottom = sheet.height - 44  # gap of the line and margin of the sheet
+        seen = colors_of(sheet.crop((0, bottom - 160, sheet.width, bottom)))
+        area = (160 // 32) ** 2
+        assert seen[ADDED] == (13 * 13 - 8 * 8) * area
+        assert seen[REPAINTED] == 2 * 8 * 8 * area
+        assert seen[10, 200, 30] == (32 * 32 + 32 * 32 - 8 * 8) * area
+        assert seen[128, 128, 128] == 8 * 8 * area
+
+    def test_a_row_adds_its_thumbnails_height(self):
+        rows = [inspected_row("square", 64, 64), inspected_row("wide", 64, 128), inspected_row("long/" * 60, 320, 64)]
+        sizes = [contact_sheet(rows[:count]).size for count in range(1, 4)]
+        heights = np.diff([104 + 28, *(height for _, height in sizes)])
+        assert len({width for width, _ in sizes}) == 1
+        assert heights[0] == heights[2] == heights[1] + 80
+
+    def test_a_picture_of_one_row_makes_a_column(self):
+        with_decoded = inspected_row()._replace(decoded=np.full((32, 32, 3), (200, 10, 30), np.uint8))
+        sheet = contact_sheet([inspected_row("without"), with_decoded])
+        assert colors_of(sheet)[200, 10, 30] == 160 * 160
+        assert contact_sheet([with_decoded]).width - contact_sheet([inspected_row()]).width == 2 * (160 + 16)
+
+
+class TestRowSheet:
+    def test_it_shows_every_picture(self):
+        row = inspected_row()._replace(decoded=np.full((32, 32, 3), (200, 10, 30), np.uint8))
+        seen = colors_of(row_sheet(row))
+        area = (320 // 32) ** 2
+        assert seen[200, 10, 30] == 32 * 32 * area
+        assert seen[EXCLUDED] == 13 * 13 * area
+        assert seen[ADDED] == (13 * 13 - 8 * 8) * area

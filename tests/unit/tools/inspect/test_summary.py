@@ -79,10 +79,10 @@ def test_requests_grow_only_with_pages_of_the_listing(s3, make_job, copies, monk
     many(written, copies)
     with FaultyProxy(s3) as proxy, monkeypatch.context() as patch:
         point_clients_at(proxy.environment, patch)
-        found = read_info(written.output).counts
+        found = read_info(written.output)["counts"]
     forget_clients()
-    assert found.files == copies
-    assert found.encoded == (CHUNK_PAIRS if copies == 1 else None)
+    assert found["files"] == copies
+    assert found["encoded"] == (CHUNK_PAIRS if copies == 1 else None)
     assert proxy.counts["requests"] == 9 + copies // 1_000
 
 
