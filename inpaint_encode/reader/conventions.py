@@ -17,7 +17,7 @@ from torch.nn.functional import pixel_unshuffle
 from inpaint_encode.core.transform import resize_to_latent
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.vae.registry import family_of
+from inpaint_encode.vae.registry import vae_class_of
 from inpaint_encode.vae.scaling import apply_vae_family, check_scalable, to_scaled, to_unscaled
 
 __all__ = [
@@ -134,7 +134,7 @@ def for_comfyui(row: Mapping[str, Any], metadata: RowMetadata, *, original: bool
 def unscaled(stored: Tensor, metadata: RowMetadata) -> Tensor:
     """Return a stored latent as the VAE returned it, float32 ``[C, h, w]``: reverts ``--scaled``."""
     latent, vae = latent_of(stored, metadata), metadata.vae
-    if vae.latent_form != "scaled" or family_of(vae.vae_class).latents_are_scaled:
+    if vae.latent_form != "scaled" or vae_class_of(vae.vae_class).latents_are_scaled:
         return latent
     return to_unscaled(latent[None].double(), replace(vae, latent_form="unscaled"))[0].float()
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pixel_unshuffle
 from inpaint_encode.errors import UsageError
 
 from .properties import crop_multiple, latent_channels, patch_statistics, vae_scale_factor
-from .registry import family_of, pixel_patch_size
+from .registry import pixel_patch_size, vae_class_of
 from .scaling import per_channel
 
 if TYPE_CHECKING:
@@ -35,24 +35,24 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
     Images are brought to -1..1 in float32 before the cast to the VAE's type, and autocast is off.
 
     Args:
-        vae: a model of a class in `inpaint_encode.vae.registry.FAMILIES`; it runs on its device and in its type.
+        vae: a model of a class in `inpaint_encode.vae.registry.VAE_CLASSES`; it runs on its device and in its type.
         pixels: float32 ``[B, H, W, 3]`` in 0..1, sides a multiple of `crop_multiple`.
 
     Raises:
         UsageError: the class is not supported.
     """
-    family, parameter = family_of(vae), next(vae.parameters())
+    vae_class, parameter = vae_class_of(vae), next(vae.parameters())
     inputs = to_vae_range(pixels.to(parameter.device, torch.float32))
-    if family.in_channels == 4:
+    if vae_class.in_channels == 4:
         inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
-    if family.video:
+    if vae_class.video:
         inputs = inputs.unsqueeze(2)
     with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False):
-        output = getattr(vae.encode(inputs.to(parameter.dtype).contiguous()), family.output_attr)
-        values = [output.mean, output.logvar] if family.output_attr == "latent_dist" else [output]
-        mean, *logvar = [(value.squeeze(2) if family.video else value).float() for value in values]
-        if family.latent_form(vae.config) == "packed":
-            patch = family.latent_patch_size(vae.config)
+        output = getattr(vae.encode(inputs.to(parameter.dtype).contiguous()), vae_class.output_attr)
+        values = [output.mean, output.logvar] if vae_class.output_attr == "latent_dist" else [output]
+        mean, *logvar = [(value.squeeze(2) if vae_class.video else value).float() for value in values]
+        if vae_class.latent_form(vae.config) == "packed":
+            patch = vae_class.latent_patch_size(vae.config)
             mean, logvar = pixel_unshuffle(mean, patch), [pixel_unshuffle(value, patch) for value in logvar]
             shift, scale = (per_channel(statistic, mean) for statistic in patch_statistics(vae))
             mean, logvar = (mean - shift) / scale, [value - 2 * scale.log() for value in logvar]
@@ -71,9 +71,9 @@ def warm_up(vae: ModelMixin) -> None:
         UsageError: the first layer takes other channels than the class's images have, the latents' shape is not the
             configuration's, or their values are not finite.
     """
-    config, family = vae.config, family_of(vae)
+    config, vae_class = vae.config, vae_class_of(vae)
     in_channels = int(config.get("in_channels", config.get("input_channels", 3)))
-    expected_channels = family.in_channels * pixel_patch_size(config) ** 2
+    expected_channels = vae_class.in_channels * pixel_patch_size(config) ** 2
     if in_channels != expected_channels:
         raise UsageError(
             f"--vae: the VAE expects {in_channels} input channels, but images for its class {type(vae).__name__} have "

@@ -14,7 +14,7 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
 
 from .properties import patch_statistics, vae_metadata
-from .registry import FAMILIES, family_of
+from .registry import VAE_CLASSES, vae_class_of
 from .single_file import check_no_pickles, load_single_file
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def load_vae(
     vae_family: str = "",
     flux2_latents: Literal["packed", "plain"] = "packed",
 ) -> ModelMixin:
-    """Load a VAE of a class in `inpaint_encode.vae.registry.FAMILIES`, in float32 on the CPU, without gradients.
+    """Load a VAE of a class in `inpaint_encode.vae.registry.VAE_CLASSES`, in float32 on the CPU, without gradients.
 
     Files on ``s3://`` are copied to this node once for all processes, into ``inpaint-encode`` below
     ``XDG_CACHE_HOME`` (default ``~/.cache``). Files on the hub are kept in the hub's own cache.
@@ -76,7 +76,7 @@ def load_vae(
         raise UsageError(f"--vae {name} is a single file; leave out --subfolder and --revision")
     else:
         model = load_single_file(name, Path(place), vae_family)
-    if family_of(model).packs_patches:
+    if vae_class_of(model).packs_patches:
         mean, std = patch_statistics(model)
         model.register_to_config(flux2_latents=flux2_latents, latents_mean=mean, latents_std=std)
     return model.eval().requires_grad_(False)
@@ -105,9 +105,9 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
     try:
         config: dict[str, Any] = diffusers.AutoencoderKL.load_config(place, **where)  # reads any class's
         class_name = str(config.get("_class_name", "(its config.json names none)"))
-        family_of(class_name, f"--vae {name}")
+        vae_class_of(class_name, f"--vae {name}")
         if not hasattr(diffusers, class_name):
-            available = [one for one in FAMILIES if hasattr(diffusers, one)]
+            available = [one for one in VAE_CLASSES if hasattr(diffusers, one)]
             raise UsageError(
                 f"--vae {name} is of class {class_name}, which diffusers {diffusers.__version__} does not have; it has "
                 f"{', '.join(available)}; install a newer diffusers"
@@ -144,7 +144,7 @@ def load_verified_vae(source: VaeSource, expected: VaeMetadata) -> tuple[ModelMi
 
     Args:
         source: where the VAE is.
-        expected: the rows' VAE; its source, family and latent form may differ.
+        expected: the rows' VAE; its source, ``vae_family`` and latent form may differ.
 
     Returns:
         The VAE and its own metadata.
@@ -174,7 +174,7 @@ def parse_vae_source(text: str, metadata: RowMetadata) -> VaeSource:
 
     Args:
         text: where the VAE is.
-        metadata: of the rows; it has the form of Flux.2's latents and a single file's family.
+        metadata: of the rows; it has the form of Flux.2's latents and a single file's ``vae_family``.
     """
     from inpaint_encode.settings import VaeSource
 

@@ -11,7 +11,7 @@ import torch
 
 from inpaint_encode.metadata import LatentForm, VaeMetadata
 
-from .registry import family_of
+from .registry import vae_class_of
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -32,25 +32,25 @@ __all__ = [
 
 def vae_scale_factor(vae: ModelMixin) -> int:
     """Pixels of a side per value of the stored latent."""
-    return family_of(vae).encoder_scale_factor(vae.config) if latent_form(vae) != "packed" else crop_multiple(vae)
+    return vae_class_of(vae).encoder_scale_factor(vae.config) if latent_form(vae) != "packed" else crop_multiple(vae)
 
 
 def crop_multiple(vae: ModelMixin) -> int:
     """Multiple of pixels that image sides are cropped to. Plain Flux.2 latents are cropped like packed ones."""
-    family = family_of(vae)
-    return family.encoder_scale_factor(vae.config) * family.latent_patch_size(vae.config)
+    vae_class = vae_class_of(vae)
+    return vae_class.encoder_scale_factor(vae.config) * vae_class.latent_patch_size(vae.config)
 
 
 def latent_channels(vae: ModelMixin) -> int:
     """Channels of the stored latent."""
-    family = family_of(vae)
-    patch = family.latent_patch_size(vae.config) if latent_form(vae) == "packed" else 1
-    return int(vae.config[family.channels_key]) * patch**2
+    vae_class = vae_class_of(vae)
+    patch = vae_class.latent_patch_size(vae.config) if latent_form(vae) == "packed" else 1
+    return int(vae.config[vae_class.channels_key]) * patch**2
 
 
 def latent_form(vae: ModelMixin) -> LatentForm:
     """Form of the latents that the model's encoder gives; Flux.2's are packed unless loaded as plain."""
-    return family_of(vae).latent_form(vae.config)
+    return vae_class_of(vae).latent_form(vae.config)
 
 
 def patch_statistics(vae: ModelMixin) -> tuple[list[float], list[float]]:
@@ -66,7 +66,7 @@ def patch_statistics(vae: ModelMixin) -> tuple[list[float], list[float]]:
 
 def vae_metadata(vae: ModelMixin, source: VaeSource) -> VaeMetadata:
     """Read the metadata from a loaded VAE's configuration and weights; ``source`` is where it was loaded from."""
-    config, packs = vae.config, family_of(vae).packs_patches
+    config, packs = vae.config, vae_class_of(vae).packs_patches
     mean, std = patch_statistics(vae) if packs else (config.get("latents_mean"), config.get("latents_std"))
     return VaeMetadata(
         vae_class=type(vae).__name__,

@@ -1,4 +1,4 @@
-"""The VAE classes that this package supports: one entry each in `FAMILIES`.
+"""The VAE classes that this package supports: one entry each in `VAE_CLASSES`.
 
 Scale factors are computed from the layers that a configuration describes. Its own claims are not used: a Wan VAE of
 three levels says ``scale_factor_spatial`` 8 and encodes at 4. `inpaint_encode.vae.encode.warm_up` checks the result.
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from inpaint_encode.metadata import LatentForm
 
-__all__ = ["FAMILIES", "VaeFamily", "family_of", "pixel_patch_size"]
+__all__ = ["VAE_CLASSES", "VaeClass", "pixel_patch_size", "vae_class_of"]
 
 Config = Mapping[str, Any]
 """A model's configuration, as diffusers loads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeFamily:
+class VaeClass:
     """How to encode with one VAE class of diffusers."""
 
     models: str
@@ -77,28 +77,28 @@ def pixel_patch_size(config: Config) -> int:
     return side if isinstance(side, int) else 1
 
 
-# To add a family:
-# 1. Add an entry here, under the name of its class in diffusers. State only what differs from VaeFamily's defaults.
+# To add a VAE class:
+# 1. Add an entry here, under the name of its class in diffusers. State only what differs from VaeClass's defaults.
 # 2. Add a small model of it to SMALL in tests/vaes.py. The tests then compare it with diffusers, alone and in a job.
 # 3. Add the published configuration to PUBLISHED in tests/unit/vae/test_registry.py, and its line to README's table.
 # 4. To load its single files, add their layout in checkpoint_layouts.py. `--vae-family` names a model's scaling: add
 #    it to SCALINGS in scaling.py if single files do not contain it.
 # A class whose latents need other steps than these fields describe also needs them in encode.py and decode.py.
-FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
+VAE_CLASSES: Mapping[str, VaeClass] = MappingProxyType(
     {
-        "AutoencoderKL": VaeFamily(
+        "AutoencoderKL": VaeClass(
             models="SD 1.x, SD 2, SDXL, SD 3, Flux.1; the x4 upscaler at 4",
             precision="float16 overflows in SDXL's",
             checked="autoencoder_kl.py, vae.py (Encoder)",
         ),
-        "AutoencoderKLFlux2": VaeFamily(
+        "AutoencoderKLFlux2": VaeClass(
             models="Flux.2",
             packs_patches=True,
             checked="autoencoder_kl_flux2.py; pipelines/flux2/pipeline_flux2.py (_encode_vae_image)",
             notes="packed by default, like ComfyUI and the denoiser: 2x2 values become channels, normalized with the "
             "running mean and variance of the weights; --flux2-latents plain stores 32 channels at 1/8 instead",
         ),
-        "AutoencoderTiny": VaeFamily(
+        "AutoencoderTiny": VaeClass(
             models="TAESD and its kin",
             levels_key="encoder_block_out_channels",
             output_attr="latents",
@@ -106,14 +106,14 @@ FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
             checked="autoencoder_tiny.py, vae.py (EncoderTiny)",
             notes="takes -1..1 like every class; no posterior; its latents are already scaled",
         ),
-        "AutoencoderDC": VaeFamily(
+        "AutoencoderDC": VaeClass(
             models="Sana (DC-AE)",
             levels_key="encoder_block_out_channels",
             output_attr="latent",
             checked="autoencoder_dc.py (Encoder); pipelines/sana",
             notes="no posterior",
         ),
-        "AutoencoderKLQwenImage": VaeFamily(
+        "AutoencoderKLQwenImage": VaeClass(
             models="Qwen-Image",
             levels_key="dim_mult",
             channels_key="z_dim",
@@ -122,7 +122,7 @@ FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
             checked="autoencoder_kl_qwenimage.py; pipelines/qwenimage",
             notes="a video VAE with a mean and a standard deviation per channel",
         ),
-        "AutoencoderKLQwenImage21": VaeFamily(
+        "AutoencoderKLQwenImage21": VaeClass(
             models="Qwen-Image 2.1",
             levels_key="dim_mult",
             channels_key="z_dim",
@@ -132,7 +132,7 @@ FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
             checked="autoencoder_kl_qwenimage21.py; pipelines/qwenimage21",
             notes="a video VAE of RGBA: an opaque fourth channel is added",
         ),
-        "AutoencoderKLWan": VaeFamily(
+        "AutoencoderKLWan": VaeClass(
             models="Wan 2.1 at 8 with 16 channels, Wan 2.2 at 16 with 48",
             levels_key="dim_mult",
             channels_key="z_dim",
@@ -141,12 +141,12 @@ FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
             checked="autoencoder_kl_wan.py; pipelines/wan/pipeline_wan_i2v.py",
             notes="a video VAE with a mean and a standard deviation per channel; scale_factor_spatial is not used",
         ),
-        "AutoencoderKLHunyuanImage": VaeFamily(
+        "AutoencoderKLHunyuanImage": VaeClass(
             models="HunyuanImage 2.1",
             scale_factor_key="spatial_compression_ratio",
             checked="autoencoder_kl_hunyuanimage.py; pipelines/hunyuan_image",
         ),
-        "AsymmetricAutoencoderKL": VaeFamily(
+        "AsymmetricAutoencoderKL": VaeClass(
             models="the asymmetric VQGAN for SD 1.x",
             levels_key="down_block_out_channels",
             checked="autoencoder_asym_kl.py",
@@ -154,10 +154,10 @@ FAMILIES: Mapping[str, VaeFamily] = MappingProxyType(
         ),
     }
 )
-"""Supported families, by the name of the class in diffusers."""
+"""Supported VAE classes, by their names in diffusers."""
 
 
-def family_of(vae: ModelMixin | str, subject: str = "the VAE") -> VaeFamily:
+def vae_class_of(vae: ModelMixin | str, subject: str = "the VAE") -> VaeClass:
     """Return the entry of a loaded model's class.
 
     Args:
@@ -168,6 +168,8 @@ def family_of(vae: ModelMixin | str, subject: str = "the VAE") -> VaeFamily:
         UsageError: the class is not supported.
     """
     name = vae if isinstance(vae, str) else type(vae).__name__
-    if name not in FAMILIES:
-        raise UsageError(f"{subject} is of class {name}, which is not supported; supported are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    if name not in VAE_CLASSES:
+        raise UsageError(
+            f"{subject} is of class {name}, which is not supported; supported are {', '.join(VAE_CLASSES)}"
+        )
+    return VAE_CLASSES[name]

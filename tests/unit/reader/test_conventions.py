@@ -166,7 +166,7 @@ class TestForDiffusers:
         assert torch.equal(found["masked_image_latents"], rows["even"]["samples"] * SCALE)
 
     @pytest.mark.parametrize("name", ["SD 3", "Wan 2.2", "AutoencoderKLFlux2", "AutoencoderTiny"])
-    def test_each_family_has_its_own_scaling(self, name):
+    def test_each_model_has_its_own_scaling(self, name):
         metadata = metadata_of_a(name, shift_factor=0.0609) if name == "SD 3" else metadata_of_a(name)
         row = row_of(metadata.vae.latent_channels, ratio=metadata.vae.vae_scale_factor)
         expected = {

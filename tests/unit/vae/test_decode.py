@@ -1,4 +1,4 @@
-"""Stored latents of every family and form decode to what diffusers' own pipelines give."""
+"""Stored latents of every VAE class and form decode to what diffusers' own pipelines give."""
 
 import pytest
 import torch

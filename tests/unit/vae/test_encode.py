@@ -1,4 +1,4 @@
-"""Encoding with every family gives what diffusers gives; a warm-up refuses unusable models."""
+"""Encoding with every VAE class gives what diffusers gives; a warm-up refuses unusable models."""
 
 import copy
 

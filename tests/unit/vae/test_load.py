@@ -82,7 +82,7 @@ def test_unsupported_classes_are_refused_by_name(tmp_path, vae_folder, monkeypat
         (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": name}))
         with pytest.raises(UsageError, match=f"class {name}, which is not supported; .* AutoencoderKL, .*Wan"):
             load_vae(tmp_path)
-    monkeypatch.setattr(registry, "FAMILIES", registry.FAMILIES | {name: registry.FAMILIES["AutoencoderKL"]})
+    monkeypatch.setattr(registry, "VAE_CLASSES", registry.VAE_CLASSES | {name: registry.VAE_CLASSES["AutoencoderKL"]})
     with pytest.raises(UsageError, match=rf"{name}, which diffusers [\d.]+ does not have; it has AutoencoderKL, "):
         load_vae(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Properties of Flux.2 in both of its forms; `test_encode` checks those of every family."""
+"""Properties of Flux.2 in both of its forms; `test_encode` checks those of every VAE class."""
 
 import pytest
 import torch

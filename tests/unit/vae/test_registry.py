@@ -1,4 +1,4 @@
-"""Every family against diffusers itself, on real files through the stages that a job is made of, without Ray."""
+"""Every VAE class against diffusers itself, on real files through the stages that a job is made of, without Ray."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from inpaint_encode.settings import VaeSource
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.properties import crop_multiple, latent_channels, vae_scale_factor
-from inpaint_encode.vae.registry import FAMILIES
+from inpaint_encode.vae.registry import VAE_CLASSES
 from tests.metadata import metadata_for
 from tests.vaes import SMALL, encoded, saved, small_vae
 
@@ -79,7 +79,7 @@ PUBLISHED = [
 def test_the_table_in_the_readme_is_the_registry_s():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     lines = [_table_line(*published) for published in PUBLISHED]
-    assert {kind for _, kind, _ in PUBLISHED} == set(FAMILIES)
+    assert {kind for _, kind, _ in PUBLISHED} == set(VAE_CLASSES)
     assert [line for line in lines if line not in readme] == []
 
 
@@ -93,15 +93,15 @@ def test_registry_and_scaling_import_no_library_of_the_job():
 
 
 def _table_line(models: str, kind: str, config: dict) -> str:
-    family = FAMILIES[kind]
+    vae_class = VAE_CLASSES[kind]
     vae = type(kind, (), {"config": config})()
     numbers = latent_channels(vae), vae_scale_factor(vae), crop_multiple(vae)
-    has = "yes" if family.output_attr == "latent_dist" else "no"
-    return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, family.precision, family.checked)))} |"
+    has = "yes" if vae_class.output_attr == "latent_dist" else "no"
+    return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, vae_class.precision, vae_class.checked)))} |"
 
 
-def test_every_family_has_a_small_model():
-    assert {kind for kind, *_ in SMALL.values()} == set(FAMILIES)
+def test_every_vae_class_has_a_small_model():
+    assert {kind for kind, *_ in SMALL.values()} == set(VAE_CLASSES)
 
 
 @each_vae
