@@ -16,7 +16,7 @@ from torch import Tensor
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import compute_dtype, posterior, warm_up
-from inpaint_encode.vae.latent_values import latent_values
+from inpaint_encode.vae.latents import latent_values
 from inpaint_encode.vae.load import load_verified_vae
 from inpaint_encode.vae.properties import crop_multiple, latent_form
 from inpaint_encode.vae.registry import vae_class_of

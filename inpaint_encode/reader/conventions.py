@@ -17,8 +17,8 @@ from torch.nn.functional import pixel_unshuffle
 from inpaint_encode.core.transform import resize_to_latent
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.vae.latents import apply_vae_family, check_scalable, to_scaled, to_unscaled
 from inpaint_encode.vae.registry import vae_class_of
-from inpaint_encode.vae.scaling import apply_vae_family, check_scalable, to_scaled, to_unscaled
 
 __all__ = [
     "Layout",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import os
 import re
+import shutil
+import uuid
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
+from inpaint_encode.stores import storage
 
 from .properties import patch_statistics, vae_metadata
 from .registry import VAE_CLASSES, vae_class_of
@@ -22,9 +28,13 @@ if TYPE_CHECKING:
 
     from inpaint_encode.settings import VaeSource
 
-__all__ = ["load_vae", "load_verified_vae", "parse_vae_source"]
+__all__ = ["download", "load_vae", "load_verified_vae", "parse_vae_source"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_DOWNLOADED = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""Files of a folder that are downloaded: no variants such as fp16, and no other parts of a pipeline."""
+_RANGE_BYTES = 64 * 2**20
+"""Bytes per request. One of this size ends well within its time-out, and it is all that memory holds of the file."""
 
 
 def load_vae(
@@ -67,8 +77,6 @@ def load_vae(
     check_no_pickles(name, [name])
     place, inner = name.removeprefix("file://"), subfolder
     if name.startswith("s3://"):
-        from .download import download
-
         place, inner = str(download("/".join(part for part in (name.rstrip("/"), subfolder) if part))), ""
     if not Path(place).is_file():
         model = _load_folder(name, place, inner, revision, vae_family)
@@ -186,3 +194,73 @@ def parse_vae_source(text: str, metadata: RowMetadata) -> VaeSource:
     name, _, revision = text.partition("@")
     parts = name.split("/")
     return VaeSource(vae="/".join(parts[:2]), subfolder="/".join(parts[2:]), revision=revision, **options)
+
+
+class _Object(NamedTuple):
+    uri: str
+    name: str
+    size: int
+    version: str
+
+
+def download(uri: str) -> Path:
+    """Copy a ``.safetensors`` file or a diffusers folder from a bucket to this node; return the path of the copy.
+
+    The copy's name depends on the objects' ETags, so that changed weights get a new copy. Delete copies as you like.
+    Processes that ask at the same time wait for the first. The cache is ``inpaint-encode`` below ``XDG_CACHE_HOME``.
+
+    Raises:
+        UsageError: there is no such object, it may not be read, or the folder has pickles only.
+        JobFailed: the store does not answer, or the object changes during the download.
+    """
+    try:
+        if uri.endswith(".safetensors"):
+            name = uri.rpartition("/")[2]
+            return _cached_copy([_Object(uri, name, *storage.stat(uri))]) / name
+        return _cached_copy(_folder_objects(uri))
+    except (FileNotFoundError, PermissionError) as error:
+        raise UsageError(f"--vae {uri} cannot be loaded: {error.strerror or error}") from error
+    except (storage.Unavailable, storage.Conflict) as error:
+        raise JobFailed(f"--vae {uri} could not be copied to this node: {error}") from error
+
+
+def _folder_objects(uri: str) -> list[_Object]:
+    found = [
+        _Object(f"{uri}/{name}", name, size, version)
+        for page in storage.list_objects(uri)
+        for name, size, version in zip(page.paths, page.sizes, page.versions, strict=True)
+        if "/" not in name
+    ]
+    objects = [one for one in found if _DOWNLOADED.fullmatch(one.name)]
+    if not any(one.name.endswith(".safetensors") for one in objects):
+        check_no_pickles(uri, (one.name for one in found))
+    if not objects:
+        raise FileNotFoundError(
+            f"there is no config.json or .safetensors file of the diffusers layout below {uri}; give the VAE's own "
+            "folder, or --subfolder"
+        )
+    return objects
+
+
+def _cached_copy(objects: list[_Object]) -> Path:
+    """Return the folder with copies of the objects; download them if no process of this node has."""
+    key = hashlib.sha256(json.dumps(sorted(objects)).encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inpaint-encode")
+    cache.mkdir(parents=True, exist_ok=True)
+    copy, unfinished = cache / key, cache / f"{storage.TEMPORARY}{uuid.uuid4().hex}"
+    with (cache / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it if this process dies
+        if copy.is_dir():
+            return copy
+        unfinished.mkdir()
+        try:
+            for one in objects:
+                with (unfinished / one.name).open("xb") as file:
+                    while file.tell() < one.size:  # range by range, so that each range is retried by itself
+                        data, version = storage.read_range(one.uri, file.tell(), _RANGE_BYTES)
+                        if version != one.version:
+                            raise storage.Conflict(f"{one.uri} has changed during the download")
+                        file.write(data)
+            return unfinished.rename(copy)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

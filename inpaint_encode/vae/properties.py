@@ -23,7 +23,9 @@ __all__ = [
     "crop_multiple",
     "latent_channels",
     "latent_form",
+    "latent_patch_size",
     "patch_statistics",
+    "pixel_patch_size",
     "vae_metadata",
     "vae_scale_factor",
     "weights_sha256",
@@ -32,25 +34,49 @@ __all__ = [
 
 def vae_scale_factor(vae: ModelMixin) -> int:
     """Pixels of a side per value of the stored latent."""
-    return vae_class_of(vae).encoder_scale_factor(vae.config) if latent_form(vae) != "packed" else crop_multiple(vae)
+    return crop_multiple(vae) if latent_form(vae) == "packed" else _encoder_scale_factor(vae)
 
 
 def crop_multiple(vae: ModelMixin) -> int:
     """Multiple of pixels that image sides are cropped to. Plain Flux.2 latents are cropped like packed ones."""
+    return _encoder_scale_factor(vae) * latent_patch_size(vae)
+
+
+def _encoder_scale_factor(vae: ModelMixin) -> int:
+    """Pixels of a side per value of the encoder's output, computed from the layers that the configuration describes.
+
+    The configuration's own claims are not used: a Wan VAE of three levels says ``scale_factor_spatial`` 8 and encodes
+    at 4. `inpaint_encode.vae.encode.warm_up` checks the result.
+    """
     vae_class = vae_class_of(vae)
-    return vae_class.encoder_scale_factor(vae.config) * vae_class.latent_patch_size(vae.config)
+    if vae_class.scale_factor_key:
+        return int(vae.config[vae_class.scale_factor_key])
+    return int(2 ** (len(vae.config[vae_class.levels_key]) - 1)) * pixel_patch_size(vae)
+
+
+def pixel_patch_size(vae: ModelMixin) -> int:
+    """Side of the pixel patches that the model moves into channels before its first layer; 1 for none."""
+    side = vae.config.get("patch_size")
+    return side if isinstance(side, int) else 1
+
+
+def latent_patch_size(vae: ModelMixin) -> int:
+    """Latent values of a side per packed patch; 1 if the class packs none."""
+    return int(vae.config["patch_size"][0]) if vae_class_of(vae).packs_patches else 1
 
 
 def latent_channels(vae: ModelMixin) -> int:
     """Channels of the stored latent."""
-    vae_class = vae_class_of(vae)
-    patch = vae_class.latent_patch_size(vae.config) if latent_form(vae) == "packed" else 1
-    return int(vae.config[vae_class.channels_key]) * patch**2
+    patch = latent_patch_size(vae) if latent_form(vae) == "packed" else 1
+    return int(vae.config[vae_class_of(vae).channels_key]) * patch**2
 
 
 def latent_form(vae: ModelMixin) -> LatentForm:
     """Form of the latents that the model's encoder gives; Flux.2's are packed unless loaded as plain."""
-    return vae_class_of(vae).latent_form(vae.config)
+    vae_class = vae_class_of(vae)
+    if vae_class.latents_are_scaled:
+        return "scaled"
+    return "packed" if vae_class.packs_patches and vae.config.get("flux2_latents") != "plain" else "unscaled"
 
 
 def patch_statistics(vae: ModelMixin) -> tuple[list[float], list[float]]:

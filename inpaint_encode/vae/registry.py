@@ -1,7 +1,6 @@
 """The VAE classes that this package supports: one entry each in `VAE_CLASSES`.
 
-Scale factors are computed from the layers that a configuration describes. Its own claims are not used: a Wan VAE of
-three levels says ``scale_factor_spatial`` 8 and encodes at 4. `inpaint_encode.vae.encode.warm_up` checks the result.
+`inpaint_encode.vae.properties` reads a loaded model's configuration by these entries.
 """
 
 from __future__ import annotations
@@ -9,19 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from inpaint_encode.errors import UsageError
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-    from inpaint_encode.metadata import LatentForm
-
-__all__ = ["VAE_CLASSES", "VaeClass", "pixel_patch_size", "vae_class_of"]
-
-Config = Mapping[str, Any]
-"""A model's configuration, as diffusers loads it."""
+__all__ = ["VAE_CLASSES", "VaeClass", "vae_class_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,36 +48,14 @@ class VaeClass:
     """Files of diffusers 0.42.1 that these facts were read from; relative to ``models/autoencoders``."""
     notes: str = ""
 
-    def encoder_scale_factor(self, config: Config) -> int:
-        """Pixels of a side per value of the encoder's output."""
-        if self.scale_factor_key:
-            return int(config[self.scale_factor_key])
-        return int(2 ** (len(config[self.levels_key]) - 1)) * pixel_patch_size(config)
-
-    def latent_patch_size(self, config: Config) -> int:
-        """Latent values of a side per packed patch; 1 if the class packs none."""
-        return int(config["patch_size"][0]) if self.packs_patches else 1
-
-    def latent_form(self, config: Config) -> LatentForm:
-        """Form of the latents that `inpaint_encode.vae.encode.posterior` returns."""
-        if self.latents_are_scaled:
-            return "scaled"
-        return "packed" if self.packs_patches and config.get("flux2_latents") != "plain" else "unscaled"
-
-
-def pixel_patch_size(config: Config) -> int:
-    """Side of the pixel patches that the model moves into channels before its first layer; 1 for none."""
-    side = config.get("patch_size")
-    return side if isinstance(side, int) else 1
-
 
 # To add a VAE class:
 # 1. Add an entry here, under the name of its class in diffusers. State only what differs from VaeClass's defaults.
 # 2. Add a small model of it to SMALL in tests/vaes.py. The tests then compare it with diffusers, alone and in a job.
 # 3. Add the published configuration to PUBLISHED in tests/unit/vae/test_registry.py, and its line to README's table.
-# 4. To load its single files, add their layout in checkpoint_layouts.py. `--vae-family` names a model's scaling: add
-#    it to SCALINGS in scaling.py if single files do not contain it.
-# A class whose latents need other steps than these fields describe also needs them in encode.py and decode.py.
+# 4. To load its single files, add their layout in single_file.py. `--vae-family` names a model's scaling: add
+#    it to SCALINGS in latents.py if single files do not contain it.
+# A class whose latents need other steps than these fields describe also needs them in encode.py and latents.py.
 VAE_CLASSES: Mapping[str, VaeClass] = MappingProxyType(
     {
         "AutoencoderKL": VaeClass(

@@ -25,9 +25,9 @@ from inpaint_encode.reader.conventions import (
 )
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import to_vae_range
+from inpaint_encode.vae.latents import to_scaled, to_unscaled
 from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.properties import vae_metadata
-from inpaint_encode.vae.scaling import to_scaled, to_unscaled
 from tests.local import encode_here, tensor_rows, write_pairs
 from tests.metadata import metadata_for
 from tests.vaes import KL, small_vae

@@ -8,8 +8,8 @@ from inpaint_encode import encode_for_inpaint, load_vae
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import posterior
+from inpaint_encode.vae.latents import check_scalable, to_scaled
 from inpaint_encode.vae.properties import vae_metadata
-from inpaint_encode.vae.scaling import check_scalable, to_scaled
 from tests.vaes import saved
 
 

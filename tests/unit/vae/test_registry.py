@@ -86,7 +86,7 @@ def test_the_table_in_the_readme_is_the_registry_s():
 def test_registry_and_scaling_import_no_library_of_the_job():
     """The reader imports both."""
     code = (
-        "import sys, inpaint_encode.vae.registry, inpaint_encode.vae.scaling; "
+        "import sys, inpaint_encode.vae.registry, inpaint_encode.vae.latents; "
         "print(*{'pydantic', 'cyclopts', 'diffusers', 'ray', 'PIL', 's3fs', 'botocore'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

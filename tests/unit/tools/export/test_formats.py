@@ -16,7 +16,7 @@ from inpaint_encode.reader import Output
 from inpaint_encode.reader.conventions import unscaled
 from inpaint_encode.tools.export.file_names import key_to_path
 from inpaint_encode.tools.export.formats import SUFFIXES
-from inpaint_encode.vae.scaling import to_scaled
+from inpaint_encode.vae.latents import to_scaled
 from tests.exports import (
     FULL,
     METADATA,
