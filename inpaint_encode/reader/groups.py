@@ -17,8 +17,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.stores import storage
 
-from .columns import RowBatch
-from .output import DataFile, Output
+from .output import DataFile, Output, RowBatch
 
 __all__ = ["RowGroupIndex", "RowGroupReader"]
 

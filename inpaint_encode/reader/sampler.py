@@ -104,11 +104,11 @@ def permutation(count: int, *seeds: int) -> NDArray[np.int64]:
     return np.argsort(random, kind="stable")
 
 
-def skip_rows(windows: Iterable[Window], count: int) -> Iterator[tuple[Window, int]]:
-    """Skip the first ``count`` rows: yield each remaining window with the number of its rows to skip."""
+def skip_rows(windows: Iterable[Window], count: int) -> Iterator[Window]:
+    """Skip the first ``count`` rows: yield the rest of the window that they end in, and all windows after it."""
     for window in windows:
         if count < len(window):
-            yield window, count
+            yield Window(window.slices, window.order[count:])
         count = max(0, count - len(window))
 
 

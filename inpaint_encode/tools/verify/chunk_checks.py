@@ -15,7 +15,7 @@ from inpaint_encode.core.geometry import Sizing, format_size
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.reader.columns import Row
+from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import REJECTS, data_schema
 from inpaint_encode.stores import storage
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.state import CHUNK_KEY
-from inpaint_encode.reader.columns import Row
+from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import FOOTER_KEY, RECEIPT, REJECTS, TENSORS, is_packed
 from inpaint_encode.stores import storage
 

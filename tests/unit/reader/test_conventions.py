@@ -16,7 +16,6 @@ from inpaint_encode.core.transform import neutralise, resize_mask
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.conventions import (
-    check_for_diffusers,
     for_comfyui,
     for_diffusers,
     inpaint_input,
@@ -208,8 +207,6 @@ class TestForDiffusers:
     def test_impossible_options_are_errors_before_a_row_is_read(self, changes, options, message):
         whole = metadata_of_a("AutoencoderKL", **changes)
         options = options if "original" in message else {"with_latents": False, **options}
-        with pytest.raises(UsageError, match=message):
-            check_for_diffusers(whole, **options)
         with pytest.raises(UsageError, match=message):
             for_diffusers({}, whole, **options)
 
