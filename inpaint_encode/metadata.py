@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
-__all__ = ["CONTRACT_VERSION", "LatentForm", "RowMetadata", "VaeMetadata"]
-
 CONTRACT_VERSION = 1
 """Version of the transform in `inpaint_encode.core.transform` and `inpaint_encode.vae`."""
 

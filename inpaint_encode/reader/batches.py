@@ -14,8 +14,6 @@ from .groups import RowGroupReader
 from .output import Row
 from .sampler import RowSlice, Window
 
-__all__ = ["ShapeBuckets", "Transform", "apply_transforms", "collate", "read_ahead", "read_rows", "to_tensors"]
-
 Transform = Callable[[Row], Row]
 """Function of one row. It runs in the process that reads the row."""
 

@@ -20,18 +20,6 @@ from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.vae.latents import apply_vae_family, check_scalable, to_scaled, to_unscaled
 from inpaint_encode.vae.registry import vae_class_of
 
-__all__ = [
-    "Layout",
-    "check_for_diffusers",
-    "for_comfyui",
-    "for_diffusers",
-    "inpaint_input",
-    "latent_mask",
-    "latent_of",
-    "pack_latent",
-    "unscaled",
-]
-
 Layout = Literal["channels", "flux_fill"]
 """How a denoiser takes latents and mask. ``channels``: concatenated as channels (Stable Diffusion 1, 2, XL and 3).
 ``flux_fill``: as a sequence of 2x2 patches (Flux.1 Fill)."""

@@ -26,8 +26,6 @@ from .stream import LatentStream, StreamOptions, current_rank
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["LatentDataset", "open_latents"]
-
 _PREFETCH_GROUPS = 4
 _KEY_THREADS = 32
 

@@ -19,8 +19,6 @@ from inpaint_encode.stores import storage
 
 from .output import DataFile, Output, RowBatch
 
-__all__ = ["RowGroupIndex", "RowGroupReader"]
-
 _FOOTER_THREADS = 32
 
 

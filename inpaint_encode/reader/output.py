@@ -21,8 +21,6 @@ from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
-__all__ = ["DataFile", "Output", "Row", "RowBatch", "TensorColumn", "as_rows", "footer_metadata"]
-
 
 @dataclass(frozen=True, slots=True)
 class DataFile:

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RowSlice", "Shuffle", "Window", "locate", "permutation", "shard", "shard_quota", "skip_rows", "windows"]
-
 
 class Shuffle(NamedTuple):
     """The random order of one epoch; see `windows`."""

@@ -19,8 +19,6 @@ from .batches import ShapeBuckets, Transform, apply_transforms, collate, read_ah
 from .groups import RowGroupReader
 from .output import Row
 
-__all__ = ["LatentStream", "StreamOptions", "current_rank"]
-
 
 @dataclass(frozen=True)
 class StreamOptions:

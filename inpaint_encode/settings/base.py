@@ -8,8 +8,6 @@ from typing import Any
 from cyclopts import Group, Parameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
-__all__ = ["Frozen", "format_value", "matching", "section", "unit"]
-
 
 class Frozen(BaseModel):
     """Base of all settings: immutable; an unknown field is an error."""

@@ -11,16 +11,6 @@ from .base import Frozen, section, unit
 from .job import Chunks, Output, RowSettings, RunOptions, VaeSource, Workers
 from .source import MASK_PRESETS, Decoding, Limits, Source, SourceAccess
 
-__all__ = [
-    "EncodeJob",
-    "ExportOptions",
-    "LatentDecoding",
-    "PlanOptions",
-    "ReportOptions",
-    "ShowOptions",
-    "VerifyOptions",
-]
-
 
 class _Pairs(Frozen):
     """Settings that ``encode`` and ``plan`` share: the source, decoding and the contents of rows."""

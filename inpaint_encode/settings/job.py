@@ -11,8 +11,6 @@ from pydantic import Field, model_validator
 
 from .base import Frozen, matching, section, unit
 
-__all__ = ["Batches", "Chunks", "Output", "RowSettings", "RunOptions", "VaeSource", "Workers", "label_selector"]
-
 
 @section("VAE", 2)
 class VaeSource(Frozen):

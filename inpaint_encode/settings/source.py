@@ -11,8 +11,6 @@ from inpaint_encode.stores.access import Access
 
 from .base import Frozen, section, unit
 
-__all__ = ["MASK_PRESETS", "Decoding", "Limits", "Source", "SourceAccess"]
-
 
 @section("Source", 1)
 class Source(Frozen):

@@ -12,8 +12,6 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.access import Access
 
-__all__ = ["PairFiles", "find_pair_files", "list_pages", "normalize_uri"]
-
 _PREFIX_SUFFIXES = ("parquet", "tar")
 """Formats of which ``--pairs`` may name a prefix with many files."""
 _COMPRESSED_TAR = re.compile(r"\.(?:tar\.\w+|tgz|tbz2?|txz)$")

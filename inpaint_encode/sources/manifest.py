@@ -25,8 +25,6 @@ from .pairs import SYSTEM_POOL, FoundPairs, check_unique_keys
 from .part_uris import without_suffix
 from .random_masks import with_random_masks
 
-__all__ = ["from_manifest"]
-
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _READABLE = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
 

@@ -27,8 +27,6 @@ from .pairs import SYSTEM_POOL
 from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
 from .part_uris import row_uris
 
-__all__ = ["ManifestLines", "read_manifest_file"]
-
 _MAX_LINE_BYTES = 2**24
 _CSV = pa.csv.ParseOptions(newlines_in_values=True)
 _QUOTED = re.compile(rb'(?:(?<=[,\r\n])|\A)"(?:[^"]|"")*+"')

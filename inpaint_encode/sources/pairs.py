@@ -12,8 +12,6 @@ from PIL import features
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import EXTRA_COLUMNS
 
-__all__ = ["IMAGE_SUFFIXES", "SYSTEM_POOL", "FoundPairs", "check_unique_keys", "join_uris", "repeated_keys"]
-
 _AVIF = {"avif"} if features.check("avif") else set()
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", *_AVIF})

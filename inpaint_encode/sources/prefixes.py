@@ -20,8 +20,6 @@ from .listing import list_pages, normalize_uri
 from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris
 from .random_masks import with_random_masks
 
-__all__ = ["from_images", "from_images_and_masks"]
-
 _STEM_AND_SUFFIX = r"^(?P<key>(?:.*/)?[^/]+)\.(?P<suffix>[^./]+)$"
 _MERGED_PAGES = 8
 _FILES = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])

@@ -31,8 +31,6 @@ from .pairs import IMAGE_SUFFIXES, FoundPairs, check_unique_keys
 from .part_uris import member_uri
 from .random_masks import with_random_masks
 
-__all__ = ["SAMPLE_NAME", "from_tars"]
-
 SAMPLE_NAME = "__key__"
 """As ``--key-column``: the sample's name alone is the key, which must then be unique in all tars."""
 

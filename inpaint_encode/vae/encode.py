@@ -26,17 +26,6 @@ from .registry import vae_class_of
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = [
-    "Posterior",
-    "compute_dtype",
-    "per_channel",
-    "posterior",
-    "tile_starts",
-    "tiled_posterior",
-    "to_vae_range",
-    "warm_up",
-]
-
 _OVERLAP = 4
 """Neighboring tiles overlap by at least about 1 / _OVERLAP of a tile."""
 

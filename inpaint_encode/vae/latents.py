@@ -24,20 +24,6 @@ from .registry import vae_class_of
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = [
-    "SCALINGS",
-    "LatentValues",
-    "Scaling",
-    "apply_vae_family",
-    "check_scalable",
-    "check_supported",
-    "decode_latents",
-    "latent_values",
-    "standard_normal",
-    "to_scaled",
-    "to_unscaled",
-]
-
 
 class LatentValues(NamedTuple):
     """A batch of latents as rows store them."""

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from inpaint_encode.settings import VaeSource
 
-__all__ = ["download", "load_vae", "load_verified_vae", "parse_vae_source"]
-
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _DOWNLOADED = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Files of a folder that are downloaded: no variants such as fp16, and no other parts of a pipeline."""

@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
     from inpaint_encode.settings import VaeSource
 
-__all__ = [
-    "config_sha256",
-    "crop_multiple",
-    "latent_channels",
-    "latent_form",
-    "latent_patch_size",
-    "patch_statistics",
-    "pixel_patch_size",
-    "vae_metadata",
-    "vae_scale_factor",
-    "weights_sha256",
-]
-
 
 def vae_scale_factor(vae: ModelMixin) -> int:
     """Pixels of a side per value of the stored latent."""

@@ -15,8 +15,6 @@ from inpaint_encode.errors import UsageError
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["VAE_CLASSES", "VaeClass", "vae_class_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class VaeClass:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
     from torch import Tensor
 
-__all__ = ["check_no_pickles", "load_single_file"]
-
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pickle", ".pkl"}
 _PREFIXES = ("first_stage_model.", "vae.")
 """Prefixes of the VAE's tensors inside a checkpoint."""
