@@ -6,11 +6,10 @@ and its key in a TOML file have the same name: ``grow_mask_by`` is ``--grow-mask
 
 from .base import format_value, unit
 from .commands import EncodeJob, ExportOptions, LatentDecoding, PlanOptions, ReportOptions, ShowOptions, VerifyOptions
-from .job import Batches, Chunks, Output, RowSettings, RunOptions, VaeSource, Workers, label_selector
+from .job import Chunks, Output, RowSettings, RunOptions, VaeSource, Workers, label_selector
 from .source import Decoding, Limits, Source, SourceAccess
 
 __all__ = [
-    "Batches",
     "Chunks",
     "Decoding",
     "EncodeJob",

@@ -174,8 +174,8 @@ def label_selector(labels: str) -> dict[str, str] | None:
 
 
 @section("Workers", 6)
-class Batches(Frozen):
-    """What one VAE worker does at a time, and on which device."""
+class Workers(Frozen):
+    """Number of workers, what each does at a time, and the resources of the cluster that they reserve."""
 
     batch_size: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], unit("IMAGES")] = "auto"
     """Maximum number of images of one size in a forward pass. Larger batches use a GPU better and need more memory.
@@ -191,12 +191,6 @@ class Batches(Frozen):
     now, otherwise 0. Give a number and --max-workers if the cluster starts GPU nodes on demand."""
     fetch_threads: Annotated[int, Field(ge=1, le=256), unit("COUNT")] = 16
     """Number of concurrent downloads in a fetch task, 1 to 256."""
-
-
-@section("Workers", 6)
-class Workers(Batches):
-    """Number of workers, and the resources of the cluster that they reserve."""
-
     min_workers: Annotated[int, Field(ge=1), unit("WORKERS")] = 1
     """Number of VAE workers to start with."""
     max_workers: Annotated[int, Field(ge=0), unit("WORKERS")] = 0

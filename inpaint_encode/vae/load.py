@@ -127,22 +127,19 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
             **where,
         )
     except (OSError, ValueError) as error:
-        raise UsageError(_cannot_be_loaded(name, error, at_hub=at_hub)) from error
+        reason = f"{'there is no such folder on this node, and as a hub id ' * at_hub}{str(error).splitlines()[0]}"
+        offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        raise UsageError(
+            f"--vae {name} cannot be loaded: {reason}; give a folder in the diffusers layout with .safetensors "
+            "weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of a pipeline"
+            + "; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was searched"
+            * offline
+        ) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         count = f"{len(missing)} weight{'s' if len(missing) > 1 else ''}"
         raise UsageError(f"--vae {name} lacks {count} (the first: {missing[0]}); give a complete VAE")
     return model
-
-
-def _cannot_be_loaded(name: str, error: Exception, *, at_hub: bool) -> str:
-    offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    why = f"{'there is no such folder on this node, and as a hub id ' if at_hub else ''}{str(error).splitlines()[0]}"
-    return (
-        f"--vae {name} cannot be loaded: {why}; give a folder in the diffusers layout "
-        "with .safetensors weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of "
-        "a pipeline" + ("; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was searched" * offline)
-    )
 
 
 def load_verified_vae(source: VaeSource, expected: VaeMetadata) -> tuple[ModelMixin, VaeMetadata]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from inpaint_encode.errors import UsageError
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 class VaeClass:
     """How to encode with one VAE class of diffusers."""
 
-    models: str
-    """Models that use the class."""
     levels_key: str = "block_out_channels"
     """Configuration key with one item per encoder level. Each level but the last halves the sides."""
     scale_factor_key: str = ""
@@ -44,8 +42,9 @@ class VaeClass:
     """Values of ``--dtype`` that work."""
     checked: str = ""
     """Files of diffusers 0.42.1 that these facts were read from; relative to ``models/autoencoders``."""
-    notes: str = ""
 
+
+_VIDEO: dict[str, Any] = {"levels_key": "dim_mult", "channels_key": "z_dim", "video": True, "compilable": False}
 
 # To add a VAE class:
 # 1. Add an entry here, under the name of its class in diffusers. State only what differs from VaeClass's defaults.
@@ -56,72 +55,45 @@ class VaeClass:
 # A class whose latents need other steps than these fields describe also needs them in encode.py and latents.py.
 VAE_CLASSES: Mapping[str, VaeClass] = MappingProxyType(
     {
+        # SD 1.x, SD 2, SDXL, SD 3, Flux.1; the x4 upscaler at 4.
         "AutoencoderKL": VaeClass(
-            models="SD 1.x, SD 2, SDXL, SD 3, Flux.1; the x4 upscaler at 4",
-            precision="float16 overflows in SDXL's",
-            checked="autoencoder_kl.py, vae.py (Encoder)",
+            precision="float16 overflows in SDXL's", checked="autoencoder_kl.py, vae.py (Encoder)"
         ),
+        # Flux.2. Packed by default, like ComfyUI and the denoiser: 2x2 values become channels, normalized with the
+        # running mean and variance of the weights. --flux2-latents plain stores 32 channels at 1/8 instead.
         "AutoencoderKLFlux2": VaeClass(
-            models="Flux.2",
             packs_patches=True,
             checked="autoencoder_kl_flux2.py; pipelines/flux2/pipeline_flux2.py (_encode_vae_image)",
-            notes="packed by default, like ComfyUI and the denoiser: 2x2 values become channels, normalized with the "
-            "running mean and variance of the weights; --flux2-latents plain stores 32 channels at 1/8 instead",
         ),
+        # TAESD and its kin. Takes -1..1 like every class; has no posterior; its latents are already scaled.
         "AutoencoderTiny": VaeClass(
-            models="TAESD and its kin",
             levels_key="encoder_block_out_channels",
             output_attr="latents",
             latents_are_scaled=True,
             checked="autoencoder_tiny.py, vae.py (EncoderTiny)",
-            notes="takes -1..1 like every class; no posterior; its latents are already scaled",
         ),
+        # Sana's DC-AE. Has no posterior.
         "AutoencoderDC": VaeClass(
-            models="Sana (DC-AE)",
             levels_key="encoder_block_out_channels",
             output_attr="latent",
             checked="autoencoder_dc.py (Encoder); pipelines/sana",
-            notes="no posterior",
         ),
-        "AutoencoderKLQwenImage": VaeClass(
-            models="Qwen-Image",
-            levels_key="dim_mult",
-            channels_key="z_dim",
-            video=True,
-            compilable=False,
-            checked="autoencoder_kl_qwenimage.py; pipelines/qwenimage",
-            notes="a video VAE with a mean and a standard deviation per channel",
-        ),
+        # Qwen-Image: a video VAE with a mean and a standard deviation per channel.
+        "AutoencoderKLQwenImage": VaeClass(**_VIDEO, checked="autoencoder_kl_qwenimage.py; pipelines/qwenimage"),
+        # Qwen-Image 2.1: a video VAE of RGBA; an opaque fourth channel is added.
         "AutoencoderKLQwenImage21": VaeClass(
-            models="Qwen-Image 2.1",
-            levels_key="dim_mult",
-            channels_key="z_dim",
-            in_channels=4,
-            video=True,
-            compilable=False,
-            checked="autoencoder_kl_qwenimage21.py; pipelines/qwenimage21",
-            notes="a video VAE of RGBA: an opaque fourth channel is added",
+            **_VIDEO, in_channels=4, checked="autoencoder_kl_qwenimage21.py; pipelines/qwenimage21"
         ),
-        "AutoencoderKLWan": VaeClass(
-            models="Wan 2.1 at 8 with 16 channels, Wan 2.2 at 16 with 48",
-            levels_key="dim_mult",
-            channels_key="z_dim",
-            video=True,
-            compilable=False,
-            checked="autoencoder_kl_wan.py; pipelines/wan/pipeline_wan_i2v.py",
-            notes="a video VAE with a mean and a standard deviation per channel; scale_factor_spatial is not used",
-        ),
+        # Wan 2.1 at 8 with 16 channels, Wan 2.2 at 16 with 48: a video VAE with a mean and a standard deviation per
+        # channel. scale_factor_spatial is not used.
+        "AutoencoderKLWan": VaeClass(**_VIDEO, checked="autoencoder_kl_wan.py; pipelines/wan/pipeline_wan_i2v.py"),
+        # HunyuanImage 2.1.
         "AutoencoderKLHunyuanImage": VaeClass(
-            models="HunyuanImage 2.1",
             scale_factor_key="spatial_compression_ratio",
             checked="autoencoder_kl_hunyuanimage.py; pipelines/hunyuan_image",
         ),
-        "AsymmetricAutoencoderKL": VaeClass(
-            models="the asymmetric VQGAN for SD 1.x",
-            levels_key="down_block_out_channels",
-            checked="autoencoder_asym_kl.py",
-            notes="its block_out_channels are the decoder's",
-        ),
+        # The asymmetric VQGAN for SD 1.x. Its block_out_channels are the decoder's.
+        "AsymmetricAutoencoderKL": VaeClass(levels_key="down_block_out_channels", checked="autoencoder_asym_kl.py"),
     }
 )
 """Supported VAE classes, by their names in diffusers."""

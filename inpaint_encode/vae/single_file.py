@@ -29,7 +29,6 @@ _CONTEXT = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to
 _BY_CONTEXT = {768: "sd1", 1024: "sd1", 1280: "sdxl", 2048: "sdxl"}
 """Model by the width of the text embedding that the checkpoint's denoiser takes: SD 1, SD 2, SDXL's refiner, SDXL."""
 
-
 Shapes = Mapping[str, Sequence[int]]
 """Shapes of the tensors, by name."""
 
@@ -60,7 +59,7 @@ def check_no_pickles(vae: str, names: Iterable[str]) -> None:
             )
 
 
-def load_single_file(name: str, path: Path, vae_family: str = "") -> ModelMixin:
+def load_single_file(name: str, path: Path, vae_family: str) -> ModelMixin:
     """Load the VAE of a file, in float32 on the CPU.
 
     Tensor names and shapes do not tell the scaling of an AutoencoderKL: SD 1 and SDXL are alike, and SD 3 and Flux.1.
@@ -81,9 +80,8 @@ def load_single_file(name: str, path: Path, vae_family: str = "") -> ModelMixin:
         raise UsageError(f"--vae {name} is a single file, which must end in .safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            all_names = list(file.keys())
-            all_shapes = {one: file.get_slice(one).get_shape() for one in all_names}
-            prefix = next((one for one in _PREFIXES if any(key.startswith(one) for key in all_names)), "")
+            all_shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  # not iterable
+            prefix = next((one for one in _PREFIXES if any(key.startswith(one) for key in all_shapes)), "")
             shapes = {key.removeprefix(prefix): shape for key, shape in all_shapes.items() if key.startswith(prefix)}
             layout = next(filter(None, (layout_of(shapes) for layout_of in LAYOUTS)), None)
             if layout is None:
@@ -92,7 +90,7 @@ def load_single_file(name: str, path: Path, vae_family: str = "") -> ModelMixin:
                     f"its first tensors are {', '.join(sorted(shapes)[:3])}; give the model's diffusers folder"
                 )
             layout.config.update(_scaling(name, layout, all_shapes, vae_family))
-            wanted = [key for key in all_names if key.startswith(tuple(prefix + part for part in _PARTS))]
+            wanted = [key for key in all_shapes if key.startswith(tuple(prefix + part for part in _PARTS))]
             tensors = {key.removeprefix(prefix): file.get_tensor(key).float() for key in wanted}
         vae = getattr(diffusers, layout.class_name).from_config(layout.config)
         vae.load_state_dict(layout.convert(tensors, layout.config), strict=True)
