@@ -75,10 +75,6 @@ class Source(Frozen):
             raise ValueError("--masks and --mask-pattern need images; add --images")
         if not self.pairs and columns:
             raise ValueError("--image-column, --mask-column and --key-column are columns of --pairs; add --pairs")
-        return self
-
-    @model_validator(mode="after")
-    def _validate_random_masks(self) -> Self:
         if self.random_masks and (self.masks or self.mask_pattern or self.mask_column != "mask"):
             raise ValueError(
                 "--random-masks cannot be combined with --masks, --mask-pattern or --mask-column; "
@@ -210,16 +206,12 @@ class Decoding(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _validate_polarity(self) -> Self:
+    def _validate_combinations(self) -> Self:
         if (self.mask_polarity in ("transparent", "opaque")) != (self.mask_channel == "alpha"):
             allowed = "transparent or opaque" if self.mask_channel == "alpha" else "white or black"
             raise ValueError(
                 f"--mask-polarity {self.mask_polarity} does not fit --mask-channel {self.mask_channel}; use {allowed}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _validate_size(self) -> Self:
         options = {"--resize": self.resize, "--resolution": self.resolution, "--buckets": self.buckets}
         given = [name for name, value in options.items() if value]
         if len(given) > 1:

@@ -44,7 +44,7 @@ _FORMATS: dict[str, Callable[[Source, PairFiles, Access], FoundPairs]] = {
 
 To add a format:
 
-1. Write its function in a module of its own and add it here. `manifest_files` reads the formats of lists of pairs.
+1. Write its function in a module of its own and add it here. `manifest` reads the formats of lists of pairs.
 2. If ``--pairs`` may name a prefix with many of its files, add the suffix to `listing`.
 3. If images are parts of its files, add their URIs to `part_uris` and read them in `pair_reader`.
 """

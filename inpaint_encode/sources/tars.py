@@ -172,7 +172,7 @@ def _add_member(
     """Add an image, a mask or a text to its sample; return False for any other member."""
     if not (name := _MEMBER_NAME.match(member.name)):
         return False
-    role, suffix = name["role"] or "", name["suffix"].lower()
+    role, suffix, mask_role = name["role"] or "", name["suffix"].lower(), rf"{re.escape(source.mask_column)}(\d{{0,9}})"
     part = _Member(member.offset_data, member.size, member_uri(uri, member.name, member.offset_data, member.size))
     if suffix in _TEXTS and not role:
         sample = samples[name["sample"]]
@@ -186,8 +186,8 @@ def _add_member(
             raise UsageError(f"--pairs {uri}: {member.name} is not UTF-8; encode it as UTF-8 ({error})") from error
     elif suffix in IMAGE_SUFFIXES and role in ("", source.image_column):
         samples[name["sample"]].images.append(part)
-    elif suffix in IMAGE_SUFFIXES and (number := _mask_number(role, source)) is not None:
-        masks = samples[name["sample"]].masks
+    elif suffix in IMAGE_SUFFIXES and not source.random_masks and (mask := re.fullmatch(mask_role, role)):
+        masks, number = samples[name["sample"]].masks, int(mask[1] or -1)
         if number in masks:
             raise UsageError(
                 f"--pairs {uri}: two masks have the same sample and number: {masks[number].uri} and {part.uri}; remove "
@@ -197,12 +197,6 @@ def _add_member(
     else:
         return False
     return True
-
-
-def _mask_number(role: str, source: Source) -> int | None:
-    """Return the mask's number, -1 for a mask without a number; None if it is not a mask."""
-    found = re.fullmatch(re.escape(source.mask_column) + r"(\d{0,9})", role)
-    return int(found[1] or -1) if found and not source.random_masks else None
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
