@@ -54,10 +54,12 @@ class Output:
             uri = storage.normalize_uri(output)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        files = sorted(_data_files(uri), key=lambda file: file.path)
+        pages = storage.list_objects(uri)
+        objects = (one for page in pages for one in zip(page.paths, page.sizes, page.versions, strict=True))
+        files = sorted(one for one in objects if one[0].endswith(".parquet") and not one[0].startswith("_"))
         if not files:
             raise UsageError(f"{uri} holds no rows; name the folder or prefix that was the --output of an encode job")
-        return cls(uri, tuple(files))
+        return cls(uri, tuple(DataFile(*one) for one in files))
 
     @cached_property
     def metadata(self) -> RowMetadata:
@@ -138,13 +140,6 @@ def _open_source(uri: str, file: DataFile) -> RangedFile | str:
     if storage.stat(where).version != file.version:
         raise Changed(errno.ESTALE, f"{where} has changed since it was listed; open the output again")
     return where
-
-
-def _data_files(uri: str) -> Iterator[DataFile]:
-    for listed in storage.list_objects(uri):
-        for path, size, version in zip(listed.paths, listed.sizes, listed.versions, strict=True):
-            if path.endswith(".parquet") and not path.startswith("_"):
-                yield DataFile(path, size, version)
 
 
 Row = dict[str, Any]

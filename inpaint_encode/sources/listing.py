@@ -99,12 +99,10 @@ def list_pages(
             f"`inpaint-encode doctor {prefix}`"
         ) from error
     if empty:
-        raise UsageError(f"{option} {prefix}: {_explain_empty(prefix)}; {advice}")
-
-
-def _explain_empty(prefix: str) -> str:
-    if "://" in prefix:
-        return "the bucket exists, but nothing in it starts with this prefix"
-    if Path(prefix).is_dir():
-        return "the folder is empty"
-    return "this is a file, not a folder" if Path(prefix).exists() else "there is no such folder"
+        if "://" in prefix:
+            reason = "the bucket exists, but nothing in it starts with this prefix"
+        elif Path(prefix).is_dir():
+            reason = "the folder is empty"
+        else:
+            reason = "this is a file, not a folder" if Path(prefix).exists() else "there is no such folder"
+        raise UsageError(f"{option} {prefix}: {reason}; {advice}")

@@ -138,16 +138,11 @@ def _string_column(table: pa.Table, option: str, name: str, files: PairFiles) ->
         ) from error
     empty = pc.or_kleene(pc.is_null(strings), pc.equal(strings, ""))
     if (line := pc.index(empty, True).as_py()) >= 0:
-        raise UsageError(f"{option} {name} has no value in {_row_name(line, files)}; add the value")
+        row = f"row {line + 1:,}, counting from 1{' through all files' if len(files.uris) > 1 else ''}"
+        if files.suffix == "csv":
+            row = f"data row {line + 1:,}, not counting the header"
+        raise UsageError(f"{option} {name} has no value in {row}; add the value")
     return strings
-
-
-def _row_name(line: int, files: PairFiles) -> str:
-    """Name a row as a user counts: from 1, without the header of a CSV file."""
-    if files.suffix == "csv":
-        return f"data row {line + 1:,}, not counting the header"
-    through = " through all files" if len(files.uris) > 1 else ""
-    return f"row {line + 1:,}, counting from 1{through}"
 
 
 def _uri_column(table: pa.Table, option: str, name: str, files: PairFiles) -> pa.ChunkedArray:
