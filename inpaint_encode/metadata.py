@@ -27,7 +27,7 @@ class VaeMetadata:
     """Folder, URI or hub id the VAE was loaded from."""
     weights_sha256: str
     config_sha256: str = ""
-    """Hash of the configuration, see `inpaint_encode.vae.properties.config_sha256`."""
+    """Hash of the configuration, see `inpaint_encode.vae.registry.config_sha256`."""
     vae_scale_factor: int
     """Pixels of a side per latent value."""
     crop_multiple: int

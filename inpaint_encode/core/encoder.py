@@ -18,8 +18,7 @@ from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import compute_dtype, posterior, warm_up
 from inpaint_encode.vae.latents import latent_values
 from inpaint_encode.vae.load import load_verified_vae
-from inpaint_encode.vae.properties import crop_multiple, latent_form
-from inpaint_encode.vae.registry import vae_class_of
+from inpaint_encode.vae.registry import crop_multiple, latent_form, vae_class_of
 
 from .batch import Batch, EncodedBatch, EncodeFuture, OutOfMemory
 from .compiled import optimise

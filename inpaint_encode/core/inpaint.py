@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inpaint_encode.vae.encode import posterior
-from inpaint_encode.vae.properties import crop_multiple
+from inpaint_encode.vae.registry import crop_multiple
 
 from .transform import binarise_mask, crop_box, grow_mask, neutralise, resize_mask
 

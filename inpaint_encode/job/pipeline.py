@@ -30,7 +30,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.vae.encode import warm_up
 from inpaint_encode.vae.latents import check_supported
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 
 from .cluster import connect_ray, needed_resources, translate_ray_errors, vae_workers
 from .metrics import JobMetrics

@@ -27,8 +27,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
-from .listing import PairFiles
-from .pairs import SYSTEM_POOL, FoundPairs, check_unique_keys
+from .pairs import SYSTEM_POOL, FoundPairs, PairFiles, check_unique_keys
 from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
 from .part_uris import row_uris, without_suffix
 from .random_masks import with_random_masks

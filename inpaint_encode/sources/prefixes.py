@@ -15,8 +15,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.stores.access import Access
 
-from .listing import list_pages, normalize_uri
-from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris
+from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris, list_pages, normalize_uri
 from .random_masks import with_random_masks
 
 _STEM_AND_SUFFIX = r"^(?P<key>(?:.*/)?[^/]+)\.(?P<suffix>[^./]+)$"

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -26,8 +26,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.access import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
-from .listing import PairFiles
-from .pairs import IMAGE_SUFFIXES, FoundPairs, check_unique_keys
+from .pairs import IMAGE_SUFFIXES, FoundPairs, PairFiles, check_unique_keys
 from .part_uris import member_uri
 from .random_masks import with_random_masks
 
@@ -118,7 +117,20 @@ def _index_tar(uri: str, key_prefix: str, source: Source, access: Access) -> Fou
     alone = [sample for sample in samples.values() if not (sample.images and sample.masks)]
     masks = [mask for _, sample in paired for mask in sample.masks.values() if mask not in sample.images]
     paired.sort(key=lambda item: item[1].images)
-    rows = [row for name, sample in paired for row in _rows(key_prefix + name, sample, file.version)]
+    rows = [
+        {
+            "key": f"{key_prefix}{name}" if number < 0 else f"{key_prefix}{name}/{number}",
+            "image_uri": sample.images[0].uri,
+            "mask_uri": mask.uri,
+            "mask_index": max(0, number),
+            "image_version": file.version,
+            "mask_version": file.version,
+            "image_bytes": sample.images[0].size,
+            **sample.texts,
+        }
+        for name, sample in paired
+        for number, mask in sorted(sample.masks.items())
+    ]
     return FoundPairs(
         pa.Table.from_pylist(rows, _ROWS),
         unpaired_images=pa.array([image.uri for sample in alone for image in sample.images], pa.string()),
@@ -127,21 +139,6 @@ def _index_tar(uri: str, key_prefix: str, source: Source, access: Access) -> Fou
         unreadable_names=tuple(unreadable_names),
         image_and_mask_bytes=(sum(sample.images[0].size for _, sample in paired), sum(mask.size for mask in masks)),
     )
-
-
-def _rows(key: str, sample: _Sample, version: str) -> Iterator[dict[str, Any]]:
-    image = sample.images[0]
-    for number, mask in sorted(sample.masks.items()):
-        yield {
-            "key": key if number < 0 else f"{key}/{number}",
-            "image_uri": image.uri,
-            "mask_uri": mask.uri,
-            "mask_index": max(0, number),
-            "image_version": version,
-            "mask_version": version,
-            "image_bytes": image.size,
-            **sample.texts,
-        }
 
 
 def _read_samples(uri: str, file: RangedFile, source: Source) -> tuple[dict[str, _Sample], int, list[str]]:

@@ -12,8 +12,7 @@ from torch.nn.functional import pixel_unshuffle
 
 from inpaint_encode.errors import UsageError
 
-from . import properties
-from .registry import vae_class_of
+from . import registry
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -43,7 +42,7 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
     Raises:
         UsageError: the class is not supported.
     """
-    vae_class, parameter = vae_class_of(vae), next(vae.parameters())
+    vae_class, parameter = registry.vae_class_of(vae), next(vae.parameters())
     inputs = to_vae_range(pixels.to(parameter.device, torch.float32))
     if vae_class.in_channels == 4:
         inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
@@ -53,10 +52,10 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
         output = getattr(vae.encode(inputs.to(parameter.dtype).contiguous()), vae_class.output_attr)
         values = [output.mean, output.logvar] if vae_class.output_attr == "latent_dist" else [output]
         mean, *logvar = [(value.squeeze(2) if vae_class.video else value).float() for value in values]
-        if properties.latent_form(vae) == "packed":
-            patch = properties.latent_patch_size(vae)
+        if registry.latent_form(vae) == "packed":
+            patch = registry.latent_patch_size(vae)
             mean, logvar = pixel_unshuffle(mean, patch), [pixel_unshuffle(value, patch) for value in logvar]
-            shift, scale = (per_channel(statistic, mean) for statistic in properties.patch_statistics(vae))
+            shift, scale = (per_channel(statistic, mean) for statistic in registry.patch_statistics(vae))
             mean, logvar = (mean - shift) / scale, [value - 2 * scale.log() for value in logvar]
     return Posterior(mean, logvar[0] if logvar else None)
 
@@ -142,16 +141,16 @@ def warm_up(vae: ModelMixin) -> None:
             configuration's, or their values are not finite.
     """
     in_channels = int(vae.config.get("in_channels", vae.config.get("input_channels", 3)))
-    expected_channels = vae_class_of(vae).in_channels * properties.pixel_patch_size(vae) ** 2
+    expected_channels = registry.vae_class_of(vae).in_channels * registry.pixel_patch_size(vae) ** 2
     if in_channels != expected_channels:
         raise UsageError(
             f"--vae: the VAE expects {in_channels} input channels, but images for its class {type(vae).__name__} have "
             f"{expected_channels}; give another VAE"
         )
     ratio, channels, multiple = (
-        properties.vae_scale_factor(vae),
-        properties.latent_channels(vae),
-        properties.crop_multiple(vae),
+        registry.vae_scale_factor(vae),
+        registry.latent_channels(vae),
+        registry.crop_multiple(vae),
     )
     height, width = 2 * multiple, 3 * multiple
     latent = posterior(vae, torch.full((2, height, width, 3), 0.5)).mean

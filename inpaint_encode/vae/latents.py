@@ -18,8 +18,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import LatentForm, RowMetadata, VaeMetadata
 
 from .encode import Posterior, per_channel, posterior
-from .properties import latent_patch_size, patch_statistics
-from .registry import vae_class_of
+from .registry import latent_patch_size, patch_statistics, vae_class_of
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

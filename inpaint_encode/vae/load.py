@@ -19,8 +19,7 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.stores import storage
 
-from .properties import patch_statistics, vae_metadata
-from .registry import VAE_CLASSES, vae_class_of
+from .registry import VAE_CLASSES, patch_statistics, vae_class_of, vae_metadata
 from .single_file import check_no_pickles, load_single_file
 
 if TYPE_CHECKING:

@@ -185,7 +185,7 @@ def _load_vae_metadata(options: PlanOptions) -> VaeMetadata | None:
     from inpaint_encode.vae.encode import warm_up  # takes seconds, and is not always needed
     from inpaint_encode.vae.latents import check_supported
     from inpaint_encode.vae.load import load_vae
-    from inpaint_encode.vae.properties import vae_metadata
+    from inpaint_encode.vae.registry import vae_metadata
 
     vae = load_vae(options.vae)
     warm_up(vae)

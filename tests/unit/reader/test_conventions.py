@@ -26,7 +26,7 @@ from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import to_vae_range
 from inpaint_encode.vae.latents import to_scaled, to_unscaled
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 from tests.local import encode_here, tensor_rows, write_pairs
 from tests.metadata import metadata_for
 from tests.vaes import KL, small_vae

@@ -12,7 +12,7 @@ from inpaint_encode import load_vae
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import posterior, tile_starts, tiled_posterior, warm_up
-from inpaint_encode.vae.properties import crop_multiple, vae_metadata
+from inpaint_encode.vae.registry import crop_multiple, vae_metadata
 from tests.vaes import SMALL, encoded, small_vae
 
 

@@ -8,7 +8,7 @@ from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import posterior
 from inpaint_encode.vae.latents import apply_vae_family, decode_latents, per_channel, to_scaled, to_unscaled
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 from tests.metadata import VAE, row_metadata
 from tests.vaes import SMALL, as_image, saved, small_vae
 

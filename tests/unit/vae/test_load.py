@@ -17,7 +17,7 @@ from inpaint_encode.settings import VaeSource
 from inpaint_encode.stores import storage
 from inpaint_encode.vae import registry
 from inpaint_encode.vae.load import download, parse_vae_source
-from inpaint_encode.vae.properties import weights_sha256
+from inpaint_encode.vae.registry import weights_sha256
 from tests.metadata import row_metadata
 from tests.original_layouts import latent_diffusion
 from tests.vaes import saved

@@ -16,7 +16,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import warm_up
 from inpaint_encode.vae.latents import check_scalable, to_scaled
-from inpaint_encode.vae.properties import vae_metadata, weights_sha256
+from inpaint_encode.vae.registry import vae_metadata, weights_sha256
 from tests.metadata import metadata_for
 from tests.original_layouts import dc_ae, flux2, latent_diffusion, wan_21, wan_22
 from tests.vaes import BLOCKS, WAN

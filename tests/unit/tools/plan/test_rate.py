@@ -9,7 +9,7 @@ from inpaint_encode.output.resume import job_record, row_metadata
 from inpaint_encode.settings import Decoding, EncodeJob, Output, RowSettings, Source, VaeSource
 from inpaint_encode.tools.plan.rate import estimate_hours, read_finished_run
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 from tests.conftest import save_vae
 
 from .conftest import options_for, write_run
