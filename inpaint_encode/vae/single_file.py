@@ -107,9 +107,8 @@ def load_single_file(name: str, path: Path, vae_family: str) -> ModelMixin:
 def _scaling(name: str, layout: Layout, all_shapes: Shapes, vae_family: str) -> dict[str, Any]:
     """Return the configuration's scaling, by the VAE's shapes, the checkpoint's denoiser or ``vae_family``."""
     shape = layout.config.get("latent_channels"), len(layout.config.get("block_out_channels", ()))
-    fitting = [family for family, one in SCALINGS.items() if (one.channels, one.levels) == shape]
-    if layout.class_name != "AutoencoderKL":
-        fitting = []
+    scalings = SCALINGS if layout.class_name == "AutoencoderKL" else {}
+    fitting = [family for family, one in scalings.items() if (one.channels, one.levels) == shape]
     # Shapes first: the x4 upscaler's denoiser takes the same text embedding as SD 2.
     detected = fitting[0] if len(fitting) == 1 else _model_of_denoiser(all_shapes)
     if vae_family and (vae_family not in fitting or detected not in ("", vae_family)):
