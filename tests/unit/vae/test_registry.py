@@ -86,7 +86,7 @@ def test_the_table_in_the_readme_is_the_registry_s():
     assert [line for line in lines if line not in readme] == []
 
 
-def test_registry_and_scaling_import_no_library_of_the_job():
+def test_registry_and_latents_import_no_library_of_the_job():
     """The reader imports both."""
     code = (
         "import sys, inpaint_encode.vae.registry, inpaint_encode.vae.latents; "
