@@ -50,37 +50,32 @@ __all__ = [
 ]
 
 _MODULES = {
-    "EncodeJob": "settings",
-    "InpaintLatents": "core.inpaint",
-    "RowMetadata": "metadata",
-    "encode_for_inpaint": "core.inpaint",
-    "grow_mask": "core.transform",
-    "inpaint_input": "reader.conventions",
-    "iter_rows": "reader",
-    "load_vae": "vae.load",
-    "open_latents": "reader.dataset",
-    "run_job": "job.pipeline",
+    "EncodeJob": ("settings", "pydantic"),
+    "InpaintLatents": ("core.inpaint", "diffusers"),
+    "RowMetadata": ("metadata",),
+    "encode_for_inpaint": ("core.inpaint", "diffusers"),
+    "grow_mask": ("core.transform",),
+    "inpaint_input": ("reader.conventions",),
+    "iter_rows": ("reader",),
+    "load_vae": ("vae.load", "diffusers", "safetensors"),
+    "open_latents": ("reader.dataset",),
+    "run_job": ("job.pipeline", "diffusers", "pydantic", "ray"),
 }
-_JOB_PACKAGES = {
-    "EncodeJob": ("pydantic",),
-    "InpaintLatents": ("diffusers",),
-    "encode_for_inpaint": ("diffusers",),
-    "load_vae": ("diffusers", "safetensors"),
-    "run_job": ("diffusers", "pydantic", "ray"),
-}
-"""Packages of the ``[job]`` extra that a name cannot work without. Its module may import them only later."""
+"""The module of each name, and the packages of the ``[job]`` extra that the name cannot work without. The module may
+import them only later."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, *packages = _MODULES[name]
     try:
-        for package in _JOB_PACKAGES.get(name, ()):
+        for package in packages:
             if find_spec(package) is None:
                 raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        return getattr(import_module(f".{module}", __name__), name)
     except ModuleNotFoundError as error:
-        if name not in _JOB_PACKAGES:
+        if not packages:
             raise
         sentence = f"{name} needs packages that are not installed; run: pip install 'inpaint-encode[job]'"
         raise ImportError(f"{sentence} ({error})", name=error.name) from error

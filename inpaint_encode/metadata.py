@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
-__all__ = ["CONTRACT_VERSION", "LatentForm", "RowMetadata", "VaeMetadata"]
-
 CONTRACT_VERSION = 1
 """Version of the transform in `inpaint_encode.core.transform` and `inpaint_encode.vae`."""
 
@@ -29,7 +27,7 @@ class VaeMetadata:
     """Folder, URI or hub id the VAE was loaded from."""
     weights_sha256: str
     config_sha256: str = ""
-    """Hash of the configuration, see `inpaint_encode.vae.properties.config_sha256`."""
+    """Hash of the configuration, see `inpaint_encode.vae.registry.config_sha256`."""
     vae_scale_factor: int
     """Pixels of a side per latent value."""
     crop_multiple: int
@@ -45,15 +43,6 @@ class VaeMetadata:
     latents_std: tuple[float, ...] | None = None
     vae_family: str = ""
     """``--vae-family``, if it determined the scaling."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read the fields from a footer's JSON; other keys are ignored."""
-        given = _fields_of(cls, values)
-        for name in ("latents_mean", "latents_std"):
-            if given.get(name) is not None:
-                given[name] = tuple(given[name])
-        return cls(**given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +82,7 @@ class RowMetadata:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` returned; names of version 0.1 are accepted.
+        """Read what `to_dict` returned; names of version 0.1 are accepted, and other keys are ignored.
 
         Raises:
             KeyError: a field without a default is missing.
@@ -103,7 +92,13 @@ class RowMetadata:
         if missing:
             raise KeyError(min(missing))
         given.setdefault("crop_multiple", given["vae_scale_factor"])
-        return cls(vae=VaeMetadata.from_dict(given), **_fields_of(cls, given))
+        for name in ("latents_mean", "latents_std"):
+            if given.get(name) is not None:
+                given[name] = tuple(given[name])
+        vae, rows = (
+            {one.name: given[one.name] for one in fields(kind) if one.name in given} for kind in (VaeMetadata, cls)
+        )
+        return cls(vae=VaeMetadata(**vae), **rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, sorted by name; the fields of ``vae`` stand beside the others."""
@@ -117,7 +112,3 @@ class RowMetadata:
     def tiling(self) -> bool | None:
         """Whether to encode in tiles: always, never, or (None) on out-of-memory. ``deterministic`` excludes None."""
         return False if self.tile is None and self.deterministic else self.tile
-
-
-def _fields_of(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {one.name: values[one.name] for one in fields(cls) if one.name in values}

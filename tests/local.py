@@ -20,7 +20,7 @@ from inpaint_encode.settings import EncodeJob
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 
 WORKERS = 64
 """What a worker is told, so that it computes with one thread: teams of them spin where others want the same cores."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 
 VAE = VaeMetadata(
     vae_class="AutoencoderKL",

@@ -1,4 +1,4 @@
-"""Small models with random weights: at least one of every family, built by its real class."""
+"""Small models with random weights: at least one of every VAE class, built by diffusers."""
 
 from pathlib import Path
 from typing import Any

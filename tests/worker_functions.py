@@ -20,7 +20,7 @@ from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 
 ROOT = str(Path(inpaint_encode.__file__).parent)
 

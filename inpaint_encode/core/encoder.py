@@ -16,10 +16,9 @@ from torch import Tensor
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import compute_dtype, posterior, warm_up
-from inpaint_encode.vae.latent_values import latent_values
+from inpaint_encode.vae.latents import latent_values
 from inpaint_encode.vae.load import load_verified_vae
-from inpaint_encode.vae.properties import crop_multiple, latent_form
-from inpaint_encode.vae.registry import family_of
+from inpaint_encode.vae.registry import crop_multiple, latent_form, vae_class_of
 
 from .batch import Batch, EncodedBatch, EncodeFuture, OutOfMemory
 from .compiled import optimize_for_gpu
@@ -54,7 +53,7 @@ class BatchEncoder:
         self._device = device
         self._vae_metadata = replace(metadata.vae, latent_form=latent_form(vae))
         on_device = vae.to(device) if dtype == torch.float32 else cast_copy(vae, device, dtype)
-        if family_of(vae).compilable:
+        if vae_class_of(vae).compilable:
             on_device = optimize_for_gpu(on_device, deterministic=metadata.deterministic, compiled=compiled)
         self._compute_vae = OomAdaptiveVae(on_device, metadata.tile_size)
         self._float32_vae = None if dtype == torch.float32 else Float32FallbackVae(vae, device, metadata.tile_size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inpaint_encode.vae.encode import posterior
-from inpaint_encode.vae.properties import crop_multiple
+from inpaint_encode.vae.registry import crop_multiple
 
 from .transform import binarize_mask, crop_box, grow_mask, mask_image, resize_mask
 
@@ -40,7 +40,7 @@ def encode_for_inpaint(pixels: Tensor, mask: Tensor, vae: ModelMixin, grow_mask_
         pixels: float ``[B, H, W, 3]`` in 0..1, RGB, on any device. A fourth channel is dropped as alpha.
         mask: float ``[B, h, w]`` in 0..1, 1 where the image is repainted; ``[1, h, w]`` is used for all images.
             ``h, w`` may differ from ``H, W``.
-        vae: a loaded diffusers VAE of any class in `inpaint_encode.vae.registry.FAMILIES`, such as `load_vae` returns.
+        vae: a loaded VAE of a class in `inpaint_encode.vae.registry.VAE_CLASSES`, such as `load_vae` returns.
             It encodes on its own device and in its own dtype.
         grow_mask_by: side in pixels of the square that grows ``noise_mask``, 0 to 64; 0 and 1 do not grow it.
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inpaint_encode.vae.encode import Posterior, posterior
-from inpaint_encode.vae.properties import crop_multiple
-from inpaint_encode.vae.tiles import tiled_posterior
+from inpaint_encode.vae.encode import Posterior, posterior, tiled_posterior
+from inpaint_encode.vae.registry import crop_multiple
 
 from .batch import CPU_BATCH_PIXELS, MAX_BATCH_SIZE, OutOfMemory, is_out_of_memory
 

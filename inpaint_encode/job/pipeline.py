@@ -28,9 +28,9 @@ from inpaint_encode.settings import EncodeJob, label_selector
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.encode import warm_up
-from inpaint_encode.vae.latent_values import check_supported
+from inpaint_encode.vae.latents import check_supported
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 
 from .cluster import connect_ray, needed_resources, translate_ray_errors, vae_workers
 from .metrics import JobMetrics

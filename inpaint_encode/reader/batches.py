@@ -1,19 +1,72 @@
-"""Rows with torch tensors, and batches of rows whose tensors have the same shapes."""
+"""Reads rows in threads, as torch tensors, and stacks rows of the same shapes to batches."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from .columns import Row
-
-__all__ = ["ShapeBuckets", "Transform", "apply_transforms", "collate", "to_tensors"]
+from .groups import RowGroupReader
+from .output import Row
+from .sampler import RowSlice, Window
 
 Transform = Callable[[Row], Row]
 """Function of one row. It runs in the process that reads the row."""
+
+_T = TypeVar("_T")
+
+_ROW_THREADS = 4
+"""Row groups that `read_rows` reads, and keeps in memory, at the same time."""
+
+
+def read_ahead(
+    windows: Iterable[Window], read: Callable[[RowSlice], _T], threads: int
+) -> Iterator[tuple[Window, list[_T]]]:
+    """Read the slices of windows in threads, at least one window ahead, and enough windows to keep all threads busy.
+
+    Args:
+        windows: in the order of their use.
+        read: reads one slice.
+        threads: number of threads. They end when the iterator is closed.
+
+    Yields:
+        A window, and the result of ``read`` for each slice.
+    """
+    pending: deque[tuple[Window, list[Future[_T]]]] = deque()
+
+    def next_window() -> tuple[Window, list[_T]]:
+        window, futures = pending.popleft()
+        return window, [future.result() for future in futures]
+
+    pool = ThreadPoolExecutor(threads, "read-ahead")
+    try:
+        for window in windows:
+            pending.append((window, [pool.submit(read, one) for one in window.slices]))
+            while sum(len(futures) for _, futures in pending) - len(pending[0][1]) >= threads:
+                yield next_window()
+        while pending:
+            yield next_window()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_rows(groups: RowGroupReader, places: Sequence[tuple[int, int]]) -> list[Row]:
+    """Read rows with tensors, given their row groups and their numbers in them. Each row group is read once."""
+    by_group: dict[int, list[int]] = {}
+    for index, (group, _) in enumerate(places):
+        by_group.setdefault(group, []).append(index)
+
+    def read(group: int) -> list[tuple[int, Row]]:
+        rows = groups.read(group)
+        return [(index, to_tensors(rows[places[index][1]])) for index in by_group[group]]
+
+    with ThreadPoolExecutor(_ROW_THREADS) as pool:
+        found = dict(row for rows in pool.map(read, by_group) for row in rows)
+    return [found[index] for index in range(len(places))]
 
 
 def to_tensors(row: Row) -> Row:

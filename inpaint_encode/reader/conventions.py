@@ -16,21 +16,9 @@ from torch.nn.functional import pixel_unshuffle
 
 from inpaint_encode.core.transform import resize_to_latent
 from inpaint_encode.errors import UsageError
-from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.vae.registry import family_of
-from inpaint_encode.vae.scaling import apply_vae_family, check_scalable, to_scaled, to_unscaled
-
-__all__ = [
-    "Layout",
-    "check_for_diffusers",
-    "for_comfyui",
-    "for_diffusers",
-    "inpaint_input",
-    "latent_mask",
-    "latent_of",
-    "pack_latent",
-    "unscaled",
-]
+from inpaint_encode.metadata import RowMetadata, VaeMetadata
+from inpaint_encode.vae.latents import apply_vae_family, check_scalable, to_scaled, to_unscaled
+from inpaint_encode.vae.registry import vae_class_of
 
 Layout = Literal["channels", "flux_fill"]
 """How a denoiser takes latents and mask. ``channels``: concatenated as channels (Stable Diffusion 1, 2, XL and 3).
@@ -67,8 +55,7 @@ def for_diffusers(
     Raises:
         UsageError: as `check_for_diffusers`; or the latent has an odd side and the layout is ``flux_fill``.
     """
-    check_for_diffusers(metadata, layout=layout, with_latents=with_latents, generator=generator, vae_family=vae_family)
-    vae = apply_vae_family(metadata.vae, vae_family)
+    vae = check_for_diffusers(metadata, layout, with_latents, generator, vae_family)
     columns = {"latents": "original_samples"} if with_latents else {}
     columns["masked_image_latents"] = "samples"
     stored = {name: latent_of(row[column], metadata, generator) for name, column in columns.items()}
@@ -80,14 +67,9 @@ def for_diffusers(
 
 
 def check_for_diffusers(
-    metadata: RowMetadata,
-    *,
-    layout: Layout = "channels",
-    with_latents: bool = True,
-    generator: torch.Generator | None = None,
-    vae_family: str = "",
-) -> None:
-    """Check, before a row is read, that `for_diffusers` works for an output.
+    metadata: RowMetadata, layout: str, with_latents: bool, generator: torch.Generator | None, vae_family: str
+) -> VaeMetadata:
+    """Check, before a row is read, that `for_diffusers` works for an output; return its VAE with a known scaling.
 
     Raises:
         UsageError: ``with_latents``, and the output has no ``original_samples``; ``generator``, and it has no moments;
@@ -109,6 +91,7 @@ def check_for_diffusers(
     check_scalable(vae, "for_diffusers", "name the model by vae_family, as in vae_family='sdxl'")
     if layout == "flux_fill" and vae.latent_form == "packed":
         raise UsageError(f"for_diffusers: latents of {vae.vae_class} are already packed and do not fit Flux.1 Fill")
+    return vae
 
 
 def for_comfyui(row: Mapping[str, Any], metadata: RowMetadata, *, original: bool = False) -> dict[str, Tensor]:
@@ -134,7 +117,7 @@ def for_comfyui(row: Mapping[str, Any], metadata: RowMetadata, *, original: bool
 def unscaled(stored: Tensor, metadata: RowMetadata) -> Tensor:
     """Return a stored latent as the VAE returned it, float32 ``[C, h, w]``: reverts ``--scaled``."""
     latent, vae = latent_of(stored, metadata), metadata.vae
-    if vae.latent_form != "scaled" or family_of(vae.vae_class).latents_are_scaled:
+    if vae.latent_form != "scaled" or vae_class_of(vae.vae_class).latents_are_scaled:
         return latent
     return to_unscaled(latent[None].double(), replace(vae, latent_form="unscaled"))[0].float()
 

@@ -8,25 +8,23 @@ from functools import partial
 from os import cpu_count
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.stores import storage
 
 from . import sampler
-from .batches import Transform, apply_transforms
-from .columns import Row
+from .batches import Transform, apply_transforms, read_ahead, read_rows, to_tensors
 from .conventions import Layout, check_for_diffusers, for_comfyui, for_diffusers
 from .groups import RowGroupReader
-from .output import Output
-from .prefetch import read_ahead, read_rows
+from .output import Output, Row, TensorColumn
 from .stream import LatentStream, StreamOptions, current_rank
 
 if TYPE_CHECKING:
     import ray.data
-
-__all__ = ["LatentDataset", "open_latents"]
 
 _PREFETCH_GROUPS = 4
 _KEY_THREADS = 32
@@ -113,10 +111,8 @@ class LatentDataset(Dataset[Row]):
     def keys(self) -> Iterator[str]:
         """Yield the keys of all rows in file order. Reads only the keys: one request per row group."""
         windows = sampler.windows(self.groups.index.sizes, range(len(self)), None)
-        groups = read_ahead(
-            ((window, 0) for window in windows), lambda part: self.groups.keys(part.group), _KEY_THREADS
-        )
-        return (key for _, _, (keys,) in groups for key in keys.to_pylist())
+        groups = read_ahead(windows, lambda part: self.groups.keys(part.group), _KEY_THREADS)
+        return (key for _, (keys,) in groups for key in keys.to_pylist())
 
     def map(self, function: Callable[[Row], Row]) -> LatentDataset:
         """Return a dataset that applies ``function`` to each row after the functions of earlier calls.
@@ -199,15 +195,40 @@ class LatentDataset(Dataset[Row]):
         return LatentStream(self.groups, self.transforms, options, threads)
 
     def to_ray(self) -> ray.data.Dataset:
-        """Return the rows as a Ray dataset; see `inpaint_encode.reader.on_ray.to_ray_dataset`.
+        """Return the rows as a Ray dataset, which Ray's tasks read lazily.
+
+        Tensor columns are numpy arrays in each row's shape; packed masks are unpacked. The functions of `map` get torch
+        tensors, and the tensors that they return become arrays.
 
         Raises:
             ImportError: Ray is not installed.
         """
-        from .on_ray import to_ray_dataset
+        try:
+            import ray.data
+        except ModuleNotFoundError as error:
+            raise ImportError("to_ray needs Ray, which is not installed; run: pip install 'ray[data]'") from error
 
-        return to_ray_dataset(self.groups, self.transforms)
+        output, columns = self.groups.output, self.groups.columns
+        rows = ray.data.read_parquet([storage.join(output.uri, file.path) for file in output.files])
+        if columns is not None:
+            rows = rows.select_columns(list(columns))
+        if output.metadata.mask_encoding == "packed" and (columns is None or "noise_mask" in columns):
+            rows = rows.map_batches(_unpack_masks, batch_format="pyarrow")
+        return rows.map(partial(_transform, transforms=self.transforms)) if self.transforms else rows
 
 
 def _convert(row: Row, convert: Transform) -> Row:
     return {name: value for name, value in row.items() if not torch.is_tensor(value)} | convert(row)
+
+
+def _unpack_masks(table: pa.Table) -> pa.Table:
+    from ray.data.extensions import ArrowVariableShapedTensorArray
+
+    masks = list(TensorColumn(table["noise_mask"].combine_chunks()))
+    index = table.schema.get_field_index("noise_mask")
+    return table.set_column(index, "noise_mask", ArrowVariableShapedTensorArray.from_numpy(masks))
+
+
+def _transform(row: Row, transforms: tuple[Transform, ...]) -> Row:
+    transformed = apply_transforms(to_tensors(row), transforms)
+    return {name: value.numpy() if torch.is_tensor(value) else value for name, value in transformed.items()}

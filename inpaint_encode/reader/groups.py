@@ -17,10 +17,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.stores import storage
 
-from .columns import RowBatch
-from .output import DataFile, Output
-
-__all__ = ["RowGroupIndex", "RowGroupReader"]
+from .output import DataFile, Output, RowBatch
 
 _FOOTER_THREADS = 32
 

@@ -1,4 +1,4 @@
-"""An output: its data files, the metadata of its rows, and the job's own files."""
+"""An output: its data files, the metadata of its rows, the job's own files, and rows of Arrow data as numpy arrays."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import translate_errors
-from inpaint_encode.schema import FOOTER_KEY
+from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
-
-from .columns import Row, RowBatch
-
-__all__ = ["DataFile", "Output", "as_rows", "footer_metadata"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +54,12 @@ class Output:
             uri = storage.normalize_uri(output)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        files = sorted(_data_files(uri), key=lambda file: file.path)
+        pages = storage.list_objects(uri)
+        objects = (one for page in pages for one in zip(page.paths, page.sizes, page.versions, strict=True))
+        files = sorted(one for one in objects if one[0].endswith(".parquet") and not one[0].startswith("_"))
         if not files:
             raise UsageError(f"{uri} holds no rows; name the folder or prefix that was the --output of an encode job")
-        return cls(uri, tuple(files))
+        return cls(uri, tuple(DataFile(*one) for one in files))
 
     @cached_property
     def metadata(self) -> RowMetadata:
@@ -127,12 +127,6 @@ def footer_metadata(file: pq.ParquetFile) -> RowMetadata:
     return RowMetadata.from_dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
 
 
-def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
-    """Yield rows as dicts of plain values and numpy arrays; see `RowBatch`."""
-    for one in batch.to_batches() if isinstance(batch, pa.Table) else [batch]:
-        yield from RowBatch(one)
-
-
 @lru_cache(maxsize=256)
 def _footer(uri: str, file: DataFile) -> pq.FileMetaData:
     with translate_errors(storage.join(uri, file.path)):
@@ -148,8 +142,64 @@ def _open_source(uri: str, file: DataFile) -> RangedFile | str:
     return where
 
 
-def _data_files(uri: str) -> Iterator[DataFile]:
-    for listed in storage.list_objects(uri):
-        for path, size, version in zip(listed.paths, listed.sizes, listed.versions, strict=True):
-            if path.endswith(".parquet") and not path.startswith("_"):
-                yield DataFile(path, size, version)
+Row = dict[str, Any]
+"""One row: values by column name."""
+
+
+class RowBatch:
+    """The rows of one record batch. Each row is created on access; packed masks are unpacked then.
+
+    ``samples`` and ``original_samples`` are float16 or float32 ``[C, h, w]``, or ``[2C, h, w]`` for moments.
+    ``noise_mask`` is uint8 ``[1, H, W]``, 0 or 1. ``latent_mask`` is ``[1, h, w]``, in the type of ``samples``.
+    Arrays that need no unpacking are read-only views of the batch's memory.
+    """
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        tensors = {name: TensorColumn(columns.pop(name)) for name in TENSORS if name in columns}
+        self._columns: dict[str, Any] = {name: column.to_pylist() for name, column in columns.items()} | tensors
+        self._count: int = batch.num_rows
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Row:
+        return {name: values[index] for name, values in self._columns.items()}
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.__getitem__, range(len(self)))
+
+
+class TensorColumn:
+    """The arrays of a tensor column, each in its own shape. Each is created on access; packed masks are unpacked then.
+
+    Arrays that need no unpacking are read-only views of the column's memory.
+    """
+
+    def __init__(self, column: pa.Array) -> None:
+        plain = column.storage if isinstance(column, pa.ExtensionArray) else column
+        self._packed = is_packed(plain.type)
+        data = plain.field("bits" if self._packed else "data")
+        _, offsets, *values = data.buffers()
+        self._offsets = np.frombuffer(offsets or b"", np.int64)[data.offset :]
+        self._values: NDArray[Any] = (
+            np.frombuffer(values[0] or b"", np.uint8) if self._packed else data.values.to_numpy(zero_copy_only=False)
+        )
+        self._shapes = plain.field("shape").to_pylist()
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        shape = self._shapes[index]
+        values = self._values[self._offsets[index] : self._offsets[index + 1]]
+        return (unpack_mask(values, *shape[1:]) if self._packed else values).reshape(shape)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def as_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
+    """Yield rows as dicts of plain values and numpy arrays; see `RowBatch`."""
+    for one in batch.to_batches() if isinstance(batch, pa.Table) else [batch]:
+        yield from RowBatch(one)

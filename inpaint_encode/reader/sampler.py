@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RowSlice", "Shuffle", "Window", "locate", "permutation", "shard", "shard_quota", "skip_rows", "windows"]
-
 
 class Shuffle(NamedTuple):
     """The random order of one epoch; see `windows`."""
@@ -104,11 +102,11 @@ def permutation(count: int, *seeds: int) -> NDArray[np.int64]:
     return np.argsort(random, kind="stable")
 
 
-def skip_rows(windows: Iterable[Window], count: int) -> Iterator[tuple[Window, int]]:
-    """Skip the first ``count`` rows: yield each remaining window with the number of its rows to skip."""
+def skip_rows(windows: Iterable[Window], count: int) -> Iterator[Window]:
+    """Skip the first ``count`` rows: yield the rest of the window that they end in, and all windows after it."""
     for window in windows:
         if count < len(window):
-            yield window, count
+            yield Window(window.slices, window.order[count:])
         count = max(0, count - len(window))
 
 

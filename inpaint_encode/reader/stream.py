@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +15,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from inpaint_encode.errors import UsageError
 
 from . import sampler
-from .batches import ShapeBuckets, Transform, apply_transforms, collate, to_tensors
-from .columns import Row
+from .batches import ShapeBuckets, Transform, apply_transforms, collate, read_ahead, read_rows, to_tensors
 from .groups import RowGroupReader
-from .prefetch import read_ahead, read_rows
-
-__all__ = ["LatentStream", "StreamOptions", "current_rank"]
+from .output import Row
 
 
 @dataclass(frozen=True)
@@ -49,22 +46,14 @@ class _Position(NamedTuple):
     epoch: int
     taken: int = 0
     """Rows read, in the worker's order."""
-    waiting: tuple[int, ...] = ()
+    waiting: Sequence[int] = ()
     """Positions of read rows that are in no batch yet."""
     given: int = 0
     """Items yielded."""
 
-
-@dataclass(frozen=True)
-class _Shard:
-    """The work of one worker in one epoch."""
-
-    rows: range
-    windows: Callable[[], Iterator[sampler.Window]]
-    quota: int | None
-    """Number of items to yield; None yields all rows once."""
-    identity: dict[str, Any]
-    """Everything that determines the order of the rows."""
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> _Position:
+        return cls(**{name: state[name] for name in cls._fields})
 
 
 class LatentStream(IterableDataset[Row]):
@@ -121,7 +110,7 @@ class LatentStream(IterableDataset[Row]):
         iteration discards the state.
         """
         self.set_epoch(state["epoch"])
-        self._resume, self._position, self._identity = state, _position_of(state), state["of"]
+        self._resume, self._position, self._identity = state, _Position.from_state(state), state["of"]
 
     def __len__(self) -> int:
         """Return the number of items that this rank yields per epoch, in all its workers.
@@ -137,17 +126,11 @@ class LatentStream(IterableDataset[Row]):
         return len(sampler.shard(range(self._count), options.rank, options.world_size))
 
     def __iter__(self) -> Iterator[Row]:
-        epoch = int(self._epoch)
-        shard = self._shard(epoch)
-        start = self._start(epoch, shard)
-        self._resume, self._position, self._identity = None, start, shard.identity
-        return self._iterate(shard, start)
-
-    def _shard(self, epoch: int) -> _Shard:
-        options, index, worker = self._options, self._groups.index, get_worker_info()
+        options, index, worker, epoch = self._options, self._groups.index, get_worker_info(), int(self._epoch)
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         rank_rows = sampler.shard(range(self._count), options.rank, options.world_size)
         rows = sampler.shard(rank_rows, number, workers)
+        quota = sampler.shard_quota(len(self), rank_rows, rows) if options.even else None
         shuffle = sampler.Shuffle(options.seed, epoch, options.shuffle_groups) if options.shuffle else None
 
         def windows() -> Iterator[sampler.Window]:
@@ -155,63 +138,61 @@ class LatentStream(IterableDataset[Row]):
             return chain.from_iterable(sampler.windows(index.sizes, rows, shuffle) for _ in passes)
 
         fingerprint = f"{len(index.sizes):,} with {len(index):,} rows, {zlib.crc32(index.sizes.tobytes()):08x}"
-        return _Shard(
-            rows=rows,
-            windows=windows,
-            quota=sampler.shard_quota(len(self), rank_rows, rows) if options.even else None,
-            identity={"row_groups": fingerprint, **asdict(options), "worker": number, "workers": workers},
-        )
+        identity = {"row_groups": fingerprint, **asdict(options), "worker": number, "workers": workers}
+        start, state = _Position(epoch), self._resume
+        if state is not None and state["epoch"] == epoch and state["of"]:
+            if different := [name for name, value in identity.items() if state["of"].get(name) != value]:
+                theirs, ours = ({name: of.get(name) for name in different} for of in (state["of"], identity))
+                raise UsageError(f"the loaded state is of another stream: it has {theirs}, this stream has {ours}")
+            start = _Position.from_state(state)
+        self._resume, self._position, self._identity = None, start, identity
+        return self._iterate(start, windows, len(rows), quota)
 
-    def _start(self, epoch: int, shard: _Shard) -> _Position:
-        """Return the start of the epoch, or the position in the loaded state if it is of this epoch."""
-        state = self._resume
-        if state is None or state["epoch"] != epoch or not state["of"]:
-            return _Position(epoch)
-        if different := [name for name, value in shard.identity.items() if state["of"].get(name) != value]:
-            theirs, ours = ({name: of.get(name) for name in different} for of in (state["of"], shard.identity))
-            raise UsageError(f"the loaded state is of another stream: it has {theirs}, this stream has {ours}")
-        return _position_of(state)
+    def _iterate(
+        self, position: _Position, windows: Callable[[], Iterator[sampler.Window]], row_count: int, quota: int | None
+    ) -> Iterator[Row]:
+        """Yield the items after ``position``, and keep `_position` at the last item yielded.
 
-    def _iterate(self, shard: _Shard, position: _Position) -> Iterator[Row]:
-        """Yield the items after ``position``, and keep `_position` at the last item yielded."""
-        if position.given == shard.quota:
+        Args:
+            position: where to start.
+            windows: returns the windows of this worker in this epoch.
+            row_count: number of the worker's rows.
+            quota: number of items to yield; None yields all rows once.
+        """
+        if position.given == quota:
             return
         batch_size = self._options.batch_size
         buckets = ShapeBuckets(batch_size or 1)
-        for number, row in chain(self._waiting_rows(shard, position), self._rows(shard, position.taken)):
+        waiting_rows = self._waiting_rows(windows(), position.waiting)
+        for number, row in chain(waiting_rows, self._rows(windows(), position.taken)):
             if batch := buckets.add(number, row):
-                waiting = tuple(buckets.positions)
-                position = self._position = _Position(position.epoch, number + 1, waiting, position.given + 1)
+                position = _Position(position.epoch, number + 1, buckets.positions, position.given + 1)
+                self._position = position
                 yield collate(batch) if batch_size else row
-                if position.given == shard.quota:
+                if position.given == quota:
                     return
         for batch in () if self._options.drop_last else buckets.drain():
-            waiting = tuple(buckets.positions)
-            position = self._position = _Position(position.epoch, len(shard.rows), waiting, position.given + 1)
+            position = self._position = _Position(position.epoch, row_count, buckets.positions, position.given + 1)
             yield collate(batch)
 
-    def _waiting_rows(self, shard: _Shard, position: _Position) -> Iterator[tuple[int, Row]]:
+    def _waiting_rows(self, windows: Iterator[sampler.Window], waiting: Sequence[int]) -> Iterator[tuple[int, Row]]:
         """Read the rows again that were in no batch when the state was saved."""
-        places = sampler.locate(shard.windows(), position.waiting)
-        rows = read_rows(self._groups, [places[number] for number in position.waiting])
-        for number, row in zip(position.waiting, rows, strict=True):
+        places = sampler.locate(windows, waiting)
+        rows = read_rows(self._groups, [places[number] for number in waiting])
+        for number, row in zip(waiting, rows, strict=True):
             yield number, apply_transforms(row, self._transforms)
 
-    def _rows(self, shard: _Shard, taken: int) -> Iterator[tuple[int, Row]]:
+    def _rows(self, windows: Iterator[sampler.Window], taken: int) -> Iterator[tuple[int, Row]]:
         """Yield each row after the first ``taken`` rows with its position."""
-        windows = sampler.skip_rows(shard.windows(), taken)
-        for window, skipped, slices in read_ahead(windows, self._read_slice, self._prefetch):
-            for number, row in islice(window.rows(), skipped, None):
+
+        def read(part: sampler.RowSlice) -> dict[int, Row]:
+            rows = self._groups.read(part.group)
+            return {number: to_tensors(rows[number]) for number in part.rows}
+
+        for window, slices in read_ahead(sampler.skip_rows(windows, taken), read, self._prefetch):
+            for number, row in window.rows():
                 yield taken, apply_transforms(slices[number].pop(row), self._transforms)
                 taken += 1
-
-    def _read_slice(self, part: sampler.RowSlice) -> dict[int, Row]:
-        rows = self._groups.read(part.group)
-        return {number: to_tensors(rows[number]) for number in part.rows}
-
-
-def _position_of(state: dict[str, Any]) -> _Position:
-    return _Position(state["epoch"], state["taken"], tuple(state["waiting"]), state["given"])
 
 
 def current_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

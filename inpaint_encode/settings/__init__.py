@@ -5,17 +5,11 @@ and its key in a TOML file have the same name: ``grow_mask_by`` is ``--grow-mask
 """
 
 from .base import format_value, unit
-from .commands import EncodeJob, PlanOptions, VerifyOptions
-from .decoding import Decoding, Limits
-from .export import ExportOptions
-from .inspect import LatentDecoding, ReportOptions, ShowOptions
-from .output import Chunks, Output, RunOptions
-from .rows import RowSettings, VaeSource
-from .source import Source, SourceAccess
-from .workers import Batches, Workers, label_selector
+from .commands import EncodeJob, ExportOptions, LatentDecoding, PlanOptions, ReportOptions, ShowOptions, VerifyOptions
+from .job import Chunks, Output, RowSettings, RunOptions, VaeSource, Workers, label_selector
+from .source import Decoding, Limits, Source, SourceAccess
 
 __all__ = [
-    "Batches",
     "Chunks",
     "Decoding",
     "EncodeJob",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cyclopts import Group, Parameter
-from pydantic import BaseModel, ConfigDict
-
-__all__ = ["Frozen", "format_value", "section", "unit"]
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 
 class Frozen(BaseModel):
@@ -29,6 +28,17 @@ def unit(name: str, default: str | None = None) -> Parameter:
         default: text that ``--help`` shows instead of the default value.
     """
     return Parameter(metavar=name, show_default=default) if default else Parameter(metavar=name)
+
+
+def matching(pattern: str, expected: str) -> AfterValidator:
+    """Return an annotation that requires an option's value to match ``pattern``; ``expected`` is for the error."""
+
+    def validate(value: str, info: ValidationInfo) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"--{str(info.field_name).replace('_', '-')} {value!r} must be {expected}")
+        return value
+
+    return AfterValidator(validate)
 
 
 def format_value(value: Any) -> str:

@@ -1,19 +1,15 @@
-"""One class of settings for each command that reads pairs or checks an output."""
+"""One class of settings for each command."""
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
+from cyclopts import Parameter
 from pydantic import Field, model_validator
 
 from .base import Frozen, section, unit
-from .decoding import Decoding, Limits, apply_preset_pattern, validate_masks
-from .output import Chunks, Output, RunOptions
-from .rows import RowSettings, VaeSource
-from .source import Source, SourceAccess
-from .workers import Workers
-
-__all__ = ["EncodeJob", "PlanOptions", "VerifyOptions"]
+from .job import Chunks, Output, RowSettings, RunOptions, VaeSource, Workers
+from .source import MASK_PRESETS, Decoding, Limits, Source, SourceAccess
 
 
 class _Pairs(Frozen):
@@ -25,11 +21,30 @@ class _Pairs(Frozen):
     limits: Limits = Limits()
     rows: RowSettings = RowSettings()
 
-    _apply_preset = model_validator(mode="before")(apply_preset_pattern)
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset_pattern(cls, given: Any) -> Any:
+        """Fill in the preset's mask pattern if the source is prefixes without a pattern."""
+        if not isinstance(given, dict) or not isinstance(source := given.get("source"), dict):
+            return given
+        decoding = given.get("decoding")
+        name = decoding.get("mask_preset") if isinstance(decoding, dict) else getattr(decoding, "mask_preset", None)
+        if name not in MASK_PRESETS or source.get("pairs") or source.get("mask_pattern"):
+            return given
+        return {**given, "source": {**source, "mask_pattern": MASK_PRESETS[name].pattern}}
 
     @model_validator(mode="after")
     def _validate_masks(self) -> Self:
-        validate_masks(self.source, self.decoding)
+        if self.source.is_own_mask and self.decoding.mask_channel != "alpha":
+            raise ValueError(
+                "no masks are given; add --masks, --mask-pattern where masks are beside their images, --mask-channel "
+                "alpha where each image's alpha is its mask, or --random-masks 1 to draw masks"
+            )
+        if self.source.random_masks and (self.decoding.mask_channel, self.decoding.mask_polarity) != ("auto", "white"):
+            raise ValueError(
+                "--mask-channel, --mask-polarity and --mask-preset are for mask files, and --random-masks reads none; "
+                "leave out one or the other"
+            )
         return self
 
 
@@ -126,3 +141,62 @@ class PlanOptions(_Pairs):
         if not self.vae.vae and self.vae != PlannedVae():
             raise ValueError("--subfolder, --revision, --vae-family and --flux2-latents need --vae; add it")
         return self
+
+
+@section("Export", 1)
+class ExportOptions(Frozen):
+    """Options of ``inpaint-encode export``."""
+
+    to: Literal["comfyui", "webdataset", "safetensors"]
+    """Format of the exported files. comfyui: for each row a/042.latent, unscaled float32 for LoadLatent, and
+    a/042_mask.png, the grown mask, where white is repainted. Latents of encode's --also-original are in the folder
+    _original. webdataset: a tar for each data file, with a/042.json, a/042.samples.npy, a/042.noise_mask.png and the
+    other columns. safetensors: for each row a/042.safetensors, with all tensors as they are stored and all other
+    columns as strings. The mask takes one byte per pixel, which is most of the file."""
+    output: Annotated[str, unit("URI")]
+    """Folder or prefix to export to, on s3:// or a disk. File names are the rows' keys. A character that is not allowed
+    in a file name is written as % and two hexadecimal digits; in tars, dots are too. An empty part of a key, as in
+    a//b, becomes %. A name of more than 200 bytes is cut and ends in a hash."""
+    overwrite: bool = False
+    """Remove the files of any earlier export at --output and start over."""
+    address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
+    """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
+    this machine."""
+
+
+@section("VAE", 3)
+class LatentDecoding(Frozen):
+    """The VAE that decodes stored latents into pictures."""
+
+    vae: Annotated[str, unit("MODEL", default="the job's")] = ""
+    """VAE to decode latents with. Give it if the job's path or hub id is not available here. Its weights must be the
+    same as the job's."""
+    decode: Annotated[bool, Parameter(negative="--no-decode")] = True
+    """Decode latents, to show them beside their images. --no-decode: leave out decoded latents. This loads no VAE and
+    is faster."""
+
+
+@section("Report", 1)
+class ReportOptions(Frozen):
+    """Options of ``inpaint-encode report``."""
+
+    html: Annotated[str, unit("FILE")] = "report.html"
+    """HTML file to write, a path or s3:// URI. An empty value writes no file and prints only the table."""
+    sample: Annotated[int, Field(ge=1), unit("ROWS")] = 2_000
+    """Number of rows whose latents are read for statistics, from randomly chosen files. More rows take more time."""
+    gallery: Annotated[int, Field(ge=0, le=200), unit("ROWS")] = 8
+    """Number of random rows to show as pictures, 0 to 200. For each kind of extreme, such as the largest masks, the
+    page shows half this number of rows. 0 shows no pictures."""
+    seed: Annotated[int, unit("NUMBER")] = 0
+    """Seed of the random choice of rows. The same seed chooses the same rows of an output."""
+    decoder: LatentDecoding = LatentDecoding()
+
+
+@section("Picture", 1)
+class ShowOptions(Frozen):
+    """Options of ``inpaint-encode show``."""
+
+    picture: Annotated[str, unit("FILE", default="KEY.png")] = ""
+    """Picture to write, a path or s3:// URI that ends in .png. By default it is written to the current folder, and "/"
+    in the key becomes "-"."""
+    decoder: LatentDecoding = LatentDecoding()

@@ -1,17 +1,15 @@
-"""Source of the pairs: prefixes, a list, Parquet files or tars; and access to its store."""
+"""Source of the pairs, access to its store, and how its files become pixels."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from inpaint_encode.stores.base import Access
 
 from .base import Frozen, section, unit
-
-__all__ = ["Source", "SourceAccess"]
 
 
 @section("Source", 1)
@@ -77,10 +75,6 @@ class Source(Frozen):
             raise ValueError("--masks and --mask-pattern need images; add --images")
         if not self.pairs and columns:
             raise ValueError("--image-column, --mask-column and --key-column are columns of --pairs; add --pairs")
-        return self
-
-    @model_validator(mode="after")
-    def _validate_random_masks(self) -> Self:
         if self.random_masks and (self.masks or self.mask_pattern or self.mask_column != "mask"):
             raise ValueError(
                 "--random-masks cannot be combined with --masks, --mask-pattern or --mask-column; "
@@ -135,3 +129,112 @@ class SourceAccess(Frozen):
     def to_access(self) -> Access:
         """Return the same values for `inpaint_encode.stores`, which does not import the settings."""
         return Access(**self.model_dump())
+
+
+class _Preset(NamedTuple):
+    channel: str
+    polarity: str
+    pattern: str = ""
+
+
+MASK_PRESETS = {
+    "comfy": _Preset("alpha", "transparent"),
+    "lama": _Preset("luma", "white", "{stem}_mask{n}.png"),
+    "mat": _Preset("luma", "black"),
+    "brushnet": _Preset("luma", "black"),
+    "iopaint": _Preset("luma", "white"),
+    "onetrainer": _Preset("luma", "white", "{stem}-masklabel.png"),
+}
+"""Mask conventions of tools: channel, polarity and file name."""
+
+
+@section("Decoding", 3)
+class Decoding(Frozen):
+    """How image and mask files become pixels; like `RowSettings`, the same for all rows of an output."""
+
+    mask_channel: Literal["auto", "red", "green", "blue", "alpha", "luma"] = "auto"
+    """Channel to read the mask from. luma: the levels of a gray file, or the luma of a color file; alpha is ignored.
+    auto: like luma, but a file with transparent pixels is rejected, because its alpha may be the mask. red, green,
+    blue: that channel; in a gray file all three are equal. alpha: the alpha channel; a file without one is rejected."""
+    mask_polarity: Literal["white", "black", "transparent", "opaque"] = "white"
+    """Part of the mask to repaint. white: levels of 128 to 255. black: levels of 0 to 127. With --mask-channel alpha
+    there are two other values. transparent: alpha of 0 to 127. opaque: alpha of 128 to 255. The default is transparent
+    with --mask-channel alpha, and white with every other channel. For black and transparent, the levels are inverted
+    before the mask is resized to its image."""
+    mask_preset: Literal["comfy", "lama", "mat", "brushnet", "iopaint", "onetrainer"] | None = None
+    """Tool whose mask convention to use. This sets --mask-channel and --mask-polarity, and for lama and onetrainer also
+    --mask-pattern. Options that you give take precedence."""
+    icc: Literal["srgb", "ignore"] = "srgb"
+    """How to treat embedded color profiles of images. srgb: convert the image to sRGB. ignore: keep the pixel
+    values."""
+    resize: Annotated[int, Field(ge=0), unit("PIXELS", "none")] = 0
+    """Resize each image so that its shorter side has this length. Then each side is cropped to a multiple of the number
+    that the VAE requires, usually 8."""
+    resolution: Annotated[str, unit("WxH")] = ""
+    """Resize and crop each image to this width and height, such as 1024x768. The image is resized to cover that size,
+    then cropped at the center."""
+    buckets: Annotated[int, Field(ge=0), unit("PIXELS", "none")] = 0
+    """Aspect-ratio bucketing: each image is resized and cropped to the bucket with the closest aspect ratio and at most
+    this many pixels. For SDXL use 1048576, the pixels of 1024x1024. No side is shorter than half the side of the
+    largest square bucket, or longer than twice that side."""
+    bucket_step: Annotated[int, Field(ge=1), unit("PIXELS")] = 64
+    """Bucket sides are multiples of this number. Needs --buckets."""
+    upscale: bool = False
+    """Enlarge images that are too small for --resize, --resolution or --buckets. Without --upscale they are rejected as
+    size.too_small."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, given: Any) -> Any:
+        """Fill in what is not given: from the preset, then the polarity that fits the channel."""
+        if not isinstance(given, dict):
+            return given
+        preset = MASK_PRESETS.get(given.get("mask_preset") or "")
+        channel = given.get("mask_channel", preset.channel if preset else "auto")
+        polarity = "transparent" if channel == "alpha" else "white"
+        if preset and (preset.channel == "alpha") == (channel == "alpha"):
+            polarity = preset.polarity
+        return {"mask_channel": channel, "mask_polarity": polarity, **given}
+
+    @field_validator("resolution")
+    @classmethod
+    def _validate_resolution(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value):
+            sides = re.findall(r"[1-9]\d*", value) or ["1024"]
+            nearest = f"{sides[0]}x{sides[-1]}"
+            raise ValueError(f"--resolution {value} must be WIDTHxHEIGHT in pixels; did you mean {nearest}?")
+        return value
+
+    @model_validator(mode="after")
+    def _validate_combinations(self) -> Self:
+        if (self.mask_polarity in ("transparent", "opaque")) != (self.mask_channel == "alpha"):
+            allowed = "transparent or opaque" if self.mask_channel == "alpha" else "white or black"
+            raise ValueError(
+                f"--mask-polarity {self.mask_polarity} does not fit --mask-channel {self.mask_channel}; use {allowed}"
+            )
+        options = {"--resize": self.resize, "--resolution": self.resolution, "--buckets": self.buckets}
+        given = [name for name, value in options.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} cannot be combined; give one of them")
+        if self.upscale and not given:
+            raise ValueError("--upscale needs a size; add --resize, --resolution or --buckets")
+        if self.bucket_step != 64 and not self.buckets:
+            raise ValueError("--bucket-step needs --buckets; add it")
+        return self
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the fields that an output records: a preset is recorded as its channel and polarity."""
+        return self.model_dump(exclude={"mask_preset"})
+
+
+@section("Decoding", 3)
+class Limits(Frozen):
+    """Limits on the sizes of files; they do not change rows, and may differ from run to run."""
+
+    max_pixels: Annotated[int, Field(ge=1), unit("PIXELS")] = 64_000_000
+    """Largest image or mask to decode, in pixels. A file whose header declares more pixels is rejected before it is
+    decoded. A task holds the pixels of a chunk in memory: at most --chunk-rows times --max-pixels, 3 bytes each. For
+    large images, lower --chunk-rows. A lower --max-pixels also saves memory, but rejects larger images."""
+    max_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 256 * 2**20
+    """Largest file to fetch, in bytes. A larger file is rejected. The default is enough for 64 megapixels of
+    uncompressed RGB."""

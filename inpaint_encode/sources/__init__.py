@@ -16,10 +16,9 @@ from inpaint_encode.settings import Source
 from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
 
-from .listing import PairFiles, find_pair_files
 from .manifest import from_manifest
 from .pair_reader import PairReader, SourceFile, store_of
-from .pairs import FoundPairs
+from .pairs import FoundPairs, PairFiles, find_pair_files
 from .parquet import NullValue
 from .prefixes import from_images, from_images_and_masks
 from .tars import from_tars
@@ -44,8 +43,8 @@ _FORMATS: dict[str, Callable[[Source, PairFiles, Access], FoundPairs]] = {
 
 To add a format:
 
-1. Write its function in a module of its own and add it here. `manifest_files` reads the formats of lists of pairs.
-2. If ``--pairs`` may name a prefix with many of its files, add the suffix to `listing`.
+1. Write its function in a module of its own and add it here. `manifest` reads the formats of lists of pairs.
+2. If ``--pairs`` may name a prefix with many of its files, add the suffix to `pairs`.
 3. If images are parts of its files, add their URIs to `part_uris` and read them in `pair_reader`.
 """
 

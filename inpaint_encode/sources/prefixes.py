@@ -13,14 +13,10 @@ import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 
-from .listing import list_pages, normalize_uri
-from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris
+from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris, list_pages, normalize_uri
 from .random_masks import with_random_masks
-
-__all__ = ["from_images", "from_images_and_masks"]
 
 _STEM_AND_SUFFIX = r"^(?P<key>(?:.*/)?[^/]+)\.(?P<suffix>[^./]+)$"
 _MERGED_PAGES = 8
@@ -89,7 +85,10 @@ def from_images_and_masks(source: Source, access: Access) -> FoundPairs:
         images, masks = images.filter(pc.invert(is_mask)), masks.filter(is_mask)
     _check_keys("--images", images_prefix, images)
     _check_keys("--masks", masks_prefix, _filter(masks, pc.is_valid(masks["image"])))
-    image_rows = _image_rows(masks["image"], images["key"])
+    if masks["image"].equals(images["key"]):  # needs no hash table
+        image_rows = pa.chunked_array([pa.array(np.arange(images.num_rows), pa.int32())])
+    else:
+        image_rows = pc.index_in(masks["image"], value_set=images["key"])
     if image_rows.null_count == len(image_rows):
         raise UsageError(_explain_no_pairs(source, images, masks))
     paired = np.zeros(images.num_rows, np.bool_)
@@ -118,9 +117,18 @@ def _list_images(option: str, prefix: str, access: Access, nested: str = "") -> 
     pages, table, ignored = [], _FILES.empty_table(), 0
     unreadable_names: list[str] = []
     for page in list_pages(option, prefix, access):
-        images, others = _split_page(page, skip)
-        pages.append(images)
-        ignored += others + len(page.unreadable)
+        paths = pa.array(page.paths, pa.string())
+        parts = pc.extract_regex(paths, _STEM_AND_SUFFIX)
+        is_image = pc.is_in(pc.utf8_lower(pc.struct_field(parts, "suffix")), pa.array(sorted(IMAGE_SUFFIXES)))
+        wanted = pc.invert(pc.starts_with(paths, skip)) if skip else pc.true_unless_null(paths)
+        columns = [
+            pc.struct_field(parts, "key"),
+            pc.struct_field(parts, "suffix"),
+            pa.array(page.versions, pa.string()),
+            pa.array(page.sizes, pa.int64()),
+        ]
+        pages.append(pa.RecordBatch.from_arrays(columns, schema=_FILES).filter(pc.and_(is_image, wanted)))
+        ignored += (pc.sum(pc.and_not(wanted, is_image)).as_py() or 0) + len(page.unreadable)
         unreadable_names += page.unreadable
         if len(pages) == _MERGED_PAGES:
             table, pages = _append(table, pages), []
@@ -131,22 +139,6 @@ def _append(table: pa.Table, pages: list[pa.RecordBatch]) -> pa.Table:
     """Append the pages as one chunk. Small chunks in Arrow's default pool would need twice the memory."""
     merged = pa.Table.from_batches(pages, _FILES).combine_chunks(memory_pool=SYSTEM_POOL)
     return pa.concat_tables([table, merged])
-
-
-def _split_page(page: storage.Listed, skip: str) -> tuple[pa.RecordBatch, int]:
-    """Return the page's images in `_FILES`, and the number of its other files. Skip paths that start with ``skip``."""
-    paths = pa.array(page.paths, pa.string())
-    parts = pc.extract_regex(paths, _STEM_AND_SUFFIX)
-    is_image = pc.is_in(pc.utf8_lower(pc.struct_field(parts, "suffix")), pa.array(sorted(IMAGE_SUFFIXES)))
-    wanted = pc.invert(pc.starts_with(paths, skip)) if skip else pc.true_unless_null(paths)
-    columns = [
-        pc.struct_field(parts, "key"),
-        pc.struct_field(parts, "suffix"),
-        pa.array(page.versions, pa.string()),
-        pa.array(page.sizes, pa.int64()),
-    ]
-    images = pa.RecordBatch.from_arrays(columns, schema=_FILES).filter(pc.and_(is_image, wanted))
-    return images, pc.sum(pc.and_not(wanted, is_image)).as_py() or 0
 
 
 def _with_image_stems(masks: pa.Table, pattern: str) -> pa.Table:
@@ -166,13 +158,6 @@ def _with_image_stems(masks: pa.Table, pattern: str) -> pa.Table:
     if "{n}" not in pattern:
         return masks
     return masks.append_column("mask_index", pc.struct_field(parts, "n").cast(pa.int32()))
-
-
-def _image_rows(stems: pa.ChunkedArray, keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the row of each stem among the images' keys, or null. Equal columns need no hash table."""
-    if stems.equals(keys):
-        return pa.chunked_array([pa.array(np.arange(len(keys)), pa.int32())])
-    return pc.index_in(stems, value_set=keys)
 
 
 def _pair_table(images: pa.Table, masks: pa.Table, image_rows: pa.ChunkedArray, pattern: str) -> tuple[pa.Table, int]:

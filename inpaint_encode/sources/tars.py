@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -26,12 +26,9 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
-from .listing import PairFiles
-from .pairs import IMAGE_SUFFIXES, FoundPairs, check_unique_keys
+from .pairs import IMAGE_SUFFIXES, FoundPairs, PairFiles, check_unique_keys
 from .part_uris import member_uri
 from .random_masks import with_random_masks
-
-__all__ = ["SAMPLE_NAME", "from_tars"]
 
 SAMPLE_NAME = "__key__"
 """As ``--key-column``: the sample's name alone is the key, which must then be unique in all tars."""
@@ -120,7 +117,20 @@ def _index_tar(uri: str, key_prefix: str, source: Source, access: Access) -> Fou
     alone = [sample for sample in samples.values() if not (sample.images and sample.masks)]
     masks = [mask for _, sample in paired for mask in sample.masks.values() if mask not in sample.images]
     paired.sort(key=lambda item: item[1].images)
-    rows = [row for name, sample in paired for row in _rows(key_prefix + name, sample, file.version)]
+    rows = [
+        {
+            "key": f"{key_prefix}{name}" if number < 0 else f"{key_prefix}{name}/{number}",
+            "image_uri": sample.images[0].uri,
+            "mask_uri": mask.uri,
+            "mask_index": max(0, number),
+            "image_version": file.version,
+            "mask_version": file.version,
+            "image_bytes": sample.images[0].size,
+            **sample.texts,
+        }
+        for name, sample in paired
+        for number, mask in sorted(sample.masks.items())
+    ]
     return FoundPairs(
         pa.Table.from_pylist(rows, _ROWS),
         unpaired_images=pa.array([image.uri for sample in alone for image in sample.images], pa.string()),
@@ -129,21 +139,6 @@ def _index_tar(uri: str, key_prefix: str, source: Source, access: Access) -> Fou
         unreadable_names=tuple(unreadable_names),
         image_and_mask_bytes=(sum(sample.images[0].size for _, sample in paired), sum(mask.size for mask in masks)),
     )
-
-
-def _rows(key: str, sample: _Sample, version: str) -> Iterator[dict[str, Any]]:
-    image = sample.images[0]
-    for number, mask in sorted(sample.masks.items()):
-        yield {
-            "key": key if number < 0 else f"{key}/{number}",
-            "image_uri": image.uri,
-            "mask_uri": mask.uri,
-            "mask_index": max(0, number),
-            "image_version": version,
-            "mask_version": version,
-            "image_bytes": image.size,
-            **sample.texts,
-        }
 
 
 def _read_samples(uri: str, file: RangedFile, source: Source) -> tuple[dict[str, _Sample], int, list[str]]:
@@ -174,7 +169,7 @@ def _add_member(
     """Add an image, a mask or a text to its sample; return False for any other member."""
     if not (name := _MEMBER_NAME.match(member.name)):
         return False
-    role, suffix = name["role"] or "", name["suffix"].lower()
+    role, suffix, mask_role = name["role"] or "", name["suffix"].lower(), rf"{re.escape(source.mask_column)}(\d{{0,9}})"
     part = _Member(member.offset_data, member.size, member_uri(uri, member.name, member.offset_data, member.size))
     if suffix in _TEXTS and not role:
         sample = samples[name["sample"]]
@@ -188,8 +183,8 @@ def _add_member(
             raise UsageError(f"--pairs {uri}: {member.name} is not UTF-8; encode it as UTF-8 ({error})") from error
     elif suffix in IMAGE_SUFFIXES and role in ("", source.image_column):
         samples[name["sample"]].images.append(part)
-    elif suffix in IMAGE_SUFFIXES and (number := _mask_number(role, source)) is not None:
-        masks = samples[name["sample"]].masks
+    elif suffix in IMAGE_SUFFIXES and not source.random_masks and (mask := re.fullmatch(mask_role, role)):
+        masks, number = samples[name["sample"]].masks, int(mask[1] or -1)
         if number in masks:
             raise UsageError(
                 f"--pairs {uri}: two masks have the same sample and number: {masks[number].uri} and {part.uri}; remove "
@@ -199,12 +194,6 @@ def _add_member(
     else:
         return False
     return True
-
-
-def _mask_number(role: str, source: Source) -> int | None:
-    """Return the mask's number, -1 for a mask without a number; None if it is not a mask."""
-    found = re.fullmatch(re.escape(source.mask_column) + r"(\d{0,9})", role)
-    return int(found[1] or -1) if found and not source.random_masks else None
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

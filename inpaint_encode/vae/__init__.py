@@ -1,1 +1,1 @@
-"""VAEs of diffusers: `registry` lists the supported classes, `load` loads one, `encode` and `decode` run it."""
+"""VAEs of diffusers: `registry` lists supported classes, `load` loads one, `encode` runs it, `latents` decodes."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import os
 import re
+import shutil
+import uuid
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
+from inpaint_encode.stores import storage
 
-from .properties import patch_statistics, vae_metadata
-from .registry import FAMILIES, family_of
+from .registry import VAE_CLASSES, patch_statistics, vae_class_of, vae_metadata
 from .single_file import check_no_pickles, load_single_file
 
 if TYPE_CHECKING:
@@ -22,9 +27,11 @@ if TYPE_CHECKING:
 
     from inpaint_encode.settings import VaeSource
 
-__all__ = ["load_vae", "load_verified_vae", "parse_vae_source"]
-
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_DOWNLOADED = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""Files of a folder that are downloaded: no variants such as fp16, and no other parts of a pipeline."""
+_RANGE_BYTES = 64 * 2**20
+"""Bytes per request. One of this size ends well within its time-out, and it is all that memory holds of the file."""
 
 
 def load_vae(
@@ -35,7 +42,7 @@ def load_vae(
     vae_family: str = "",
     flux2_latents: Literal["packed", "plain"] = "packed",
 ) -> ModelMixin:
-    """Load a VAE of a class in `inpaint_encode.vae.registry.FAMILIES`, in float32 on the CPU, without gradients.
+    """Load a VAE of a class in `inpaint_encode.vae.registry.VAE_CLASSES`, in float32 on the CPU, without gradients.
 
     Files on ``s3://`` are copied to this node once for all processes, into ``inpaint-encode`` below
     ``XDG_CACHE_HOME`` (default ``~/.cache``). Files on the hub are kept in the hub's own cache.
@@ -67,8 +74,6 @@ def load_vae(
     check_no_pickles(name, [name])
     place, inner = name.removeprefix("file://"), subfolder
     if name.startswith("s3://"):
-        from .download import download
-
         place, inner = str(download("/".join(part for part in (name.rstrip("/"), subfolder) if part))), ""
     if not Path(place).is_file():
         model = _load_folder(name, place, inner, revision, vae_family)
@@ -76,7 +81,7 @@ def load_vae(
         raise UsageError(f"--vae {name} is a single file; leave out --subfolder and --revision")
     else:
         model = load_single_file(name, Path(place), vae_family)
-    if family_of(model).packs_patches:
+    if vae_class_of(model).packs_patches:
         mean, std = patch_statistics(model)
         model.register_to_config(flux2_latents=flux2_latents, latents_mean=mean, latents_std=std)
     return model.eval().requires_grad_(False)
@@ -105,9 +110,9 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
     try:
         config: dict[str, Any] = diffusers.AutoencoderKL.load_config(place, **where)  # reads any class's
         class_name = str(config.get("_class_name", "(its config.json names none)"))
-        family_of(class_name, f"--vae {name}")
+        vae_class_of(class_name, f"--vae {name}")
         if not hasattr(diffusers, class_name):
-            available = [one for one in FAMILIES if hasattr(diffusers, one)]
+            available = [one for one in VAE_CLASSES if hasattr(diffusers, one)]
             raise UsageError(
                 f"--vae {name} is of class {class_name}, which diffusers {diffusers.__version__} does not have; it has "
                 f"{', '.join(available)}; install a newer diffusers"
@@ -121,7 +126,14 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
             **where,
         )
     except (OSError, ValueError) as error:
-        raise UsageError(_cannot_be_loaded(name, error, at_hub=at_hub)) from error
+        reason = f"{'there is no such folder on this node, and as a hub id ' * at_hub}{str(error).splitlines()[0]}"
+        offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        raise UsageError(
+            f"--vae {name} cannot be loaded: {reason}; give a folder in the diffusers layout with .safetensors "
+            "weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of a pipeline"
+            + "; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was searched"
+            * offline
+        ) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         count = f"{len(missing)} weight{'s' if len(missing) > 1 else ''}"
@@ -129,22 +141,12 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
     return model
 
 
-def _cannot_be_loaded(name: str, error: Exception, *, at_hub: bool) -> str:
-    offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    why = f"{'there is no such folder on this node, and as a hub id ' if at_hub else ''}{str(error).splitlines()[0]}"
-    return (
-        f"--vae {name} cannot be loaded: {why}; give a folder in the diffusers layout "
-        "with .safetensors weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of "
-        "a pipeline" + ("; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was searched" * offline)
-    )
-
-
 def load_verified_vae(source: VaeSource, expected: VaeMetadata) -> tuple[ModelMixin, VaeMetadata]:
     """Load a VAE in float32 on the CPU and check that it is the one that the rows were encoded with.
 
     Args:
         source: where the VAE is.
-        expected: the rows' VAE; its source, family and latent form may differ.
+        expected: the rows' VAE; its source, ``vae_family`` and latent form may differ.
 
     Returns:
         The VAE and its own metadata.
@@ -174,7 +176,7 @@ def parse_vae_source(text: str, metadata: RowMetadata) -> VaeSource:
 
     Args:
         text: where the VAE is.
-        metadata: of the rows; it has the form of Flux.2's latents and a single file's family.
+        metadata: of the rows; it has the form of Flux.2's latents and a single file's ``vae_family``.
     """
     from inpaint_encode.settings import VaeSource
 
@@ -186,3 +188,73 @@ def parse_vae_source(text: str, metadata: RowMetadata) -> VaeSource:
     name, _, revision = text.partition("@")
     parts = name.split("/")
     return VaeSource(vae="/".join(parts[:2]), subfolder="/".join(parts[2:]), revision=revision, **options)
+
+
+class _Object(NamedTuple):
+    uri: str
+    name: str
+    size: int
+    version: str
+
+
+def download(uri: str) -> Path:
+    """Copy a ``.safetensors`` file or a diffusers folder from a bucket to this node; return the path of the copy.
+
+    The copy's name depends on the objects' ETags, so that changed weights get a new copy. Delete copies as you like.
+    Processes that ask at the same time wait for the first. The cache is ``inpaint-encode`` below ``XDG_CACHE_HOME``.
+
+    Raises:
+        UsageError: there is no such object, it may not be read, or the folder has pickles only.
+        JobFailed: the store does not answer, or the object changes during the download.
+    """
+    try:
+        if uri.endswith(".safetensors"):
+            name = uri.rpartition("/")[2]
+            return _cached_copy([_Object(uri, name, *storage.stat(uri))]) / name
+        return _cached_copy(_folder_objects(uri))
+    except (FileNotFoundError, PermissionError) as error:
+        raise UsageError(f"--vae {uri} cannot be loaded: {error.strerror or error}") from error
+    except (storage.Unavailable, storage.Conflict) as error:
+        raise JobFailed(f"--vae {uri} could not be copied to this node: {error}") from error
+
+
+def _folder_objects(uri: str) -> list[_Object]:
+    found = [
+        _Object(f"{uri}/{name}", name, size, version)
+        for page in storage.list_objects(uri)
+        for name, size, version in zip(page.paths, page.sizes, page.versions, strict=True)
+        if "/" not in name
+    ]
+    objects = [one for one in found if _DOWNLOADED.fullmatch(one.name)]
+    if not any(one.name.endswith(".safetensors") for one in objects):
+        check_no_pickles(uri, (one.name for one in found))
+    if not objects:
+        raise FileNotFoundError(
+            f"there is no config.json or .safetensors file of the diffusers layout below {uri}; give the VAE's own "
+            "folder, or --subfolder"
+        )
+    return objects
+
+
+def _cached_copy(objects: list[_Object]) -> Path:
+    """Return the folder with copies of the objects; download them if no process of this node has."""
+    key = hashlib.sha256(json.dumps(sorted(objects)).encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inpaint-encode")
+    cache.mkdir(parents=True, exist_ok=True)
+    copy, unfinished = cache / key, cache / f"{storage.TEMPORARY}{uuid.uuid4().hex}"
+    with (cache / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it if this process dies
+        if copy.is_dir():
+            return copy
+        unfinished.mkdir()
+        try:
+            for one in objects:
+                with (unfinished / one.name).open("xb") as file:
+                    while file.tell() < one.size:  # range by range, so that each range is retried by itself
+                        data, version = storage.read_range(one.uri, file.tell(), _RANGE_BYTES)
+                        if version != one.version:
+                            raise storage.Conflict(f"{one.uri} has changed during the download")
+                        file.write(data)
+            return unfinished.rename(copy)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

@@ -14,7 +14,7 @@ from inpaint_encode.core.batch import Batch
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 
 from .figures import Figure, Measure, Ratio, in_turn
 from .kernel import sd_vae

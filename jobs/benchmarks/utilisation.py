@@ -18,7 +18,7 @@ from inpaint_encode.job.progress import Display
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import Source, VaeSource
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 
 from .data import PairSet, write_pairs
 from .figures import Figure, Measure, Ratio, in_turn

@@ -24,7 +24,7 @@ from inpaint_encode.settings import VaeSource
 from inpaint_encode.sources import find_pairs
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 from tests.outputs import whole_report
 from tests.rows import encoded_pair, groups_of
 

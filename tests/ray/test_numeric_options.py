@@ -17,7 +17,7 @@ from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.settings import VaeSource, VerifyOptions
 from inpaint_encode.tools.verify.pipeline import verify_output
 from inpaint_encode.vae.encode import to_vae_range
-from inpaint_encode.vae.latent_values import standard_normal
+from inpaint_encode.vae.latents import standard_normal
 from inpaint_encode.vae.load import load_vae
 from tests.conftest import save_vae
 from tests.outputs import whole_report

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.reader.columns import Row
+from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import FOOTER_KEY, TENSORS
 
 __all__ = ["SUFFIXES", "Format", "key_to_path", "select_format", "tar_bytes"]

@@ -164,11 +164,11 @@ def comfyui_has_frames(metadata: RowMetadata) -> bool:
     Raises:
         UsageError: ComfyUI cannot use these latents.
     """
-    from inpaint_encode.vae.registry import family_of  # imports torch, which takes seconds
+    from inpaint_encode.vae.registry import vae_class_of  # imports torch, which takes seconds
 
     vae = metadata.vae
-    family = family_of(vae.vae_class, "the VAE of the output")
-    if family.latents_are_scaled:
+    vae_class = vae_class_of(vae.vae_class, "the VAE of the output")
+    if vae_class.latents_are_scaled:
         raise UsageError(
             f"--to comfyui: latents of {vae.vae_class} are already scaled, and the model that they are scaled for is "
             "unknown; ComfyUI would scale them again; encode with the full VAE of your model, or choose another --to"
@@ -178,4 +178,4 @@ def comfyui_has_frames(metadata: RowMetadata) -> bool:
             "--to comfyui needs packed Flux.2 latents, but the output stores plain ones; encode with --flux2-latents "
             "packed, or choose another --to"
         )
-    return family.video
+    return vae_class.video

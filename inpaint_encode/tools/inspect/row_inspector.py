@@ -129,7 +129,7 @@ def load_decoder(source: str, metadata: RowMetadata) -> Decoder:
     """
     import torch  # takes seconds to import, and --no-decode does not need it
 
-    from inpaint_encode.vae.decode import decode_latents
+    from inpaint_encode.vae.latents import decode_latents
     from inpaint_encode.vae.load import load_verified_vae, parse_vae_source
 
     vae, found = load_verified_vae(parse_vae_source(source, metadata), metadata.vae)

@@ -215,9 +215,9 @@ def _load_vae_metadata(options: PlanOptions) -> VaeMetadata | None:
     if not options.vae.vae:
         return None
     from inpaint_encode.vae.encode import warm_up  # takes seconds, and is not always needed
-    from inpaint_encode.vae.latent_values import check_supported
+    from inpaint_encode.vae.latents import check_supported
     from inpaint_encode.vae.load import load_vae
-    from inpaint_encode.vae.properties import vae_metadata
+    from inpaint_encode.vae.registry import vae_metadata
 
     vae = load_vae(options.vae)
     warm_up(vae)

@@ -21,7 +21,7 @@ from inpaint_encode.core.geometry import Sizing, format_size
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan
 from inpaint_encode.output.state import CHUNK_KEY, OutputState
-from inpaint_encode.reader.columns import Row
+from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import FOOTER_KEY, REJECTS, TENSORS, data_schema, is_packed
 from inpaint_encode.stores import storage
 

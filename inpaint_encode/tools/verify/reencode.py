@@ -24,7 +24,7 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.resume import metadata_of_job
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.reader.columns import Row
+from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import unpack_mask
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage

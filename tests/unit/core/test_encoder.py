@@ -19,8 +19,8 @@ from inpaint_encode.core.out_of_memory import OomAdaptiveVae, cast_copy
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import posterior, to_vae_range
-from inpaint_encode.vae.latent_values import check_supported, standard_normal
-from inpaint_encode.vae.properties import crop_multiple, vae_metadata
+from inpaint_encode.vae.latents import check_supported, standard_normal
+from inpaint_encode.vae.registry import crop_multiple, vae_metadata
 from tests.metadata import metadata_for, row_metadata
 from tests.vaes import SMALL, small_vae
 

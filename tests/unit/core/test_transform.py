@@ -72,7 +72,7 @@ class TestGolden:
         same(binary, golden["binarise_out"].astype(np.float32))
 
     @pytest.mark.parametrize(("mask", "name"), [(0.0, "neutral_kept"), (1.0, "neutral_repainted")])
-    def test_neutralise_every_level(self, mask, name):
+    def test_mask_image_at_every_level(self, mask, name):
         levels = unit(np.arange(256, dtype=np.uint8)).unsqueeze(-1)
         same(mask_image(levels, torch.full((256,), mask)), golden[name])
 

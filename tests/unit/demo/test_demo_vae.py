@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from inpaint_encode.demo import VAE
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import latent_channels, vae_scale_factor
+from inpaint_encode.vae.registry import latent_channels, vae_scale_factor
 from tests.demo_vae import pictures
 from tests.demo_vae.measure import Figures, cropped, measured, psnr, through
 from tests.demo_vae.sources import HELD_OUT, TRAINED_ON

@@ -12,7 +12,7 @@ from inpaint_encode.core.chunk import Reject
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.parquet import parquet_file, read_data
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
-from inpaint_encode.reader.columns import TensorColumn
+from inpaint_encode.reader.output import TensorColumn
 from inpaint_encode.schema import REJECTS, data_schema
 from tests.metadata import row_metadata
 from tests.rows import data_file, encoded_pair

@@ -16,7 +16,6 @@ from inpaint_encode.core.transform import mask_image, resize_mask
 from inpaint_encode.errors import UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.conventions import (
-    check_for_diffusers,
     for_comfyui,
     for_diffusers,
     inpaint_input,
@@ -25,9 +24,9 @@ from inpaint_encode.reader.conventions import (
 )
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.vae.encode import to_vae_range
+from inpaint_encode.vae.latents import to_scaled, to_unscaled
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
-from inpaint_encode.vae.scaling import to_scaled, to_unscaled
+from inpaint_encode.vae.registry import vae_metadata
 from tests.local import encode_here, tensor_rows, write_pairs
 from tests.metadata import metadata_for
 from tests.vaes import KL, small_vae
@@ -166,7 +165,7 @@ class TestForDiffusers:
         assert torch.equal(found["masked_image_latents"], rows["even"]["samples"] * SCALE)
 
     @pytest.mark.parametrize("name", ["SD 3", "Wan 2.2", "AutoencoderKLFlux2", "AutoencoderTiny"])
-    def test_each_family_has_its_own_scaling(self, name):
+    def test_each_model_has_its_own_scaling(self, name):
         metadata = metadata_of_a(name, shift_factor=0.0609) if name == "SD 3" else metadata_of_a(name)
         row = row_of(metadata.vae.latent_channels, ratio=metadata.vae.vae_scale_factor)
         expected = {
@@ -208,8 +207,6 @@ class TestForDiffusers:
     def test_impossible_options_are_errors_before_a_row_is_read(self, changes, options, message):
         whole = metadata_of_a("AutoencoderKL", **changes)
         options = options if "original" in message else {"with_latents": False, **options}
-        with pytest.raises(UsageError, match=message):
-            check_for_diffusers(whole, **options)
         with pytest.raises(UsageError, match=message):
             for_diffusers({}, whole, **options)
 

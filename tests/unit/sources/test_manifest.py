@@ -1,5 +1,7 @@
-"""Pairs of a manifest."""
+"""Pairs of a manifest, and its files: Parquet, CSV and JSONL."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from inpaint_encode.errors import UsageError
@@ -87,3 +89,87 @@ def test_uris_and_bytes_in_one_list(tmp_path):
     assert PairReader().read(pairs[1]["mask_uri"], pairs[1]["mask_version"]).data == noise(2)
     named = found_pairs(Source(pairs=str(tmp_path / "x.parquet"), key_column="id"))
     assert [pair["key"] for pair in named] == ["x", "y"]
+
+
+def test_types_are_kept(tmp_path):
+    columns = {
+        "image": ["a.jpg", "b.jpg"],
+        "mask": ["a.png", "b.png"],
+        "height": pa.array([1, 2], pa.int16()),
+        "tags": [["x"], None],
+        "box": [{"left": 1.5}, {"left": None}],
+        "split": pa.array(["x", "y"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    found = find_pairs(Source(pairs=str(tmp_path / "m.parquet")))
+    types = [pa.int16(), pa.list_(pa.string()), pa.struct([("left", pa.float64())]), pa.string()]
+    assert [field.name for field in found.extra_columns] == ["height", "tags", "box", "split"]
+    assert [field.type for field in found.extra_columns] == types
+    assert found.pairs["extra_columns"].to_pylist()[0] == {
+        "height": 1,
+        "tags": ["x"],
+        "box": {"left": 1.5},
+        "split": "x",
+    }
+
+
+def test_text_stays_text(tmp_path):
+    (tmp_path / "m.csv").write_text('image,mask,id\na.jpg,a.png,007\nb.jpg,b.png,"two\nlines"\n')
+    assert find_pairs(Source(pairs=str(tmp_path / "m.csv"))).pairs["extra_columns"].to_pylist() == [
+        {"id": "007"},
+        {"id": "two\nlines"},
+    ]
+    line = {"image": "a.jpg", "mask": "a.png", "day": "2020-01-01", "n": 3}
+    path = write_manifest(tmp_path / "m.jsonl", [line])
+    assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"day": "2020-01-01", "n": 3}]
+
+
+def test_a_value_of_megabytes_and_quotes_within_a_value(tmp_path):
+    text = 'image,mask,t\na.jpg,a.png,5" x\n.png,b.png,"' + 'x""' * 1_000_000 + '"\n'
+    (tmp_path / "m.csv").write_text(text)
+    pairs = find_pairs(Source(pairs=str(tmp_path / "m.csv"))).pairs
+    assert pairs["key"].to_pylist() == ["a", ".png"]
+    assert [row["t"] for row in pairs["extra_columns"].to_pylist()] == ['5" x', 'x"' * 1_000_000]
+
+
+def test_times_within_values_stay_text(tmp_path):
+    line = {"image": "a.jpg", "mask": "a.png", "of": {"day": "2020-01-01", "days": ["2020-01-01"], "n": 1e20}}
+    path = write_manifest(tmp_path / "m.jsonl", [line])
+    assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"of": line["of"]}]
+
+
+def test_columns_with_bytes_are_left_out_nested_ones_too(tmp_path):
+    deep = {"views": [{"bytes": b"1", "path": "p"}], "thumb": b"1", "n": 3}
+    path = write_manifest(tmp_path / "m.parquet", [{"image": "a.jpg", "mask": "a.png", **deep}])
+    assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"n": 3}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("m.parquet", None, "cannot be read: No such file"),
+        ("m.parquet", b"PAR1", "is not valid parquet; correct it"),
+        ("m.csv", b"image,mask\n", "has no lines"),
+        ("m.csv", b'image,mask\na,"b""c\nd,e\n', "ends inside a quoted value"),
+        ("m.jsonl", b'{"a": 9007199254740993}\n{"a": 1.5}\n', "column a has fractions and integers above"),
+        ("m.csv", b"image,mask,a,a\n1,2,3,4\n", "with the same name: a"),
+        ("m.txt", b"a b", "this is a file, not a folder; .* must end in .parquet"),
+        ("m", None, "there is no such folder"),
+        ("m.tar.gz", None, "decompress it to a .tar"),
+        ("m.tar", None, "cannot be read: No such file"),
+        ("m.tar", b"", "is not a tar, or is truncated"),
+        ("m.tar", b"x" * 1024, "is not a tar, or is truncated"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, sentence):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=sentence):
+        find_pairs(Source(pairs=str(tmp_path / name)))
+
+
+def test_a_row_group_that_is_too_large_for_a_worker_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("inpaint_encode.sources.manifest.MAX_ROW_GROUP_BYTES", 40_000)
+    write_parquet(f"{tmp_path}/x.parquet", {"image": [noise(n) for n in range(8)], "mask": [b"1"] * 8}, group=8)
+    with pytest.raises(UsageError, match=r"column image has 48,\d+ bytes in one row group"):
+        find_pairs(Source(pairs=str(tmp_path / "x.parquet")))

@@ -1,4 +1,4 @@
-"""Every family against diffusers itself, on real files through the stages that a job is made of, without Ray."""
+"""Every VAE class against diffusers itself, on real files through the stages of a job, without Ray; forms of Flux.2."""
 
 import subprocess
 import sys
@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import pixel_shuffle
 
-from inpaint_encode import load_vae
+from inpaint_encode import encode_for_inpaint, load_vae
 from inpaint_encode.core.chunk import EncodedPair, Pair, encode_chunk
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.core.geometry import Sizing
+from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import VaeSource
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
-from inpaint_encode.vae.properties import crop_multiple, latent_channels, vae_scale_factor
-from inpaint_encode.vae.registry import FAMILIES
+from inpaint_encode.vae.encode import posterior
+from inpaint_encode.vae.latents import check_scalable, to_scaled
+from inpaint_encode.vae.registry import VAE_CLASSES, crop_multiple, latent_channels, vae_metadata, vae_scale_factor
 from tests.metadata import metadata_for
 from tests.vaes import SMALL, encoded, saved, small_vae
 
@@ -79,29 +82,29 @@ PUBLISHED = [
 def test_the_table_in_the_readme_is_the_registry_s():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     lines = [_table_line(*published) for published in PUBLISHED]
-    assert {kind for _, kind, _ in PUBLISHED} == set(FAMILIES)
+    assert {kind for _, kind, _ in PUBLISHED} == set(VAE_CLASSES)
     assert [line for line in lines if line not in readme] == []
 
 
-def test_registry_and_scaling_import_no_library_of_the_job():
+def test_registry_and_latents_import_no_library_of_the_job():
     """The reader imports both."""
     code = (
-        "import sys, inpaint_encode.vae.registry, inpaint_encode.vae.scaling; "
+        "import sys, inpaint_encode.vae.registry, inpaint_encode.vae.latents; "
         "print(*{'pydantic', 'cyclopts', 'diffusers', 'ray', 'PIL', 's3fs', 'botocore'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def _table_line(models: str, kind: str, config: dict) -> str:
-    family = FAMILIES[kind]
+    vae_class = VAE_CLASSES[kind]
     vae = type(kind, (), {"config": config})()
     numbers = latent_channels(vae), vae_scale_factor(vae), crop_multiple(vae)
-    has = "yes" if family.output_attr == "latent_dist" else "no"
-    return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, family.precision, family.checked)))} |"
+    has = "yes" if vae_class.output_attr == "latent_dist" else "no"
+    return f"| {' | '.join(map(str, (models, f'`{kind}`', *numbers, has, vae_class.precision, vae_class.checked)))} |"
 
 
-def test_every_family_has_a_small_model():
-    assert {kind for kind, *_ in SMALL.values()} == set(FAMILIES)
+def test_every_vae_class_has_a_small_model():
+    assert {kind for kind, *_ in SMALL.values()} == set(VAE_CLASSES)
 
 
 @each_vae
@@ -144,3 +147,27 @@ def _greyed(folder: Path, index: int, multiple: int) -> torch.Tensor:
     image[mask] = 0.5
     (top, height), (left, width) = ((side % multiple // 2, side // multiple * multiple) for side in mask.shape)
     return torch.from_numpy(image[top : top + height, left : left + width])
+
+
+def test_packed_and_plain_latents_of_flux2_have_the_same_values(tmp_path):
+    """The statistics stay exact when the model is cast to half precision."""
+    folder = saved("AutoencoderKLFlux2", tmp_path)
+    source = VaeSource(vae=folder)
+    packing_vae, plain_vae = (load_vae(folder, flux2_latents=form) for form in ("packed", "plain"))
+    pixels = torch.rand(2, 32, 48, 3)
+    plain, packed = posterior(plain_vae, pixels), posterior(packing_vae, pixels)
+    of_plain, of_packed = vae_metadata(plain_vae, source), vae_metadata(packing_vae, source)
+    assert (of_plain.vae_scale_factor, of_plain.crop_multiple, of_plain.latent_channels) == (8, 16, 32)
+    assert (of_packed.vae_scale_factor, of_packed.crop_multiple, of_packed.latent_channels) == (16, 16, 128)
+    assert (of_plain.latent_form, of_packed.latent_form) == ("unscaled", "packed")
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (of_plain.latents_mean, of_plain.latents_std))
+    assert torch.allclose(pixel_shuffle(packed.mean * std + mean, 2), plain.mean, atol=1e-5)
+    assert torch.allclose(pixel_shuffle(packed.logvar + 2 * std.log(), 2), plain.logvar, atol=1e-5)
+    with pytest.raises(UsageError, match=r"--scaled needs packed Flux.2 latents, .* --flux2-latents packed"):
+        check_scalable(of_plain)
+    assert of_packed.latents_std == of_plain.latents_std
+    assert to_scaled(packed.mean, of_packed) is packed.mean
+    half = vae_metadata(packing_vae.to(torch.float16), source)
+    assert (half.latents_mean, half.latents_std) == (of_plain.latents_mean, of_plain.latents_std)
+    shape = encode_for_inpaint(torch.rand(1, 40, 40, 3), torch.zeros(1, 40, 40), plain_vae).samples.shape
+    assert shape == (1, 32, 4, 4)

@@ -14,7 +14,7 @@ from inpaint_encode.settings import Decoding, EncodeJob, Output, RowSettings, So
 from inpaint_encode.tools.plan.estimate import estimate_hours, read_finished_run
 from inpaint_encode.tools.plan.sampling import Estimate
 from inpaint_encode.vae.load import load_vae
-from inpaint_encode.vae.properties import vae_metadata
+from inpaint_encode.vae.registry import vae_metadata
 from tests.conftest import save_vae
 
 from .conftest import (

@@ -1,4 +1,4 @@
-"""Jobs with a VAE of each family; every row is compared with the latents of diffusers."""
+"""Jobs with a VAE of each class; every row is compared with the latents of diffusers."""
 
 import json
 from pathlib import Path

@@ -1,20 +1,89 @@
-"""Convert latents between the VAE's own space and the scaled space that a denoiser works in."""
+"""Latents after the encoder: the values that rows store, the scaled space of a denoiser, and decoding to pixels."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.metadata import VaeMetadata
+from inpaint_encode.metadata import LatentForm, RowMetadata, VaeMetadata
 
-__all__ = ["SCALINGS", "Scaling", "apply_vae_family", "check_scalable", "per_channel", "to_scaled", "to_unscaled"]
+from .encode import Posterior, per_channel, posterior
+from .registry import latent_patch_size, patch_statistics, vae_class_of
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+
+class LatentValues(NamedTuple):
+    """A batch of latents as rows store them."""
+
+    values: Tensor
+    """``[B, C, h, w]`` in ``samples_dtype``; moments have twice the channels."""
+    finite: Tensor
+    """bool ``[B]``: all values are finite before the cast to ``samples_dtype``."""
+    fits_stored_dtype: Tensor
+    """bool ``[B]``: all values are finite after the cast."""
+
+
+def latent_values(
+    posteriors: Sequence[Posterior], keys: Sequence[str], metadata: RowMetadata, vae: VaeMetadata
+) -> list[LatentValues]:
+    """Return what rows store of each posterior. With ``posterior="sample"``, all use the same draw for a key.
+
+    Args:
+        posteriors: of the same batch, float32 ``[B, C, h, w]``.
+        keys: the rows' keys, which seed the draws.
+        metadata: of the rows.
+        vae: of the loaded VAE, with the ``latent_form`` of its encoder.
+    """
+    noise, first = None, posteriors[0].mean
+    if metadata.posterior == "sample":  # drawn on the CPU, while a GPU works
+        drawn = [standard_normal(metadata.posterior_seed, key, first.shape[1:]) for key in keys]
+        noise = torch.from_numpy(np.stack(drawn))
+        noise = noise.pin_memory().to(first.device, non_blocking=True) if first.is_cuda else noise
+    results = []
+    for mean, logvar in posteriors:
+        values = mean
+        if metadata.posterior != "mean":
+            assert logvar is not None, "check_supported refuses such a VAE before the job"
+            values = torch.cat([mean, logvar], 1) if noise is None else mean + torch.exp(0.5 * logvar) * noise
+        if metadata.scaled:
+            values = to_scaled(values, vae)
+        stored = values.to({"float16": torch.float16, "float32": torch.float32}[metadata.samples_dtype])
+        results.append(LatentValues(stored, *(one.isfinite().flatten(1).all(dim=1) for one in (values, stored))))
+    return results
+
+
+def check_supported(metadata: RowMetadata, vae: ModelMixin, vae_metadata: VaeMetadata) -> None:
+    """Check that the VAE can produce the values that the rows store.
+
+    Raises:
+        UsageError: the VAE has no posterior to draw from, or its scaling is unknown.
+    """
+    side = 2 * vae_metadata.crop_multiple
+    if metadata.posterior != "mean" and posterior(vae, torch.full((1, side, side, 3), 0.5)).logvar is None:
+        raise UsageError(
+            f"--posterior {metadata.posterior}: {vae_metadata.vae_class} has no posterior; use --posterior mean"
+        )
+    if metadata.scaled:
+        check_scalable(vae_metadata)
+
+
+def standard_normal(seed: int, key: str, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Draw from the standard normal distribution; ``seed`` and ``key`` alone decide the values, on any machine."""
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    return generator.standard_normal(shape, np.float32)
 
 
 class Scaling(NamedTuple):
@@ -140,12 +209,28 @@ def check_scalable(
         )
 
 
-def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    """Return ``[1, C, 1, 1]`` on the device and in the type of ``like``; cached, since a new one waits for the GPU."""
-    return _per_channel(tuple(values), like.device, like.dtype)
+def decode_latents(vae: ModelMixin, latents: Tensor, metadata: VaeMetadata, form: LatentForm) -> Tensor:
+    """Decode latents to float32 ``[B, H, W, 3]`` on the CPU, clipped to 0..1.
 
+    Args:
+        vae: a model of a class in `inpaint_encode.vae.registry.VAE_CLASSES`; it runs on its device and in its type.
+        latents: float ``[B, C, h, w]``, means or draws; of moments, the first half of the channels.
+        metadata: of the loaded VAE.
+        form: ``latent_form`` of the rows; with ``--scaled`` it differs from the VAE's own.
 
-@lru_cache(maxsize=32)
-def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1)
+    Raises:
+        UsageError: the latents are scaled by an unknown factor.
+    """
+    vae_class, parameter = vae_class_of(vae), next(vae.parameters())
+    with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False):
+        latents = latents.to(parameter.device, torch.float32)
+        if form == "packed":
+            mean, std = (per_channel(statistic, latents) for statistic in patch_statistics(vae))
+            latents = pixel_shuffle(latents * std + mean, latent_patch_size(vae))
+        elif form == "scaled" and metadata.latent_form == "unscaled":
+            latents = to_unscaled(latents, metadata)
+        latents = latents.to(parameter.dtype)
+        images = vae.decode(latents.unsqueeze(2) if vae_class.video else latents).sample
+        rgb = (images[:, :, 0] if vae_class.video else images)[:, :3].float()
+        pixels: Tensor = ((rgb + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
+    return pixels
