@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["EncodeError", "IncompleteOutput", "JobFailed", "PairRejected", "TooManyRejected", "UsageError"]
-
 
 class EncodeError(Exception):
     """Base of the errors that end a command; its message is one sentence for the person who ran it."""

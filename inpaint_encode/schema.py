@@ -14,25 +14,6 @@ from numpy.typing import NDArray
 
 from inpaint_encode.metadata import RowMetadata
 
-__all__ = [
-    "COLUMNS",
-    "EXTRA_COLUMNS",
-    "FOOTER_KEY",
-    "GEOMETRY",
-    "PAIRS",
-    "RECEIPT",
-    "REJECTS",
-    "TENSORS",
-    "WORK",
-    "data_schema",
-    "is_packed",
-    "packed_field",
-    "tensor_field",
-    "tensor_type",
-    "unpack_mask",
-    "with_extra_columns",
-]
-
 FOOTER_KEY = b"inpaint_encode"
 """Key of `inpaint_encode.metadata.RowMetadata` as JSON in the metadata of every data file."""
 

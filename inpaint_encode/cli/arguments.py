@@ -17,8 +17,6 @@ from inpaint_encode.errors import UsageError
 
 from .commands import app
 
-__all__ = ["apply_config", "describe_error", "validate_options"]
-
 _SYNONYMS = {"rgb": "luma", "grey": "luma", "gray": "luma", "l": "luma", "a": "alpha", "rgba": "alpha"}
 """Other words for choices."""
 

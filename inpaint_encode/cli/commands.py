@@ -24,8 +24,6 @@ from inpaint_encode.settings import (
     unit,
 )
 
-__all__ = ["app"]
-
 app = App(
     name="inpaint-encode",
     version=__version__,

@@ -16,8 +16,6 @@ from .commands import app
 if TYPE_CHECKING:
     from cyclopts.help import HelpEntry, HelpPanel
 
-__all__ = ["COMMON_OPTIONS", "MAX_WIDTH", "configure_help"]
-
 MAX_WIDTH = 100
 """Columns of help on wide terminals: longer lines are hard to read."""
 

@@ -15,8 +15,6 @@ from types import FrameType
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.stores.redaction import redacted
 
-__all__ = ["INTERRUPTED", "main", "stop_on_signals"]
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
 

@@ -8,17 +8,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "CPU_BATCH_PIXELS",
-    "MAX_BATCH_SIZE",
-    "Batch",
-    "EncodeFuture",
-    "EncodedBatch",
-    "LatentEncoder",
-    "OutOfMemory",
-    "is_out_of_memory",
-]
-
 MAX_BATCH_SIZE = 8
 """Images of one size in a forward pass, unless ``--batch-size`` is a number."""
 

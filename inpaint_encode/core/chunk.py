@@ -28,17 +28,6 @@ from .counters import Counters
 from .decode import DecodedImage, PairDecoder
 from .geometry import format_size
 
-__all__ = [
-    "DecodedPair",
-    "EncodedPair",
-    "IdleClock",
-    "Pair",
-    "Reject",
-    "encode_chunk",
-    "encode_pairs",
-    "fetch_and_decode",
-]
-
 PREFETCH_BATCHES = 2
 """Batches of a chunk that are launched before the first result is collected."""
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.stores import storage
 
-__all__ = ["CircuitBreaker"]
-
 _PROBES = 4
 """Other objects of a bucket to request before it counts as failing."""
 

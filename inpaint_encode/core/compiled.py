@@ -12,8 +12,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-__all__ = ["COMPILE_AFTER", "MAX_SHAPES", "CompiledEncoder", "optimize_for_gpu"]
-
 MAX_SHAPES = 16
 """Batch shapes to compile; each takes most of a minute on a GPU."""
 

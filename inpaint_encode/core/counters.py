@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Counters"]
-
 
 class Counters(defaultdict[str, float]):
     """Counters by name; names of seconds end in ``_s``. Create with ``Counters(float)``."""

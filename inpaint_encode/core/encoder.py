@@ -28,8 +28,6 @@ from .transform import grow_mask, mask_image, resize_to_latent
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["BatchEncoder"]
-
 _Vae = OomAdaptiveVae | Float32FallbackVae
 
 

@@ -9,8 +9,6 @@ from typing import NamedTuple, Self
 
 from inpaint_encode.metadata import RowMetadata
 
-__all__ = ["CropBox", "Geometry", "Sizing", "bucket_sizes", "crop_box", "format_size", "parse_resolution"]
-
 
 class CropBox(NamedTuple):
     """A centered crop, in pixels of the uncropped image."""

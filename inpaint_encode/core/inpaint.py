@@ -15,8 +15,6 @@ from .transform import binarize_mask, crop_box, grow_mask, mask_image, resize_ma
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["InpaintLatents", "encode_for_inpaint"]
-
 _PIXELS = "pixels must be float [B, H, W, 3] in 0..1"
 _MASK = "mask must be float [B, h, w] or [1, h, w] in 0..1, 1 = repaint"
 

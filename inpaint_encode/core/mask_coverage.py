@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PREFIX", "coverage_counters", "coverage_summary", "coverage_warning"]
-
 PREFIX = "coverage_"
 """Prefix of the counters' names. The rest is the coverage in percent, rounded up; 101 if all of the image is masked."""
 

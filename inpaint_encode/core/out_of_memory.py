@@ -16,8 +16,6 @@ from .batch import CPU_BATCH_PIXELS, MAX_BATCH_SIZE, OutOfMemory, is_out_of_memo
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-__all__ = ["EncodeResult", "Float32FallbackVae", "OomAdaptiveVae", "bytes_per_pixel", "cast_copy"]
-
 MEMORY_FRACTION = 0.8
 """Share of the free memory that an estimate may fill; fragmentation and other processes need the rest."""
 

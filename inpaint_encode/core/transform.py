@@ -9,7 +9,7 @@
 
 `resize_to_latent` makes the optional mask at the latent's size. `inpaint_encode.core.inpaint.encode_for_inpaint` runs
 all steps for a few images in memory. Jobs run steps 1 to 3 in `inpaint_encode.core.decode.pair`, and the others in
-`inpaint_encode.core.encoder`. `PairDecoder.mask` skips the resize if the sizes match. It binarises before it crops;
+`inpaint_encode.core.encoder`. `PairDecoder.mask` skips the resize if the sizes match. It rounds before it crops;
 the result is the same.
 
 All functions are pure and work on the CPU and on GPUs. ``H, W`` are the image's sides in pixels, ``h, w`` the mask's.

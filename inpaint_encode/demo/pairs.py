@@ -15,19 +15,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = [
-    "DemoSet",
-    "MaskKind",
-    "Size",
-    "draw_mask",
-    "encode_image",
-    "photograph",
-    "random_picture",
-    "upload",
-    "write_demo_pairs",
-    "write_random_pairs",
-]
-
 MaskKind = Literal["strokes", "boxes", "soft", "noise"]
 _KINDS: tuple[MaskKind, ...] = ("strokes", "boxes", "soft", "noise")
 Size = tuple[int, int]

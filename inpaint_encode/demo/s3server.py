@@ -25,8 +25,6 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-__all__ = ["LocalS3"]
-
 REGION = "us-east-1"
 HOST = "127.0.0.1"
 

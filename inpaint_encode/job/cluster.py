@@ -17,16 +17,6 @@ from typing import Any, NamedTuple
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.settings import Workers
 
-__all__ = [
-    "VaeWorkers",
-    "connect_ray",
-    "needed_resources",
-    "secure_local_ray",
-    "translate_ray_errors",
-    "vae_workers",
-    "vae_workers_for",
-]
-
 LOGICAL_CPUS = 4
 """Minimum CPUs of a Ray that is started on this machine: a VAE worker and the tasks around it must fit."""
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-__all__ = ["JobMetrics"]
-
 
 class JobMetrics:
     """The metrics of one run, with the output's ``job`` as a tag; Ray prefixes their names with ``ray_``."""

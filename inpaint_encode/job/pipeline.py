@@ -37,8 +37,6 @@ from .metrics import JobMetrics
 from .progress import Display, Reminder, open_display
 from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
 
-__all__ = ["Backend", "build_pipeline", "run_job", "vae_backend"]
-
 MASK_CHECK_AFTER = 1_000
 """Rows after which a run's masks are checked, if it does not end before."""
 

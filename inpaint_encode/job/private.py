@@ -16,8 +16,6 @@ try:
 except ImportError:
     ExecutionCallback = None
 
-__all__ = ["drop_block_statistics"]
-
 _LOG = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Display", "Reminder", "open_display"]
-
 EVERY_S = 10.0
 """Seconds between two lines where there is no terminal."""
 

@@ -41,8 +41,6 @@ from inpaint_encode.stores.base import Access
 
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
 
-__all__ = ["LOGICAL_GPUS", "MAX_CONCURRENCY", "EncodeStage", "commit_stage", "fetch_stage"]
-
 MAX_CONCURRENCY = 2
 """Chunks that an actor works on: while the last batches of one are collected, those of the other are launched."""
 

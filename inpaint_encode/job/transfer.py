@@ -15,8 +15,6 @@ from inpaint_encode.core.decode import DecodedImage
 from inpaint_encode.core.geometry import CropBox, Geometry
 from inpaint_encode.schema import GEOMETRY, PAIR_FIELDS, WORK
 
-__all__ = ["DECODED", "ReusableBuffer", "pack_chunk", "pack_decoded", "unpack_chunk", "unpack_decoded"]
-
 DECODED = pa.schema(
     [
         *PAIR_FIELDS,

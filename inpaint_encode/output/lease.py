@@ -22,8 +22,6 @@ from pathlib import Path
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.stores import storage
 
-__all__ = ["LEASE_S", "RENEW_S", "Lease", "check_lease_token", "hold"]
-
 LEASE_S = 16.0
 """Seconds without a renewal after which another run may take the lease."""
 

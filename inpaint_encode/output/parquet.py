@@ -13,8 +13,6 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.schema import TENSORS, is_packed
 from inpaint_encode.stores.ranged_file import Changed
 
-__all__ = ["parquet_bytes", "parquet_file", "read_data", "translate_errors"]
-
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """Encode ``table`` as one Parquet file of one row group."""

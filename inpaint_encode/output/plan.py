@@ -20,18 +20,6 @@ from numpy.typing import NDArray
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, with_extra_columns
 from inpaint_encode.stores import storage
 
-__all__ = [
-    "added",
-    "changed",
-    "newest",
-    "other_images",
-    "parts",
-    "read_chunk",
-    "revise",
-    "split_into_chunks",
-    "with_keys",
-]
-
 CHUNKS_PER_PART = 32
 """Chunks in one file of the plan."""
 

@@ -17,8 +17,6 @@ from inpaint_encode.stores import storage
 
 from .state import ChunkResult
 
-__all__ = ["MAX_SAMPLES", "RunStats", "write_report"]
-
 MAX_EXAMPLES = 1_000
 """Unpaired files that the report names; it counts all of them."""
 

@@ -26,16 +26,6 @@ from inpaint_encode.stores import storage
 from . import plan
 from .state import ChunkResult, Inventory, OutputState
 
-__all__ = [
-    "Remaining",
-    "job_record",
-    "metadata_of_job",
-    "open_output",
-    "remaining",
-    "row_metadata",
-    "validate_sizes",
-]
-
 _PACKAGES = ("inpaint-encode", "torch", "diffusers", "ray", "pyarrow", "pillow", "numpy")
 
 
@@ -123,7 +113,7 @@ def _source_record(source: Source, extra_columns: Sequence[pa.Field]) -> dict[st
         if given[name]
     }
     given["random_masks"] = source.random_masks > 0  # more of them are new pairs, and no other source
-    return {**given, **uris, "carried": {field.name: str(field.type) for field in extra_columns}}
+    return {**given, **uris, "extra_columns": {field.name: str(field.type) for field in extra_columns}}
 
 
 def open_output(
@@ -172,9 +162,10 @@ def _validate_same_settings(output: str, kept: Mapping[str, Any], record: Mappin
     before = metadata_of_job({"vae_source": "", **kept}).to_dict()
     now = metadata_of_job(record).to_dict()
     before["config_sha256"] = before["config_sha256"] or now["config_sha256"]
+    source = {"extra_columns": kept["source"].get("carried"), **kept["source"]}  # the name in version 0.1
     differences = [
         f"{name}: {there.get(name)} in the output, {value} now"
-        for there, here in ((before, now), (kept["source"], record["source"]))
+        for there, here in ((before, now), (source, record["source"]))
         for name, value in here.items()
         if there.get(name) != value and name not in ("versions", "vae_source")
     ]

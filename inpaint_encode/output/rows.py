@@ -13,8 +13,6 @@ from inpaint_encode.core.chunk import EncodedPair, Pair, Reject
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.schema import REJECTS, is_packed
 
-__all__ = ["ROW_GROUP_PIXELS", "rejects_table", "row_groups", "rows_table", "tensor_array"]
-
 ROW_GROUP_PIXELS = 2**23
 """Mask pixels in a row group. A writer's memory grows with them, and a reader of one row reads its whole group."""
 

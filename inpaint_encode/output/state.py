@@ -35,8 +35,6 @@ from .lease import check_lease_token
 from .parquet import parquet_bytes, parquet_file, read_data, translate_errors
 from .rows import row_groups
 
-__all__ = ["CHUNK_KEY", "ChunkResult", "Inventory", "OutputState"]
-
 CHUNK_KEY = b"inpaint_encode.chunk"
 """Key of the JSON in a data file's metadata with its chunk, its generation and the rejected pairs."""
 

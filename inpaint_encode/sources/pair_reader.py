@@ -16,8 +16,6 @@ from .parquet import ParquetRowReader
 from .part_uris import ParquetRow, TarMember, parse_part
 from .random_masks import RANDOM_MASK, RANDOM_MASK_VERSION, RandomMask
 
-__all__ = ["PairReader", "RandomMaskFile", "SourceFile", "store_of"]
-
 
 class RandomMaskFile(NamedTuple):
     """A random mask that is not drawn yet, and its version; stands for the `storage.Blob` of a mask."""

@@ -21,8 +21,6 @@ from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
 from .part_uris import ParquetRow
 
-__all__ = ["MAX_ROW_GROUP_BYTES", "NullValue", "ParquetRowReader", "contains_bytes", "is_image_type"]
-
 MAX_ROW_GROUP_BYTES = 2**30
 """Largest allowed size of one column of a row group; a fetch task can hold `_CACHED_CHUNKS` of this size."""
 

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["ParquetRow", "TarMember", "member_uri", "parse_part", "row_uris", "without_suffix"]
-
 _ROW = re.compile(r"^(?P<file>.+\.parquet)#row=(?P<row>\d+)&column=(?P<column>.+)$", re.DOTALL)
 _MEMBER = re.compile(r"^(?P<file>.+?\.tar)#member=.+&offset=(?P<offset>\d+)&size=(?P<size>\d+)$", re.DOTALL)
 _ROW_END = r"(?s)\.parquet#row=(\d+)&column=.+$"

@@ -29,8 +29,6 @@ from inpaint_encode.settings import Source
 
 from .pairs import repeated_keys
 
-__all__ = ["RANDOM_MASK", "RANDOM_MASK_VERSION", "RandomMask", "with_random_masks"]
-
 RANDOM_MASK = "random:"
 """Start of the URIs of random masks."""
 

@@ -22,8 +22,6 @@ from . import gcs, s3
 from .base import Access, Blob, Listed, Stat, check_size
 from .clients import RangeNotSatisfiable, translate_errors
 
-__all__ = ["delete", "pages", "read", "read_range", "stat", "write"]
-
 _PAGE_SIZE = 1_000
 _VALID_KEY = re.compile(r"(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+(?:/(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+)*")
 """Keys that obstore accepts: no segment is empty, ``.`` or ``..``, and there are no control characters."""

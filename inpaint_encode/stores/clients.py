@@ -15,8 +15,6 @@ from botocore.parsers import ResponseParserError
 
 from .base import ANSWER_S, CONNECT_S, READ_S, Conflict, TooLarge, Unavailable
 
-__all__ = ["RangeNotSatisfiable", "obstore_options", "translate_errors"]
-
 _CLIENT_ERRORS = (obs.BaseError, aws.BotoCoreError, aws.ClientError, ResponseParserError)
 _DENIED = (PermissionError, obs.PermissionDeniedError, obs.UnauthenticatedError)
 _NO_CREDENTIALS = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound)

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from .base import ABSENT, Access, Blob, Conflict, Listed, Stat, check_size, is_utf8
 
-__all__ = ["TEMPORARY", "delete", "pages", "read", "read_range", "stat", "temporary_files", "write"]
-
 TEMPORARY = "_tmp-"
 """Prefix of the names of unfinished files; readers and listings skip them, `verify --repair` removes them."""
 

@@ -9,8 +9,6 @@ from obstore.store import GCSStore
 from .base import Access
 from .clients import obstore_options
 
-__all__ = ["connect"]
-
 
 @lru_cache
 def connect(bucket: str, access: Access) -> GCSStore:

@@ -18,8 +18,6 @@ from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, Max
 
 from .base import ANSWER_S, CONNECT_S, READ_S, Access, Blob, Stat, Unavailable, check_size
 
-__all__ = ["delete", "pages", "read", "read_range", "stat", "write"]
-
 _PIECE = 2**20
 _REDIRECTS = 5
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["redacted"]
-
 _QUERY = re.compile(r"((?:https?://|\burl: /)[^\s?#]*)\?\S*", re.IGNORECASE)
 """The query of a URI, or of a path as urllib3's errors print it."""
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]+@")

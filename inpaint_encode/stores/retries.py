@@ -9,8 +9,6 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from .base import Unavailable
 
-__all__ = ["RETRY_BUDGET_S", "retry", "retry_count"]
-
 RETRY_BUDGET_S = 25.0
 """Seconds in which one request is retried; the last wait, and the last attempt up to its own time-out, are added."""
 

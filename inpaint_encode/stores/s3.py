@@ -23,18 +23,6 @@ from obstore.store import S3Store
 from .base import ABSENT, ANSWER_S, CONNECT_S, DEFAULT_ACCESS, Access, Conflict
 from .clients import obstore_options, translate_errors
 
-__all__ = [
-    "botocore_client",
-    "connect",
-    "credentials_from",
-    "delete",
-    "forget_clients",
-    "request",
-    "server",
-    "server_time",
-    "write",
-]
-
 _CALL_S = 2 * (CONNECT_S + ANSWER_S)
 """Time-out in seconds for a call of s3fs, which may send its request twice."""
 _MIN_UPLOAD_RATE = 2**17

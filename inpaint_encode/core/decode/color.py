@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-__all__ = ["to_srgb"]
-
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode for a profile's color space."""
 

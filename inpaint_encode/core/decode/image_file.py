@@ -32,8 +32,6 @@ from .color import to_srgb
 from .pillow import TooLarge, open_image
 from .strict import load_gif, load_png, load_tiff
 
-__all__ = ["MAX_PIXELS", "DecodedFile", "decode_image", "decode_mask", "upright_size"]
-
 MAX_PIXELS = 64_000_000
 """Default limit: a file whose header declares more pixels is rejected before a pixel is decoded."""
 

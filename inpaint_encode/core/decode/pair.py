@@ -16,8 +16,6 @@ from inpaint_encode.sources.random_masks import RandomMask
 
 from .image_file import MAX_PIXELS, decode_image, decode_mask
 
-__all__ = ["DecodedImage", "PairDecoder"]
-
 
 class DecodedImage(NamedTuple):
     """A decoded image, resized and cropped for the VAE."""

@@ -13,8 +13,6 @@ from threading import Lock
 
 from PIL import Image
 
-__all__ = ["TooLarge", "open_image"]
-
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _CHECKING_FORMATS = {"GIF", "WEBP"}
 """Formats whose plugins compare sizes with ``MAX_IMAGE_PIXELS`` themselves while they open a file."""

@@ -12,8 +12,6 @@ from PIL import GifImagePlugin, Image, TiffImagePlugin
 
 from .pillow import open_image
 
-__all__ = ["load_gif", "load_png", "load_tiff"]
-
 _MARKS: dict[str, int | tuple[int, ...]] = {
     "LA": (1, 2),
     "RGB": (1, 2, 3),

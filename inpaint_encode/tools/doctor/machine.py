@@ -19,8 +19,6 @@ from inpaint_encode.tools import counted
 
 from . import Finding, ok, problem, warning
 
-__all__ = ["PACKAGES", "Memory", "check_devices", "check_disk", "check_machine", "installed_version"]
-
 PACKAGES = ("inpaint-encode", "ray", "torch", "diffusers", "pyarrow", "pillow", "numpy")
 """Packages whose versions are shown and compared between nodes, the same as in ``_job.json``."""
 

@@ -20,8 +20,6 @@ from . import Finding, ok, problem, warning
 from .machine import PACKAGES, check_devices, check_machine, installed_version
 from .stores import check_stores
 
-__all__ = ["TIMEOUT_S", "check_nodes"]
-
 TIMEOUT_S = 60.0
 """Seconds that nodes have to finish: a first worker imports torch, and a job may use the GPUs."""
 

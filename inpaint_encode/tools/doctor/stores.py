@@ -17,8 +17,6 @@ from inpaint_encode.stores import s3, storage
 from . import Finding, ok, problem, warning
 from .machine import check_disk
 
-__all__ = ["PROBE_PREFIX", "check_output", "check_source", "check_stores"]
-
 PROBE_PREFIX = "_doctor-"
 """Prefix of the folder for the object that `check_output` writes. Readers skip names that begin with ``_``.
 

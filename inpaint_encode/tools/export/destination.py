@@ -25,8 +25,6 @@ from inpaint_encode.tools.inspect.summary import list_paths
 
 from .formats import SUFFIXES
 
-__all__ = ["Destination", "ExportRecord", "ExportTotals"]
-
 _THREADS = 16
 _TEMPORARY = re.compile(rf"/{storage.TEMPORARY}[0-9a-f]{{32}}$")
 _EXPORT, _RECORDS, _DATA_SUFFIX = "_export.json", "_export", ".parquet"

@@ -27,8 +27,6 @@ from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import FOOTER_KEY, TENSORS
 
-__all__ = ["SUFFIXES", "Format", "key_to_path", "select_format", "tar_bytes"]
-
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "comfyui": (".latent", "_mask.png"),
     "webdataset": (".tar",),

@@ -27,8 +27,6 @@ from inpaint_encode.tools.inspect.summary import writable_uri
 from .destination import Destination, ExportRecord, ExportTotals
 from .formats import select_format, tar_bytes
 
-__all__ = ["EXPORT_WORK", "ExportResult", "export_data_file", "export_output"]
-
 EXPORT_WORK = pa.schema([("path", pa.string()), ("version", pa.string())])
 """One Ray row per data file: its path in the output, and its version in the listing."""
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from .latent_statistics import ChannelStatistics
 
-__all__ = ["Chart", "channels_chart", "histogram", "rate_chart"]
-
 _FILLED = 0.92
 """Share of the space between two bars' centers that a bar fills."""
 

@@ -25,8 +25,6 @@ from inpaint_encode.stores.redaction import redacted
 
 from .summary import SETTING_DEFAULTS, VAE_FIELDS, count_output, describe_value, writable_uri
 
-__all__ = ["print_info", "read_info"]
-
 
 def read_info(output: str) -> dict[str, Any]:
     """Describe an output, finished or not.

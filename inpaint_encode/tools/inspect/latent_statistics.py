@@ -12,18 +12,6 @@ from inpaint_encode.metadata import RowMetadata
 
 from .row_sample import RowLocation
 
-__all__ = [
-    "MIN_ROWS",
-    "UNUSUAL",
-    "ChannelStatistics",
-    "Outlier",
-    "RowStatistics",
-    "channel_statistics",
-    "find_outliers",
-    "latent_of",
-    "row_statistics",
-]
-
 UNUSUAL = 5.0
 """Robust standard deviations from the median at which a row counts as unusual."""
 

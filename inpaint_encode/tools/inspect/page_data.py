@@ -26,8 +26,6 @@ from .row_inspector import RowInspector
 from .row_sample import MAX_FILES, THREADS, PlainColumns, RowLocation, RowSample, read_row
 from .summary import OutputCounts, count_output, list_paths, read_table
 
-__all__ = ["KINDS", "MAX_EXAMPLES", "Card", "Gallery", "PageData", "Picture", "collect_page_data", "read_rejects"]
-
 MAX_EXAMPLES = 5
 """Rejected pairs of each reason that the page names."""
 

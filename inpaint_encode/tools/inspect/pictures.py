@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["TITLES", "WHITE_AT", "InspectedRow", "LatentColors", "contact_sheet", "draw_pictures", "psnr", "row_sheet"]
-
 WHITE_AT = 64
 """Difference that is drawn white: levels of 255, mean of the three channels."""
 

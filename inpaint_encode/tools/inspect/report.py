@@ -16,8 +16,6 @@ from .page import render
 from .page_data import collect_page_data
 from .summary import writable_uri
 
-__all__ = ["print_report", "write_page"]
-
 _COUNTS = ("pairs", "encoded", "rejected", "files", "data_bytes", "unpaired_images", "unpaired_masks", "ignored_files")
 
 

@@ -22,8 +22,6 @@ from inpaint_encode.stores.base import Access
 from .latent_statistics import latent_of
 from .pictures import InspectedRow
 
-__all__ = ["RowInspector", "load_decoder"]
-
 Decoder = Callable[[NDArray[Any]], NDArray[np.uint8]]
 """Returns levels ``[H, W, 3]`` of a latent ``[C, h, w]``."""
 

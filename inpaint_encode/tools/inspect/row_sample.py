@@ -24,8 +24,6 @@ from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.reader import DataFile, Output, as_rows
 from inpaint_encode.stores import storage
 
-__all__ = ["MAX_FILES", "THREADS", "PlainColumns", "RowGroup", "RowLocation", "RowSample", "read_row"]
-
 MAX_FILES = 100
 """Data files that are opened."""
 

@@ -26,8 +26,6 @@ from .row_inspector import RowInspector
 from .row_sample import RowLocation, read_row
 from .summary import read_table, writable_uri
 
-__all__ = ["find_row", "print_row", "show_row"]
-
 _MAX_CHANNELS = 32
 """Channels that are printed."""
 

@@ -21,19 +21,6 @@ from inpaint_encode.schema import RECEIPT
 from inpaint_encode.settings import Decoding, RowSettings
 from inpaint_encode.stores import storage
 
-__all__ = [
-    "MAX_RECEIPT_FILES",
-    "SETTING_DEFAULTS",
-    "VAE_FIELDS",
-    "OutputCounts",
-    "count_output",
-    "describe_value",
-    "list_paths",
-    "read_report",
-    "read_table",
-    "writable_uri",
-]
-
 MAX_RECEIPT_FILES = 32
 """Files of receipts that are read to count the rows of an unfinished job; a job writes one every 30 s."""
 

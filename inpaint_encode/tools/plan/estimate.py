@@ -25,8 +25,6 @@ from inpaint_encode.tools.inspect.summary import read_report
 
 from .sampling import Estimate, Header, draw, mean, read_header, share, total
 
-__all__ = ["JobEstimate", "RateEstimate", "estimate", "estimate_hours", "read_finished_run"]
-
 _OBJECTS_PER_LIST = 1_000
 """Objects in one answer of S3 to a LIST request."""
 _ITEM_BYTES = {"float16": 2, "float32": 4}

@@ -17,8 +17,6 @@ from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 
-__all__ = ["START", "Estimate", "Header", "draw", "mean", "read_header", "share", "total"]
-
 START = 2**16
 """Bytes to read of an image; the whole file is read only if its header is longer."""
 

@@ -15,8 +15,6 @@ from inpaint_encode.core.geometry import format_size
 from .estimate import JobEstimate
 from .sampling import Estimate, share
 
-__all__ = ["print_estimate"]
-
 _MAX_SIZES = 8
 """Sizes with a line of their own."""
 

@@ -27,8 +27,6 @@ from inpaint_encode.stores import storage
 
 from .findings import ChunkFindings, PlannedChunk
 
-__all__ = ["COVERAGE_ULPS", "DataFile", "Unreadable", "check_chunk", "read_table"]
-
 COVERAGE_ULPS = 2
 """Largest difference of ``mask_coverage`` from the mask's mean, in steps of float32. A GPU multiplies by a rounded
 inverse, which is one step off. A wrong pixel is more than this in masks of up to eight million pixels."""

@@ -13,18 +13,6 @@ from rich.table import Table
 from inpaint_encode.errors import IncompleteOutput
 from inpaint_encode.tools import counted
 
-__all__ = [
-    "CHECKS",
-    "DATA_CHECKS",
-    "MAX_PROBLEMS",
-    "ChunkFindings",
-    "PlannedChunk",
-    "Problem",
-    "ReencodeResult",
-    "VerifyResult",
-    "print_result",
-]
-
 MAX_PROBLEMS = 20
 """Problems that are printed; all of them are counted."""
 

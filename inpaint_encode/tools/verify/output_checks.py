@@ -21,8 +21,6 @@ from inpaint_encode.stores import storage
 from .chunk_checks import Unreadable, read_table
 from .findings import DATA_CHECKS, ChunkFindings, PlannedChunk, Problem, VerifyResult
 
-__all__ = ["check_output", "repair"]
-
 _THREADS = 16
 
 _FILE_CHECKS = frozenset({"orphan", "temporary", "report"})

@@ -28,8 +28,6 @@ from .chunk_checks import check_chunk
 from .findings import CHECKS, ChunkFindings, PlannedChunk, VerifyResult
 from .output_checks import check_output, repair
 
-__all__ = ["verify_output"]
-
 _SINGLE_CHUNK_TASKS = 1_000
 """Chunks up to which each has its own task."""
 

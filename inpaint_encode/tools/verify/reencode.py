@@ -34,8 +34,6 @@ from inpaint_encode.vae.load import parse_vae_source
 from .chunk_checks import DataFile
 from .findings import Problem, ReencodeResult
 
-__all__ = ["MIN_TOLERANCE", "RELATIVE_TOLERANCES", "draw_rows", "latent_difference", "reencode_rows"]
-
 MIN_TOLERANCE = 1e-4
 """Difference of a latent value that is always allowed."""
 

@@ -16,8 +16,6 @@ from inpaint_encode.tools.inspect.latent_statistics import MIN_ROWS, UNUSUAL
 from inpaint_encode.tools.inspect.page_data import PageData
 from inpaint_encode.tools.inspect.summary import SETTING_DEFAULTS, VAE_FIELDS, describe_value
 
-__all__ = ["REASONS", "Section", "Table", "build_sections", "count_files", "duration"]
-
 _MAX_SIZES = 12
 """Sizes of images that have their own line."""
 
@@ -230,7 +228,7 @@ def _settings_section(data: PageData) -> Section:
     values = {name: getattr(metadata, name) for name in SETTING_DEFAULTS}
     chosen = {name: value for name, value in values.items() if value != SETTING_DEFAULTS[name]}
     unset = {name: option.default for name, option in Source.model_fields.items()}
-    unset |= {"random_masks": False, "carried": {}}  # as in _job.json
+    unset |= {"random_masks": False, "extra_columns": {}}  # as in _job.json
     source = {name: value for name, value in job.get("source", {}).items() if value != unset.get(name)}
     about = {"job": job.get("job"), "begun": job.get("created"), "finished": data.output.report.get("finished")}
     source |= {name: value for name, value in (job.get("access", {}) | about).items() if value}
