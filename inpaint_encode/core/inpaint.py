@@ -10,7 +10,8 @@ from torch import Tensor
 from inpaint_encode.vae.encode import posterior
 from inpaint_encode.vae.registry import crop_multiple
 
-from .transform import binarize_mask, crop_box, grow_mask, mask_image, resize_mask
+from .geometry import crop_box
+from .transform import binarize_mask, grow_mask, mask_image, resize_mask
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

@@ -1,7 +1,7 @@
 """The transform of images and masks, step by step, in plain torch.
 
 1. `resize_mask`: the mask takes the image's size.
-2. `crop_box`: image and mask are cropped to multiples of the VAE's downscale factor.
+2. `inpaint_encode.core.geometry.crop_box`: image and mask are cropped to multiples of the VAE's downscale factor.
 3. `binarize_mask`: the mask becomes 0 or 1.
 4. `mask_image`: the masked image, repainted pixels 0.5 gray.
 5. `grow_mask`: the mask is grown into ``noise_mask``; the masked image is not affected.
@@ -23,19 +23,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from .geometry import CropBox, crop_box
-
-__all__ = [
-    "MAX_GROW",
-    "CropBox",
-    "binarize_mask",
-    "crop_box",
-    "grow_mask",
-    "mask_image",
-    "resize_mask",
-    "resize_to_latent",
-]
 
 MAX_GROW = 64
 """Largest ``grow_mask_by``."""

@@ -64,7 +64,7 @@ class TestOtherReaders:
     def test_pyarrow_beside_ray(self, copied_demo, expected):
         import pyarrow as pa
         import pyarrow.parquet as pq
-        import ray.data  # registers the type of its tensors
+        import ray.data  # noqa: F401 - registers the type of its tensors
 
         table = pq.read_table(copied_demo)
         assert isinstance(table["samples"].type, pa.ExtensionType)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from inpaint_encode.core.geometry import crop_box
 from inpaint_encode.core.transform import (
     binarize_mask,
-    crop_box,
     grow_mask,
     mask_image,
     resize_mask,
