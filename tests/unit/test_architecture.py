@@ -3,8 +3,10 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import inpaint_encode
@@ -65,6 +67,13 @@ def test_every_public_name_is_in_the_package_s_docstring():
 def test_imports_go_one_way():
     """The contracts are in pyproject.toml, under tool.importlinter."""
     run_python("from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])")
+
+
+def test_no_modules_import_each_other():
+    """Not even a package and one of its modules, and not inside functions either."""
+    graph = grimp.build_graph("inpaint_encode", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def test_no_function_is_over_60_lines():

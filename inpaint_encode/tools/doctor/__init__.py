@@ -1,62 +1,14 @@
-"""Checks before a job (the machine, its devices, the stores, Ray with its nodes), and their findings."""
+"""Checks before a job: the machine, its devices, the stores, Ray with its nodes."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from .findings import Finding, print_findings
+from .machine import check_devices, check_machine
+from .stores import check_stores
 
-from inpaint_encode.errors import JobFailed
-from inpaint_encode.stores.redaction import redacted
-from inpaint_encode.tools import counted
-
-__all__ = ["Finding", "ok", "print_findings", "problem", "run_checks", "warning"]
-
-
-class Finding(NamedTuple):
-    """Result of one check; has only strings, so that Ray can send it."""
-
-    level: Literal["ok", "warning", "problem"]
-    """warning: a job would run, with limits. problem: a job would fail, or could lose or repeat rows."""
-    check: str
-    """What was checked: a topic such as ``memory``, a URI or a node."""
-    found: str
-    advice: str = ""
-    """What to do; empty only for ok."""
-
-
-ok, warning, problem = partial(Finding, "ok"), partial(Finding, "warning"), partial(Finding, "problem")
-
-_COLORS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-
-
-def print_findings(findings: Iterable[Finding], console: Console) -> None:
-    """Print findings as they arrive, without the credentials in their URIs, and then the number of warnings.
-
-    Raises:
-        JobFailed: there are problems.
-    """
-    counts: Counter[str] = Counter()
-    for finding in findings:
-        counts[finding.level] += 1
-        check = redacted(finding.check)
-        found = Text(f"{check}: {redacted(finding.found)}", overflow="fold")
-        found.stylize("bold", 0, len(check))
-        if finding.advice:
-            found.append(f"\n{finding.advice}", style="italic")
-        line = Table.grid(padding=(0, 1))
-        line.add_column(width=7)
-        line.add_row(Text(finding.level, style=_COLORS[finding.level]), found)
-        console.print(line, highlight=False)
-    warnings = counted(counts["warning"], "warning")
-    if counts["problem"]:
-        raise JobFailed(f"{counted(counts['problem'], 'problem')} and {warnings} found; see the advice above")
-    console.print(f"no problems, {warnings}", highlight=False)
+__all__ = ["print_findings", "run_checks"]
 
 
 def run_checks(
@@ -71,9 +23,6 @@ def run_checks(
         ray: check Ray and its nodes, too.
         on_status: called before each slow step, with its description.
     """
-    from .machine import check_devices, check_machine
-    from .stores import check_stores
-
     yield from check_machine()
     on_status("importing torch")
     yield from check_devices()

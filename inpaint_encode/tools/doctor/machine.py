@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from inpaint_encode.job.stages import LOGICAL_GPUS
 from inpaint_encode.tools import counted
 
-from . import Finding, ok, problem, warning
+from .findings import Finding, ok, problem, warning
 
 PACKAGES = ("inpaint-encode", "ray", "torch", "diffusers", "pyarrow", "pillow", "numpy")
 """Packages whose versions are shown and compared between nodes, the same as in ``_job.json``."""

@@ -16,7 +16,7 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.tools import counted
 
-from . import Finding, ok, problem, warning
+from .findings import Finding, ok, problem, warning
 from .machine import PACKAGES, check_devices, check_machine, installed_version
 from .stores import check_stores
 

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from inpaint_encode.stores import s3, storage
 
-from . import Finding, ok, problem, warning
+from .findings import Finding, ok, problem, warning
 from .machine import check_disk
 
 PROBE_PREFIX = "_doctor-"
