@@ -10,7 +10,7 @@ class EncodeError(Exception):
 
 
 class JobFailed(EncodeError):
-    """The job could not go on: exit code 1. What it committed stays; the same command continues."""
+    """The job could not go on: exit code 1. Finished chunks are kept; the same command resumes."""
 
 
 class UsageError(EncodeError):
@@ -44,5 +44,5 @@ class PairRejected(Exception):
 
     @property
     def stage(self) -> str:
-        """Part of the name before the dot: ``fetch``, ``image``, ``mask``, ``orientation``, ``size`` or ``encode``."""
+        """Part of the name before the dot: ``fetch``, ``image``, ``mask``, ``orientation`` or ``size``."""
         return self.error.partition(".")[0]

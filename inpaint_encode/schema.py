@@ -112,10 +112,13 @@ def tensor_field(name: str, value_type: pa.DataType) -> pa.Field:
     return pa.field(name, storage, metadata=extension)
 
 
+PACKED_MASK = pa.struct([("bits", pa.large_binary()), ("shape", pa.list_(pa.int64()))])
+"""Type of a mask at one bit a pixel, with its unpacked shape."""
+
+
 def packed_field(name: str) -> pa.Field:
     """Return the field of a binary mask at one bit a pixel, with its unpacked shape."""
-    storage = pa.struct([("bits", pa.large_binary()), ("shape", pa.list_(pa.int64()))])
-    return pa.field(name, storage, metadata={"inpaint_encode.mask": "bits, most significant first, 1 = repaint"})
+    return pa.field(name, PACKED_MASK, metadata={"inpaint_encode.mask": "bits, most significant first, 1 = repaint"})
 
 
 def with_extra_columns(schema: pa.Schema, like: pa.Schema) -> pa.Schema:

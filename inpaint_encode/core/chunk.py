@@ -215,7 +215,7 @@ def _fetch_error(uri: str, error: Exception, role: Literal["image", "mask"]) -> 
         case NullValue() if role == "mask":
             return PairRejected("mask.missing", reason)
         case FileNotFoundError():
-            return PairRejected("fetch.not_found", f"{uri} does not exist any more ({error.strerror or error})")
+            return PairRejected("fetch.not_found", f"{uri} does not exist ({error.strerror or error})")
         case storage.TooLarge():
             return PairRejected("fetch.too_large", reason)
         case Changed():

@@ -81,6 +81,10 @@ class CompiledEncoder(nn.Module):
         try:
             difference = (self._compiled(inputs) - expected).float().abs().max()
         except Exception as error:  # the compiler raises many types, and none may stop a job
-            _LOG.warning("cannot compile the VAE for %s: %s", list(inputs.shape), str(error).splitlines()[0])
+            _LOG.warning(
+                "cannot compile the VAE for %s, which runs uncompiled: %s",
+                list(inputs.shape),
+                str(error).splitlines()[0],
+            )
             return False
         return bool(difference <= TOLERANCE[inputs.dtype] * expected.float().abs().max())

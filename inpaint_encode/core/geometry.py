@@ -45,7 +45,7 @@ def crop_box(height: int, width: int, multiple: int) -> CropBox:
     """
     if min(height, width) < multiple:
         size = format_size(height, width)
-        raise ValueError(f"{size} pixels: a side is shorter than {multiple} pixels, the multiple of the VAE")
+        raise ValueError(f"{size} pixels: the VAE needs at least {multiple} pixels on each side")
     top, left = height % multiple // 2, width % multiple // 2
     return CropBox(top, left, height // multiple * multiple, width // multiple * multiple)
 
@@ -87,13 +87,13 @@ class Sizing:
         """
         if self.resize and self.resize < self.multiple:
             raise ValueError(
-                f"--resize {self.resize} is less than the VAE's multiple of {self.multiple} pixels; "
+                f"--resize {self.resize} must be at least {self.multiple} for this VAE; "
                 f"give --resize {self.multiple} or more"
             )
         if self.buckets and self.bucket_step % self.multiple:
             step = -(-self.bucket_step // self.multiple) * self.multiple
             raise ValueError(
-                f"--bucket-step {self.bucket_step} is not a multiple of the VAE's {self.multiple} pixels; "
+                f"--bucket-step {self.bucket_step} must be a multiple of {self.multiple} for this VAE; "
                 f"give --bucket-step {step}"
             )
         if self.buckets and not bucket_sizes(self.buckets, self.bucket_step):
@@ -105,7 +105,7 @@ class Sizing:
         if any(side % self.multiple for side in sides):
             height, width = (max(1, round(side / self.multiple)) * self.multiple for side in sides)
             raise ValueError(
-                f"--resolution {self.resolution} is not a multiple of the VAE's {self.multiple} pixels; "
+                f"--resolution {self.resolution} must be a multiple of {self.multiple} for this VAE; "
                 f"the nearest is {width}x{height}"
             )
 

@@ -41,15 +41,15 @@ def coverage_warning(counters: Mapping[str, float]) -> str | None:
     total, median = sum(rows.values()), _median(rows)
     if median == 0:
         return (
-            f"masks look empty: {rows[0]:,} of {total:,} repaint nothing; the mask may be in another "
+            f"masks look empty: {rows[0]:,} of {total:,} masks repaint nothing; the mask may be in another "
             "--mask-channel, or black may mark what to repaint (--mask-polarity black)"
         )
     if median == _FULL:
-        return f"masks look full: {rows[_FULL]:,} of {total:,} repaint all of the image; see --mask-channel"
+        return f"masks look full: {rows[_FULL]:,} of {total:,} masks repaint all of their image; see --mask-channel"
     if median > _INVERTED:
         return (
-            f"masks look inverted: half of {total:,} repaint {median - 1}% of the image or more; to repaint the rest "
-            "instead, set --mask-polarity black, or opaque with --mask-channel alpha"
+            f"masks look inverted: half of {total:,} masks cover at least {median - 1}% of their image; to repaint the "
+            "rest instead, change --mask-polarity (white or black; with alpha transparent or opaque)"
         )
     return None
 

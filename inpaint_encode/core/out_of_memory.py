@@ -142,7 +142,8 @@ class Float32FallbackVae:
             return self._adaptive.encode(pixels, tile)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                "this image needs the VAE's float32 weights, which do not fit into the device's memory", steps=1
+                "this image overflows in the compute dtype, and the float32 weights do not fit into device memory",
+                steps=1,
             ) from error
         finally:
             _clear_cache(self._vae)

@@ -93,7 +93,7 @@ def translate_ray_errors() -> Iterator[None]:
         yield
     except RayError as error:
         raise JobFailed(
-            f"Ray stopped the job: {_cause(error)}; finished chunks stay; run the same command again to resume"
+            f"Ray stopped the job: {_cause(error)}; finished chunks are kept; run the same command again to resume"
         ) from error
 
 
@@ -155,8 +155,9 @@ def needed_resources(workers: Workers, vae: VaeWorkers) -> str:
     parts = {"GPU": vae.gpus, "CPU": vae.cpus}
     device = " and ".join(f"{amount:g} {name}" for name, amount in parts.items() if amount)
     return (
-        f"no chunk is done yet; the job needs a VAE worker of {device}{encode_on} and tasks of "
-        f"{max(workers.fetch_cpus, workers.write_cpus):g} CPU{fetch_on}; `ray status` shows what is missing"
+        f"no chunk is done yet; each VAE worker needs {device}{encode_on}, and each other task "
+        f"{max(workers.fetch_cpus, workers.write_cpus):g} CPU{fetch_on}; `ray status` shows requests that wait for "
+        "nodes"
     )
 
 

@@ -220,11 +220,11 @@ class _Run:
 
     def _add(self, receipt: dict[str, Any], metrics: JobMetrics) -> None:
         if receipt["fatal"]:
-            raise JobFailed(f"{receipt['fatal']}; finished chunks stay; run the same command again to resume")
+            raise JobFailed(f"{receipt['fatal']}; finished chunks are kept; run the same command again to resume")
         if self._lease.lost.is_set():
             raise JobFailed(
-                f"another run has taken over this output (see {self._lease.uri}); this run stops, and its finished "
-                "chunks stay"
+                f"another run has taken over this output (see {self._lease.uri}); this run stops; its finished "
+                "chunks are kept"
             )
         values = {one.name: receipt[one.name] for one in fields(ChunkResult)}
         result = ChunkResult(**values | {"errors": dict(receipt["errors"])})

@@ -59,7 +59,7 @@ def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_byte
         with counters.timed("fetch"):
             planned = plan.read_chunk(work["part"], work["chunk"])
     except OSError as error:
-        fatal = f"the plan cannot be read: {error}"
+        fatal = f"the list of planned pairs cannot be read: {error}"
         return pack_chunk(work, counters, fatal, decoded=DECODED.empty_table())
     planned = planned.filter(planned["encode"]) if work["keep"] else planned
     pairs = [Pair(*(one[name] for name in Pair._fields)) for one in planned.select(PAIRS.names).to_pylist()]

@@ -121,7 +121,7 @@ def check_lease_token(uri: str, token: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if json.loads(storage.read(uri).data)["token"] == token:
             return
-    raise JobFailed(f"another run has taken over this output (see {uri}); this run stops, and its committed files stay")
+    raise JobFailed(f"another run has taken over this output (see {uri}); this run stops; its finished chunks are kept")
 
 
 def _wait_for_expiry(uri: str, holder: _Holder, version: str, on_status: Callable[[str], None]) -> None:
@@ -134,7 +134,9 @@ def _wait_for_expiry(uri: str, holder: _Holder, version: str, on_status: Callabl
     if _has_ended(holder):
         on_status(f"{process} was writing to this output and has died; this run takes over")
         return
-    on_status(f"{process} may still be writing to this output; waiting up to {LEASE_S:.0f} s for its next renewal")
+    on_status(
+        f"{process} may still be writing to this output; waiting up to {LEASE_S:.0f} s to see whether it is alive"
+    )
     deadline = time.monotonic() + LEASE_S
     while time.monotonic() < deadline:
         time.sleep(0.5)

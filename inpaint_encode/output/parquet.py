@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.schema import TENSORS, is_packed
+from inpaint_encode.schema import PACKED_MASK, TENSORS
 from inpaint_encode.stores.ranged_file import Changed
 
 
@@ -28,7 +28,7 @@ def parquet_file(groups: Iterable[pa.Table], schema: pa.Schema) -> bytes:
     strings = [field.name for field in schema if field.type == pa.string()]
     float32 = pa.large_list(pa.float32())
     tensors = {name: schema.field(name).type for name in TENSORS if name in schema.names}
-    split = [name for name, kind in tensors.items() if not is_packed(kind) and kind.field("data").type == float32]
+    split = [name for name, kind in tensors.items() if kind != PACKED_MASK and kind.field("data").type == float32]
     out = io.BytesIO()
     with pq.ParquetWriter(
         out,
@@ -73,4 +73,8 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 
 def _damaged(uri: str, error: Exception) -> str:
-    return f"{uri} is damaged ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` removes it"
+    if "/_plan/" in uri:
+        remedy = "start again with another --output or with --overwrite"
+    else:
+        remedy = "`inpaint-encode verify OUTPUT --repair` removes it"
+    return f"{uri} is damaged ({str(error).strip()}); {remedy}"

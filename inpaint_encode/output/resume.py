@@ -26,6 +26,13 @@ from inpaint_encode.stores import storage
 from . import plan
 from .state import ChunkResult, Inventory, OutputState
 
+_LABELS = {
+    "weights_sha256": "hash of the VAE's weights",
+    "config_sha256": "hash of the VAE's configuration",
+    "contract": "version of the transform",
+}
+"""Names of settings in errors, where the field's own name is unclear."""
+
 _PACKAGES = ("inpaint-encode", "torch", "diffusers", "ray", "pyarrow", "pillow", "numpy")
 
 
@@ -164,7 +171,7 @@ def _validate_same_settings(output: str, kept: Mapping[str, Any], record: Mappin
     before["config_sha256"] = before["config_sha256"] or now["config_sha256"]
     source = {"extra_columns": kept["source"].get("carried"), **kept["source"]}  # the name in version 0.1
     differences = [
-        f"{name}: {there.get(name)} in the output, {value} now"
+        f"{_LABELS.get(name, name)}: {there.get(name)} in the output, {value} now"
         for there, here in ((before, now), (source, record["source"]))
         for name, value in here.items()
         if there.get(name) != value and name not in ("versions", "vae_source")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.core.chunk import EncodedPair, Pair, Reject
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.schema import REJECTS, is_packed
+from inpaint_encode.schema import PACKED_MASK, REJECTS
 
 ROW_GROUP_PIXELS = 2**23
 """Mask pixels in a row group. A writer's memory grows with them, and a reader of one row reads its whole group."""
@@ -68,13 +68,14 @@ def row_groups(rows: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
     Raises:
         JobFailed: a column is not of the output's type.
     """
-    unpack = is_packed(rows.schema.field("noise_mask").type) and not is_packed(schema.field("noise_mask").type)
+    found, wanted = (one.field("noise_mask").type for one in (rows.schema, schema))
+    unpack = found == PACKED_MASK and wanted != PACKED_MASK
     for field in schema:
         found = rows.schema.field(field.name).type
         if found != field.type and not (field.name == "noise_mask" and unpack):
             raise JobFailed(
-                f"a worker's column {field.name} is {found}, but the output's is {field.type}; check that all nodes "
-                "have the same version of inpaint-encode"
+                f"a worker produced {found} for column {field.name}, but the output has {field.type}; check that all "
+                "nodes have the same version of inpaint-encode"
             )
     shapes = rows["noise_mask"].combine_chunks().field("shape").to_pylist()
     size = max(1, ROW_GROUP_PIXELS // max([height * width for _, height, width in shapes], default=1))

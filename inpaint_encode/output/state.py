@@ -165,8 +165,8 @@ class OutputState:
         found = _read_chunk_file(self.data_uri(work["chunk"]))
         if found.generation < work["generation"]:
             raise JobFailed(
-                f"a leftover worker of an earlier, killed run wrote {self.data_uri(work['chunk'])}; run the same "
-                "command again"
+                f"a worker of an earlier, killed run has just written outdated rows to {self.data_uri(work['chunk'])}; "
+                "run the same command again to replace them"
             )
         return self._align_rejects(work["chunk"], found)
 

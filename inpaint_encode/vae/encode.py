@@ -52,7 +52,7 @@ def posterior(vae: ModelMixin, pixels: Tensor) -> Posterior:
         output = getattr(vae.encode(inputs.to(parameter.dtype).contiguous()), vae_class.output_attr)
         values = [output.mean, output.logvar] if vae_class.output_attr == "latent_dist" else [output]
         mean, *logvar = [(value.squeeze(2) if vae_class.video else value).float() for value in values]
-        if registry.latent_form(vae) == "packed":
+        if vae_class.packs_patches and registry.latent_form(vae) == "packed":
             patch = registry.latent_patch_size(vae)
             mean, logvar = pixel_unshuffle(mean, patch), [pixel_unshuffle(value, patch) for value in logvar]
             shift, scale = (per_channel(statistic, mean) for statistic in registry.patch_statistics(vae))
@@ -157,8 +157,8 @@ def warm_up(vae: ModelMixin) -> None:
     if tuple(latent.shape) != (2, channels, height // ratio, width // ratio):
         raise UsageError(
             f"--vae: the configuration says {channels} channels at 1/{ratio} of the size, but 2 images of "
-            f"{width} x {height} pixels gave latents of shape {list(latent.shape)}; give weights with their own "
-            "configuration"
+            f"{width} x {height} pixels gave latents of shape {list(latent.shape)}; use the config.json that "
+            "belongs to these weights"
         )
     if not bool(latent.isfinite().all()):
         raise UsageError("--vae encodes a plain gray image to values that are not finite; give undamaged weights")

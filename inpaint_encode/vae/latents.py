@@ -205,7 +205,7 @@ def check_scalable(
     if metadata.scaling_factor is None and metadata.latents_std is None:
         raise UsageError(
             f"{subject} needs the scaling of {metadata.vae_source}, which is unknown: its configuration has none, or "
-            f"it is a single file whose names and shapes fit several models; {remedy}"
+            f"it is a single file whose tensor names and shapes fit several models; {remedy}"
         )
 
 

@@ -126,7 +126,9 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
             **where,
         )
     except (OSError, ValueError) as error:
-        reason = f"{'there is no such folder on this node, and as a hub id ' * at_hub}{str(error).splitlines()[0]}"
+        reason = str(error).splitlines()[0].rstrip(".")
+        if at_hub:
+            reason = f"there is no such folder on this node, and the Hugging Face hub says: {reason}"
         offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         raise UsageError(
             f"--vae {name} cannot be loaded: {reason}; give a folder in the diffusers layout with .safetensors "
@@ -166,7 +168,7 @@ def load_verified_vae(source: VaeSource, expected: VaeMetadata) -> tuple[ModelMi
     if differences:
         raise JobFailed(
             f"--vae {source.vae} is not the VAE that the output was encoded with: {'; '.join(differences)}; "
-            "give a --revision, or the same folder on every node"
+            "use the same files on every node, with --revision for a hub id"
         )
     return vae, found
 

@@ -112,7 +112,7 @@ def _scaling(name: str, layout: Layout, all_shapes: Shapes, vae_family: str) -> 
     # Shapes first: the x4 upscaler's denoiser takes the same text embedding as SD 2.
     detected = fitting[0] if len(fitting) == 1 else _model_of_denoiser(all_shapes)
     if vae_family and (vae_family not in fitting or detected not in ("", vae_family)):
-        found = f"of {detected}" if detected else f"an {layout.class_name} with other shapes"
+        found = f"a VAE of {detected}" if detected else f"an {layout.class_name} with other shapes"
         raise UsageError(
             f"--vae-family {vae_family} does not fit --vae {name}, which is {found}; leave out --vae-family"
         )

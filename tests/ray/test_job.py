@@ -197,7 +197,7 @@ def test_a_worker_with_other_weights_fails_the_job(tmp_path, ray_cluster, make_j
     with pytest.raises(JobFailed, match=r"weights_sha256 [0-9a-f]{64} on this node, 0{64} in the output"):
         run_job(job, display, with_other_weights)
     reminders = [line for line in display.lines if "no chunk is done yet" in line]
-    assert "a VAE worker of 2 CPU and tasks of 1 CPU" in reminders[0]
+    assert "each VAE worker needs 2 CPU, and each other task 1 CPU" in reminders[0]
 
 
 class TestExitCodes:

@@ -159,7 +159,7 @@ def _opened(data: bytes, role: Literal["image", "mask"], max_pixels: int) -> Ite
         try:
             is_png16 = (image.mode, image.format) == ("I", "PNG")  # Pillow before 11.3 opens it in this mode
             if image.mode in _WIDE and not is_png16:
-                what = f"its levels are {_WIDE[image.mode]}, and it does not say which of them is white"
+                what = f"its pixels are {_WIDE[image.mode]}, whose range is unknown"
                 raise PairRejected(f"{role}.unsupported", f"{what}; save it with 8 or 16 bits")
             yield image
         except PairRejected as rejection:
@@ -216,7 +216,7 @@ def _alpha(image: Image.Image, stored: Image.Image | NDArray[Any], data: bytes) 
         level = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
         return np.where(np.asarray(stored) == level, np.uint8(0), np.uint8(255))
     if image.mode == "RGB" and depth == 16:
-        message = "one of its 16-bit colors is transparent, but colors are read at 8 bits; save it with 8 bits"
+        message = "a 16-bit color is marked as transparent (tRNS), which is not supported; save it with 8 bits"
         raise PairRejected("mask.unsupported", message)
     return np.asarray((image if image.mode == "RGBA" else image.convert("RGBA")).getchannel("A"))
 

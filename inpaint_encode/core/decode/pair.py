@@ -127,9 +127,8 @@ def _check_orientation(mask: tuple[int, ...], image: DecodedImage) -> None:
     which = "image" if image.transposed else "mask"
     raise PairRejected(
         "orientation.mismatch",
-        f"only the {which}'s EXIF orientation turns it by 90 degrees: upright, the image has "
-        f"{format_size(height, width)} pixels and the mask {format_size(mask[0], mask[1])}; rotate one of them, or "
-        "remove its EXIF orientation",
+        f"EXIF rotates only the {which} by 90 degrees: after the rotation the image is {format_size(height, width)} "
+        f"pixels and the mask {format_size(mask[0], mask[1])}; rotate one of them, or remove its EXIF orientation",
     )
 
 

@@ -46,7 +46,7 @@ def test_resize_and_crop(options, size, wanted):
 @pytest.mark.parametrize(
     ("options", "size", "sentence"),
     [
-        ({}, (7, 64), "64 x 7 pixels: a side is shorter than 8 pixels, the multiple of the VAE"),
+        ({}, (7, 64), "64 x 7 pixels: the VAE needs at least 8 pixels on each side"),
         ({"resize": 512}, (511, 900), "900 x 511 pixels would have to be enlarged to 902 x 512; --upscale allows it"),
         ({"resolution": "64x64"}, (63, 640), "640 x 63 .* 650 x 64"),
         ({"buckets": BUDGET}, (1023, 1024), "1024 x 1023 .* 1025 x 1024"),
@@ -136,14 +136,14 @@ def test_pixels_are_resized_by_lanczos_and_masks_bilinearly(options):
 @pytest.mark.parametrize(
     ("options", "ratio", "sentence"),
     [
-        ({"resolution": "1000x700"}, 16, "1000x700 is not a multiple of the VAE's 16 pixels; the nearest is 992x704"),
+        ({"resolution": "1000x700"}, 16, "1000x700 must be a multiple of 16 for this VAE; the nearest is 992x704"),
         (
             {"buckets": BUDGET, "bucket_step": 48},
             32,
-            "--bucket-step 48 is not a multiple of the VAE's 32 pixels; give --bucket-step 64",
+            "--bucket-step 48 must be a multiple of 32 for this VAE; give --bucket-step 64",
         ),
         ({"buckets": 4000}, 8, "--buckets 4000 is less than one bucket of 64 x 64 pixels; give --buckets 4096 or more"),
-        ({"resize": 8}, 16, "--resize 8 is less than the VAE's multiple of 16 pixels; give --resize 16 or more"),
+        ({"resize": 8}, 16, "--resize 8 must be at least 16 for this VAE; give --resize 16 or more"),
     ],
 )
 def test_sizes_that_the_vae_cannot_encode(options, ratio, sentence):

@@ -113,5 +113,5 @@ def test_other_wrong_arguments(vae):
         encode_for_inpaint(PIXELS, MASK, "path/to/vae")
     with pytest.raises(ValueError, match=r"grow_mask_by is 65; it must be in 0\.\.64"):
         encode_for_inpaint(PIXELS, MASK, vae, 65)
-    with pytest.raises(ValueError, match="50 x 7 pixels: a side is shorter than 8 pixels, the multiple of the VAE"):
+    with pytest.raises(ValueError, match="50 x 7 pixels: the VAE needs at least 8 pixels on each side"):
         encode_for_inpaint(PIXELS[:, :7], MASK, vae)

@@ -32,9 +32,9 @@ def test_the_median_is_right_to_a_percent(chunks):
     [
         ([0.2, 0.3, 0.9], None),
         ([0.8, 0.8, 0.8], None),
-        ([0.1, 0.81, 0.95], "masks look inverted: half of 3 repaint 80% of the image or more"),
-        ([0.0, 0.0, 0.4], "masks look empty: 2 of 3 repaint nothing"),
-        ([1.0, 1.0, 0.4, 1.0], "masks look full: 3 of 4 repaint all of the image"),
+        ([0.1, 0.81, 0.95], "masks look inverted: half of 3 masks cover at least 80% of their image"),
+        ([0.0, 0.0, 0.4], "masks look empty: 2 of 3 masks repaint nothing"),
+        ([1.0, 1.0, 0.4, 1.0], "masks look full: 3 of 4 masks repaint all of their image"),
         ([], None),
     ],
 )

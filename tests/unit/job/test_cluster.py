@@ -46,7 +46,10 @@ def test_stages_that_would_take_the_same_do_not():
 def test_it_is_said_what_a_job_waits_for_until_it_has_come():
     workers = Workers(gpus_per_worker="1", max_workers=2, encode_on="pool=vea", fetch_on="pool=data")
     sentence = needed_resources(workers, vae_workers_for(workers, 0, own=False))
-    assert "a VAE worker of 1 GPU on nodes with pool=vea and tasks of 1 CPU on nodes with pool=data" in sentence
+    assert (
+        "each VAE worker needs 1 GPU on nodes with pool=vea, and each other task 1 CPU on nodes with pool=data"
+        in sentence
+    )
     display, twice = Display(), threading.Event()
 
     def say(line):

@@ -59,7 +59,7 @@ def test_another_configuration_is_another_vae(tmp_path, make_job):
     with hold(f"{output}/_lease.json", lambda _: None) as lease:
         open_output(output, record_of(job), overwrite=False, token=lease.token)
         other = record_of(job, config_sha256="2" * 64)
-        with pytest.raises(UsageError, match=r"config_sha256: 1+ in the output, 2+ now"):
+        with pytest.raises(UsageError, match=r"hash of the VAE's configuration: 1+ in the output, 2+ now"):
             open_output(output, other, overwrite=False, token=lease.token)
 
 

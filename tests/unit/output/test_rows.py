@@ -58,7 +58,7 @@ def test_values_of_another_type_than_the_outputs_are_an_error(name):
     schema = data_schema(metadata)
     with pytest.raises(
         JobFailed,
-        match=rf"a worker's column {name} is .*float.*, but the output's is .*halffloat.*; check that all nodes",
+        match=rf"a worker produced .*float.* for column {name}, but the output has .*halffloat.*; check that all nodes",
     ):
         parquet_file(row_groups(rows_table([row], schema), schema), schema)
 

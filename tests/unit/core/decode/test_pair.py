@@ -56,9 +56,9 @@ class TestOrientationMismatch:
         for mask in (self.WIDE, self.WIDE.resize((97, 64))):
             rejection = self.reject(photo, encoded(mask.convert("L")))
             assert rejection.error == "orientation.mismatch"
-            assert "the image has 32 x 48 pixels and the mask" in rejection.message
+            assert "the image is 32 x 48 pixels and the mask" in rejection.message
         rejection = self.reject(encoded(self.WIDE), encoded(self.WIDE.convert("L"), kind, exif=turned_by(8)))
-        assert (rejection.error, "mask's EXIF" in rejection.message) == ("orientation.mismatch", True)
+        assert (rejection.error, "EXIF rotates only the mask" in rejection.message) == ("orientation.mismatch", True)
 
     def test_all_other_pairs_are_decoded(self):
         decoder = PairDecoder(sizing=Sizing(multiple=8))

@@ -108,7 +108,7 @@ class TestWhole:
         large = estimate_of(folder, sample=10_000, decoding={"resize": 20_000, "upscale": True})
         assert large.sizes == [] and {one.error for one in large.rejects} >= {"size.too_large"}
         with pytest.raises(
-            UsageError, match="--resolution 50x30 is not a multiple of the VAE's 8 pixels; the nearest is 48x32"
+            UsageError, match="--resolution 50x30 must be a multiple of 8 for this VAE; the nearest is 48x32"
         ):
             estimate_of(folder, decoding={"resolution": "50x30"})
 
