@@ -99,12 +99,14 @@ def validate_options(tokens: list[str], configured: set[str]) -> None:
     missing = [name for name in required if name.startswith("--") and name not in {*given, *configured}]
     if not missing:
         return
-    others = ""
+    needs, others = f"{tokens[0]} needs ", ""
     try:
         app.parse_args([*tokens, *(f"{name}=x" for name in missing)], print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        others = f"; {describe_error(error)}".removesuffix(f"; {_see_help(tokens[0])}")
-    raise UsageError(f"{tokens[0]} needs {' and '.join(missing)}{others}; {_see_help(tokens[0])}")
+        others = describe_error(error).removesuffix(f"; {_see_help(tokens[0])}")
+    if others.startswith(needs):  # an argument is missing too
+        missing, others = [others.removeprefix(needs), *missing], ""
+    raise UsageError("; ".join(filter(None, [needs + " and ".join(missing), others, _see_help(tokens[0])])))
 
 
 def describe_error(error: CycloptsError) -> str:

@@ -117,10 +117,11 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
 
 @app.command(sort_key=6, usage="inpaint-encode verify OUTPUT [OPTIONS]")
 def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
-    """Check every file of an output against its plan, settings and sources.
+    """Check every file of an output against its list of planned pairs and the settings of the job.
 
     inpaint-encode verify s3://bucket/latents --sample 100
 
+    With --sample, random rows are also encoded again from the sources and compared.
     Chunks that are not encoded yet count as incomplete, not as damaged.
     Exit codes: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged, 130 interrupted.
     """
@@ -162,8 +163,9 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
 
     inpaint-encode report s3://bucket/latents --html report.html
 
-    The page is one file without external resources. For a large output it reads a random sample
-    and states how many rows it read. For an unfinished output it shows the rows that exist.
+    The page is one file without external resources. For a large output, the command reads a random
+    sample of rows, and the page states their number. For an unfinished output, the page shows the
+    rows that exist.
     Exit codes: 0 done, 1 output cannot be read, 2 bad usage, 130 interrupted.
 
     Args:
@@ -208,8 +210,8 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
     print_row(row, notes, _console())
 
 
-@app.command(sort_key=8)
-def export(output: str, /, *, options: Annotated[ExportOptions, Parameter(name="*")]) -> None:
+@app.command(sort_key=8, usage="inpaint-encode export LATENTS --to CHOICE --output URI [OPTIONS]")
+def export(latents: str, /, *, options: Annotated[ExportOptions, Parameter(name="*")]) -> None:
     """Export the rows of an output as files for ComfyUI, WebDataset or safetensors.
 
     inpaint-encode export s3://bucket/latents --to comfyui --output ComfyUI/input
@@ -219,14 +221,14 @@ def export(output: str, /, *, options: Annotated[ExportOptions, Parameter(name="
     Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
     Args:
-        output: Folder or prefix that `encode` wrote. It may be unfinished.
+        latents: Source of the export: folder or prefix that `encode` wrote. It may be unfinished.
         options: Format and place of the files.
     """
     secure_local_ray(options.address)
     from inpaint_encode.tools.export.pipeline import export_output
 
     with open_display() as display:
-        made = export_output(output, options, display.say)
+        made = export_output(latents, options, display.say)
     print(
         f"{made.whole.rows:,} rows for {options.to}; this run {made.rows_now:,} in {made.seconds:,.1f} s\n"
         f"{made.uri}: {made.whole.files:,} files, {made.whole.bytes:,} bytes"

@@ -37,13 +37,13 @@ class _Pairs(Frozen):
     def _validate_masks(self) -> Self:
         if self.source.is_own_mask and self.decoding.mask_channel != "alpha":
             raise ValueError(
-                "no masks are given; add --masks, --mask-pattern where masks are beside their images, --mask-channel "
-                "alpha where each image's alpha is its mask, or --random-masks 1 to draw masks"
+                "no masks are given; add --masks; or --mask-pattern if masks lie beside their images; or "
+                "--mask-channel alpha if each image's alpha channel is its mask; or --random-masks 1 to draw masks"
             )
         if self.source.random_masks and (self.decoding.mask_channel, self.decoding.mask_polarity) != ("auto", "white"):
             raise ValueError(
                 "--mask-channel, --mask-polarity and --mask-preset are for mask files, and --random-masks reads none; "
-                "leave out one or the other"
+                "leave out these options or --random-masks"
             )
         return self
 
@@ -119,10 +119,10 @@ class Estimation(Frozen):
     fetch_threads: Annotated[int, Field(ge=1, le=256), unit("COUNT")] = 16
     """Number of image headers to read concurrently, 1 to 256."""
     rate_from: Annotated[str, unit("OUTPUT")] = ""
-    """Output of a finished encode run; its rate is used to estimate the hours. The rate is read from _report.json. The
-    hours assume the same cluster and images of similar sizes."""
+    """Output of a finished encode run; its pairs per second are used to estimate the hours. They are read from
+    _report.json. The hours assume the same cluster and images of similar sizes."""
     price: Annotated[float, Field(ge=0), unit("AMOUNT")] = 0.0
-    """Cost of one hour of the whole cluster of the --rate-from run, in any currency. Needs --rate-from."""
+    """Hourly cost of the cluster that made the --rate-from run, in any currency. Needs --rate-from."""
     as_json: bool = False
     """Print JSON instead of a table."""
 
@@ -137,7 +137,7 @@ class PlanOptions(_Pairs):
     @model_validator(mode="after")
     def _check_options_together(self) -> Self:
         if self.estimation.price and not self.estimation.rate_from:
-            raise ValueError("--price needs the hours that --rate-from estimates; add --rate-from")
+            raise ValueError("--price needs --rate-from, which estimates the hours; add --rate-from")
         if not self.vae.vae and self.vae != PlannedVae():
             raise ValueError("--subfolder, --revision, --vae-family and --flux2-latents need --vae; add it")
         return self
@@ -149,14 +149,15 @@ class ExportOptions(Frozen):
 
     to: Literal["comfyui", "webdataset", "safetensors"]
     """Format of the exported files. comfyui: for each row a/042.latent, unscaled float32 for LoadLatent, and
-    a/042_mask.png, the grown mask, where white is repainted. Latents of encode's --also-original are in the folder
-    _original. webdataset: a tar for each data file, with a/042.json, a/042.samples.npy, a/042.noise_mask.png and the
-    other columns. safetensors: for each row a/042.safetensors, with all tensors as they are stored and all other
-    columns as strings. The mask takes one byte per pixel, which is most of the file."""
+    a/042_mask.png, the dilated mask, where white is repainted. Latents of the unmasked images (encode --also-original)
+    go to the folder _original. webdataset: one tar per Parquet file of the output, with a/042.json, a/042.samples.npy,
+    a/042.noise_mask.png and the other columns. safetensors: for each row a/042.safetensors, with all tensors as they
+    are stored and all other columns as strings. The mask takes one byte per pixel, which is most of the file."""
     output: Annotated[str, unit("URI")]
-    """Folder or prefix to export to, on s3:// or a disk. File names are the rows' keys. A character that is not allowed
-    in a file name is written as % and two hexadecimal digits; in tars, dots are too. An empty part of a key, as in
-    a//b, becomes %. A name of more than 200 bytes is cut and ends in a hash."""
+    """Target of the export: folder or prefix to write, on s3:// or a disk. File names are the rows' keys. A character
+    that is not allowed in a file name is written as % and two hexadecimal digits; in tars, dots in the last part of a
+    key are escaped too. An empty part of a key, as in a//b, becomes %. A name of more than 200 bytes is cut and ends in
+    a hash."""
     overwrite: bool = False
     """Remove the files of any earlier export at --output and start over."""
     address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
@@ -185,8 +186,8 @@ class ReportOptions(Frozen):
     sample: Annotated[int, Field(ge=1), unit("ROWS")] = 2_000
     """Number of rows whose latents are read for statistics, from randomly chosen files. More rows take more time."""
     gallery: Annotated[int, Field(ge=0, le=200), unit("ROWS")] = 8
-    """Number of random rows to show as pictures, 0 to 200. For each kind of extreme, such as the largest masks, the
-    page shows half this number of rows. 0 shows no pictures."""
+    """Number of random rows to show as pictures, 0 to 200. The page also shows up to half as many rows for each of:
+    smallest masks, largest masks, unusual latents, lowest decoding quality. 0 shows no pictures."""
     seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of the random choice of rows. The same seed chooses the same rows of an output."""
     decoder: LatentDecoding = LatentDecoding()

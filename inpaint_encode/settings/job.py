@@ -24,8 +24,8 @@ class VaeSource(Frozen):
     revision: Annotated[str, unit("NAME")] = ""
     """Branch, tag or commit on the hub. Give a commit if the repository may change while a job is not finished."""
     vae_family: Literal["", "sd1", "sdxl", "sd3", "flux1"] = ""
-    """Model family of a single-file VAE. Give it if the names and shapes of the tensors fit several families. The
-    family determines the scaling factor, for the metadata and --scaled. Use sd1 for SD 1.x and SD 2."""
+    """Model family of a single-file VAE. Give it for SD 1, SD 2, SDXL, SD 3 and Flux.1, unless the file is a full
+    checkpoint. The family determines the scaling factor, for the metadata and --scaled. Use sd1 for SD 1 and SD 2."""
     flux2_latents: Literal["packed", "plain"] = "packed"
     """Layout of Flux.2 latents. packed: normalized, 128 channels at 1/16 of the image's size, as in ComfyUI. plain: 32
     channels at 1/8. For both, images are cropped to multiples of 16."""
@@ -37,26 +37,27 @@ class RowSettings(Frozen):
 
     grow_mask_by: Annotated[int, Field(ge=0, le=64), unit("PIXELS")] = 6
     """Dilate the mask with a square of this side. The side is 0 to 64; 0 and 1 do not change the mask. A larger side
-    makes the border of the repainted part less visible. Only noise_mask is dilated. The masked image that the VAE
-    encodes uses the original mask."""
+    makes the border of the repainted part less visible. Only the stored mask, the column noise_mask, is dilated. The
+    masked image that the VAE encodes uses the original mask."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute dtype of the VAE. auto: bfloat16 on GPUs of compute capability 8.0 and up, otherwise float32. Give a
-    dtype if workers have different hardware and all rows must have the same precision."""
+    dtype if the nodes have different hardware and all rows must have the same precision."""
     samples_dtype: Literal["float16", "float32"] = "float16"
-    """Dtype of stored latents. float32 takes twice the bytes; use it if values exceed the range of float16."""
+    """Dtype of the stored latents, in the columns samples and original_samples. float32 takes twice the bytes; use it
+    if values exceed the range of float16."""
     posterior: Literal["mean", "sample", "moments"] = "mean"
-    """What to store of the VAE's posterior. mean: its mean. sample: a random sample, which depends only on the key and
-    --posterior-seed. moments: the means, then the log-variances, which takes twice as many channels."""
+    """Which values of the VAE's posterior to store. mean: the mean. sample: a random sample, which depends only on the
+    key and --posterior-seed. moments: the means, then the log-variances; this takes twice as many channels."""
     posterior_seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of --posterior sample. Another seed gives another sample of every row."""
     scaled: bool = False
     """Store latents scaled and shifted by the factors in the VAE's configuration. Diffusers' denoisers expect scaled
     latents; ComfyUI expects unscaled ones."""
     also_original: bool = False
-    """Add the column original_samples, the latent of the image without a mask. This encodes each row twice."""
+    """Add the column original_samples, the latent of the original, unmasked image. This encodes each row twice."""
     latent_mask: Literal["none", "comfyui", "diffusers"] = "none"
-    """Add the column latent_mask, a mask of the latent's size. comfyui: noise_mask, resized bilinearly, 0 to 1.
-    diffusers: the mask before it is grown, resized by nearest neighbor, 0 or 1."""
+    """Add the column latent_mask, a mask of the latent's size. comfyui: noise_mask, resized bilinearly, with fractional
+    values between 0 and 1. diffusers: the mask before dilation, resized by nearest neighbor, binary."""
     tile: Annotated[
         bool | None, Parameter(negative="--no-tile", show_default="only if an image does not fit in memory")
     ] = None
@@ -71,7 +72,7 @@ class RowSettings(Frozen):
     third less CPU time for the whole job, not counting the VAE; the Python functions open_latents and iter_rows unpack
     it."""
     deterministic: bool = False
-    """Give a row the same bits in every run on the same kind of hardware. The batch size is 1, and a worker on a CPU
+    """Produce bit-identical rows in every run on the same kind of hardware. The batch size is 1, and on a CPU the VAE
     uses one thread, so the job is slower. Images that do not fit in memory are rejected unless --tile is given."""
 
     @model_validator(mode="after")
@@ -97,12 +98,12 @@ class Chunks(Frozen):
 
     chunk_rows: Annotated[int, Field(ge=1, le=100_000), unit("PAIRS")] = 256
     """Maximum number of pairs in a file. The pairs of a file are a chunk, the unit of work. Smaller chunks lose less
-    work when a worker dies, and need more requests. All masks of an image are in one chunk if they fit."""
+    work after a crash, and need more requests. All masks of an image are in one chunk if they fit."""
     chunk_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 64 * 2**20
-    """End a chunk before --chunk-rows when its image files reach this size. A task holds the decoded pixels of a chunk
-    in memory, for photographs about ten times the size of the files. Images of plain color have many more pixels per
-    byte, and for a list of URIs the sizes are unknown. In both cases only --chunk-rows limits memory: each image takes
-    3 bytes per pixel, 192 MB for 64 megapixels."""
+    """Maximum total size of the image files of a chunk. A chunk ends before --chunk-rows pairs when its image files
+    together reach this size. A task holds the decoded pixels of a chunk in memory: for photographs, about ten times the
+    size of the files. Plain-color images have many more pixels per byte, and for lists of URIs the file sizes are
+    unknown. For both, only --chunk-rows limits memory: each image takes 3 bytes per pixel, 192 MB for 64 megapixels."""
 
 
 @section("Output", 5)
@@ -127,13 +128,14 @@ class RunOptions(Frozen):
     number is checked throughout the job. A percentage is checked from the 1,000th pair on,
     and at the end."""
     limit: Annotated[int, Field(ge=0), unit("PAIRS", "none")] = 0
-    """Stop this run at the end of a chunk, after at least this many pairs. The same command without --limit encodes the
+    """Number of pairs to process in this run, rounded up to whole chunks. The same command without --limit encodes the
     rest."""
     retry_rejected: bool = False
     """Try rejected pairs again. Without --retry-rejected, later runs skip them."""
     refresh: bool = False
-    """Encode a pair again if its image or mask has a new version in the listing, or if its line in the list of pairs
-    has changed. All other rows stay."""
+    """Encode a pair again if the version of its image or mask has changed: the ETag, or on disk the size or
+    modification time. A pair of a list is also encoded again if its line in the list has changed. All other rows are
+    kept."""
     drop_vanished: bool = False
     """With --refresh, remove rows whose image or mask is no longer in the source."""
     address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
@@ -187,16 +189,17 @@ class Workers(Frozen):
     gpus_per_worker: Annotated[
         str, unit("GPUS"), matching(r"auto|\d+|0\.\d+", "auto, a whole number or a fraction such as 0.5")
     ] = "auto"
-    """GPUs per VAE worker. 0: the worker uses the CPU. 0.5: two workers share a GPU. auto: 1 if the cluster has a GPU
-    now, otherwise 0. Give a number and --max-workers if the cluster starts GPU nodes on demand."""
+    """GPUs per VAE worker, a Ray actor with one VAE. 0: the worker uses the CPU. 0.5: two workers share a GPU. auto: 1
+    if the cluster has a GPU now, otherwise 0. Give a number and --max-workers if the cluster starts GPU nodes on
+    demand."""
     fetch_threads: Annotated[int, Field(ge=1, le=256), unit("COUNT")] = 16
     """Number of concurrent downloads in a fetch task, 1 to 256."""
     min_workers: Annotated[int, Field(ge=1), unit("WORKERS")] = 1
     """Number of VAE workers to start with."""
     max_workers: Annotated[int, Field(ge=0), unit("WORKERS")] = 0
-    """Maximum number of VAE workers. 0: as many as the cluster's present GPUs allow, at --gpus-per-worker each; one if
-    it has no GPU. If the cluster starts GPU nodes on demand, give a number; the cluster then starts nodes for that many
-    workers."""
+    """Maximum number of VAE workers; 0: the number that fits the GPUs of the cluster. That is the number of GPUs now in
+    the cluster, divided by --gpus-per-worker, or one worker without GPUs. If the cluster starts GPU nodes on demand,
+    give a number; the cluster then starts nodes for that many workers."""
     fetch_cpus: Annotated[float, Field(gt=0), unit("CPUS")] = 1.0
     """CPUs to reserve for a task that fetches and decodes a chunk."""
     encode_cpus: Annotated[str, unit("CPUS"), matching(r"auto|\d+|\d+\.\d+", "auto or a number such as 2 or 0.5")] = (

@@ -30,27 +30,30 @@ class Source(Frozen):
     mask_pattern: Annotated[str, unit("NAME")] = ""
     """File name of masks, with {stem} for the image's name and {n} for a number, such as {stem}_mask{n}.png. A file
     that matches is a mask of the image named {stem} in the same relative folder. {n} has one to nine digits and allows
-    several masks per image. With {n}, each mask is a pair, whose key is the mask's path without the suffix. Without
-    {n}, the key is the image's path without the suffix. The case of the suffix does not matter. If images and masks
-    share a prefix, a file is a mask if it matches and an image named {stem} exists; all other files are images."""
+    several masks per image. With {n}, each mask forms its own pair; the pair's key (its unique name in the output) is
+    the mask's path without the extension. Without {n}, the key is the image's path without the extension. The case of
+    the extension does not matter. If images and masks share a prefix, a file is a mask if it matches and an image named
+    {stem} exists; all other files are images."""
     pairs: Annotated[str, unit("URI")] = ""
     """List of pairs, Parquet files or tars, instead of --images and --masks. Give one .parquet, .csv, .jsonl or .tar
-    file, or a prefix of Parquet files or of tars. A list contains URIs, absolute or relative to its own folder. For a
-    list of URIs, the versions of objects are not checked, so --refresh does not notice an object that was replaced
-    under the same name. Parquet files may contain the images and masks themselves, as bytes or struct<bytes, path>.
-    Other columns are copied to the output; those of CSV become strings. A tar is a WebDataset: a/042.jpg with
-    a/042.mask.png, or with a/042.mask0.png and a/042.mask1.png. Its a/042.json and a/042.txt are copied as strings."""
+    file, or a folder or prefix with Parquet files or with tars, not both. A list contains URIs, absolute or relative to
+    its own folder. For a list of URIs, the versions of objects are not checked, so --refresh does not notice an object
+    that was replaced under the same name. Parquet files may contain the images and masks themselves, as bytes or
+    struct<bytes, path>. Other columns are copied to the output; those of CSV become strings. A tar is a WebDataset:
+    a/042.jpg with a/042.mask.png, or with a/042.mask0.png and a/042.mask1.png. The files a/042.json and a/042.txt of
+    the same sample are copied as strings."""
     image_column: Annotated[str, unit("COLUMN")] = "image"
     """Column of --pairs with the images or their URIs."""
     mask_column: Annotated[str, unit("COLUMN")] = "mask"
-    """Column of --pairs with the masks or their URIs. In tars it is the part of a file name between the sample's name
-    and the suffix. If it equals --image-column, each image is its own mask."""
+    """Column of --pairs with the masks or their URIs. In tars, it is the part of a mask's file name after the sample's
+    name: with the default, the mask of a/042.jpg is a/042.mask.png. If it equals --image-column, each image is its own
+    mask."""
     key_column: Annotated[str, unit("COLUMN")] = ""
-    """Column of --pairs with a unique key for each pair. By default the key of a list's pair is the image's relative
-    path without the suffix. For Parquet files with images it is the file's path
-    without the suffix, and the row's number. For tars it is the tar's path without the suffix, and the sample's name.
-    An image's first mask has the key a, the second a/1, the third a/2. In tars the only possible value is __key__, the
-    sample's name."""
+    """Column of --pairs with a unique key for each pair. By default, the key in a list is the image's relative path
+    without the extension: a/042 for a/042.jpg. The image's second mask has the key a/042/1, the third a/042/2. The key
+    in a Parquet file with images is the file's path and the row's number, counted from 0: train-0/12. The key in a tar
+    is the tar's path and the sample's name: train-0/a/042. The mask a/042.mask1.png in a tar has the key
+    train-0/a/042/1. In tars the only possible value is __key__, the sample's name."""
     random_masks: Annotated[int, Field(ge=0, le=1_000), unit("COUNT")] = 0
     """Number of masks to draw for each image, 0 to 1,000. Use it if there are no masks. A mask depends only on
     --mask-style, --mask-seed, the pair's key, the mask's number and the image's size, so every run draws the same
@@ -96,8 +99,8 @@ class Source(Frozen):
         plain = value.replace("{stem}", "", 1).replace("{n}", "", 1)
         if value and ("{stem}" not in value or not re.fullmatch(r"[^/{}]*\.[^./{}]+", plain)):
             raise ValueError(
-                f"--mask-pattern {value!r} must be a file name with a suffix, {{stem}} once and {{n}} at most once, "
-                "such as {stem}_mask{n}.png"
+                f"--mask-pattern {value!r} must be a file name with an extension, {{stem}} once and {{n}} at most "
+                "once, such as {stem}_mask{n}.png"
             )
         if re.search(r"\{stem\}\d*\{n\}|\{n\}\d*\{stem\}", value):
             raise ValueError(
@@ -153,14 +156,14 @@ class Decoding(Frozen):
     """How image and mask files become pixels; like `RowSettings`, the same for all rows of an output."""
 
     mask_channel: Literal["auto", "red", "green", "blue", "alpha", "luma"] = "auto"
-    """Channel to read the mask from. luma: the levels of a gray file, or the luma of a color file; alpha is ignored.
+    """Channel to read the mask from. luma: the values of a gray file, or the luma of a color file; alpha is ignored.
     auto: like luma, but a file with transparent pixels is rejected, because its alpha may be the mask. red, green,
     blue: that channel; in a gray file all three are equal. alpha: the alpha channel; a file without one is rejected."""
     mask_polarity: Literal["white", "black", "transparent", "opaque"] = "white"
-    """Part of the mask to repaint. white: levels of 128 to 255. black: levels of 0 to 127. With --mask-channel alpha
-    there are two other values. transparent: alpha of 0 to 127. opaque: alpha of 128 to 255. The default is transparent
-    with --mask-channel alpha, and white with every other channel. For black and transparent, the levels are inverted
-    before the mask is resized to its image."""
+    """Mask values that mark the area to repaint. white: 128 to 255. black: 0 to 127. With --mask-channel alpha there
+    are two other values. transparent: alpha of 0 to 127. opaque: alpha of 128 to 255. The default is transparent with
+    --mask-channel alpha, and white with every other channel. With black and transparent, the values are inverted before
+    the mask is resized."""
     mask_preset: Literal["comfy", "lama", "mat", "brushnet", "iopaint", "onetrainer"] | None = None
     """Tool whose mask convention to use. This sets --mask-channel and --mask-polarity, and for lama and onetrainer also
     --mask-pattern. Options that you give take precedence."""
@@ -175,8 +178,8 @@ class Decoding(Frozen):
     then cropped at the center."""
     buckets: Annotated[int, Field(ge=0), unit("PIXELS", "none")] = 0
     """Aspect-ratio bucketing: each image is resized and cropped to the bucket with the closest aspect ratio and at most
-    this many pixels. For SDXL use 1048576, the pixels of 1024x1024. No side is shorter than half the side of the
-    largest square bucket, or longer than twice that side."""
+    this many pixels. For SDXL use 1048576, the pixels of 1024x1024. The sides of buckets range from half to twice the
+    side of the largest square bucket."""
     bucket_step: Annotated[int, Field(ge=1), unit("PIXELS")] = 64
     """Bucket sides are multiples of this number. Needs --buckets."""
     upscale: bool = False
@@ -233,8 +236,8 @@ class Limits(Frozen):
 
     max_pixels: Annotated[int, Field(ge=1), unit("PIXELS")] = 64_000_000
     """Largest image or mask to decode, in pixels. A file whose header declares more pixels is rejected before it is
-    decoded. A task holds the pixels of a chunk in memory: at most --chunk-rows times --max-pixels, 3 bytes each. For
-    large images, lower --chunk-rows. A lower --max-pixels also saves memory, but rejects larger images."""
+    decoded. A task holds the pixels of a chunk in memory: at most --chunk-rows x --max-pixels x 3 bytes. For large
+    images, lower --chunk-rows. A lower --max-pixels also saves memory, but rejects larger images."""
     max_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 256 * 2**20
     """Largest file to fetch, in bytes. A larger file is rejected. The default is enough for 64 megapixels of
     uncompressed RGB."""

@@ -44,8 +44,10 @@ _FORMATS: dict[str, Callable[[Source, PairFiles, Access], FoundPairs]] = {
 To add a format:
 
 1. Write its function in a module of its own and add it here. `manifest` reads the formats of lists of pairs.
-2. If ``--pairs`` may name a prefix with many of its files, add the suffix to `pairs`.
-3. If images are parts of its files, add their URIs to `part_uris` and read them in `pair_reader`.
+2. Add the format to the help of ``--pairs`` in `inpaint_encode.settings.source`.
+3. If ``--pairs`` may name a prefix with many of its files, add the suffix to ``_PREFIX_SUFFIXES`` in `pairs`.
+4. If images are parts of its files, add their URIs to `part_uris`. Read whole images in `PairReader.read`, and their
+   first bytes in `PairReader.read_start`.
 """
 
 

@@ -62,7 +62,7 @@ def from_manifest(source: Source, files: PairFiles, access: Access) -> FoundPair
     """Read the manifest; a line is a pair, or an image with its ``--random-masks``.
 
     Raises:
-        UsageError: the manifest cannot be read or has no lines, a column is missing or has the name of an output
+        UsageError: the manifest cannot be read or has no rows, a column is missing or has the name of an output
             column, a line has no URI or occurs twice, or a key is not unique.
     """
     table, versions, image_bytes, mask_bytes, row_groups = _read_files(source, files, access)
@@ -93,7 +93,7 @@ def from_manifest(source: Source, files: PairFiles, access: Access) -> FoundPair
     if not (np.diff(by_image) == 1).all():  # else save the copy
         pairs = pairs.take(by_image)
     pairs = with_random_masks(pairs, source) if source.random_masks else pairs
-    advice = "make them unique" if source.key_column else "name a column with unique keys: --key-column"
+    advice = "make them unique" if source.key_column else "give a column with unique keys: --key-column"
     check_unique_keys(f"--pairs {source.pairs}", pairs, lambda some: some["image_uri"], advice)
     all_embedded = image_bytes and (mask_bytes or no_mask_column)
     return FoundPairs(
@@ -118,7 +118,7 @@ def _read_files(source: Source, files: PairFiles, access: Access) -> _Lines:
         several = " or its files have different columns" if len(files.uris) > 1 else ""
         raise UsageError(f"{where} is not valid {files.suffix}{several}; correct it ({error})") from error
     if not table.num_rows:
-        raise UsageError(f"{where} has no lines; add a line for each pair")
+        raise UsageError(f"{where} has no rows; add a row for each pair")
     names = table.column_names
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"{where} has several columns with the same name: {', '.join(repeated)}; rename all but one")
@@ -133,14 +133,14 @@ def _string_column(table: pa.Table, option: str, name: str, files: PairFiles) ->
         strings = table[name].cast(pa.string())
     except pa.ArrowException as error:
         raise UsageError(
-            f"{option} {name} has type {table[name].type} instead of string; name another column ({error})"
+            f"{option} {name} has type {table[name].type} instead of string; give another column ({error})"
         ) from error
     empty = pc.or_kleene(pc.is_null(strings), pc.equal(strings, ""))
     if (line := pc.index(empty, True).as_py()) >= 0:
-        row = f"row {line + 1:,}, counting from 1{' through all files' if len(files.uris) > 1 else ''}"
+        numbered = "numbered from 1 across all files" if len(files.uris) > 1 else "numbered from 1"
         if files.suffix == "csv":
-            row = f"data row {line + 1:,}, not counting the header"
-        raise UsageError(f"{option} {name} has no value in {row}; add the value")
+            numbered = "not counting the header"
+        raise UsageError(f"{option} {name} has no value in row {line + 1:,} ({numbered}); add the value")
     return strings
 
 
@@ -151,8 +151,8 @@ def _uri_column(table: pa.Table, option: str, name: str, files: PairFiles) -> pa
     readable = pc.or_(pc.invert(absolute), pc.match_substring_regex(uris, _READABLE))
     if (line := pc.index(readable, False).as_py()) >= 0:
         raise UsageError(
-            f"{option} {name}: {uris[line]} cannot be read; use a path, or a URI without credentials that begins with "
-            "s3://, gs://, http://, https:// or file:// and has a name after it"
+            f"{option} {name}: {uris[line]} is not supported; use a path, or a URI without credentials such as "
+            "s3://bucket/key, gs://bucket/key, https://host/path or file:///path"
         )
     paths = uris
     if pc.any(pc.starts_with(paths, "./")).as_py():
@@ -188,10 +188,10 @@ def _check_repeated_lines(
     numbers, first, counts = np.unique(pairs, return_index=True, return_counts=True)
     if len(numbers) < len(pairs):
         line = int(first[counts > 1][0])
-        advice = ", or tell them apart with --key-column" if source.random_masks else ""
+        advice = ", or give a column with unique keys: --key-column" if source.random_masks else ""
         raise UsageError(
-            f"--pairs {source.pairs}: {len(pairs) - len(numbers):,} lines are repeated, for example the line with "
-            f"{images[line]} and {masks[line]}; remove them{advice}"
+            f"--pairs {source.pairs}: {images[line]} and {masks[line]} are a pair in several rows; remove the repeated "
+            f"rows ({len(pairs) - len(numbers):,} in total){advice}"
         )
 
 
@@ -244,15 +244,17 @@ def _read_file(uri: str, source: Source, access: Access) -> _Lines:
         UsageError: a quotation mark is not closed, or a row group is too large.
         ValueError, pa.ArrowException: the file is damaged, or a value cannot be read without loss.
         OSError: the file cannot be read.
+        NotImplementedError: no reader is written for the file's suffix.
     """
     match uri.rpartition(".")[2]:
         case "parquet":
             return _read_parquet(uri, source, access)
         case "csv":
-            table = _read_csv(uri, storage.read(uri, access).data)
-        case _:
-            table = _read_jsonl(storage.read(uri, access).data)
-    return _without_embedded_images(table)
+            return _without_embedded_images(_read_csv(uri, storage.read(uri, access).data))
+        case "jsonl":
+            return _without_embedded_images(_read_jsonl(storage.read(uri, access).data))
+        case suffix:
+            raise NotImplementedError(f"there is no reader for .{suffix} files")
 
 
 def _without_embedded_images(table: pa.Table) -> _Lines:

@@ -61,18 +61,22 @@ def find_pair_files(pairs: str, access: Access, suffixes: Collection[str]) -> Pa
     suffix = uri.rpartition(".")[2]
     if suffix in suffixes:
         return PairFiles(suffix, uri.rpartition("/")[0], [uri], 0)
-    advice = f"check the spelling; the name of a file must end in {', '.join(f'.{name}' for name in suffixes)}"
+    *extensions, last = [f".{name}" for name in suffixes]
+    supported = f"{', '.join(extensions)} or {last}"
+    if "://" not in uri and Path(uri).is_file():
+        raise UsageError(f"--pairs {uri}: this file has an unsupported extension; use {supported}")
+    advice = f"check the spelling; a single file must end in {supported}"
     paths = [path for page in list_pages("--pairs", uri, access, advice) for path in page.paths]
     files = sorted(path for path in paths if path.rpartition("/")[2][0] not in "_.")
     counts = Counter(path.rpartition(".")[2] for path in files)
     there = [name for name in _PREFIX_SUFFIXES if counts[name]]
     if len(there) > 1:
-        raise UsageError(f"--pairs {uri} has both .parquet and .tar files; name a prefix with files of one format")
+        raise UsageError(f"--pairs {uri} has both .parquet and .tar files; give a prefix with files of one format")
     if not there:
         _check_not_compressed(uri, *files)
         raise UsageError(
-            f"--pairs {uri} has no .parquet and no .tar files; name a prefix with files of one of these formats, or "
-            f"one file that ends in {', '.join(f'.{name}' for name in suffixes)}"
+            f"--pairs {uri} contains no .parquet and no .tar files; give a prefix with files of one of these formats, "
+            f"or one file that ends in {supported}"
         )
     chosen = [f"{uri}/{path}" for path in files if path.endswith(f".{there[0]}")]
     return PairFiles(there[0], uri, chosen, len(paths))
@@ -200,7 +204,6 @@ def check_unique_keys(where: str, table: pa.Table, uris_of: Callable[[pa.Table],
     """
     if len(repeated := repeated_keys(table["key"])):
         rivals = sorted(set(uris_of(table.filter(pc.equal(table["key"], repeated[0]))).to_pylist()))
-        raise UsageError(
-            f"{where}: {len(repeated):,} keys are not unique; the first, {repeated[0]}, is the key of "
-            f"{' and '.join(rivals[:3])}; {advice}"
-        )
+        owners = " and ".join(rivals[:3]) if rivals[1:] else f"several pairs of {rivals[0]}"
+        cases = "1 such key" if len(repeated) == 1 else f"{len(repeated):,} such keys"
+        raise UsageError(f"{where}: {owners} have the same key, {repeated[0]} ({cases}); {advice}")

@@ -32,11 +32,6 @@ def from_images(source: Source, access: Access) -> FoundPairs:
     prefix = normalize_uri("--images", source.images)
     images, ignored, unreadable_names = _list_images("--images", prefix, access)
     _check_keys("--images", prefix, images)
-    if not images.num_rows:
-        raise UsageError(
-            f"--images {source.images} has no image among {ignored:,} files; the name of an image ends in "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
     columns = {
         "key": images["key"],
         "image": images["key"],
@@ -112,6 +107,9 @@ def _list_images(option: str, prefix: str, access: Access, nested: str = "") -> 
 
     Returns:
         The images in `_FILES`, the number of other files, and the names of files that no URI can have.
+
+    Raises:
+        UsageError: the prefix cannot be listed, or has no image.
     """
     skip = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else ""
     pages, table, ignored = [], _FILES.empty_table(), 0
@@ -132,7 +130,13 @@ def _list_images(option: str, prefix: str, access: Access, nested: str = "") -> 
         unreadable_names += page.unreadable
         if len(pages) == _MERGED_PAGES:
             table, pages = _append(table, pages), []
-    return _append(table, pages), ignored, tuple(unreadable_names)
+    table = _append(table, pages)
+    if not table.num_rows:
+        raise UsageError(
+            f"{option} {prefix} contains no image files ({ignored:,} other files); the name of an image file ends in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    return table, ignored, tuple(unreadable_names)
 
 
 def _append(table: pa.Table, pages: list[pa.RecordBatch]) -> pa.Table:
@@ -191,7 +195,7 @@ def _sorted_uris(prefix: str, files: pa.Table, wanted: pa.Array | pa.ChunkedArra
 
 
 def _check_keys(option: str, prefix: str, files: pa.Table) -> None:
-    advice = "files with the same path must not differ in the suffix only: move or rename all but one"
+    advice = "a key is the path without the extension, so rename or move all files but one"
     check_unique_keys(f"{option} {prefix}", files, lambda some: join_uris(prefix, some["key"], some["suffix"]), advice)
 
 
@@ -199,7 +203,7 @@ def _explain_no_pairs(source: Source, images: pa.Table, masks: pa.Table) -> str:
     def example(files: pa.Table) -> str:
         return f", for example {files['key'][0]}.{files['suffix'][0]}" if files.num_rows else ""
 
-    rule = "image and mask must have the same path below their prefixes, except for the suffix"
+    rule = "image and mask must have the same path below their prefixes, apart from the extension"
     if source.mask_pattern:
         name = source.mask_pattern.replace("{stem}", "a").replace("{n}", "0")
         rule = f"the mask of a.png must be named {name} and be in the same folder"

@@ -79,9 +79,8 @@ def normalize_uri(uri: str, schemes: frozenset[str] = WRITABLE) -> str:
         return str(Path(uri.removeprefix("file://")).absolute())
     if scheme in schemes and rest.strip("/"):
         return uri.rstrip("/")
-    remote = ", ".join(f"{name}://" for name in sorted(schemes - {"", "file"}))
-    verb = "written" if schemes == WRITABLE else "read"
-    raise ValueError(f"{uri}: only {remote} followed by a name, file:// and plain paths can be {verb}")
+    forms = "s3://bucket/prefix" if schemes == WRITABLE else "s3://bucket/prefix, gs://bucket/prefix, https://host/path"
+    raise ValueError(f"{uri} is not supported; use {forms}, file:///path or a path")
 
 
 def join(prefix: str, *parts: str) -> str:

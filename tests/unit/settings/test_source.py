@@ -30,11 +30,11 @@ def test_a_source_says_which_option_to_add(given, sentence):
 
 
 WRONG_MASKS = [
-    (Source(images="i"), Decoding(), "add --masks, --mask-pattern where .* or --random-masks 1"),
-    (Source(pairs="p.csv", mask_column="image"), Decoding(), "--mask-channel alpha where"),
+    (Source(images="i"), Decoding(), "add --masks; or --mask-pattern if .* or --random-masks 1"),
+    (Source(pairs="p.csv", mask_column="image"), Decoding(), "--mask-channel alpha if"),
     (Source(images="i"), Decoding(mask_channel="red"), "no masks are given"),
-    (Source(images="i", random_masks=1), Decoding(mask_preset="comfy"), "leave out one or the other"),
-    (Source(images="i", random_masks=1), Decoding(mask_polarity="black"), "leave out one or the other"),
+    (Source(images="i", random_masks=1), Decoding(mask_preset="comfy"), "leave out these options or --random-masks"),
+    (Source(images="i", random_masks=1), Decoding(mask_polarity="black"), "leave out these options or --random-masks"),
 ]
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import PairReader, find_pairs
+from inpaint_encode.sources import PairReader, find_pairs, manifest
+from inpaint_encode.stores.base import DEFAULT_ACCESS
 from tests.unit.sources.make_sources import LINES, found_pairs, noise, triples, write_manifest, write_parquet
 
 A = {"image": "a.jpg", "mask": "a.png"}
@@ -42,16 +43,16 @@ def test_named_columns(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "options", "sentence"),
     [
-        ([A, A], {}, r"1 lines are repeated, .*/a\.jpg and .*/a\.png"),
+        ([A, A], {}, r"/a\.jpg and .*/a\.png are a pair in several rows; remove the repeated rows \(1 in total\)"),
         (
             [A, {**A, "image": "a.png"}],
             {},
-            r"keys are not unique; the first, a, is the key of .*a\.jpg and .*a\.png; name a column",
+            r"a\.jpg and .*a\.png have the same key, a \(1 such key\); give a column",
         ),
         (
             [{**A, "id": 1}, {**A, "mask": "b.png", "id": 1}],
             {"key_column": "id"},
-            "the first, 1, .*make them unique",
+            r"several pairs of .*a\.jpg have the same key, 1 \(1 such key\); make them unique",
         ),
         (
             [A],
@@ -60,8 +61,8 @@ def test_named_columns(tmp_path):
         ),
         ([{**A, "samples": 1, "key": 2}], {}, "with the names of output columns: samples, key; rename"),
         ([{**A, "key": 2}], {}, "--key-column key"),
-        ([A, {**A, "mask": None}], {}, "--mask-column mask has no value in row 2, counting from 1; add"),
-        ([{**A, "image": "ftp://x/a.jpg"}], {}, "ftp://x/a.jpg cannot be read"),
+        ([A, {**A, "mask": None}], {}, r"--mask-column mask has no value in row 2 \(numbered from 1\); add"),
+        ([{**A, "image": "ftp://x/a.jpg"}], {}, "ftp://x/a.jpg is not supported; use a path"),
         ([{**A, "image": {"bytes": "x"}}], {}, "has type struct<bytes: string> instead of string"),
     ],
 )
@@ -73,7 +74,7 @@ def test_errors_in_the_lines(tmp_path, lines, options, sentence):
 
 def test_a_missing_value_of_a_csv_file_is_named_by_its_data_row(tmp_path):
     (tmp_path / "m.csv").write_text("image,mask\na.jpg,a.png\nb.jpg,\n")
-    with pytest.raises(UsageError, match="--mask-column mask has no value in data row 2, not counting the header"):
+    with pytest.raises(UsageError, match=r"--mask-column mask has no value in row 2 \(not counting the header\)"):
         find_pairs(Source(pairs=str(tmp_path / "m.csv")))
 
 
@@ -149,11 +150,12 @@ def test_columns_with_bytes_are_left_out_nested_ones_too(tmp_path):
     [
         ("m.parquet", None, "cannot be read: No such file"),
         ("m.parquet", b"PAR1", "is not valid parquet; correct it"),
-        ("m.csv", b"image,mask\n", "has no lines"),
+        ("m.csv", b"image,mask\n", "has no rows"),
         ("m.csv", b'image,mask\na,"b""c\nd,e\n', "ends inside a quoted value"),
         ("m.jsonl", b'{"a": 9007199254740993}\n{"a": 1.5}\n', "column a has fractions and integers above"),
         ("m.csv", b"image,mask,a,a\n1,2,3,4\n", "with the same name: a"),
-        ("m.txt", b"a b", "this is a file, not a folder; .* must end in .parquet"),
+        ("m.txt", b"a b", "this file has an unsupported extension; use .parquet, .csv, .jsonl or .tar"),
+        ("README.md", b"", "README.md: this file has an unsupported extension; use"),
         ("m", None, "there is no such folder"),
         ("m.tar.gz", None, "decompress it to a .tar"),
         ("m.tar", None, "cannot be read: No such file"),
@@ -166,6 +168,19 @@ def test_files_that_cannot_be_read(tmp_path, name, content, sentence):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=sentence):
         find_pairs(Source(pairs=str(tmp_path / name)))
+
+
+def test_a_suffix_without_a_reader_is_not_read_as_jsonl(tmp_path):
+    (tmp_path / "m.tsv").write_text('{"image": "a.jpg", "mask": "a.png"}')
+    with pytest.raises(NotImplementedError, match=r"no reader for \.tsv"):
+        manifest._read_file(f"{tmp_path}/m.tsv", Source(pairs="m.tsv"), DEFAULT_ACCESS)
+
+
+def test_a_row_without_a_value_is_numbered_across_files(tmp_path):
+    write_parquet(f"{tmp_path}/0.parquet", {"image": ["a.jpg", "b.jpg"], "mask": ["a.png", "b.png"]})
+    write_parquet(f"{tmp_path}/1.parquet", {"image": ["c.jpg"], "mask": pa.array([None], pa.string())})
+    with pytest.raises(UsageError, match=r"no value in row 3 \(numbered from 1 across all files\)"):
+        find_pairs(Source(pairs=str(tmp_path)))
 
 
 def test_a_row_group_that_is_too_large_for_a_worker_is_an_error(tmp_path, monkeypatch):

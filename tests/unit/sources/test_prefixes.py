@@ -87,6 +87,23 @@ def test_without_a_pair_the_error_names_an_example(tmp_path):
         find_in(tmp_path, pattern="{stem}_mask{n}.png")
 
 
+@pytest.mark.parametrize("empty", ["images", "masks"])
+def test_a_prefix_without_image_files_is_an_error(tmp_path, empty):
+    touch(tmp_path, "images/a.png", "masks/a.png", f"{empty}/a.txt")
+    (tmp_path / empty / "a.png").unlink()
+    with pytest.raises(UsageError, match=rf"^--{empty} .*/{empty} contains no image files \(1 other files\)"):
+        find_in(tmp_path / "images", masks=tmp_path / "masks")
+
+
+def test_files_that_differ_in_the_extension_only_are_an_error(tmp_path):
+    touch(tmp_path, "i/a.jpg", "i/a.png", "m/a.png")
+    with pytest.raises(UsageError, match=r"a\.jpg and .*a\.png have the same key, a \(1 such key\); a key is the path"):
+        find_in(tmp_path / "i", masks=tmp_path / "m")
+    touch(tmp_path, "i/b.jpg", "i/b.png")
+    with pytest.raises(UsageError, match=r"\(2 such keys\)"):
+        find_in(tmp_path / "i", masks=tmp_path / "m")
+
+
 def test_one_prefix_without_a_pattern_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="--mask-pattern"):
         find_in(tmp_path, masks=tmp_path)

@@ -147,5 +147,5 @@ def test_two_lines_of_one_image_with_random_masks(tmp_path):
     path = str(write_manifest(tmp_path / "m.jsonl", lines))
     found = find_pairs(Source(pairs=path, random_masks=1, key_column="id"))
     assert found.pairs["key"].to_pylist() == ["x", "y"]
-    with pytest.raises(UsageError, match="tell them apart with --key-column"):
+    with pytest.raises(UsageError, match="give a column with unique keys: --key-column"):
         find_pairs(Source(pairs=path, random_masks=1))

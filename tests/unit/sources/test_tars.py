@@ -69,7 +69,7 @@ def test_the_sample_s_name_as_the_key(tmp_path):
     source = Source(pairs=str(tmp_path / "x"), key_column="__key__")
     assert [pair["key"] for pair in found_pairs(source)] == ["a", "b"]
     write_tar(f"{tmp_path}/x/2.tar", sample("a"))
-    with pytest.raises(UsageError, match=r"keys are not unique; the first, a, .*leave out --key-column"):
+    with pytest.raises(UsageError, match=r"have the same key, a \(1 such key\); leave out --key-column"):
         find_pairs(source)
 
 
