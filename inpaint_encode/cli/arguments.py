@@ -106,7 +106,9 @@ def validate_options(tokens: list[str], configured: set[str]) -> None:
         others = describe_error(error).removesuffix(f"; {_see_help(tokens[0])}")
     if others.startswith(needs):  # an argument is missing too
         missing, others = [others.removeprefix(needs), *missing], ""
-    raise UsageError("; ".join(filter(None, [needs + " and ".join(missing), others, _see_help(tokens[0])])))
+    *first, last = missing
+    needs += f"{', '.join(first)} and {last}" if first else last
+    raise UsageError("; ".join(filter(None, [needs, others, _see_help(tokens[0])])))
 
 
 def describe_error(error: CycloptsError) -> str:

@@ -124,9 +124,9 @@ class RunOptions(Frozen):
     max_rejected: Annotated[
         str, unit("COUNT|%"), matching(r"\d+|\d+(\.\d+)?%", "a number such as 100 or a percentage such as 1%")
     ] = "1%"
-    """Maximum number or percentage of rejected pairs, such as 100 or 1%. With more, the job ends with exit code 3. A
-    number is checked throughout the job. A percentage is checked from the 1,000th pair on,
-    and at the end."""
+    """Maximum number or percentage of rejects. Give a number of pairs such as 100, or a percentage such as 1%. With
+    more rejected pairs, the job ends with exit code 3. A number is checked throughout the job. A percentage is checked
+    from the 1,000th pair on, and at the end."""
     limit: Annotated[int, Field(ge=0), unit("PAIRS", "none")] = 0
     """Number of pairs to process in this run, rounded up to whole chunks. The same command without --limit encodes the
     rest."""

@@ -35,13 +35,13 @@ class Source(Frozen):
     the extension does not matter. If images and masks share a prefix, a file is a mask if it matches and an image named
     {stem} exists; all other files are images."""
     pairs: Annotated[str, unit("URI")] = ""
-    """List of pairs, Parquet files or tars, instead of --images and --masks. Give one .parquet, .csv, .jsonl or .tar
-    file, or a folder or prefix with Parquet files or with tars, not both. A list contains URIs, absolute or relative to
-    its own folder. For a list of URIs, the versions of objects are not checked, so --refresh does not notice an object
-    that was replaced under the same name. Parquet files may contain the images and masks themselves, as bytes or
-    struct<bytes, path>. Other columns are copied to the output; those of CSV become strings. A tar is a WebDataset:
-    a/042.jpg with a/042.mask.png, or with a/042.mask0.png and a/042.mask1.png. The files a/042.json and a/042.txt of
-    the same sample are copied as strings."""
+    """List of pairs, Parquet files or tars. Use it instead of --images and --masks. Give one .parquet, .csv, .jsonl or
+    .tar file, or a folder or prefix with Parquet files or with tars, not both. A list contains URIs, absolute or
+    relative to its own folder. For a list of URIs, the versions of objects are not checked, so --refresh does not
+    notice an object that was replaced under the same name. Parquet files may contain the images and masks themselves,
+    as bytes or struct<bytes, path>. Other columns are copied to the output; those of CSV become strings. A tar is a
+    WebDataset: a/042.jpg with a/042.mask.png, or with a/042.mask0.png and a/042.mask1.png. The files a/042.json and
+    a/042.txt of the same sample are copied as strings."""
     image_column: Annotated[str, unit("COLUMN")] = "image"
     """Column of --pairs with the images or their URIs."""
     mask_column: Annotated[str, unit("COLUMN")] = "mask"

@@ -133,7 +133,7 @@ def _list_images(option: str, prefix: str, access: Access, nested: str = "") -> 
     table = _append(table, pages)
     if not table.num_rows:
         raise UsageError(
-            f"{option} {prefix} contains no image files ({ignored:,} other files); the name of an image file ends in "
+            f"{option} {prefix} contains no image files (other files: {ignored:,}); the name of an image file ends in "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return table, ignored, tuple(unreadable_names)
@@ -208,6 +208,6 @@ def _explain_no_pairs(source: Source, images: pa.Table, masks: pa.Table) -> str:
         name = source.mask_pattern.replace("{stem}", "a").replace("{n}", "0")
         rule = f"the mask of a.png must be named {name} and be in the same folder"
     return (
-        f"no image has a mask: --images {source.images} has {images.num_rows:,} images{example(images)}; "
-        f"--masks {source.masks or source.images} has {masks.num_rows:,} masks{example(masks)}; {rule}"
+        f"no image has a mask; {rule} (images in {source.images}: {images.num_rows:,}{example(images)}; "
+        f"masks in {source.masks or source.images}: {masks.num_rows:,}{example(masks)})"
     )

@@ -87,9 +87,9 @@ def from_tars(source: Source, files: PairFiles, access: Access) -> FoundPairs:
     )
     if not found.pairs.num_rows:
         raise UsageError(
-            f"no image has a mask: --pairs {source.pairs} has {len(tars):,} tars with {len(found.unpaired_images):,} "
-            f"images without a mask, {len(found.unpaired_masks):,} masks without an image and {found.ignored_files:,} "
-            f"other files; the mask of a.jpg must be named a.{source.mask_column}.png"
+            f"--pairs {source.pairs}: no image has a mask; the mask of a.jpg must be named a.{source.mask_column}.png "
+            f"(tars: {len(tars):,}; images without a mask: {len(found.unpaired_images):,}; masks without an image: "
+            f"{len(found.unpaired_masks):,}; other files: {found.ignored_files:,})"
         )
     texts = found.pairs.select([name for name in _TEXTS if found.pairs[name].null_count < found.pairs.num_rows])
     pairs = found.pairs.drop_columns(list(_TEXTS))

@@ -71,7 +71,7 @@ JOB = ["encode", "--images", "i", "--masks", "m", "--vae", "v", "--output", "o"]
         (["encode", "--output", "o", "--vae"], "--vae needs a value; see `inpaint-encode encode --help`"),
         (["plan"], "no source is given; add --images and --masks, or --pairs; see `inpaint-encode plan --help`"),
         (["report"], "report needs OUTPUT; see `inpaint-encode report --help` for an example"),
-        (["export"], "error: export needs LATENTS and --to and --output; see `inpaint-encode export --help` for"),
+        (["export"], "error: export needs LATENTS, --to and --output; see `inpaint-encode export --help` for"),
         (["export", "--to", "comfyui", "--output", "o"], "export needs LATENTS; see `inpaint-encode export --help`"),
         (["report", "a", "b"], "report has unexpected arguments: b; see `inpaint-encode report --help`"),
         (["encode", "--helpall"], "unknown option --helpall; did you mean '--help-all'?"),

@@ -91,7 +91,9 @@ def test_without_a_pair_the_error_names_an_example(tmp_path):
 def test_a_prefix_without_image_files_is_an_error(tmp_path, empty):
     touch(tmp_path, "images/a.png", "masks/a.png", f"{empty}/a.txt")
     (tmp_path / empty / "a.png").unlink()
-    with pytest.raises(UsageError, match=rf"^--{empty} .*/{empty} contains no image files \(1 other files\)"):
+    with pytest.raises(
+        UsageError, match=rf"^--{empty} .*/{empty} contains no image files \(other files: 1\); the name"
+    ):
         find_in(tmp_path / "images", masks=tmp_path / "masks")
 
 
