@@ -88,7 +88,7 @@ def check_for_diffusers(
             "with --posterior moments, or leave out generator"
         )
     vae = apply_vae_family(metadata.vae, vae_family)
-    check_scalable(vae, "for_diffusers", "name the model by vae_family, as in vae_family='sdxl'")
+    check_scalable(vae, "for_diffusers", "give the model, as in vae_family='sdxl'")
     if layout == "flux_fill" and vae.latent_form == "packed":
         raise UsageError(f"for_diffusers: latents of {vae.vae_class} are already packed and do not fit Flux.1 Fill")
     return vae

@@ -183,7 +183,7 @@ def apply_vae_family(metadata: VaeMetadata, vae_family: str) -> VaeMetadata:
 def check_scalable(
     metadata: VaeMetadata,
     subject: str = "--scaled",
-    remedy: str = "name the model with --vae-family, or give its diffusers folder",
+    remedy: str = "give the model with --vae-family, or give its diffusers folder",
 ) -> None:
     """Check that `to_scaled` can scale a VAE's latents.
 
