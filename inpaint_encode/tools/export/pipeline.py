@@ -22,7 +22,7 @@ from inpaint_encode.reader import Output
 from inpaint_encode.reader.output import as_rows, footer_metadata
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.inspect.summary import writable_uri
+from inpaint_encode.tools.inspect.summary import normalize_output_uri
 
 from .destination import Destination, ExportRecord, ExportTotals
 from .formats import select_format, tar_bytes
@@ -67,7 +67,7 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
     begun = time.monotonic()
     output = Output.open(source)
     metadata = output.metadata  # raises UsageError if the files are not from encode
-    uri = writable_uri(options.output, "--output")
+    uri = normalize_output_uri(options.output, "--output")
     if f"{uri}/".startswith(f"{output.uri}/"):
         raise UsageError(
             f"--output {uri} is inside the exported output, which must hold no other files; choose another"

@@ -58,7 +58,7 @@ def test_files_that_an_export_would_overwrite_are_refused(plain, tmp_path):
     storage.write(f"{tmp_path}/to/x/042_mask.png", b"mine")
     storage.write(f"{tmp_path}/to/x/042.png", b"mine")
     sentence = refused(plain, "comfyui", tmp_path / "to")
-    assert "holds 1 files with the suffixes of --to comfyui" in sentence
+    assert "contains 1 file ending in .latent or _mask.png that export did not write" in sentence
     assert "for example x/042_mask.png" in sentence
     assert list(exported(str(tmp_path / "to"))) == ["x/042.png", "x/042_mask.png"]
 

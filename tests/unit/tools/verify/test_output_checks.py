@@ -84,7 +84,7 @@ def test_repeated_keys_in_the_plan_are_a_problem(output, verify):
     repeat_a_key_in_the_plan(output)
     sentences = {problem.sentence for problem in verify(output).problems if problem.check == "plan"}
     assert sentences == {
-        "has 12 pairs, but its parts have 13",
+        "has 12 pairs, but its Parquet files have 13",
         "has 1 repeated keys, the first 000/000004",
     }
 
