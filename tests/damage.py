@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.parquet import parquet_bytes, read_data
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import FOOTER_KEY, PAIRS, data_schema
@@ -176,7 +176,7 @@ def plan_a_refresh(output):
     pairs = pq.read_table(path, schema=PAIRS).slice(2 * CHUNK_ROWS, CHUNK_ROWS)
     pairs = pairs.set_column(pairs.column_names.index("encode"), "encode", pa.array([True, False, False]))
     job = json.loads((output / "_job.json").read_text())["job"]
-    with hold(str(output / "_lease.json"), print) as lease:
+    with acquire_lease(str(output / "_lease.json"), print) as lease:
         OutputState(str(output), job, lease.token).write_plan(1, pairs)
 
 
@@ -190,7 +190,7 @@ IN_CHUNK_2 = r"-00000002\.parquet"
 DAMAGES = {
     truncate: ("file", IN_CHUNK_2, "cannot be read"),
     flip_a_byte: ("file", IN_CHUNK_2, "CRC"),
-    lost_chunk: ("file", IN_CHUNK_2, "does not exist, but was committed"),
+    lost_chunk: ("file", IN_CHUNK_2, "was written earlier but is missing now"),
     exchange_two_files: ("footer", IN_CHUNK_2, "has chunk 3 in its footer and chunk 2 in its name"),
     settings_of_another_job: ("settings", IN_CHUNK_2, "grow_mask_by 9"),
     other_columns: ("columns", IN_CHUNK_2, "has the columns key, samples"),
@@ -204,13 +204,13 @@ DAMAGES = {
     ),
     in_row("samples", swap_sides): ("shapes", IN_CHUNK_2, r"samples is \[4, "),
     in_row("crop_left", lambda left: left + 1): ("shapes", IN_CHUNK_2, "crop_left is"),
-    in_row("source_width", lambda _: 0): ("shapes", IN_CHUNK_2, "a source of 0 x .* pixels has no latent"),
+    in_row("source_width", lambda _: 0): ("shapes", IN_CHUNK_2, "a source of 0 x .* pixels cannot be encoded"),
     in_row("noise_mask", with_first(2)): ("noise_mask", IN_CHUNK_2, "pixels are neither 0 nor 1"),
     in_row("mask_coverage", lambda share: share + 1e-4): ("mask_coverage", IN_CHUNK_2, "mask_coverage is"),
     file_of_an_overwritten_job: ("orphan", "00000000-00000077.parquet", "belongs to an overwritten job"),
     unplanned_chunk: ("orphan", "-00000099.parquet", "belongs to chunk 99, which is not planned"),
     unknown_file: ("unknown", "notes.txt", "move it away"),
-    temporary_file: ("temporary", "_plan/_tmp-0123", "is unfinished"),
+    temporary_file: ("temporary", "_plan/_tmp-0123", "is a temporary file"),
     missing_rejects: ("rejects", "_rejected/", "does not exist, but its data file has 1 rejects"),
     extra_rejects: ("rejects", "_rejected/", "exists, but its data file has no rejects"),
     other_rejects: ("rejects", "_rejected/", "has 0 rejects that are not the 1 of its data file"),

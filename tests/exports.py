@@ -13,7 +13,7 @@ from PIL import Image
 
 from inpaint_encode.core.chunk import EncodedPair
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.reader import Output, iter_rows
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.export.destination import Destination
@@ -51,7 +51,7 @@ def _row(rng: np.random.Generator, key: str, metadata: RowMetadata) -> EncodedPa
 
 def export(output: Any, to: str, destination: Any, *, has_frames: bool = False) -> None:
     """Export every data file of an output as a worker does, in this process."""
-    with hold(f"{destination}/_lease.json", print) as lease:
+    with acquire_lease(f"{destination}/_lease.json", print) as lease:
         there = Destination(str(destination), lease.token)
         for file in Output.open(str(output)).files:
             work = pa.Table.from_pylist([{"path": file.path, "version": file.version}], EXPORT_WORK)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from inpaint_encode.core.chunk import Reject
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import job_record, open_output
@@ -98,7 +98,7 @@ class JobOutput:
         job = make_job("in/images", "in/masks", self.output, **options)
         self.metadata = job_metadata(job.rows, job.decoding, VAE)
         self.record = job_record(job, self.metadata)
-        self.lease = hold(f"{self.output}/_lease.json", lambda _: None)
+        self.lease = acquire_lease(f"{self.output}/_lease.json", lambda _: None)
         self.state, _ = open_output(self.output, self.record, overwrite=False, token=self.lease.token)
         self.committed, self.kept = [], 0
 

@@ -13,7 +13,7 @@ from inpaint_encode import iter_rows
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
 from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob
@@ -41,7 +41,7 @@ def encode_here(job: EncodeJob) -> str:
     found = find_pairs(job.source, job.access.to_access())
     output = job.output.output
     Path(output).mkdir(parents=True)
-    with hold(storage.join(output, "_lease.json"), print) as lease:
+    with acquire_lease(storage.join(output, "_lease.json"), print) as lease:
         record = job_record(job, metadata, found.extra_columns)
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
         limits = {"max_bytes": job.limits.max_bytes, "threads": 1}

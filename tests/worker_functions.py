@@ -14,7 +14,7 @@ import inpaint_encode
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
 from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
@@ -45,7 +45,7 @@ def functions_of_a_worker(images: str, masks: str, vae: str, output: str) -> dic
         if event == "call" and code.co_filename.startswith(ROOT) and not code.co_name.startswith("<"):
             called.add((code.co_filename[len(ROOT) + 1 :], code.co_qualname))
 
-    with hold(f"{output}/_lease.json", lambda _: None) as lease:
+    with acquire_lease(f"{output}/_lease.json", lambda _: None) as lease:
         record = job_record(job, metadata)
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
         work = remaining(state, inventory, job, found).work

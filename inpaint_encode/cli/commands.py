@@ -178,15 +178,16 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
     found = read_report(output)
     if found:
         print_report(found, _console())
-    elif options.html:
-        print(f"no run of {output} has finished yet, so there is no report to print")
-    else:
+    elif not options.html:
         raise JobFailed(
-            f"{output}/_report.json does not exist, because no run has finished yet; give --html to see the rows"
+            f"{output}/_report.json does not exist: no run has finished yet, or {output} is not an output of encode; "
+            "give --html FILE to see the rows of an unfinished run"
         )
     if options.html:
         with open_display() as display:
             written = write_page(output, options, display.say)
+        if not found:
+            print(f"no run of {output} has finished yet, so there is no report to print")
         print(written)
 
 

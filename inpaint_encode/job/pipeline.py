@@ -19,7 +19,7 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, TooManyRejected, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
-from inpaint_encode.output.lease import Lease, hold
+from inpaint_encode.output.lease import Lease, acquire_lease
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import Remaining, job_record, open_output, remaining, row_metadata, validate_sizes
 from inpaint_encode.output.state import ChunkResult, OutputState
@@ -147,7 +147,7 @@ def run_job(
     backend = (backend_of or vae_backend)(job)
     metadata = row_metadata(job.rows, job.decoding, backend.vae)
     validate_sizes(metadata)
-    with hold(storage.join(output, "_lease.json"), display.say) as lease:
+    with acquire_lease(storage.join(output, "_lease.json"), display.say) as lease:
         record = job_record(job, metadata, found.extra_columns)
         state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
         left = remaining(state, inventory, job, found).limited(job.run.limit)

@@ -90,7 +90,7 @@ class Lease:
                 self.lost.set()
 
 
-def hold(uri: str, on_status: Callable[[str], None]) -> Lease:
+def acquire_lease(uri: str, on_status: Callable[[str], None]) -> Lease:
     """Take the lease at ``uri``; wait at most `LEASE_S` seconds for a lease that may expire.
 
     Args:

@@ -1,6 +1,6 @@
 """The commands besides ``encode``."""
 
 
-def counted(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """Return ``1 row``, ``2 rows``, ..."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -132,7 +132,7 @@ def test_another_export_is_refused_or_overwritten_on_request(output, tmp_path, s
     before = exported(to)
     done = shell("export", output, "--to", "webdataset", "--output", to)
     assert done.returncode == 2
-    assert "has a different export (to: comfyui at the destination, webdataset now)" in " ".join(done.stderr.split())
+    assert "contains an export in another format (to: comfyui there, webdataset now)" in " ".join(done.stderr.split())
     other = str(tmp_path / "other")
     write_chunk(other, 0, ["z"], job="99999999")
     with pytest.raises(

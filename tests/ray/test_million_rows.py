@@ -17,7 +17,7 @@ from PIL import Image
 
 from inpaint_encode.core.chunk import Pair
 from inpaint_encode.output import plan
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
 from inpaint_encode.schema import REJECTS
 from inpaint_encode.settings import VaeSource
@@ -85,7 +85,7 @@ def test_a_manifest_of_a_million_lines_is_planned(folder):
 
 PLAN = """
 import sys, time
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.output.resume import remaining
 from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
@@ -95,7 +95,7 @@ from tests.ray.test_million_rows import resident_peak
 manifest, output = sys.argv[1:]
 job = EncodeJob(source=Source(pairs=manifest), vae=VaeSource(vae="none"), output=Output(output=output))
 begun = time.monotonic()
-with hold(f"{output}/_lease.json", lambda _: None) as lease:
+with acquire_lease(f"{output}/_lease.json", lambda _: None) as lease:
     state = OutputState(output, "0123abcd", lease.token)
     left = remaining(state, state.inventory(), job, find_pairs(job.source))
 print(left.pairs, time.monotonic() - begun, resident_peak("self"))
@@ -118,7 +118,7 @@ def make_done(job) -> None:
     metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(source), source))
     record = job_record(job, metadata)
     output = storage.normalize_uri(job.output.output)
-    with hold(f"{output}/_lease.json", print) as lease:
+    with acquire_lease(f"{output}/_lease.json", print) as lease:
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
         left = remaining(state, inventory, job, find_pairs(job.source))
     for work in left.work.to_pylist():

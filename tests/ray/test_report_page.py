@@ -236,7 +236,7 @@ class TestCommands:
         assert done.returncode == 0, done.stderr
         html = storage.read(uri).data
         assert f"{uri}: {len(html):,} bytes" in done.stdout
-        assert "rejected for" in done.stdout and b"No latent is decoded: --no-decode was given." in html
+        assert "rejected pairs by reason" in done.stdout and b"No latent is decoded: --no-decode was given." in html
         assert shell("report", output, "--html", "ftp://host/x.html").returncode == 2
 
     def test_report_with_another_vae_decodes_nothing(self, output, shell, tmp_path):

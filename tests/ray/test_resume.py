@@ -410,7 +410,10 @@ def test_the_second_of_two_jobs_is_refused(job, output, display, monkeypatch):
     from inpaint_encode.output import lease
 
     monkeypatch.setattr(lease, "RENEW_S", 0.5)
-    with lease.hold(storage.join(output, "_lease.json"), display.say), pytest.raises(UsageError, match="is writing"):
+    with (
+        lease.acquire_lease(storage.join(output, "_lease.json"), display.say),
+        pytest.raises(UsageError, match="is writing"),
+    ):
         run_job(job(), display)
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.stores.redaction import redacted
-from inpaint_encode.tools import counted
+from inpaint_encode.tools import pluralize
 
 
 class Finding(NamedTuple):
@@ -51,7 +51,7 @@ def print_findings(findings: Iterable[Finding], console: Console) -> None:
         line.add_column(width=7)
         line.add_row(Text(finding.level, style=_COLORS[finding.level]), found)
         console.print(line, highlight=False)
-    warnings = counted(counts["warning"], "warning")
+    warnings = pluralize(counts["warning"], "warning")
     if counts["problem"]:
-        raise JobFailed(f"{counted(counts['problem'], 'problem')} and {warnings} found; see the advice above")
+        raise JobFailed(f"{pluralize(counts['problem'], 'problem')} and {warnings} found; see the advice above")
     console.print(f"no problems, {warnings}", highlight=False)

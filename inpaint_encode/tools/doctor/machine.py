@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rich.filesize import decimal
 
 from inpaint_encode.job.stages import LOGICAL_GPUS
-from inpaint_encode.tools import counted
+from inpaint_encode.tools import pluralize
 
 from .findings import Finding, ok, problem, warning
 
@@ -54,17 +54,16 @@ def check_machine() -> Iterator[Finding]:
     temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - as Ray chooses it
     yield check_disk("Ray's disk", Path(temporary, "ray"), "RAY_TMPDIR", RAY_LIMIT)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    yield check_disk("weights' disk", cache, "XDG_CACHE_HOME")
+    yield check_disk("disk of the model cache", cache, "XDG_CACHE_HOME")
 
 
 def check_python(required: str) -> Finding:
     """Check the version of Python against the package's ``Requires-Python``."""
     here = platform.python_version()
     if _satisfies(here, required):
-        return ok("Python", f"{here}, within {required}")
-    return problem(
-        "Python", f"{here} is not within {required}", "use such a version, for example: make venv PYTHON=python3.12"
-    )
+        return ok("Python", f"{here} (needs {required})")
+    advice = f"use Python {required}, for example: make venv PYTHON=python3.12"
+    return problem("Python", f"{here} is not supported (needs {required})", advice)
 
 
 def check_packages(requirements: Iterable[str]) -> Finding:
@@ -79,13 +78,13 @@ def check_packages(requirements: Iterable[str]) -> Finding:
         ranges = ",".join(re.findall(r"[<>=!~]+ *[\w.*]+", named))
         here = installed_version(name)
         if not here or not _satisfies(here, ranges):
-            wrong.append(f"{name} {here or 'is missing'}, not {ranges}")
+            wrong.append(f"{name} {here or 'is missing'} (needs {ranges})")
             install.append(f"'{named.strip()}'")
     if wrong:
         advice = f"pip install {' '.join(install)}, or all tested versions: pip install -c constraints.txt '.[job]'"
         return problem("packages", ", ".join(wrong), advice)
     versions = ", ".join(f"{name} {installed_version(name)}" for name in PACKAGES)
-    return ok("packages", f"{checked} within their ranges: {versions}")
+    return ok("packages", f"{pluralize(checked, 'package')} checked, all versions are supported: {versions}")
 
 
 def _satisfies(here: str, ranges: str) -> bool:
@@ -206,10 +205,11 @@ def check_devices(*, gpu_reserved: bool = False, gpus: bool = True) -> Iterator[
 
 def check_cpu(vector_unit: str, cores: int) -> Finding:
     """Check the vector unit of the CPU, by torch's name for it."""
-    found = f"{counted(cores, 'core')}; torch uses {vector_unit}"
+    found = f"{pluralize(cores, 'core')}; torch uses {vector_unit}"
     if vector_unit in _VECTOR_UNITS:
         return ok("CPU", found)
-    return warning("CPU", found, "use one kind of CPU for a whole output: without AVX2, a few mask pixels differ")
+    advice = "a few mask pixels differ between CPUs with and without AVX2; do not mix them in one output"
+    return warning("CPU", found, advice)
 
 
 def check_gpus(driver: Path, *, gpu_reserved: bool) -> Iterator[Finding]:
@@ -235,7 +235,7 @@ def check_gpus(driver: Path, *, gpu_reserved: bool) -> Iterator[Finding]:
         yield level("GPU", f"none, because there is no NVIDIA driver; {build}", advice)
     elif torch.version.cuda is None:
         advice = f"install torch for CUDA, as in the cluster's cuda image, {or_cpu}"
-        yield problem("GPU", f"there is an NVIDIA driver, but {build}", advice)
+        yield problem("GPU", f"the NVIDIA driver is installed, but {build}", advice)
     else:
         reason = "no GPU is visible; CUDA_VISIBLE_DEVICES may hide it"
         try:
@@ -243,7 +243,7 @@ def check_gpus(driver: Path, *, gpu_reserved: bool) -> Iterator[Finding]:
         except (RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())
         advice = f"install a newer driver, 580 for CUDA 13 or 525 for CUDA 12, {or_cpu}"
-        yield problem("GPU", f"there is an NVIDIA driver, {build}, but finds no GPU ({reason})", advice)
+        yield problem("GPU", f"the NVIDIA driver is installed and {build}, but torch finds no GPU ({reason})", advice)
 
 
 def _check_gpu(torch: Any, index: int) -> Finding:

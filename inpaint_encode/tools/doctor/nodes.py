@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import connect_ray
-from inpaint_encode.tools import counted
+from inpaint_encode.tools import pluralize
 
 from .findings import Finding, ok, problem, warning
 from .machine import PACKAGES, check_devices, check_machine, installed_version
@@ -51,7 +51,7 @@ def check_nodes(
             nodes = [node for node in ray.nodes() if node["Alive"]]
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-            counts = f"{counted(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
+            counts = f"{pluralize(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
             store = decimal(int(resources.get("object_store_memory", 0)))
             joined = f"Ray {ray.__version__}, joined in {time.monotonic() - start:.0f} s"
             yield ok("Ray", f"{counts}, {store} of object store; {joined}")
@@ -101,8 +101,9 @@ def _findings_of(node: str, task: str, result: Any, *, done: bool) -> Iterator[F
         advice = "use one image for all nodes: rows depend on these versions"
         yield warning(node, f"has other versions: {', '.join(other)}", advice)
     shown = [f"{one.check} {one.found}" for one in findings if one not in wrong and one.check in _SHOWN_CHECKS]
-    count = f", {len(findings) - len(wrong)} of {len(findings)} checks are ok" if findings else ""
-    yield ok(node, "; ".join([f"{task} ran{count}", *shown]))
+    reached = "reachable" if task == _TASK else "a GPU task ran"
+    count = f"; {len(findings) - len(wrong)} of {len(findings)} checks passed" if findings else ""
+    yield ok(node, "; ".join([f"{reached}{count}", *shown]))
 
 
 def _check_node(sources: Sequence[str], output: str, *, local: bool) -> tuple[list[Finding], dict[str, str]]:

@@ -53,8 +53,8 @@ def _check_credentials() -> Finding:
     except PermissionError as error:
         return problem("credentials", f"incomplete ({error.strerror})", advice)
     if provider:
-        return ok("credentials", f"found by {provider}")
-    return warning("credentials", "none; a job can only read public buckets, and write to none", advice)
+        return ok("credentials", f"found in: {provider}")
+    return warning("credentials", "none; only public buckets can be read, and nothing can be written", advice)
 
 
 def _check_server(uri: str) -> Finding:
@@ -135,7 +135,8 @@ def check_output(uri: str) -> Iterator[Finding]:
             finding = problem(uri, violations, advice)
         else:
             ms = (time.monotonic() - start) * 1000
-            finding = ok(uri, f"written, replaced, read, listed and deleted with conditions, in {ms:,.0f} ms")
+            found = "conditional writes work; a test object was written, replaced, read, listed and deleted"
+            finding = ok(uri, f"{found} in {ms:,.0f} ms")
     except OSError as error:
         finding = _store_problem(uri, error, "written")
     finally:

@@ -1,6 +1,6 @@
 """The destination of an export, whose own files say what is done.
 
-``_export.json``               the exported output and the format; a different export is refused
+``_export.json``               the exported output and the format, which a later run must have too
 ``_export/<data file>.json``   an `ExportRecord`: written before the files of a data file, and again after them
 ``_lease.json``                the run that is exporting now
 
@@ -21,6 +21,7 @@ from typing import NamedTuple
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.lease import check_lease_token
 from inpaint_encode.stores import storage
+from inpaint_encode.tools import pluralize
 from inpaint_encode.tools.inspect.summary import list_paths
 
 from .formats import SUFFIXES
@@ -77,7 +78,8 @@ class Destination:
             overwrite: remove the files of an earlier export.
 
         Raises:
-            UsageError: the destination has a different export, or other files with the suffixes of this one.
+            UsageError: the destination has an export of another output or in another format, or files that export did
+                not write and whose names end like those of this format.
         """
         with _translate_damage(uri := self._uri(_EXPORT)):
             try:
@@ -92,19 +94,18 @@ class Destination:
             if others := [path for path in list_paths(self.uri) if path.endswith(SUFFIXES[export["to"]])]:
                 # They would be overwritten, or removed later as files of this export.
                 raise UsageError(
-                    f"--output {self.uri} holds {len(others):,} files with the suffixes of --to {export['to']} that "
-                    f"are not from an export, for example {min(others)}; choose another folder"
+                    f"--output {self.uri} contains {pluralize(len(others), 'file')} ending in "
+                    f"{' or '.join(SUFFIXES[export['to']])} that export did not write, for example {min(others)}; "
+                    "choose another folder"
                 )
             self.write(_EXPORT, json.dumps(export, indent=2).encode())
             return
-        different = [
-            f"{name}: {existing.get(name)} at the destination, {value} now"
-            for name, value in export.items()
-            if existing.get(name) != value
-        ]
+        different = {name: value for name, value in export.items() if existing.get(name) != value}
         if different:
+            which = "in another format" if list(different) == ["to"] else "of another output"
+            values = "; ".join(f"{name}: {existing.get(name)} there, {value} now" for name, value in different.items())
             raise UsageError(
-                f"--output {self.uri} has a different export ({'; '.join(different)}); choose another --output, or use "
+                f"--output {self.uri} contains an export {which} ({values}); choose another --output, or use "
                 "--overwrite to remove the existing export"
             )
 

@@ -17,12 +17,12 @@ from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.job.cluster import connect_ray, translate_ray_errors
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.output import as_rows, footer_metadata
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.inspect.summary import writable_uri
+from inpaint_encode.tools.inspect.summary import normalize_output_uri
 
 from .destination import Destination, ExportRecord, ExportTotals
 from .formats import select_format, tar_bytes
@@ -67,7 +67,7 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
     begun = time.monotonic()
     output = Output.open(source)
     metadata = output.metadata  # raises UsageError if the files are not from encode
-    uri = writable_uri(options.output, "--output")
+    uri = normalize_output_uri(options.output, "--output")
     if f"{uri}/".startswith(f"{output.uri}/"):
         raise UsageError(
             f"--output {uri} is inside the exported output, which must hold no other files; choose another"
@@ -76,7 +76,7 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
     export = {"source": output.uri, "job": output.files[0].path.partition("-")[0], "to": options.to}
     if not output.report:
         on_status(f"no job has finished in {output.uri} yet; run this command again to export later rows")
-    with hold(storage.join(uri, "_lease.json"), on_status) as lease:
+    with acquire_lease(storage.join(uri, "_lease.json"), on_status) as lease:
         destination = Destination(uri, lease.token)
         destination.start(export, overwrite=options.overwrite)
         versions = {file.path: file.version for file in output.files}

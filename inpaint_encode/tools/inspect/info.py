@@ -23,7 +23,7 @@ from inpaint_encode.reader import Output
 from inpaint_encode.schema import TENSORS, is_packed
 from inpaint_encode.stores.redaction import redacted
 
-from .summary import SETTING_DEFAULTS, VAE_FIELDS, count_output, describe_value, writable_uri
+from .summary import SETTING_DEFAULTS, VAE_FIELDS, count_output, describe_value, normalize_output_uri
 
 
 def read_info(output: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def read_info(output: str) -> dict[str, Any]:
     try:
         opened = Output.open(output)
     except UsageError as error:
-        if created := Output(writable_uri(output), ()).job.get("created"):
+        if created := Output(normalize_output_uri(output), ()).job.get("created"):
             raise JobFailed(f"{output}: the job that began {created} has not written a row yet") from error
         raise
     metadata = opened.metadata
@@ -109,7 +109,7 @@ def print_info(info: Mapping[str, Any], console: Console) -> None:
     vae = {name: value[:12] if name.endswith("sha256") else value for name, value in info["vae"].items()}
     console.print("\n[bold]VAE[/]", _table(vae.items()), highlight=False)
     settings = _table(info["settings"].items(), SETTING_DEFAULTS)
-    console.print(f"\n[bold]settings, contract {info['contract']}[/]", settings, highlight=False)
+    console.print(f"\n[bold]settings, transform version {info['contract']}[/]", settings, highlight=False)
     if info["source"]:
         console.print("\n[bold]source[/]", _table(info["source"].items()), highlight=False)
     versions = ", ".join(f"{name} {value}" for name, value in info["versions"].items())
@@ -121,7 +121,7 @@ def _count_lines(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if counts["planned"] is not None:
         yield "pairs planned", f"{counts['planned']:,}"
     if counts["encoded"] is None:
-        yield "rows", "not counted; the run that finishes writes their number"
+        yield "rows", "unknown until a run finishes"
     else:
         yield "rows", f"{counts['encoded']:,}"
         reasons = ", ".join(f"{count:,} {error}" for error, count in info["rejected_by_error"].items())

@@ -24,7 +24,7 @@ from inpaint_encode.stores.redaction import redacted
 from .pictures import InspectedRow, psnr, row_sheet
 from .row_inspector import RowInspector
 from .row_sample import RowLocation, read_row
-from .summary import read_table, writable_uri
+from .summary import normalize_output_uri, read_table
 
 _MAX_CHANNELS = 32
 """Channels that are printed."""
@@ -49,7 +49,7 @@ def show_row(
     picture = options.picture or f"{key.strip('/').replace('/', '-')}.png"
     if not picture.endswith(".png"):
         raise UsageError(f"--picture {picture} must end in .png")
-    uri = writable_uri(picture, "--picture")
+    uri = normalize_output_uri(picture, "--picture")
     output = Output.open(where)
     row = read_row(output, find_row(output, key))
     inspector = RowInspector(output, options.decoder, on_status)

@@ -33,10 +33,22 @@ VAE_FIELDS = (
 SETTING_DEFAULTS = RowSettings().recorded() | Decoding().recorded()
 """Settings of rows by name, with their defaults."""
 
+_COUNTERS = {
+    "batches": "batches that the VAE encoded",
+    "encoded_again": "images encoded again in float32, because their latent was not finite",
+    "images_decoded": "images decoded without an error",
+    "not_finite": "images whose first latent had NaN or infinite values",
+    "objects_fetched": "image and mask files fetched from the store",
+    "oom_steps": "times that a batch was halved or tiled because memory ran out",
+    "retries": "requests to the store that were retried",
+    "tiled": "images encoded in tiles",
+}
+"""Counters of a report that are not seconds, and what they count."""
+
 
 @dataclass(frozen=True)
 class OutputCounts:
-    """How much an output holds; None where only reading rows would tell."""
+    """Counts of an output; a count is None if only reading rows would show it."""
 
     state: str
     """A sentence: finished and when, in progress, or stopped."""
@@ -122,7 +134,7 @@ def read_report(output: str) -> dict[str, Any]:
         UsageError: ``output`` cannot be an output.
         JobFailed: the file is damaged.
     """
-    uri = writable_uri(output)
+    uri = normalize_output_uri(output)
     try:
         return Output(uri, ()).report
     except ValueError as error:
@@ -131,16 +143,29 @@ def read_report(output: str) -> dict[str, Any]:
         ) from error
 
 
-def writable_uri(spelled: str, option: str = "") -> str:
-    """Normalize a path or URI; ``option`` is named in the error.
+def normalize_output_uri(spelled: str, option: str = "") -> str:
+    """Normalize the path or URI of an output or a file to write.
+
+    Args:
+        spelled: path or URI, as the user gave it.
+        option: named in the error; empty for an argument.
 
     Raises:
-        UsageError: nothing can be written there.
+        UsageError: outputs and files cannot be at this URI.
     """
     try:
         return storage.normalize_uri(spelled)
     except ValueError as error:
         raise UsageError(f"{option} {error}".strip()) from None
+
+
+def counter_meaning(name: str) -> str:
+    """Return what a counter of a report counts, or an empty string."""
+    if not name.startswith("batches_of_"):
+        return _COUNTERS.get(name, "")
+    largest = int(name.removeprefix("batches_of_"))  # a power of two
+    sizes = f"{largest // 2 + 1} to {largest} images" if largest > 2 else "2 images" if largest == 2 else "1 image"
+    return f"batches of {sizes}"
 
 
 def describe_value(value: Any) -> str:

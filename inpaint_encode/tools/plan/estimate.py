@@ -260,7 +260,9 @@ def read_finished_run(output: str) -> dict[str, Any]:
     if not report:
         raise UsageError(f"--rate-from {output}: there is no _report.json; the encode run writes it when it finishes")
     if not report["this_run"]["encoded"]:
-        raise UsageError(f"--rate-from {output}: its last run encoded no pairs; give another output")
+        raise UsageError(
+            f"--rate-from {output}: its last run encoded no pairs; give an output whose last run encoded some"
+        )
     return report
 
 

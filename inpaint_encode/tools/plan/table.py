@@ -22,7 +22,7 @@ _percent = "{:.1%}".format
 
 
 def print_estimate(job: JobEstimate, console: Console) -> None:
-    """Print the table, then a warning about the rate if it may not apply, then what ± means."""
+    """Print the table, a warning if the rate may not apply, and what ± means."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -34,8 +34,8 @@ def print_estimate(job: JobEstimate, console: Console) -> None:
         names = ", ".join("VAE" if name == "config_sha256" else name for name in job.rate.differs)
         warning = f"the settings differ from those of {escape(job.rate.output)} ({names}); its rate may not apply"
         console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
-    errors = "± is half of a 95% interval of the sampling error; headers do not show damage in the rest of a file."
-    exact = "The headers of all images were read: no number has a sampling error."
+    errors = "± is the half-width of the 95% confidence interval. Damage after a file's header is not detected."
+    exact = "The headers of all images were read, so no number has a sampling error."
     console.print(exact if job.all_sampled else errors, style="dim", highlight=False)
 
 
@@ -49,12 +49,12 @@ def _lines(job: JobEstimate) -> Iterator[tuple[str, str, str]]:
     else:
         yield "to fetch", decimal(job.source_image_bytes), f"of images, and {decimal(job.source_mask_bytes)} of masks"
     put, listed = job.requests.put, job.requests.list
-    note = f"GET, {put:,} PUT, {listed:,} LIST; without retries, rejects, receipts and the lease"
+    note = f"GET, {put:,} PUT, {listed:,} LIST; not counting retries and bookkeeping files"
     yield "requests", f"{job.requests.get:,}", note
     sampled = "all" if job.all_sampled else f"{job.sampled:,}"
     yield "headers read", sampled, f"{decimal(job.header_bytes)} of image files; no pixel was decoded"
     errors = ", ".join(f"{one.images:,} {one.error}" for one in job.rejects)
-    yield "rejects", job.rejected.format(_percent), f"by the images' headers: {errors or 'none'}"
+    yield "rejects", job.rejected.format(_percent), f"detected from headers: {errors or 'none'}"
     yield "mean size", _plus_minus(job.megapixels), "megapixels after the crop"
     for size in job.sizes[:_MAX_SIZES]:
         name = f"  {format_size(size.height, size.width)}"
@@ -64,7 +64,7 @@ def _lines(job: JobEstimate) -> Iterator[tuple[str, str, str]]:
         yield "  other sizes", other_share.format(_percent), f"{len(others):,} of them in the sample"
     latents = job.latents
     source = "assumed without --vae" if latents.assumed else "from the VAE"
-    shape = f"{latents.channels} channels of {latents.dtype} at 1/{latents.ratio} of a side"
+    shape = f"{latents.channels} channels of {latents.dtype} at 1/{latents.ratio} of the width and height"
     yield "latents", job.latent_bytes.format(_bytes), f"uncompressed; {shape}, {source}"
     yield "masks", job.mask_bytes.format(_bytes), "uncompressed, at one bit per pixel"
     if (rate := job.rate) is None:
@@ -74,7 +74,7 @@ def _lines(job: JobEstimate) -> Iterator[tuple[str, str, str]]:
     yield "pairs per second", _significant(rate.pairs_per_second), note
     yield "hours", _significant(rate.hours), f"at this rate; assumes {rate.assumes}"
     if rate.cost is not None:
-        yield "cost", _significant(rate.cost), "of these hours; --price is the cost of an hour of that whole cluster"
+        yield "cost", _significant(rate.cost), "hours x --price, the cost of the whole cluster per hour"
 
 
 def _bytes(number: float) -> str:

@@ -53,7 +53,7 @@ def check_chunk(planned: PlannedChunk, state: OutputState, metadata: RowMetadata
         return findings
     try:
         if data is None:
-            raise Unreadable("it was listed, but does not exist any more")
+            raise Unreadable("it was listed, but is missing now")
         file = DataFile(data)
         findings.generation, findings.encoded = file.generation, file.rows
         findings.errors = dict(Counter(file.rejects["error"].to_pylist()))
@@ -83,7 +83,8 @@ def _data_problems(
     if file.chunk != chunk:
         yield "footer", f"has chunk {file.chunk} in its footer and chunk {chunk} in its name"
     if file.generation > generation:
-        yield "footer", f"has generation {file.generation} in its footer, but the plan has only {generation}"
+        newest = f"the newest version of chunk {chunk} is {generation}"
+        yield "footer", f"has plan version {file.generation} in its footer, but {newest}"
     written, expected = file.metadata.to_dict(), metadata.to_dict()
     names = sorted(expected.keys() - {"vae_source", "versions"})
     if differences := [f"{name} {written[name]}" for name in names if written[name] != expected[name]]:
@@ -146,7 +147,7 @@ def _latent_mask_problem(row: Row, metadata: RowMetadata) -> str | None:
     cells, middle = mask.reshape(height, factor, width, factor), factor // 2
     centres = cells[:, middle - 1 : middle + 1, :, middle - 1 : middle + 1].mean(axis=(1, 3))
     others = int((centres.ravel() != found).sum())
-    return f"{others:,} of {found.size:,} values do not follow from noise_mask" if others else None
+    return f"{others:,} of {found.size:,} values do not match noise_mask" if others else None
 
 
 def _shapes_problem(row: Row, metadata: RowMetadata) -> str | None:
@@ -155,7 +156,7 @@ def _shapes_problem(row: Row, metadata: RowMetadata) -> str | None:
     try:
         resized_height, resized_width, crop = Sizing.of(metadata).fit(height, width)
     except (ValueError, ZeroDivisionError) as error:
-        return f"{source} has no latent ({error})"
+        return f"{source} cannot be encoded ({error})"
     channels = metadata.vae.latent_channels * (2 if metadata.posterior == "moments" else 1)
     latent = [channels, crop.height // factor, crop.width // factor]
     expected: dict[str, Any] = {

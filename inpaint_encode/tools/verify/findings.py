@@ -11,35 +11,35 @@ from rich.markup import escape
 from rich.table import Table
 
 from inpaint_encode.errors import IncompleteOutput
-from inpaint_encode.tools import counted
+from inpaint_encode.tools import pluralize
 
 MAX_PROBLEMS = 20
 """Problems that are printed; all of them are counted."""
 
 DATA_CHECKS = {
     "file": "every data file exists and is readable",
-    "footer": "its footer has its chunk and a planned generation",
+    "footer": "its footer has the right chunk number and a known plan version",
     "settings": "its footer has the settings of _job.json",
     "columns": "its columns have the expected names and types",
     "keys": "its rows and rejects are the planned pairs, each once",
     "samples": "all latent values are finite",
-    "shapes": "shapes and crop follow from the source's size",
+    "shapes": "shapes and crop match the size of the source",
     "noise_mask": "noise_mask is 0 or 1",
-    "latent_mask": "latent_mask follows from noise_mask, or is 0 or 1",
+    "latent_mask": "latent_mask matches noise_mask (comfyui) or is binary (diffusers)",
     "mask_coverage": "mask_coverage is the mean of noise_mask",
-    "reencode": "rows that are encoded again are the same",
+    "reencode": "re-encoding the sources gives the stored rows",
 }
 """Checks of a data file. If one fails, the chunk must be encoded again."""
 
 CHECKS = {
     "plan": "the plan is complete and has every pair once",
     **DATA_CHECKS,
-    "rejects": "_rejected/ has the rejects of the data files",
-    "receipts": "_receipts/ has the counts of the data files",
-    "report": "_report.json has the counts of the data files",
+    "rejects": "rejected pairs in _rejected/ agree with the data files",
+    "receipts": "cached counts in _receipts/ agree with the data files",
+    "report": "counts in _report.json agree with the data files",
     "orphan": "no file belongs to another job or to an unplanned chunk",
-    "unknown": "no data file is by another program",
-    "temporary": "no file is unfinished",
+    "unknown": "no file was written by another program",
+    "temporary": "no temporary file is left",
 }
 """Every check by name, and what is true if it finds no problem."""
 
@@ -162,9 +162,9 @@ class VerifyResult:
         """
         if not self.remaining and not self.incomplete:
             return
-        reasons = [counted(len(self.remaining), "problem")] if self.remaining else []
+        reasons = [pluralize(len(self.remaining), "problem")] if self.remaining else []
         if self.incomplete:
-            reasons.append(f"{len(self.incomplete):,} of {counted(len(self.chunks), 'chunk')} not encoded yet")
+            reasons.append(f"{len(self.incomplete):,} of {pluralize(len(self.chunks), 'chunk')} not encoded yet")
         advice = "run the same encode command again"
         if self.remaining and self.repairs is None:
             advice = "run verify with --repair, then run the same encode command again"
@@ -181,10 +181,10 @@ def print_result(result: VerifyResult, console: Console) -> None:
         if name != "reencode" or result.reencoded:
             checks.add_row(name, sentence, f"[red]{counts[name]:,}" if counts[name] else "[green]0")
     console.print(checks)
-    chunks, rejects = counted(len(result.chunks), "chunk"), result.rejects
+    chunks, rejects = pluralize(len(result.chunks), "chunk"), result.rejects
     errors = ", ".join(f"{count:,} {escape(error)}" for error, count in rejects.most_common(3))
     console.print(
-        f"{counted(result.pairs, 'pair')} planned in {chunks}: {result.encoded:,} encoded, "
+        f"{pluralize(result.pairs, 'pair')} planned in {chunks}: {result.encoded:,} encoded, "
         f"{rejects.total():,} rejected{f' ({errors})' if errors else ''}",
         highlight=False,
     )
@@ -192,12 +192,12 @@ def print_result(result: VerifyResult, console: Console) -> None:
         console.print(f"[yellow]{len(result.incomplete):,} of {chunks} not encoded yet[/]", highlight=False)
     if sample := result.reencoded:
         masks = f"{sample.other_masks:,} noise_masks differ" if sample.other_masks else "noise_masks are equal"
-        changed = f"; {counted(sample.changed, 'source')} changed since, not compared" if sample.changed else ""
+        changed = f"; {pluralize(sample.changed, 'source')} changed since, not compared" if sample.changed else ""
         differences = f"samples differ by at most {sample.largest:.3g}, {masks}{changed}"
-        console.print(f"{counted(sample.rows, 'row')} encoded again: {differences}", highlight=False)
+        console.print(f"{pluralize(sample.rows, 'row')} encoded again: {differences}", highlight=False)
     if total := len(result.problems):
         caption = f"… and {total - MAX_PROBLEMS:,} more" if total > MAX_PROBLEMS else None
-        table = Table("file", "check", "what is wrong", title=counted(total, "problem"), caption=caption)
+        table = Table("file", "check", "what is wrong", title=pluralize(total, "problem"), caption=caption)
         for problem in result.problems[:MAX_PROBLEMS]:
             file = problem.file.removeprefix(f"{result.output}/")
             table.add_row(escape(file), problem.check, escape(problem.sentence))

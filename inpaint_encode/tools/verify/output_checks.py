@@ -17,6 +17,7 @@ from inpaint_encode.output.plan import newest
 from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.schema import PAIRS, RECEIPT
 from inpaint_encode.stores import storage
+from inpaint_encode.tools import pluralize
 
 from .chunk_checks import Unreadable, read_table
 from .findings import DATA_CHECKS, ChunkFindings, PlannedChunk, Problem, VerifyResult
@@ -98,7 +99,7 @@ def _read_part(uri: str) -> pa.Table | Problem:
     try:
         return read_table(storage.read(uri).data, PAIRS, ["chunk", "key"])
     except Unreadable as error:
-        return Problem("plan", uri, f"cannot be read, so that its chunks are not checked ({error})")
+        return Problem("plan", uri, f"cannot be read, so its chunks are not checked ({error})")
     except OSError as error:
         raise JobFailed(f"{uri} cannot be read: {error}") from error
 
@@ -113,16 +114,20 @@ def _marker_problems(state: OutputState, rows: Mapping[str, int]) -> Iterator[Pr
             yield Problem("plan", uri, f"cannot be read ({error})")
             continue
         if found != expected:
-            yield Problem("plan", uri, f"has {expected:,} pairs, but its parts have {found:,}")
+            yield Problem("plan", uri, f"has {expected:,} pairs, but its Parquet files have {found:,}")
 
 
 def _unexpected_files(state: OutputState, inventory: Inventory, result: VerifyResult) -> Iterator[Problem]:
     for path in inventory.replaced_files:
         yield Problem("orphan", state.uri(path), f"belongs to an overwritten job; this output's job is {state.job}")
     for path in inventory.unknown_files:
-        yield Problem("unknown", state.uri(path), "is by another program, but readers would read it; move it away")
+        yield Problem(
+            "unknown",
+            state.uri(path),
+            "was not written by encode, but programs that read the folder would read it; move it away",
+        )
     for uri in storage.temporary_files(state.output):
-        yield Problem("temporary", uri, "is unfinished; its run has died, unless it is running now")
+        yield Problem("temporary", uri, "is a temporary file, left by a killed run or in use by a running one")
     if result.plan_is_damaged:
         return  # the plan may have lost chunks
     for chunks, uri_of in ((inventory.chunks, state.data_uri), (inventory.rejects, state.rejects_uri)):
@@ -149,7 +154,7 @@ def _receipts_problems(state: OutputState, inventory: Inventory, result: VerifyR
             continue
         found = result.findings.get(chunk)
         if found is None:
-            yield Problem("file", state.data_uri(chunk), "does not exist, but was committed", chunk)
+            yield Problem("file", state.data_uri(chunk), "was written earlier but is missing now", chunk)
         elif chunk not in damaged and (encoded, errors) != (found.encoded, found.errors):
             counts = f"{encoded:,} rows and {sum(errors.values()):,} rejects"
             file_counts = f"{found.encoded:,} and {sum(found.errors.values()):,}"
@@ -207,15 +212,17 @@ def repair(result: VerifyResult, state: OutputState, inventory: Inventory) -> No
     result.unrepaired = [
         one for one in result.problems if one.check in _NOT_REPAIRED or (one.check in DATA_CHECKS and one.chunk in kept)
     ]
+    advice = "; run the same encode command again to re-encode them" if removed else ""
     result.repairs = [
-        f"{len(removed):,} damaged chunks removed; the encode command encodes them again",
-        f"{len(rejects):,} rejects files rewritten from their data files",
-        f"{len(files):,} other files removed",
+        f"{pluralize(len(removed), 'damaged chunk')} removed{advice}",
+        f"{pluralize(len(rejects), 'rejects file')} rewritten from the data files",
+        f"{pluralize(len(files), 'other file')} removed",
     ]
     if kept:
         result.repairs.append(
-            f"{len(kept):,} damaged data files kept: the plan is damaged or all of them are wrong, so that the cause "
-            "is probably the plan, _job.json, this machine or this version; to replace them, encode with --overwrite"
+            f"{pluralize(len(kept), 'damaged data file')} kept: if the plan is damaged or everything fails, the "
+            "cause is probably elsewhere (the plan, _job.json, this machine or this version of inpaint-encode); to "
+            "replace the files anyway, run encode with --overwrite"
         )
 
 

@@ -16,13 +16,13 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.plan import CHUNKS_PER_PART
 from inpaint_encode.output.resume import metadata_of_job
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.settings import VerifyOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.inspect.summary import writable_uri
+from inpaint_encode.tools.inspect.summary import normalize_output_uri
 
 from .chunk_checks import check_chunk
 from .findings import CHECKS, ChunkFindings, PlannedChunk, VerifyResult
@@ -43,9 +43,9 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
         UsageError: the output does not exist, or with ``--repair`` another run is writing to it.
         JobFailed: a file cannot be read, though it is not damaged.
     """
-    output = writable_uri(options.output)
+    output = normalize_output_uri(options.output)
     _read_job(output)  # before the lease, which would be written where no output is
-    with hold(storage.join(output, "_lease.json"), on_status) if options.repair else nullcontext() as lease:
+    with acquire_lease(storage.join(output, "_lease.json"), on_status) if options.repair else nullcontext() as lease:
         job = _read_job(output)
         state = OutputState(output, job["job"], lease.token if lease else "", tuple(job["replaces"]))
         inventory, metadata = state.inventory(), metadata_of_job(job)

@@ -148,10 +148,10 @@ def _differences(
     noise_mask = unpack_mask(encoded.noise_mask, height, width)
     if pixels := int((noise_mask != row["noise_mask"].values).sum()):
         result.other_masks += 1
-        yield f"{pixels:,} of {noise_mask.size:,} pixels of noise_mask differ from its source's"
+        yield f"{pixels:,} of {noise_mask.size:,} pixels of noise_mask differ from the re-encoded source"
     latent_mask = encoded.latent_mask
     if latent_mask is not None and not np.array_equal(latent_mask.ravel(), row["latent_mask"].values):
-        yield "its latent_mask differs from its source's"
+        yield "its latent_mask differs from the re-encoded source"
     for name, values in (("samples", encoded.samples), ("original_samples", encoded.original_samples)):
         if values is not None:
             moments = metadata.posterior == "moments"
@@ -159,7 +159,8 @@ def _differences(
             largest, over = latent_difference(stored, values.ravel(), dtype, moments=moments)
             result.largest = max(result.largest, largest)
             if over:
-                yield f"{over:,} of {values.size:,} values of {name} differ from its source's, by up to {largest:.3g}"
+                differing = f"{over:,} of {values.size:,} values of {name}"
+                yield f"{differing} differ from the re-encoded source by up to {largest:.3g}"
 
 
 def latent_difference(

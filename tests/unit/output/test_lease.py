@@ -16,7 +16,7 @@ import pytest
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output import lease as leases
-from inpaint_encode.output.lease import check_lease_token, hold
+from inpaint_encode.output.lease import acquire_lease, check_lease_token
 from inpaint_encode.stores import retries, storage
 from inpaint_encode.stores.s3 import forget_clients
 from tests.proxy import FaultyProxy
@@ -25,7 +25,7 @@ HOLDER = """
 import sys, time
 from inpaint_encode.output import lease
 lease.RENEW_S = 0.2
-with lease.hold(sys.argv[1], print):
+with lease.acquire_lease(sys.argv[1], print):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -85,14 +85,14 @@ def holder_process(uri: str) -> Iterator[subprocess.Popen]:
 
 
 def test_the_object_exists_only_while_the_lease_is_held(uri):
-    with hold(uri, silent) as lease:
+    with acquire_lease(uri, silent) as lease:
         check_lease_token(uri, lease.token)
         wait_for(lambda: renewals(uri) >= 2)
         check_lease_token(uri, lease.token)
         assert not lease.lost.is_set()
     with pytest.raises(FileNotFoundError):
         storage.read(uri)
-    with hold(uri, silent) as again:
+    with acquire_lease(uri, silent) as again:
         assert again.token != lease.token
 
 
@@ -102,7 +102,7 @@ def test_a_second_run_is_refused_while_the_first_renews(uri, monkeypatch):
     with holder_process(uri) as process:
         before = time.monotonic()
         with pytest.raises(UsageError, match=f"process {process.pid} on .* is writing to this output"):
-            hold(uri, lines.append)
+            acquire_lease(uri, lines.append)
         assert time.monotonic() - before < leases.LEASE_S
         assert len(lines) == 1 and f"process {process.pid}" in lines[0]
 
@@ -114,7 +114,7 @@ def test_the_lease_of_a_killed_process_on_this_machine_is_taken_at_once(uri, mon
         process.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: its parent has not waited for it
         before = time.monotonic()
-        with hold(uri, lines.append) as lease:
+        with acquire_lease(uri, lines.append) as lease:
             assert time.monotonic() - before < leases.LEASE_S
             check_lease_token(uri, lease.token)
     assert len(lines) == 1 and f"process {process.pid}" in lines[0] and "has died" in lines[0]
@@ -124,7 +124,7 @@ def test_a_reused_process_number_is_not_the_holder(uri, monkeypatch):
     monkeypatch.setattr(leases, "LEASE_S", 60.0)
     put_lease(uri, token="of a dead run", started=leases._this_process().started - 1)
     before = time.monotonic()
-    with hold(uri, silent):
+    with acquire_lease(uri, silent):
         assert time.monotonic() - before < leases.LEASE_S
 
 
@@ -135,7 +135,7 @@ def test_a_lease_of_another_machine_is_taken_after_it_expires(tmp_path):
         uri = f"{tmp_path}/{'-'.join(elsewhere)}/_lease.json"
         put_lease(uri, token="another's", pid=2**22 + 1, **elsewhere)
         before = time.monotonic()
-        with hold(uri, lines.append) as lease:
+        with acquire_lease(uri, lines.append) as lease:
             check_lease_token(uri, lease.token)
             return time.monotonic() - before
 
@@ -146,7 +146,7 @@ def test_a_lease_of_another_machine_is_taken_after_it_expires(tmp_path):
 
 
 def test_a_lease_that_another_run_has_taken_is_lost_and_not_deleted(uri):
-    with hold(uri, silent) as lease:
+    with acquire_lease(uri, silent) as lease:
         other = put_lease(uri, token="another's")
         assert lease.lost.wait(60)
         with pytest.raises(JobFailed):
@@ -155,7 +155,7 @@ def test_a_lease_that_another_run_has_taken_is_lost_and_not_deleted(uri):
 
 
 def test_a_deleted_lease_is_lost_and_not_written_again(uri):
-    with hold(uri, silent) as lease:
+    with acquire_lease(uri, silent) as lease:
         storage.delete(uri)
         assert lease.lost.wait(60)
         with pytest.raises(JobFailed):
@@ -171,7 +171,7 @@ def test_one_of_8_runs_gets_an_expired_lease(uri, monkeypatch):
 
     def run(number: int) -> str:
         try:
-            with hold(uri, silent) as lease:
+            with acquire_lease(uri, silent) as lease:
                 assert all(refused.acquire(timeout=120) for _ in range(7))
                 check_lease_token(uri, lease.token)
                 return "held"
@@ -189,14 +189,14 @@ def test_a_first_write_whose_response_is_lost_is_recognized(proxy, on_s3, monkey
     once = iter([True])
     proxy.share, proxy.kinds, proxy.only = 1.0, ("lost",), lambda method, path: method == "PUT" and next(once, False)
     before = time.monotonic()
-    with hold(on_s3, silent) as lease:
+    with acquire_lease(on_s3, silent) as lease:
         assert time.monotonic() - before < leases.LEASE_S
         check_lease_token(on_s3, lease.token)
     assert proxy.counts["lost"] == 1
 
 
 def test_the_lease_survives_an_outage_of_the_store(proxy, on_s3):
-    with hold(on_s3, silent) as lease:
+    with acquire_lease(on_s3, silent) as lease:
         proxy.share, proxy.kinds, proxy.only = 1.0, ("lost",), lambda method, path: method == "PUT"
         wait_for(lambda: proxy.counts["lost"])  # the object has a newer version than the holder knows
         proxy.kinds, proxy.only = ("slow_down",), lambda method, path: method == "GET"

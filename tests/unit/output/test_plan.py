@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from inpaint_encode.output import plan
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import remaining
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.sources import find_pairs
@@ -52,7 +52,7 @@ class TestPlanOfAManifest:
         def run(lines, **options):
             path = write_manifest(tmp_path / "m.parquet", lines)
             job = make_job("", "", tmp_path / "out", pairs=str(path), chunk_rows=4, **options)
-            with hold(str(tmp_path / "out/_lease.json"), print) as lease:
+            with acquire_lease(str(tmp_path / "out/_lease.json"), print) as lease:
                 state = OutputState(str(tmp_path / "out"), "0123abcd", lease.token)
                 left = remaining(state, state.inventory(), job, find_pairs(job.source))
             chunks = [plan.read_chunk(work["part"], work["chunk"]) for work in left.work.to_pylist()]

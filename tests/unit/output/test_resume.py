@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
 from inpaint_encode.settings import Decoding
 from inpaint_encode.stores import storage
@@ -45,7 +45,7 @@ def test_rows_of_an_older_output_are_of_the_defaults_and_never_tiled(tmp_path, m
     older = make(tile=False)
     older["rows"] = {FORMER.get(name, name): value for name, value in older["rows"].items() if name in FIRST}
     storage.write(f"{output}/_job.json", json.dumps({"job": "a1b2c3d4", "replaces": [], **older}).encode())
-    with hold(f"{output}/_lease.json", lambda _: None) as lease:
+    with acquire_lease(f"{output}/_lease.json", lambda _: None) as lease:
         if not refused:
             assert open_output(output, make(**options), overwrite=False, token=lease.token)[0].job == "a1b2c3d4"
         else:
@@ -56,7 +56,7 @@ def test_rows_of_an_older_output_are_of_the_defaults_and_never_tiled(tmp_path, m
 def test_another_configuration_is_another_vae(tmp_path, make_job):
     job = make_job(tmp_path / "a", tmp_path / "b", tmp_path / "out")
     output = str(tmp_path / "out")
-    with hold(f"{output}/_lease.json", lambda _: None) as lease:
+    with acquire_lease(f"{output}/_lease.json", lambda _: None) as lease:
         open_output(output, record_of(job), overwrite=False, token=lease.token)
         other = record_of(job, config_sha256="2" * 64)
         with pytest.raises(UsageError, match=r"hash of the VAE's configuration: 1+ in the output, 2+ now"):

@@ -14,7 +14,7 @@ from inpaint_encode.settings import Source
 from inpaint_encode.tools.inspect.charts import Chart, channels_chart, histogram, rate_chart
 from inpaint_encode.tools.inspect.latent_statistics import MIN_ROWS, UNUSUAL
 from inpaint_encode.tools.inspect.page_data import PageData
-from inpaint_encode.tools.inspect.summary import SETTING_DEFAULTS, VAE_FIELDS, describe_value
+from inpaint_encode.tools.inspect.summary import SETTING_DEFAULTS, VAE_FIELDS, counter_meaning, describe_value
 
 _MAX_SIZES = 12
 """Sizes of images that have their own line."""
@@ -49,13 +49,13 @@ REASONS: Mapping[str, str] = {
     "mask.missing": "the row of the Parquet file has no mask",
     "mask.no_alpha": "--mask-channel is alpha, and the mask has no alpha channel",
     "mask.ambiguous": "the mask has an alpha channel, and --mask-channel does not say whether it is the mask",
-    "orientation.mismatch": "EXIF rotates only the image or only the mask, and one is upright, the other across",
+    "orientation.mismatch": "EXIF rotates only the image or only the mask, and one is portrait, the other landscape",
     "size.too_small": "a side is shorter than the VAE's multiple, or the image would have to be enlarged",
     "size.too_large": "after enlarging it would exceed --max-pixels",
-    "encode.failed": "the VAE fails on this image, also alone",
+    "encode.failed": "the VAE fails on this image even in a batch of one",
     "encode.not_finite": "its latent has NaN or infinite values, in float32 too",
     "encode.too_large": "its latent has values beyond float16; --samples-dtype float32 stores them",
-    "encode.out_of_memory": "it does not fit into the device alone, nor in tiles where they are allowed",
+    "encode.out_of_memory": "it does not fit in device memory, even in a batch of one or in tiles (if allowed)",
 }
 """What each reason means; the README explains the same reasons."""
 
@@ -98,9 +98,11 @@ def _masks_section(data: PageData) -> Section:
     if not count:
         return Section(["There are no rows."])
     types = Counter(columns.precision).most_common()
-    computed = " and ".join(f"{rows:,} in {name}" if len(types) > 1 else f"all in {name}" for name, rows in types)
-    tiled = f"{columns.tiled:,} in tiles" if columns.tiled else "none in tiles"
-    sentences = [_basis(data, count, "rows"), f"Rows were encoded {computed}, {tiled}."]
+    computed = f"All these rows were encoded in {types[0][0]}"
+    if len(types) > 1:
+        computed = f"These rows were encoded in {' and '.join(f'{name} ({rows:,})' for name, rows in types)}"
+    tiled = f"{columns.tiled:,} of them in tiles" if columns.tiled else "without tiling"
+    sentences = [_basis(data, count, "rows"), f"{computed}, {tiled}."]
     low, median, high = np.quantile(columns.coverage, [0.05, 0.5, 0.95])
     note = f"Median coverage is {median:.0%}; 90% of masks cover {low:.0%} to {high:.0%}."
     bins = np.histogram(columns.coverage, 25, (0, 1))
@@ -136,9 +138,9 @@ def _latents_section(data: PageData) -> Section:
             "from the median of all rows. Look at these rows; they are not necessarily wrong."
         )
     elif latents.rows - latents.not_finite < MIN_ROWS:
-        sentences.append(f"Unusual rows are not searched among fewer than {MIN_ROWS} rows.")
+        sentences.append(f"The search for unusual rows needs at least {MIN_ROWS} rows.")
     else:
-        sentences.append(f"In no row is a channel's mean or spread more than {UNUSUAL:g} robust deviations off.")
+        sentences.append(f"No unusual rows found (threshold: {UNUSUAL:g} robust standard deviations).")
     return Section(sentences, [channels_chart(channels)], tables)
 
 
@@ -217,8 +219,13 @@ def _speed_section(report: Mapping[str, Any]) -> Section:
             "100% fetching and decoding do."
         )
     section.sentences.append("Workers per stage: seconds of all workers divided by the run's seconds.")
-    others = [[name.replace("_", " "), count] for name, count in counters.items() if not name.endswith("_s")]
-    section.collapsed.append(Table("Other counters", {"counter": "", "count": "{:,.0f}"}, others))
+    others = [
+        [name.replace("_", " "), count, counter_meaning(name)]
+        for name, count in counters.items()
+        if not name.endswith("_s")
+    ]
+    headings = {"counter": "", "count": "{:,.0f}", "meaning": ""}
+    section.collapsed.append(Table("Other counters", headings, others))
     return section
 
 

@@ -14,7 +14,7 @@ def test_command_without_problems_exits_with_0(s3, shell):
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"no problems, \d+ warnings?", lines[-1])
-    assert any(line.startswith(f"ok      {prefix}/out: written") for line in lines)
+    assert any(line.startswith(f"ok      {prefix}/out: conditional writes work") for line in lines)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
 
 
@@ -28,4 +28,4 @@ def test_command_with_a_problem_exits_with_1(tmp_path, shell):
 def test_config_file_of_a_job_gives_the_output(tmp_path, shell):
     (tmp_path / "job.toml").write_text(f"output = {json.dumps(str(tmp_path / 'out'))}\nvae = 'x'\n")
     done = shell("doctor", "--config", tmp_path / "job.toml", "--no-ray")
-    assert f"{tmp_path}/out: written" in done.stdout
+    assert f"{tmp_path}/out: conditional writes work" in done.stdout

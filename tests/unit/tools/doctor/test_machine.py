@@ -27,22 +27,22 @@ GB = 10**9
 
 def test_this_machine_can_run_the_tests():
     found = {finding.check: finding.level for finding in check_machine()}
-    assert list(found) == ["Python", "packages", "memory", "shared memory", "Ray's disk", "weights' disk"]
+    assert list(found) == ["Python", "packages", "memory", "shared memory", "Ray's disk", "disk of the model cache"]
     assert (found["Python"], found["packages"]) == ("ok", "ok")
 
 
 def test_python_outside_the_required_versions_is_a_problem():
     assert check_python(">=3.11,<4").level == "ok"
     finding = check_python(">=3.99")
-    assert (finding.level, finding.found) == ("problem", f"{platform.python_version()} is not within >=3.99")
+    assert (finding.level, finding.found) == ("problem", f"{platform.python_version()} is not supported (needs >=3.99)")
 
 
 def test_old_and_missing_packages_are_a_problem():
-    assert check_packages(["numpy>=1", "nothing-like-it>=1; extra == 'demo'"]).found.startswith("1 within")
+    assert check_packages(["numpy>=1", "nothing-like-it>=1; extra == 'demo'"]).found.startswith("1 package checked")
     finding = check_packages(["numpy>=99", "nothing-like-it>=1", "pyarrow>=1"])
     numpy = __import__("numpy").__version__
     assert finding.level == "problem"
-    assert finding.found == f"numpy {numpy}, not >=99, nothing-like-it is missing, not >=1"
+    assert finding.found == f"numpy {numpy} (needs >=99), nothing-like-it is missing (needs >=1)"
     assert "pip install 'numpy>=99' 'nothing-like-it>=1'" in finding.advice
 
 

@@ -86,7 +86,7 @@ class TestSources:
 class TestS3:
     def test_credentials_are_found_and_not_printed(self, s3, environment, tmp_path):
         finding = stores._check_credentials()
-        assert finding == ("ok", "credentials", "found by env", "")
+        assert finding == ("ok", "credentials", "found in: env", "")
         environment(AWS_SECRET_ACCESS_KEY=None)
         finding = stores._check_credentials()
         assert (finding.level, "missing: AWS_SECRET_ACCESS_KEY" in finding.found) == ("problem", True)
@@ -119,7 +119,7 @@ class TestS3:
 class TestOutput:
     def test_bucket_is_checked_and_left_empty(self, prefix):
         (finding,) = check_output(prefix)
-        assert (finding.level, "with conditions" in finding.found) == ("ok", True)
+        assert (finding.level, "conditional writes work" in finding.found) == ("ok", True)
         assert files_of(prefix) == []
 
     def test_disk_is_checked_and_new_folders_are_removed(self, tmp_path):

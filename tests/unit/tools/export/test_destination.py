@@ -5,7 +5,7 @@ import json
 import pytest
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.tools.export.destination import Destination
 from tests.exports import export, exported, write_chunk
 
@@ -24,6 +24,6 @@ def test_a_run_without_the_lease_removes_nothing(plain, tmp_path, done):
     (note,) = (to / "_export").iterdir()
     note.write_text(json.dumps({**json.loads(note.read_text()), "done": done}))
     before = exported(str(to))
-    with hold(f"{to}/_lease.json", print), pytest.raises(JobFailed, match="another run has taken over"):
+    with acquire_lease(f"{to}/_lease.json", print), pytest.raises(JobFailed, match="another run has taken over"):
         Destination(str(to), "other").remove_outdated({})
     assert exported(str(to)) == before

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.parquet import parquet_bytes
 from inpaint_encode.reader import Output
 from inpaint_encode.settings import ExportOptions
@@ -58,7 +58,7 @@ def test_files_that_an_export_would_overwrite_are_refused(plain, tmp_path):
     storage.write(f"{tmp_path}/to/x/042_mask.png", b"mine")
     storage.write(f"{tmp_path}/to/x/042.png", b"mine")
     sentence = refused(plain, "comfyui", tmp_path / "to")
-    assert "holds 1 files with the suffixes of --to comfyui" in sentence
+    assert "contains 1 file ending in .latent or _mask.png that export did not write" in sentence
     assert "for example x/042_mask.png" in sentence
     assert list(exported(str(tmp_path / "to"))) == ["x/042.png", "x/042_mask.png"]
 
@@ -96,7 +96,7 @@ def test_a_worker_returns_its_errors(plain, tmp_path):
             "fatal"
         ]
 
-    with hold(f"{tmp_path}/to/_lease.json", print) as lease:
+    with acquire_lease(f"{tmp_path}/to/_lease.json", print) as lease:
         assert "has changed since it was listed" in fatal(f"{tmp_path}/to", lease.token, "other")
         assert "another run has taken over" in fatal(f"{tmp_path}/to", "other")
         (tmp_path / "to/a.latent").mkdir()

@@ -71,7 +71,7 @@ def test_what_is_printed(written, shell):
     assert {"pairs planned 3", "rows 2", "rejected 1 (1 image.truncated)", "files 1, 2 rows in the first"} <= lines
     assert {"vae_class AutoencoderKL", "weights_sha256 000000000000", "scaling_factor 0.18215"} <= lines
     assert {"also_original true", "latent_mask comfyui", "grow_mask_by 6 default", "tile none default"} <= lines
-    assert {"settings, contract 1", "images " + written.record["source"]["images"]} <= lines
+    assert {"settings, transform version 1", "images " + written.record["source"]["images"]} <= lines
     assert any(line.startswith("samples tensor of float16 [4, h, w]") for line in lines)
     printed = json.loads(shell("info", written.output, "--as-json").stdout)
     assert printed == read_info(written.output)

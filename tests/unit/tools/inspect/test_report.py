@@ -27,14 +27,17 @@ def test_a_report_is_readable(output, shell):
     assert {"pairs 1,234", "encoded 1,200", "rejected 34", "data_bytes 5,000,000", "unpaired_images 1"} <= set(lines)
     assert lines.index("image.truncated 30") < lines.index("mask.size 4")
     assert lines.index("fetch 120.0") < lines.index("encode 75.2")
-    assert "objects_fetched 2,400" in lines
+    assert "objects_fetched 2,400 image and mask files fetched from the store" in lines
     assert any(line.startswith("warning: masks look empty: 1,200 of 1,200") for line in lines)
 
 
 def test_an_output_without_a_report(tmp_path, shell):
     done = shell("report", tmp_path, "--html", "")
     assert done.returncode == 1
-    assert f"{tmp_path}/_report.json does not exist, because no run has finished yet" in done.stderr
+    assert (
+        f"{tmp_path}/_report.json does not exist: no run has finished yet, or {tmp_path} is not an output"
+        in done.stderr
+    )
     (tmp_path / "_report.json").write_text("{")
     done = shell("report", tmp_path)
     assert (done.returncode, "_report.json is damaged" in done.stderr) == (1, True)

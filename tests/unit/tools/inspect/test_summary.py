@@ -11,7 +11,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.s3 import forget_clients
 from inpaint_encode.tools.inspect import summary
 from inpaint_encode.tools.inspect.info import read_info
-from inpaint_encode.tools.inspect.summary import OutputCounts, count_output
+from inpaint_encode.tools.inspect.summary import OutputCounts, count_output, counter_meaning
 from tests.buckets import point_clients_at
 from tests.fabricated import CHUNK_PAIRS, JobOutput
 from tests.proxy import FaultyProxy
@@ -93,3 +93,17 @@ def many(written, copies):
     paths = [written.state.data_uri(number).partition(f"{bucket}/")[2] for number in range(1, copies)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda path: obstore.put(clients.connect(bucket), path, data), paths))
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("batches_of_1", "batches of 1 image"),
+        ("batches_of_2", "batches of 2 images"),
+        ("batches_of_8", "batches of 5 to 8 images"),
+        ("tiled", "images encoded in tiles"),
+        ("of_a_later_version", ""),
+    ],
+)
+def test_counters_are_explained(name, meaning):
+    assert counter_meaning(name) == meaning

@@ -204,7 +204,9 @@ class TestErrors:
 
     def test_a_run_that_encoded_nothing(self, tmp_path):
         write_run(tmp_path, [], pairs=1_250)
-        with pytest.raises(UsageError, match="its last run encoded no pairs; give another output"):
+        with pytest.raises(
+            UsageError, match="its last run encoded no pairs; give an output whose last run encoded some"
+        ):
             read_finished_run(str(tmp_path))
 
     def test_a_damaged_report(self, tmp_path):

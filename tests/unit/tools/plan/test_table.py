@@ -49,7 +49,7 @@ def test_hours_and_cost_are_printed(sources, tmp_path, shell):
     text = " ".join(done.stdout.split())
     assert re.search(r"pairs per second 2\.00 200 pairs in 100\.\d s after the first chunk, in the last run of /", text)
     assert "hours 0.0175 at this rate; assumes the same cluster and images of similar sizes, and the same VAE" in text
-    assert "cost 0.126 of these hours; --price is the cost of an hour of that whole cluster" in text
+    assert "cost 0.126 hours x --price, the cost of the whole cluster per hour" in text
     assert f"warning: the settings differ from those of {tmp_path} (resolution); its rate may not apply" in text
     printed = json.loads(shell(*arguments, "--as-json").stdout)["rate"]
     assert (printed["output"], printed["differs"]) == (str(tmp_path), ["resolution"])

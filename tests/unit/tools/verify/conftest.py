@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from inpaint_encode.core.chunk import Reject
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import metadata_of_job
 from inpaint_encode.output.rows import rejects_table
@@ -36,7 +36,7 @@ def intact(tmp_path_factory) -> Path:
     keys = [f"000/{number:06}" for number in range(CHUNKS * CHUNK_ROWS)]
     plan = [{**pair, "key": key, "chunk": number // CHUNK_ROWS} for number, key in enumerate(keys)]
     results, receipts = [], []
-    with hold(f"{output}/_lease.json", print) as lease:
+    with acquire_lease(f"{output}/_lease.json", print) as lease:
         state = OutputState(str(output), JOB, lease.token)
         (part,) = state.write_plan(0, pa.Table.from_pylist(plan, PAIRS))
         for chunk in range(CHUNKS):
@@ -72,7 +72,7 @@ def verify():
 
     def run(output: Path, *, repair: bool = False) -> VerifyResult:
         job = json.loads((output / "_job.json").read_text())
-        with hold(f"{output}/_lease.json", print) as lease:
+        with acquire_lease(f"{output}/_lease.json", print) as lease:
             state = OutputState(str(output), job["job"], lease.token, tuple(job["replaces"]))
             inventory, metadata = state.inventory(), metadata_of_job(job)
             result = check_output(

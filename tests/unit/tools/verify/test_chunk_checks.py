@@ -68,7 +68,7 @@ def test_the_size_of_packed_masks_need_not_be_a_multiple_of_8(check):
 @pytest.mark.parametrize(
     ("latent_mask", "values", "problem"),
     [
-        ("comfyui", np.full((1, HEIGHT, WIDTH), 2, np.float16), "latent_mask 12 of 12 values do not follow from"),
+        ("comfyui", np.full((1, HEIGHT, WIDTH), 2, np.float16), "latent_mask 12 of 12 values do not match"),
         ("diffusers", np.full((1, HEIGHT, WIDTH), 0.5, np.float16), "latent_mask 12 of 12 values are neither 0 nor 1"),
         ("diffusers", np.ones((1, HEIGHT, WIDTH), np.float16), ""),
         ("comfyui", np.ones((HEIGHT, WIDTH), np.float16), r"shapes latent_mask is \[3, 4\], but .* gives \[1, 3, 4\]"),
@@ -90,7 +90,7 @@ def test_original_samples_must_be_finite(check):
 
 def test_a_file_of_a_generation_that_is_not_planned_is_a_problem(check):
     (problem,) = check([row()], metadata(), generation=0).problems
-    assert problem.sentence == "has generation 1 in its footer, but the plan has only 0"
+    assert problem.sentence == "has plan version 1 in its footer, but the newest version of chunk 0 is 0"
 
 
 def test_a_file_that_vanished_after_it_was_listed_is_a_problem(check, tmp_path):
@@ -98,7 +98,7 @@ def test_a_file_that_vanished_after_it_was_listed_is_a_problem(check, tmp_path):
     state = OutputState(str(tmp_path), "0a1b2c3d", "")
     findings = check_chunk(PlannedChunk(5, 1, f"{tmp_path}/_plan/part", has_rejects=True), state, metadata())
     (problem,) = findings.problems
-    assert (problem.check, "does not exist any more" in problem.sentence) == ("file", True)
+    assert (problem.check, "is missing now" in problem.sentence) == ("file", True)
     assert findings.generation is None
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from inpaint_encode.errors import IncompleteOutput, JobFailed
-from inpaint_encode.output.lease import hold
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.tools.verify.findings import Problem, ReencodeResult
 from inpaint_encode.tools.verify.output_checks import check_output, repair
@@ -84,7 +84,7 @@ def test_repeated_keys_in_the_plan_are_a_problem(output, verify):
     repeat_a_key_in_the_plan(output)
     sentences = {problem.sentence for problem in verify(output).problems if problem.check == "plan"}
     assert sentences == {
-        "has 12 pairs, but its parts have 13",
+        "has 12 pairs, but its Parquet files have 13",
         "has 1 repeated keys, the first 000/000004",
     }
 
@@ -157,7 +157,7 @@ class TestRepair:
         problems = [Problem("reencode", str(data_file(output, chunk)), "differs", chunk) for chunk in (2, 3)]
         result.reencoded = ReencodeResult(rows=2, problems=problems[:different])
         result.problems += problems
-        with hold(f"{output}/_lease.json", print) as lease:
+        with acquire_lease(f"{output}/_lease.json", print) as lease:
             state = OutputState(str(output), JOB, lease.token)
             repair(result, state, state.inventory())
         assert result.incomplete == ({1} if different == 2 else {1, 2, 3})
@@ -168,7 +168,7 @@ class TestRepair:
         result = verify(output)
         state = OutputState(str(output), JOB, "another run's token")
         with (
-            hold(f"{output}/_lease.json", print),
+            acquire_lease(f"{output}/_lease.json", print),
             pytest.raises(JobFailed, match="another run has taken over this output"),
         ):
             repair(result, state, state.inventory())

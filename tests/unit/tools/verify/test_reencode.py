@@ -57,7 +57,9 @@ def test_a_wrong_value_is_found_in_its_row(output):
     result = reencode(output, {1: [0, 1]})
     (problem,) = result.problems
     assert (problem.check, problem.chunk, problem.file) == ("reencode", 1, str(data_file(output, 1)))
-    assert re.match(r"000/000004: 1 of [\d,]+ values of samples differ from its source's, by up to 0\.01", problem[2])
+    assert re.match(
+        r"000/000004: 1 of [\d,]+ values of samples differ from the re-encoded source by up to 0\.01", problem[2]
+    )
     assert (result.rows, len(result.problems)) == (2, 1)
     assert result.largest == pytest.approx(0.01, abs=1e-5)
 
