@@ -78,7 +78,7 @@ class TestPage:
         assert "rows 22 each with a latent and a mask" in text
         assert "rejected pairs 2 8.33% of all pairs" in text
         assert "stores 4 numbers for every 8 x 8 pixels" in text
-        assert "Figures cover all 22 rows." in text
+        assert "Figures cover all 22 rows. All these rows were encoded in float32, without tiling." in text
         assert "24 x 16 22 100.0%" in text
         assert "models in diffusers expect value x 0.18215." in text
         assert "image.truncated 2 image: the file ends before its last pixel" in text
