@@ -94,7 +94,7 @@ def test_no_output(tmp_path, shell):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     done = shell("info", tmp_path)
     assert (done.returncode, "x.parquet is not a data file of an encode job" in done.stderr) == (2, True)
-    with pytest.raises(UsageError, match="can be written"):
+    with pytest.raises(UsageError, match="is not supported"):
         read_info("gs://bucket/out")
 
 

@@ -62,8 +62,8 @@ def test_hours_and_cost_are_printed(sources, tmp_path, shell):
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
-        (["--price", 3], "--price needs the hours that --rate-from estimates"),
-        (["--rate-from", "ftp://host/output"], "ftp://host/output: only"),
+        (["--price", 3], "--price needs --rate-from, which estimates the hours"),
+        (["--rate-from", "ftp://host/output"], "ftp://host/output is not supported"),
         (["--batch-size", 3], "unknown option --batch-size"),
         (["--revision", "main"], "--subfolder, --revision, --vae-family and --flux2-latents need --vae"),
         (["--sample", 0], "--sample 0"),
