@@ -58,7 +58,7 @@ class Output:
         objects = (one for page in pages for one in zip(page.paths, page.sizes, page.versions, strict=True))
         files = sorted(one for one in objects if one[0].endswith(".parquet") and not one[0].startswith("_"))
         if not files:
-            raise UsageError(f"{uri} holds no rows; name the folder or prefix that was the --output of an encode job")
+            raise UsageError(f"{uri} has no rows; give the folder or prefix that was --output of encode")
         return cls(uri, tuple(DataFile(*one) for one in files))
 
     @cached_property

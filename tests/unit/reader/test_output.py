@@ -24,7 +24,7 @@ def test_data_files_are_sorted_and_other_files_are_skipped(on_disk):
 
 
 def test_a_folder_without_rows(tmp_path):
-    with pytest.raises(UsageError, match="holds no rows"):
+    with pytest.raises(UsageError, match="has no rows"):
         open_latents(str(tmp_path))
 
 

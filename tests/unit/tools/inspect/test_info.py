@@ -90,7 +90,7 @@ def test_brackets_in_names_are_no_markup(written, shell):
 
 def test_no_output(tmp_path, shell):
     done = shell("info", tmp_path)
-    assert (done.returncode, "holds no rows; name the folder" in done.stderr) == (2, True)
+    assert (done.returncode, "has no rows; give the folder" in done.stderr) == (2, True)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     done = shell("info", tmp_path)
     assert (done.returncode, "x.parquet is not a data file of an encode job" in done.stderr) == (2, True)

@@ -43,5 +43,5 @@ def test_an_output_without_a_report(tmp_path, shell):
     assert (done.returncode, "_report.json is damaged" in done.stderr) == (1, True)
     (tmp_path / "_report.json").unlink()
     done = shell("report", tmp_path)
-    assert (done.returncode, "holds no rows; name the folder" in done.stderr) == (2, True)
+    assert (done.returncode, "has no rows; give the folder" in done.stderr) == (2, True)
     assert shell("report", "ftp://host/output").returncode == 2
