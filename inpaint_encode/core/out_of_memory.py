@@ -142,7 +142,7 @@ class Float32FallbackVae:
             return self._adaptive.encode(pixels, tile)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                "this image overflows in the compute dtype, and the float32 weights do not fit into device memory",
+                "the latent of this image overflows in --dtype, and device memory is too small for the float32 weights",
                 steps=1,
             ) from error
         finally:

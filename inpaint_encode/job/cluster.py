@@ -81,7 +81,7 @@ def _start(options: dict[str, Any]) -> None:
             raise JobFailed(
                 f"cannot connect to the Ray cluster at {options['address']}; {advice} ({reason})"
             ) from error
-        raise JobFailed(f"Ray did not start; run `inpaint-encode doctor` to find out why ({reason})") from error
+        raise JobFailed(f"Ray did not start; its logs are in /tmp/ray/session_latest/logs ({reason})") from error
 
 
 @contextmanager
@@ -136,13 +136,13 @@ def vae_workers_for(workers: Workers, present: float, *, own: bool) -> VaeWorker
     gpus = float(present > 0) if asked == "auto" else float(asked)
     if gpus > present and own:
         raise UsageError(
-            f"--gpus-per-worker {asked}: Ray finds {present:g} GPUs on this machine; use 0 or auto, or run "
+            f"--gpus-per-worker {asked} is more than the GPUs that Ray finds here ({present:g}); use 0 or auto, or run "
             "`inpaint-encode doctor` to find out why"
         )
     if gpus > present and not workers.max_workers:
         raise UsageError(
-            f"--gpus-per-worker {asked}: the cluster has {present:g} GPUs now; if it starts GPU nodes on demand, set "
-            "--max-workers"
+            f"--gpus-per-worker {asked} is more than the cluster's GPUs now ({present:g}); if it starts GPU nodes "
+            "on demand, set --max-workers"
         )
     fitting = int(present / gpus) if gpus else 1
     most = workers.max_workers or max(workers.min_workers, fitting)

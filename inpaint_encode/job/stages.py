@@ -133,8 +133,9 @@ def _no_cuda(gpus: float, built_for: str | None) -> str:
         remedy = "torch on that node was built without CUDA: use the CUDA container image on GPU nodes"
     else:
         remedy = f"torch on that node is built for CUDA {built_for}: install an NVIDIA driver that supports it"
+    given = f"{gpus:g} GPU{'s' if gpus > 1 else ''}"
     return (
-        f"a VAE worker has {gpus:g} GPU on node {socket.gethostname()}, but torch finds no CUDA device; {remedy}, or "
+        f"a VAE worker has {given} on node {socket.gethostname()}, but torch finds no CUDA device; {remedy}, or "
         "encode on CPUs with --gpus-per-worker 0"
     )
 

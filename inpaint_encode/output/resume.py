@@ -150,8 +150,8 @@ def open_output(
     inventory = state.inventory()
     if inventory.unknown_files:
         raise UsageError(
-            f"{output} has {len(inventory.unknown_files)} files that this job did not write, such as "
-            f"{inventory.unknown_files[0]}; choose an empty folder, since readers read all files of a folder"
+            f"{output} contains {inventory.unknown_files[0]}, which this job did not write (files of this kind: "
+            f"{len(inventory.unknown_files):,}); choose an empty folder, since readers read all files of a folder"
         )
     if kept is None:
         created = datetime.now(UTC).isoformat(timespec="seconds")

@@ -34,10 +34,14 @@ class StreamOptions:
     world_size: int
 
     def __post_init__(self) -> None:
-        minimums = {"batch_size": 1, "seed": 0, "shuffle_groups": 1, "rank": 0, "world_size": self.rank + 1}
+        minimums = {"batch_size": 1, "seed": 0, "shuffle_groups": 1, "rank": 0, "world_size": 1}
         for name, minimum in minimums.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise UsageError(f"{name} is {value}; it must be {minimum} or more")
+        if self.rank >= self.world_size:
+            raise UsageError(
+                f"rank is {self.rank}, but ranks are 0 to {self.world_size - 1}: world_size is {self.world_size}"
+            )
 
 
 class _Position(NamedTuple):

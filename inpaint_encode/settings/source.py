@@ -104,7 +104,7 @@ class Source(Frozen):
             )
         if re.search(r"\{stem\}\d*\{n\}|\{n\}\d*\{stem\}", value):
             raise ValueError(
-                f"--mask-pattern {value!r} needs a text other than digits between {{stem}} and {{n}}, "
+                f"--mask-pattern {value!r} needs a character that is not a digit between {{stem}} and {{n}}, "
                 "such as {stem}_{n}.png"
             )
         return value

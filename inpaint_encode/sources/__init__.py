@@ -73,5 +73,5 @@ def _check_access(access: Access, *uris: pa.ChunkedArray) -> None:
     options = [f"--{name.replace('_', '-')}" for name, value in asdict(access).items() if value]
     if options and not any(pc.any(pc.match_substring_regex(one, "^(?:s3|gs)://")).as_py() for one in uris):
         raise UsageError(
-            f"{', '.join(options)} is for s3:// and gs:// only, and the source has no such URI; leave out the option"
+            f"only s3:// and gs:// accept {' and '.join(options)}, and the source has no such URI; leave this out"
         )

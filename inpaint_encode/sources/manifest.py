@@ -189,9 +189,10 @@ def _check_repeated_lines(
     if len(numbers) < len(pairs):
         line = int(first[counts > 1][0])
         advice = ", or give a column with unique keys: --key-column" if source.random_masks else ""
+        pair = f"image {images[line]} is" if masks is images else f"{images[line]} and {masks[line]} are a pair"
         raise UsageError(
-            f"--pairs {source.pairs}: {images[line]} and {masks[line]} are a pair in several rows; remove the repeated "
-            f"rows ({len(pairs) - len(numbers):,} in total){advice}"
+            f"--pairs {source.pairs}: {pair} in several rows; remove the repeated rows "
+            f"({len(pairs) - len(numbers):,} in total){advice}"
         )
 
 

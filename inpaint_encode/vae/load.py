@@ -109,7 +109,10 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
         check_no_pickles(name, (path.name for path in Path(place, subfolder).glob("*")))
     try:
         config: dict[str, Any] = diffusers.AutoencoderKL.load_config(place, **where)  # reads any class's
-        class_name = str(config.get("_class_name", "(its config.json names none)"))
+        if not (class_name := str(config.get("_class_name", ""))):
+            raise UsageError(
+                f"--vae {name}: its config.json has no _class_name; give a VAE's own folder, or --subfolder"
+            )
         vae_class_of(class_name, f"--vae {name}")
         if not hasattr(diffusers, class_name):
             available = [one for one in VAE_CLASSES if hasattr(diffusers, one)]

@@ -82,7 +82,7 @@ def test_a_job_with_all_decoding_options(source, tmp_path, ray_cluster, make_job
     assert report["encoded"] == len(images()) - len(REJECTED)
 
     (warning,) = [line for line in display.lines if line.startswith("warning: ")]
-    assert "look inverted: half of 10 repaint" in warning
+    assert "look inverted: half of 10 masks cover" in warning
     masks = whole_report(output)["this_run"]["masks"]
     assert warning == f"warning: {masks['warning']}"
     assert (masks["rows"], masks["empty"], masks["full"]) == (10, 0, 0)

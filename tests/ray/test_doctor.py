@@ -27,7 +27,7 @@ def test_every_node_reads_and_writes(cluster, s3):
     storage.write(s3.uri("doctor-ray/images/a.png"), b"1")
     about, node = check_nodes("", [s3.uri("doctor-ray/images")], s3.uri("doctor-ray/out"), lambda _: None)
     there = len([one for one in ray.nodes() if one["Alive"]])
-    assert (about.level, about.found.startswith(f"{there} node, 4 CPUs, 0 GPUs")) == ("ok", True)
+    assert (about.level, about.found.startswith(f"{there} node; CPUs: 4, GPUs: 0")) == ("ok", True)
     assert (node.level, node.check) == ("ok", f"node {ray.nodes()[0]['NodeManagerAddress']}")
     assert node.found.startswith("reachable; 11 of 11 checks passed; memory ")
     assert files_of(s3.uri("doctor-ray/out")) == []
@@ -97,6 +97,6 @@ def test_nodes_without_a_gpu_or_the_package_are_problems(ray_cluster, tmp_path):
         done = subprocess.run(program, env=here, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if " node " in line]
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "Ray: 3 nodes, 6 CPUs, 2 GPUs" in done.stdout
+    assert "Ray: 3 nodes; CPUs: 6, GPUs: 2" in done.stdout
     assert sum("GPU: none, because there is no NVIDIA driver" in line for line in lines) == 1
     assert sum("a task cannot run (ModuleNotFoundError" in line for line in lines) == 1

@@ -137,7 +137,7 @@ def test_another_export_is_refused_or_overwritten_on_request(output, tmp_path, s
     write_chunk(other, 0, ["z"], job="99999999")
     with pytest.raises(
         UsageError,
-        match=f"source: {output} at the destination, {other} now; job: 0a1b2c3d at the destination, 99999999 now",
+        match=f"another output .source: {output} there, {other} now; job: 0a1b2c3d there, 99999999 now",
     ):
         export(other, "comfyui", to)
     assert exported(to) == before

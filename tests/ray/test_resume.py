@@ -145,7 +145,7 @@ def test_other_settings_are_refused(job, output, display):
 
 
 def test_another_vae_is_refused(job, output, display, tmp_path):
-    with pytest.raises(UsageError, match="weights_sha256"):
+    with pytest.raises(UsageError, match="hash of the VAE's weights"):
         run_job(job(vae=save_vae(tmp_path / "vae2", levels=4, seed=1)), display)
 
 

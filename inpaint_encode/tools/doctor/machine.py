@@ -143,7 +143,9 @@ def check_memory(memory: Memory) -> Finding:
     limit = ", the limit of the container" if memory.limited else ""
     found = f"{decimal(memory.free)} free of {decimal(memory.total)}{limit}"
     if memory.free < LEAST_MEMORY or memory.free < (1 - RAY_LIMIT) * memory.total:
-        advice = f"stop other processes: a small job takes 2 GB, and Ray kills workers when {RAY_LIMIT:.0%} are used"
+        advice = (
+            f"stop other processes: a small job takes 2 GB, and Ray kills workers when {RAY_LIMIT:.0%} of it is used"
+        )
         return problem("memory", found, advice)
     if memory.free < ENOUGH_MEMORY:
         return warning("memory", found, "lower --chunk-rows and --chunk-bytes, and give --max-workers 1")
@@ -180,7 +182,11 @@ def check_disk(check: str, folder: Path, variable: str, full: float = 1.0) -> Fi
         return problem(check, f"no file can be created in {parent} ({error.strerror})", advice)
     found = f"{decimal(usage.free)} free of {decimal(usage.total)} at {parent}"
     if usage.free <= (1 - full) * usage.total:
-        why = "the disk is full" if full == 1 else f"over {full:.0%} are used, and Ray stops spilling"
+        why = (
+            "the disk is full"
+            if full == 1
+            else f"over {full:.0%} is used, and Ray no longer moves objects from memory to it"
+        )
         return problem(check, f"{found}; {why}", f"free space on it, or {advice}")
     return ok(check, found)
 
@@ -237,12 +243,13 @@ def check_gpus(driver: Path, *, gpu_reserved: bool) -> Iterator[Finding]:
         advice = f"install torch for CUDA, as in the cluster's cuda image, {or_cpu}"
         yield problem("GPU", f"the NVIDIA driver is installed, but {build}", advice)
     else:
-        reason = "no GPU is visible; CUDA_VISIBLE_DEVICES may hide it"
+        reason = "no GPU is visible"
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
         except (RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())
-        advice = f"install a newer driver, 580 for CUDA 13 or 525 for CUDA 12, {or_cpu}"
+        advice = "unset CUDA_VISIBLE_DEVICES if it hides the GPUs; otherwise install a newer driver, at least 580 for "
+        advice += f"CUDA 13 or 525 for CUDA 12, {or_cpu}"
         yield problem("GPU", f"the NVIDIA driver is installed and {build}, but torch finds no GPU ({reason})", advice)
 
 

@@ -51,7 +51,7 @@ def check_nodes(
             nodes = [node for node in ray.nodes() if node["Alive"]]
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-            counts = f"{pluralize(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
+            counts = f"{pluralize(len(nodes), 'node')}; CPUs: {cpus:g}, GPUs: {gpus:g}"
             store = decimal(int(resources.get("object_store_memory", 0)))
             joined = f"Ray {ray.__version__}, joined in {time.monotonic() - start:.0f} s"
             yield ok("Ray", f"{counts}, {store} of object store; {joined}")
@@ -83,7 +83,9 @@ def _findings_of(node: str, task: str, result: Any, *, done: bool) -> Iterator[F
         ray.cancel(result, force=True)
         found = f"{task} did not finish within {TIMEOUT_S:.0f} s"
         if task == _GPU_TASK:
-            yield warning(node, f"{found}; a job may use its GPUs", "try again after the job; see `ray status`")
+            yield warning(
+                node, f"{found}; a job may be using the GPUs of this node", "try again after the job; see `ray status`"
+            )
         else:
             yield problem(node, found, "see `ray status` and the logs of the node")
         return

@@ -71,7 +71,11 @@ def _check_server(uri: str) -> Finding:
     wrong = f"this machine's clock is {error_s:,.0f} s {'ahead' if skew > 0 else 'behind'}"
     found = f"{s3.server()} answers in {seconds * 1000:,.0f} ms; {wrong if error_s else 'clocks agree'}"
     if error_s >= _MAX_SKEW_S:
-        return problem("S3 server", found, "synchronise this machine's clock (NTP): S3 rejects 15 minutes difference")
+        return problem(
+            "S3 server",
+            found,
+            "synchronise this machine's clock (NTP): S3 rejects requests if the clocks differ by 15 minutes",
+        )
     if error_s >= _LARGE_SKEW_S:
         return warning("S3 server", found, "synchronise this machine's clock (NTP), before it differs by 15 minutes")
     return ok("S3 server", found)
@@ -89,7 +93,7 @@ def check_source(uri: str) -> Finding:
         listed = None if is_http else next((page for page in storage.list_objects(place) if page.paths), None)
         listing_ms = (time.monotonic() - start) * 1000
         if listed:
-            found = f"listed, the first {len(listed.paths):,} objects in {listing_ms:,.0f} ms"
+            found = f"listed, the first page ({len(listed.paths):,}) in {listing_ms:,.0f} ms"
             place = storage.join(place, max(zip(listed.sizes, listed.paths, strict=True))[1])
         elif "://" not in place and Path(place).is_dir():
             raise FileNotFoundError(errno.ENOENT, "the folder is empty")
@@ -141,7 +145,7 @@ def check_output(uri: str) -> Iterator[Finding]:
         finding = _store_problem(uri, error, "written")
     finally:
         removed = _remove(probe, new_folders)
-    left = "" if removed else f"; {probe} could not be deleted, remove it"
+    left = "" if removed else f"; {probe} could not be deleted: delete it yourself"
     yield finding._replace(found=f"{finding.found}{left}")
 
 

@@ -70,7 +70,7 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
     uri = normalize_output_uri(options.output, "--output")
     if f"{uri}/".startswith(f"{output.uri}/"):
         raise UsageError(
-            f"--output {uri} is inside the exported output, which must hold no other files; choose another"
+            f"--output {uri} is inside LATENTS, which must contain no other files; choose another --output"
         )
     has_frames = options.to == "comfyui" and comfyui_has_frames(metadata)
     export = {"source": output.uri, "job": output.files[0].path.partition("-")[0], "to": options.to}

@@ -54,12 +54,12 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         digits: int = 0,
         *,
         largest_first: bool = False,
-        meaning: Callable[[str], str] = lambda _: "",
+        meaning: Callable[[str], str] | None = None,
     ) -> None:
-        table = Table(title, "", "", box=None, pad_edge=False)
+        table = Table(title, *["", ""][: 2 if meaning else 1], box=None, pad_edge=False)
         table.columns[1].justify = "right"
         for name, value in sorted(values.items(), key=lambda item: -item[1] if largest_first else 0):
-            table.add_row(escape(name), f"{value:,.{digits}f}", meaning(name))
+            table.add_row(escape(name), f"{value:,.{digits}f}", *([meaning(name)] if meaning else []))
         console.print(table)
 
     print_table("output", {name: report[name] for name in _COUNTS})

@@ -33,7 +33,7 @@ def test_a_cluster_without_gpus_as_yet_must_be_told_for_how_many_workers():
 
 
 def test_this_machine_never_gets_a_gpu():
-    with pytest.raises(UsageError, match="Ray finds 0 GPUs on this machine"):
+    with pytest.raises(UsageError, match=r"more than the GPUs that Ray finds here \(0\)"):
         vae_workers_for(Workers(gpus_per_worker="1", max_workers=8), 0, own=True)
 
 

@@ -49,7 +49,7 @@ class TestSources:
     def test_existing_prefix_and_file_are_read(self, prefix, tmp_path):
         storage.write(f"{prefix}/a/0.png", b"")
         storage.write(f"{prefix}/a/1.png", bytes(100_000))
-        assert check_source(prefix).found.startswith("listed, the first 2 objects in ")
+        assert check_source(prefix).found.startswith("listed, the first page (2) in ")
         assert "; 65.5 kB read in " in check_source(f"{prefix}/").found
         assert check_source(f"{prefix}/a/1.png").found.startswith("an object of 100.0 kB; 65.5 kB read")
         (tmp_path / "list.csv").write_text("image,mask\n")
@@ -166,7 +166,7 @@ class TestOutput:
         network.share = 0.0
         (left,) = files_of(prefix)
         assert left.startswith(PROBE_PREFIX)
-        assert finding.found.endswith(f"; {prefix}/{left} could not be deleted, remove it")
+        assert finding.found.endswith(f"; {prefix}/{left} could not be deleted: delete it yourself")
 
     def test_number_of_requests_does_not_depend_on_the_output(self, prefix, network):
         """A page of a listing has 1,000 objects."""

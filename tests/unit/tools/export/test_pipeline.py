@@ -49,7 +49,7 @@ def test_video_vaes_have_frames(vae_class, frames):
 
 def test_a_destination_inside_the_output_is_refused(plain):
     for inside in (plain, f"{plain}/", f"{plain}/_export", f"file://{plain}/x"):
-        assert "is inside the exported output" in refused(plain, "webdataset", inside)
+        assert "is inside LATENTS" in refused(plain, "webdataset", inside)
     assert "--output ftp://x/y" in refused(plain, "webdataset", "ftp://x/y")
 
 
