@@ -86,6 +86,11 @@ def test_unsupported_classes_are_refused_by_name(tmp_path, vae_folder, monkeypat
         (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": name}))
         with pytest.raises(UsageError, match=f"class {name}, which is not supported; .* AutoencoderKL, .*Wan"):
             load_vae(tmp_path)
+    del config["_class_name"]
+    (tmp_path / "nameless").mkdir()
+    (tmp_path / "nameless" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"nameless: its config\.json has no _class_name; give a VAE's own folder"):
+        load_vae(tmp_path / "nameless")
     monkeypatch.setattr(registry, "VAE_CLASSES", registry.VAE_CLASSES | {name: registry.VAE_CLASSES["AutoencoderKL"]})
     with pytest.raises(UsageError, match=rf"{name}, which diffusers [\d.]+ does not have; it has AutoencoderKL, "):
         load_vae(tmp_path)
