@@ -254,7 +254,13 @@ class _Run:
         return (self.stats.decided - before) / (now - since) if now > since else 0.0
 
     def _write_receipts(self) -> None:
-        if self._unwritten:
-            self._state.write_receipts(self._name, self._receipt_files, self._unwritten)
-            self._unwritten, self._receipt_files = [], self._receipt_files + 1
+        """Write the receipts since the last call. They are a cache, so a failure must not hide why a job ends."""
         self._written_at = time.monotonic()
+        try:
+            if self._unwritten:
+                self._state.write_receipts(self._name, self._receipt_files, self._unwritten)
+                self._unwritten, self._receipt_files = [], self._receipt_files + 1
+        except OSError as error:
+            self._display.say(
+                f"warning: receipts cannot be written ({error}); a resumed run reads the data files instead"
+            )

@@ -542,6 +542,17 @@ class TestStoresThatFail:
         assert whole_output(f"{prefix}/out")["encoded"] == 24
 
 
+def test_receipts_that_cannot_be_written_do_not_end_a_job(job_to, pairs, display, tmp_path):
+    out = tmp_path / "blocked"
+    out.mkdir()
+    (out / "_receipts").write_bytes(b"a file where a folder must be")
+    assert run_job(job_to(out), display)["encoded"] == ENCODED
+    assert [line for line in display.lines if line.startswith("warning: receipts cannot be written (")]
+    assert run_job(job_to(out), display)["this_run"]["encoded"] == 0
+    (out / "_receipts").unlink()
+    whole_output(str(out))
+
+
 def test_a_job_resumes_after_its_disk_was_full(job_to, pairs, display, tmp_path):
     """A file system of 200 kilobytes; skipped where this process may not mount one."""
     small = tmp_path / "small"
