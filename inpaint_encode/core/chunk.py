@@ -166,23 +166,31 @@ def _prefetched(
     ahead: int,
 ) -> Iterator[tuple[list[Pair], Any, list[Any]]]:
     """Yield the pairs of each image with its file and its masks' files, in order; count the waits as ``fetch_s``."""
-    waiting: deque[tuple[list[Pair], list[Future[SourceFile | PairRejected]]]] = deque()
+    waiting: deque[tuple[list[Pair], Future[list[SourceFile | PairRejected]]]] = deque()
     images = groupby(pairs, key=lambda pair: pair.image_uri)
     while True:
         for _, group in islice(images, ahead - len(waiting)):
             of_image = list(group)
-            image = pool.submit(_fetch, of_image[0], "image", reader, breaker)
-            masks = [
-                image if pair.mask_uri == pair.image_uri else pool.submit(_fetch, pair, "mask", reader, breaker)
-                for pair in of_image
-            ]
-            waiting.append((of_image, [image, *masks]))
+            waiting.append((of_image, pool.submit(_fetch_image_and_masks, of_image, reader, breaker)))
         if not waiting:
             return
-        of_image, futures = waiting.popleft()
+        of_image, future = waiting.popleft()
         with counters.timed("fetch"):
-            image_file, *mask_files = [future.result() for future in futures]
+            image_file, *mask_files = future.result()
         yield of_image, image_file, mask_files
+
+
+def _fetch_image_and_masks(
+    pairs: list[Pair], reader: PairReader, breaker: CircuitBreaker
+) -> list[SourceFile | PairRejected]:
+    """Return the file of the image that ``pairs`` share and then those of their masks.
+
+    No mask is requested if the image cannot be read: a store that answers for masks alone must not seem to work.
+    """
+    image = _fetch(pairs[0], "image", reader, breaker)
+    use_image = [isinstance(image, PairRejected) or pair.mask_uri == pair.image_uri for pair in pairs]
+    masks = zip(pairs, use_image, strict=True)
+    return [image, *(image if same else _fetch(pair, "mask", reader, breaker) for pair, same in masks)]
 
 
 def _fetch(

@@ -38,7 +38,8 @@ def ray_start(*options: object, **environment: str):
     try:
         yield process
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
+        ended = process.poll() is not None  # a test may have killed it
+        family = [] if ended else psutil.Process(process.pid).children(recursive=True)
         for member in [process, *family]:  # a submitted job's driver does not die with its node
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
