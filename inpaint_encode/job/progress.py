@@ -37,7 +37,7 @@ class Display:
         """Show the progress from now on; ``done`` of ``total`` pairs are decided already."""
 
     def update(self, done: int, rejected: int, rate: float) -> None:
-        """Show ``done`` decided pairs, of which ``rejected`` are rejected, and the pairs per second (0: unknown)."""
+        """Show the numbers of decided and of ``rejected`` pairs, and the pairs per second (0: unknown)."""
 
 
 class Reminder:

@@ -18,7 +18,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 
 _PREFIX_SUFFIXES = ("parquet", "tar")
-"""Formats of which ``--pairs`` may name a prefix with many files."""
+"""Formats whose files ``--pairs`` may give together, as one prefix."""
 _COMPRESSED_TAR = re.compile(r"\.(?:tar\.\w+|tgz|tbz2?|txz)$")
 _AVIF = {"avif"} if features.check("avif") else set()
 
@@ -75,7 +75,7 @@ def find_pair_files(pairs: str, access: Access, suffixes: Collection[str]) -> Pa
     if not there:
         _check_not_compressed(uri, *files)
         raise UsageError(
-            f"--pairs {uri} contains no .parquet and no .tar files; give a prefix with files of one of these formats, "
+            f"--pairs {uri} contains no .parquet and no .tar files; give a prefix with files of either format, "
             f"or one file that ends in {supported}"
         )
     chosen = [f"{uri}/{path}" for path in files if path.endswith(f".{there[0]}")]

@@ -33,7 +33,7 @@ _OBJECT_STORE = 0.3
 """Share of free memory that Ray reserves in shared memory for its object store."""
 
 _VECTOR_UNITS = {"AVX2", "AVX512"}
-"""Without one of these, an x86 CPU rounds some pixels of a resized mask the other way: 36 of 7.4 million in a test."""
+"""Without AVX2 or AVX512, an x86 CPU rounds some pixels of a resized mask differently: 36 of 7.4 million in a test."""
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 

@@ -101,7 +101,7 @@ class RateEstimate:
     hours: float
     """For all planned pairs, without the start of Ray and of the workers if that is excluded."""
     cost: float | None
-    """Of these hours, in the currency of ``--price``; None without it."""
+    """Cost of ``hours``, in the currency of ``--price``; None without it."""
     assumes: str
     differs: list[str]
     """Settings that change the work per pair and differ from those of the output; ``config_sha256`` is the VAE's."""

@@ -239,7 +239,7 @@ def _kept_chunks(result: VerifyResult) -> set[int]:
 
 
 def _remove_receipts(state: OutputState, paths: list[str], chunks: set[int]) -> None:
-    """Remove the receipts of these chunks, and files of receipts that are not readable."""
+    """Remove the receipts of ``chunks``, and files of receipts that cannot be read."""
     for uri in map(state.uri, paths):
         try:
             table = read_table(storage.read(uri).data, RECEIPT)

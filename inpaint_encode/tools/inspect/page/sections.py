@@ -179,7 +179,7 @@ def _rejects_section(data: PageData) -> Section:
         section.tables.append(Table("Rejected pairs", headings, examples))
         sentence = "The files below _rejected list all rejected pairs."
         if found.files < found.of_files:
-            sentence += f" Examples are from {found.files:,} of these {found.of_files:,} files, drawn at random."
+            sentence += f" Examples are from {found.files:,} of {found.of_files:,} files, drawn at random."
         section.sentences.append(sentence)
     if report:
         section.sentences.append(
