@@ -34,19 +34,41 @@ PAIR_FIELDS = [
 ]
 """What identifies a pair, in every table of pairs; the fields of `inpaint_encode.core.chunk.Pair`."""
 
+SOURCE_PAIRS = pa.schema([*PAIR_FIELDS, ("image_bytes", pa.int64()), ("line", pa.int32())])
+"""Pairs as a source yields them, in batches (`inpaint_encode.sources.pairs.PairBatch`), with an `EXTRA_COLUMNS` column if
+the source has columns of its own.
+
+``image_bytes`` is the size of the image's file, 0 if it is unknown. ``line`` counts the lines of the batch's slices from
+0; it is 0 for all pairs of a source without lines."""
+
 PAIRS = pa.schema(
     [
-        ("chunk", pa.int64()),
+        ("chunk", pa.int32()),
         *PAIR_FIELDS,
+        ("line", pa.int32()),
         ("encode", pa.bool_()),
+        ("error", pa.string()),
     ]
 )
-"""The plan: each pair's chunk, its versions as listed (empty if nothing was listed), and whether to encode it or to
-keep its row from the chunk's previous generation. Pairs of one image are neighbors. A null key marks a chunk without
-pairs."""
+"""The plan of one unit: each pair's chunk in the unit, its versions as listed (empty if nothing was listed), its line in
+the unit's slices of the source, and whether to encode it or to keep its row from the chunk's previous revision. ``error``
+is the message of a pair that is rejected without being read, see `DUPLICATE_KEY`. Pairs of one image are neighbors. A
+null key marks a chunk that has lost all its pairs."""
 
-WORK = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), ("part", pa.string()), ("keep", pa.bool_())])
-"""One chunk of work: the plan file it is in, and whether rows that are not to be encoded are kept."""
+DUPLICATE_KEY = "list.duplicate_key"
+"""Name of the error of a pair whose key belongs to another pair; the plan has the message."""
+
+WORK = pa.schema(
+    [
+        ("chunk", pa.string()),
+        ("revision", pa.int32()),
+        ("hash", pa.string()),
+        ("part", pa.string()),
+        ("keep", pa.bool_()),
+    ]
+)
+"""One chunk of work: its name, the newest revision that contains it, the hash of its planned pairs, the URI of the plan
+file it is in, and whether rows that are not to be encoded are kept."""
 
 GEOMETRY = [
     pa.field("source_height", pa.int32()),
@@ -71,8 +93,9 @@ REJECTS = pa.schema(
 
 RECEIPT = pa.schema(
     [
-        ("chunk", pa.int64()),
-        ("generation", pa.int32()),
+        ("chunk", pa.string()),
+        ("revision", pa.int32()),
+        ("hash", pa.string()),
         ("encoded", pa.int64()),
         ("rejected", pa.int64()),
         ("errors", pa.map_(pa.string(), pa.int64())),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +128,87 @@ def list_pages(
         else:
             reason = "this is a file, not a folder" if Path(prefix).exists() else "there is no such folder"
         raise UsageError(f"{option} {prefix}: {reason}; {advice}")
+
+
+BATCH_PAIRS = 65_536
+"""Largest number of lines or pairs in a `PairBatch`, before random masks multiply them."""
+
+BATCH_BYTES = 2**28
+"""Bytes of a batch's strings from which it ends early: an Arrow array of strings must be smaller than 2 GiB."""
+
+MAX_EXAMPLES = 1_000
+"""Names that `LeftOut` keeps of each kind; it counts all of them."""
+
+
+class Slice(NamedTuple):
+    """A range of the lines of one file of a source. In a tar, every pair is a line."""
+
+    file: str
+    """URI."""
+    version: str
+    """Version of the file, and of the options that select its pairs; if it is another one, the file is read again."""
+    start: int
+    end: int
+    """Numbers of the first line, and of the line after the last; the file's first line is 0."""
+    is_last: bool
+    """Whether the file ends here."""
+    left_out: tuple[int, int, int] = (0, 0, 0)
+    """Unpaired images, unpaired masks and ignored files of the slice."""
+
+
+class PairBatch(NamedTuple):
+    """Some pairs of a source, in the order in which they should be encoded."""
+
+    pairs: pa.Table
+    """`schema.SOURCE_PAIRS`, and `schema.EXTRA_COLUMNS` if the source has columns of its own. Keys may repeat. Pairs of one
+    image need not be neighbors."""
+    slices: tuple[Slice, ...] = ()
+    """Where the pairs are from, in order; ``line`` counts their lines. Empty if the source is a listing."""
+
+
+@dataclass
+class LeftOut:
+    """Files of a source that belong to no pair, counted while the source is read."""
+
+    unpaired_images: int = 0
+    unpaired_masks: int = 0
+    ignored_files: int = 0
+    """Files without an image's suffix."""
+    unpaired_image_uris: list[str] = field(default_factory=list)
+    """The first `MAX_EXAMPLES` of them; so are the other two."""
+    unpaired_mask_uris: list[str] = field(default_factory=list)
+    unreadable_names: list[str] = field(default_factory=list)
+    """Escaped names of ignored files whose names are not valid in a URI."""
+
+
+class PairSource(ABC):
+    """A source of pairs. Opening one reads little; `batches` reads the rest, in bounded memory."""
+
+    extra_columns: list[pa.Field]
+    """The fields of `schema.EXTRA_COLUMNS`; empty if the source has no columns of its own."""
+    numbers_masks: bool
+    """Whether a key names an image, so that the key of its second mask must get a number, and so on. If False, keys name
+    pairs."""
+    left_out: LeftOut
+    objects_listed: int
+    """Objects in the listings so far."""
+    image_row_groups: int
+    """Row groups of the Parquet files that hold the images, so far."""
+    image_and_mask_bytes: tuple[int, int] | None
+    """Total bytes of the images that have a mask, each counted once, and of their masks, once `batches` has ended. None
+    if the source does not know them."""
+
+    @abstractmethod
+    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
+        """Yield all pairs, but for lines that are ``known``.
+
+        Args:
+            known: the last slice of each file that is in the plan, by URI. Its lines, and all before them, are skipped if
+                the file still has that version. Empty: everything is read.
+
+        Raises:
+            UsageError: something cannot be read, or a value is not valid; pairs before it have been yielded.
+        """
 
 
 class FoundPairs(NamedTuple):
