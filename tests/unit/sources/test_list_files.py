@@ -1,6 +1,6 @@
 """Text files that are read in parts: types of JSONL, and quotation marks of CSV."""
 
-import io
+import csv
 import json
 import random
 import re
@@ -17,7 +17,7 @@ A = {"image": "a.jpg", "mask": "a.png"}
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("inpaint_encode.sources.list_files._JSON_BYTES", 100)
+    monkeypatch.setattr("inpaint_encode.sources.list_files._BLOCK_BYTES", 100)
     monkeypatch.setattr("inpaint_encode.sources.list_files._SMALL_BYTES", 0)
 
 
@@ -83,18 +83,25 @@ def test_a_file_without_line_ends_is_not_read_into_memory(tmp_path, small_blocks
     assert sum(size for _, size in requests) <= 1_100
 
 
-def test_quotation_marks_are_matched_across_reads():
+def test_quotation_marks_of_csv_are_matched():
     quoted = re.compile(rb'(?:(?<=[,\r\n])|\A)"(?:[^"]|"")*+"')
     unclosed = re.compile(rb'(?:[,\r\n]|\A)"')
-    choose, ends = random.Random(3), set()
+    choose, found = random.Random(3), set()
     for _ in range(3_000):
-        data = bytes(choose.choices(b'"",\nx', k=choose.randrange(16)))
-        file = list_files._CheckedCsv(io.BytesIO(data))
-        while file.read(choose.randrange(1, 5)):
-            pass
-        ends.add(file.ends_inside_quotes())
-        assert file.ends_inside_quotes() == bool(unclosed.search(quoted.sub(b"", data))), data
-    assert ends == {True, False}
+        text = bytes(choose.choices(b'"",\nx', k=choose.randrange(16)))
+        start = list_files._find_open_quote(text)
+        assert (start >= 0) == bool(unclosed.search(quoted.sub(b"", text))), text
+        found.add(start)
+    assert found == {*range(-1, 15)}
+
+
+def test_csv_is_cut_between_lines_and_not_within_a_value(tmp_path, small_blocks):
+    choose = random.Random(4)
+    texts = ["".join(choose.choices('",\nx', k=choose.randrange(30))) for _ in range(300)]
+    with (tmp_path / "m.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["image", "mask", "t"], *(["a", "b", text] for text in texts)])
+    pairs = found_pairs(Source(pairs=str(tmp_path / "m.csv")))
+    assert [pair["extra_columns"]["t"] for pair in pairs] == texts
 
 
 @pytest.mark.parametrize("end", ['"open', '"open""', '"open\n', '"open\nx,y,z\n', '"'])
