@@ -160,8 +160,8 @@ class PairBatch(NamedTuple):
     """Some pairs of a source, in the order in which they should be encoded."""
 
     pairs: pa.Table
-    """`schema.SOURCE_PAIRS`, and `schema.EXTRA_COLUMNS` if the source has columns of its own. Keys may repeat. Pairs of one
-    image need not be neighbors."""
+    """`schema.SOURCE_PAIRS`, and `schema.EXTRA_COLUMNS` if the source has columns of its own. Keys may repeat. Pairs of
+    one image need not be neighbors."""
     slices: tuple[Slice, ...] = ()
     """Where the pairs are from, in order; ``line`` counts their lines. Empty if the source is a listing."""
 
@@ -187,8 +187,10 @@ class PairSource(ABC):
     extra_columns: list[pa.Field]
     """The fields of `schema.EXTRA_COLUMNS`; empty if the source has no columns of its own."""
     numbers_masks: bool
-    """Whether a key names an image, so that the key of its second mask must get a number, and so on. If False, keys name
-    pairs."""
+    """Whether a key names an image, so that the keys of its second and further masks must get a number. If False, a key
+    names a pair."""
+    unchanged: frozenset[str]
+    """Files whose ``known`` lines are skipped; set before `batches` yields its first batch."""
     left_out: LeftOut
     objects_listed: int
     """Objects in the listings so far."""
@@ -203,8 +205,8 @@ class PairSource(ABC):
         """Yield all pairs, but for lines that are ``known``.
 
         Args:
-            known: the last slice of each file that is in the plan, by URI. Its lines, and all before them, are skipped if
-                the file still has that version. Empty: everything is read.
+            known: the last slice of each file that is in the plan, by URI. Its lines, and all before them, are skipped
+                if the file still has that version. Empty: everything is read.
 
         Raises:
             UsageError: something cannot be read, or a value is not valid; pairs before it have been yielded.
