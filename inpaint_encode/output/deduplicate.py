@@ -1,8 +1,8 @@
 """Compares the pairs of a source with each other and with the plan: which are new, and which have a key that is taken.
 
-The first pair with a key has it. A later line with the same contents is dropped. A later line with the same key and other
-contents becomes a pair with a key of its own, which is rejected. The keys of an image's second and further masks are
-numbered here, if the source leaves that to the plan.
+The first pair with a key has it. A later line with the same contents is dropped. A later line with the same key and
+other contents becomes a pair with a key of its own, which is rejected. The keys of an image's second and further masks
+are numbered here, if the source leaves that to the plan.
 """
 
 from __future__ import annotations
@@ -241,5 +241,5 @@ class _Decisions:
 
 
 def _contents(row: Row) -> tuple[str, ...]:
-    """Return the values that make two lines with one key the same line; by ``repr``, since NaN does not equal itself."""
+    """Return the values that make two lines with one key the same line; by ``repr``, since NaN is not equal to NaN."""
     return (*(row[name] for name in COMPARED), repr(row.get(EXTRA_COLUMNS)))

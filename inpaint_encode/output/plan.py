@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, SOURCE_PAIRS, with_extra_columns
+from inpaint_encode.errors import JobFailed
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, with_extra_columns
 from inpaint_encode.stores import storage
 
 CHUNKS_PER_PART = 32
@@ -29,6 +30,16 @@ _ROWS_PER_SLICE = 10_000
 
 COMPARED = ("image_uri", "mask_uri", "image_version", "mask_version")
 """Columns that, with the extra columns, say whether a pair is still the planned one."""
+
+
+class PlannedChunk(NamedTuple):
+    """A chunk at its newest revision."""
+
+    revision: int
+    hash: str
+    part: str
+    """URI of its part."""
+    pairs: int
 
 
 class ChunkSummary(NamedTuple):
@@ -144,6 +155,16 @@ def chunk_hash(chunk: pa.Table) -> str:
         else:
             digest.update(repr(column.to_pylist()).encode())
     return digest.hexdigest()[:32]
+
+
+def check_hash(part_uri: str, chunk: str, pairs: pa.Table, expected: str) -> None:
+    """Check that the pairs of a chunk, as read from a plan file, are those that were planned.
+
+    Raises:
+        JobFailed: they are not, so the file is damaged.
+    """
+    if chunk_hash(pairs) != expected:
+        raise JobFailed(f"{part_uri} has other pairs for chunk {chunk} than its marker says")
 
 
 def newest(revisions: list[pa.Table]) -> pa.Table:

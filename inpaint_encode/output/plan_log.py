@@ -3,8 +3,8 @@
 ``_plan/<job>-<unit>.<revision>.json``                    a marker: makes a revision of a unit valid
 ``_plan/<job>-<unit>.<revision>-<token>-<part>.parquet``  a part: pairs of some chunks, `inpaint_encode.schema.PAIRS`
 
-Parts are written first, under names with the token of the run. The marker's name has no token, and it is written only if
-it does not exist. So of two runs that plan the same unit, one succeeds, and the parts of the other are never read. A
+Parts are written first, under names with the token of the run. The marker's name has no token, and it is written only
+if it does not exist. So of two runs that plan the same unit, one succeeds, and the parts of the other are never read. A
 marker names its parts with their hashes, and the hash of the marker before it: a marker or a part that is lost, or
 belongs to another plan, is noticed. Revision 0 of a unit follows revision 0 of the unit before; later revisions follow
 the revision before.
@@ -72,16 +72,6 @@ class Marker(BaseModel):
     chunks: tuple[MarkedChunk, ...]
 
 
-class PlannedChunk(NamedTuple):
-    """A chunk at its newest revision."""
-
-    revision: int
-    hash: str
-    part: str
-    """URI of its part."""
-    pairs: int
-
-
 class Unit:
     """A unit of the log."""
 
@@ -92,6 +82,8 @@ class Unit:
         """SHA-256 of the markers of revision 0 and of the newest revision."""
         self.revisions: list[tuple[Part, ...]] = []
         """The parts of each revision."""
+        self.chunks = 0
+        """Number of chunks."""
 
 
 class PlanTaken(JobFailed):
@@ -108,12 +100,12 @@ class PlanLog:
 
     def __init__(self, state: OutputState, extra: pa.Schema) -> None:
         self.units: list[Unit] = []
-        self.chunks: dict[str, PlannedChunk] = {}
+        self.chunks: dict[str, plan.PlannedChunk] = {}
         """Every chunk by its name."""
         self.pairs = 0
         self.repeated = 0
         self._state = state
-        self._schema = with_extra_columns(PAIRS, extra)
+        self.schema = with_extra_columns(PAIRS, extra)
         self._read_revisions = lru_cache(maxsize=4)(self._read_revisions_uncached)
 
     @classmethod
@@ -155,13 +147,14 @@ class PlanLog:
         unit.first_digest = unit.first_digest or unit.digest
         unit.revisions.append(marker.parts)
         unit.slices += marker.slices
+        unit.chunks = max(unit.chunks, len(marker.chunks))
         self.repeated += marker.repeated
         uris = [self._state.uri(part.path) for part in marker.parts]
         for number, pairs, chunk_hash, part in marker.chunks:
             name = plan.chunk_name(marker.unit, number)
             before = self.chunks.get(name)
             self.pairs += pairs - (before.pairs if before else 0)
-            self.chunks[name] = PlannedChunk(marker.revision, chunk_hash, uris[part], pairs)
+            self.chunks[name] = plan.PlannedChunk(marker.revision, chunk_hash, uris[part], pairs)
         return unit
 
     def append(self, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
@@ -186,11 +179,9 @@ class PlanLog:
         """
         return self._write(unit, len(self.units[unit].revisions), table, (), 0)
 
-    def _write(
-        self, unit: int, revision: int, table: pa.Table, slices: tuple[Slice, ...], repeated: int
-    ) -> list[str]:
+    def _write(self, unit: int, revision: int, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
         tables = [part for part in plan.parts(table) if part.num_rows]
-        encoded = [parquet_bytes(part.cast(self._schema)) for part in tables]
+        encoded = [parquet_bytes(part.cast(self.schema)) for part in tables]
         stem = f"_plan/{self._state.job}-{unit:06d}.{revision}-{self._state.token[:8]}"
         paths = [f"{stem}-{number:05d}.parquet" for number in range(len(encoded))]
         list(map_concurrently(self._write_part, zip(paths, encoded, strict=True)))
@@ -250,19 +241,23 @@ class PlanLog:
         tables = []
         for parts in self.units[unit].revisions[:revisions]:
             read = list(map_concurrently(self._read_part, parts))
-            tables.append(pa.concat_tables([self._schema.empty_table(), *read]))
+            tables.append(pa.concat_tables([self.schema.empty_table(), *read]))
         return plan.newest(tables)
 
     def _read_part(self, part: Part) -> pa.Table:
         data = self._state.read(part.path)
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise _damaged(self._state.uri(part.path), "has other contents than its marker says")
-        return read_parquet(self._state.uri(part.path), data, self._schema)
+        return read_parquet(self._state.uri(part.path), data, self.schema)
 
     def read_units(self) -> Iterator[tuple[int, pa.Table]]:
         """Yield the number and the newest rows of every unit, without keeping them."""
         for unit in self.units:
             yield unit.number, self._read_revisions_uncached(unit.number, len(unit.revisions))
+
+    def names(self, unit: int) -> list[str]:
+        """Return the names of a unit's chunks."""
+        return [plan.chunk_name(unit, number) for number in range(self.units[unit].chunks)]
 
     def last_slices(self) -> dict[str, Slice]:
         """Return the last slice of each file of the source, by its URI."""

@@ -49,7 +49,8 @@ class Planner:
         self.changed = 0
         """Planned pairs that the source has with other contents."""
         self._log, self._source, self._chunks, self._run, self._undecided = log, source, chunks, run, undecided
-        self._old_units = len(log.units)
+        self.old_units = len(log.units)
+        """Units that were planned before."""
         self._keys: KnownKeys | None = None if log.units else KnownKeys()
         self._met: dict[int, NDArray[np.bool_]] = {}
         fields = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
@@ -70,15 +71,19 @@ class Planner:
         """
         size = max(BATCH_PAIRS, self._chunks.chunk_rows)
         for batch in self._source.batches({} if self._run.refresh else self._log.last_slices()):
-            for piece in split_batch(batch, size):
-                self._add(piece)
-                if self._waiting.num_rows >= size // 2:
-                    yield self._write_unit()
+            self._add(batch)
+            if self._waiting.num_rows >= size // 2:
+                yield self._write_unit()
         if self._waiting.num_rows or self._slices:
             yield self._write_unit()
         if self._run.refresh:
             yield from self._revise()
         self.complete = True
+
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """Files of the source that are planned already and were not read again."""
+        return self._source.unchanged
 
     def retry(self, rejected_keys: Callable[[int], pa.Array]) -> Iterator[list[str]]:
         """Write revisions that encode rejected pairs again; yield the names of their chunks.
@@ -106,7 +111,7 @@ class Planner:
 
     def _revise(self) -> Iterator[list[str]]:
         """Write revisions of the units with changed pairs and, with ``drop_vanished``, with pairs that were not met."""
-        for unit in range(self._old_units):
+        for unit in range(self.old_units):
             changed, current = self._changes.of(unit), self._log.read_unit(unit)
             dropped = pa.array([], pa.string())
             if self._run.drop_vanished:
@@ -151,8 +156,8 @@ class Planner:
     def _planned_pairs(self, keys: pa.ChunkedArray) -> pa.Table:
         """Return the planned and waiting pairs with these keys or base keys.
 
-        Columns of `inpaint_encode.schema.PAIRS`; ``unit``, the next unit's number for a waiting pair; ``row``, the pair's
-        row in its unit; and ``met``, see `deduplicate`.
+        Columns of `inpaint_encode.schema.PAIRS`; ``unit``, for a waiting pair the next unit's number; ``row``, the
+        pair's row in its unit; and ``met``, see `deduplicate`.
         """
         positions, units = self._known_keys.find(hash_keys(keys))
         candidates = keys.take(np.unique(positions))
@@ -177,8 +182,8 @@ class Planner:
         return rows.filter(pc.or_(pc.is_in(rows["key"], value_set=keys), pc.is_in(bases, value_set=keys)))
 
     def _met_rows(self, unit: int) -> NDArray[np.bool_]:
-        """Return which rows of a unit this reading of the source has had; skipped lines, and new units, count as read."""
-        if unit >= self._old_units:
+        """Return which rows of a unit this reading of the source has had, with skipped lines and new units."""
+        if unit >= self.old_units:
             rows = self._waiting if unit == len(self._log.units) else self._log.read_unit(unit)
             return np.ones(rows.num_rows, np.bool_)
         if unit not in self._met:
@@ -217,46 +222,6 @@ class Planner:
                 return f"row {one.start + line + 1:,} of {one.file}"
             line -= one.end - one.start
         return str(pair["image_uri"])
-
-
-def split_batch(batch: PairBatch, size: int) -> Iterator[PairBatch]:
-    """Yield a batch in pieces of about ``size`` pairs that end between two lines; usually it is one piece."""
-    lines = batch.pairs["line"].to_numpy()
-    start, slices = 0, batch.slices
-    while batch.pairs.num_rows - start > size:
-        end = start + size
-        if slices:
-            end = int(np.searchsorted(lines, lines[end], "left"))
-            end = end if end > start else int(np.searchsorted(lines, lines[start], "right"))
-        pairs = batch.pairs.slice(start, end - start)
-        first = int(lines[start]) if slices else 0
-        last = int(lines[end]) if slices and end < len(lines) else sum(one.end - one.start for one in batch.slices)
-        yield PairBatch(_with_lines_from(pairs, first), tuple(_cut(batch.slices, first, last)))
-        start = end
-    first = int(lines[start]) if slices and start else 0
-    rest = PairBatch(_with_lines_from(batch.pairs.slice(start), first), tuple(_cut(batch.slices, first, None)))
-    if start < len(lines) or not start:
-        yield rest
-
-
-def _with_lines_from(pairs: pa.Table, first: int) -> pa.Table:
-    """Return the pairs with their lines counted from ``first``."""
-    at = pairs.column_names.index("line")
-    return pairs.set_column(at, "line", pc.subtract(pairs["line"], pa.scalar(first, pa.int32()))) if first else pairs
-
-
-def _cut(slices: Sequence[Slice], start: int, end: int | None) -> Iterator[Slice]:
-    """Yield the parts of slices between two lines of the batch; ``None``: up to the end."""
-    before = 0
-    for one in slices:
-        lines = one.end - one.start
-        first, last = max(start - before, 0), lines if end is None else min(end - before, lines)
-        before += lines
-        if (first, last) == (0, lines):
-            yield one
-        elif first < last:
-            is_last, counted = one.is_last and last == lines, one.left_out if last == lines else (0, 0, 0)
-            yield one._replace(start=one.start + first, end=one.start + last, is_last=is_last, left_out=counted)
 
 
 class _ChangedPairs:

@@ -131,7 +131,7 @@ def list_pages(
 
 
 BATCH_PAIRS = 65_536
-"""Largest number of lines or pairs in a `PairBatch`, before random masks multiply them."""
+"""Largest number of pairs in a `PairBatch`, but for the random masks of its last image."""
 
 BATCH_BYTES = 2**28
 """Bytes of a batch's strings from which it ends early: an Arrow array of strings must be smaller than 2 GiB."""
