@@ -1,344 +1,266 @@
-"""Pairs of a manifest (Parquet, CSV or JSONL): each line names an image and a mask, and has columns for the output.
+"""Pairs of a list (Parquet, CSV or JSONL): each line names an image and a mask, and has columns for the output.
 
 A value of another column is copied to the pair's row with its Arrow type. Of a dictionary the value is copied, of an
-extension type the storage. CSV has no types, so all its columns are strings. In JSONL a string that looks like a time
-stays a string. Parquet may hold images and masks. Their bytes are not read here: the lines get the URIs of the rows,
-see `part_uris`. Other columns of bytes or images are left out.
+extension type the storage. `list_files` reads the lines.
 """
 
 from __future__ import annotations
 
 import io
-import re
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import COLUMNS, EXTRA_COLUMNS
+from inpaint_encode.schema import COLUMNS, EXTRA_COLUMNS, SOURCE_PAIRS
 from inpaint_encode.settings import Source
-from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
-from .pairs import SYSTEM_POOL, FoundPairs, PairFiles, check_unique_keys
-from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
-from .part_uris import row_uris, without_suffix
-from .random_masks import with_random_masks
+from .batches import Piece, in_batches, map_ahead
+from .list_files import Lines, ListFile, open_list_file, translate_errors
+from .pairs import LeftOut, PairBatch, PairFiles, PairSource, Slice, check_access
+from .part_uris import without_suffix
+from .random_masks import slice_version
 
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _READABLE = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
-_MAX_LINE_BYTES = 2**24
-_CSV = pa.csv.ParseOptions(newlines_in_values=True)
-_QUOTED = re.compile(rb'(?:(?<=[,\r\n])|\A)"(?:[^"]|"")*+"')
-_UNCLOSED = re.compile(rb'(?:[,\r\n]|\A)"')
-_FIRST_INEXACT_FLOAT = 2.0**53
-_LONG_INTEGER = re.compile(rb"[:,\[]\s*-?\d{16,}\s*[,}\]]")
-_VERSIONS = pa.schema([("image_version", pa.string()), ("mask_version", pa.string()), ("image_bytes", pa.int64())])
+_OPEN_AHEAD = 8
+"""Files that are opened before their lines are needed."""
+
+_SIGNATURES = (
+    (r"X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-Signature", ""),
+    ("sig", "se|sv"),  # Azure
+    ("Signature", "Key-Pair-Id|AWSAccessKeyId|GoogleAccessId"),  # CloudFront, and older ones of S3 and GCS
+)
+"""Names in the query of a presigned URL: one of the first, and one of the second if there are any."""
 
 
-class _Lines(NamedTuple):
-    """The lines of one or more manifest files."""
-
-    table: pa.Table
-    """The columns of the file; of images, the URIs."""
-    versions: pa.Table
-    """``image_version, mask_version, image_bytes`` of each line's embedded images; bytes are the mean of the row group.
-    Empty and 0 if the line has the URI of a file."""
-    image_bytes: int = 0
-    """Total of the embedded images."""
-    mask_bytes: int = 0
-    row_groups: int = 0
-    """Number of row groups with embedded images."""
+class _OpenFile(NamedTuple):
+    uri: str
+    version: str
+    """Of its slices."""
+    start: int
+    """Number of the first line that is not known."""
+    file: ListFile | None
+    """None if all lines are known."""
 
 
-def from_manifest(source: Source, files: PairFiles, access: Access) -> FoundPairs:
-    """Read the manifest; a line is a pair, or an image with its ``--random-masks``.
+class PairList(PairSource):
+    """The lines of one or more files; a line is a pair, or an image with its ``--random-masks``."""
 
-    Raises:
-        UsageError: the manifest cannot be read or has no rows, a column is missing or has the name of an output
-            column, a line has no URI or occurs twice, or a key is not unique.
-    """
-    table, versions, image_bytes, mask_bytes, row_groups = _read_files(source, files, access)
-    images = _uri_column(table, "--image-column", source.image_column, files)
-    no_mask_column = source.random_masks > 0 or source.is_own_mask
-    masks = images if no_mask_column else _uri_column(table, "--mask-column", source.mask_column, files)
-    image_numbers = _number_values(images)
-    by_image = np.argsort(image_numbers, kind="stable")
-    _check_repeated_lines(source, images, masks, image_numbers)
-    index = _mask_index(image_numbers, by_image)
-    if source.key_column:
-        keys = _string_column(table, "--key-column", source.key_column, files)
-    else:
-        keys = _default_keys(images, index, files.folder)
-    columns = {
-        "key": keys,
-        "image_uri": images,
-        "mask_uri": masks,
-        "mask_index": pa.array(index, pa.int32()),
-        "image_version": versions["image_version"],
-        "mask_version": versions["image_version" if no_mask_column else "mask_version"],
-        "image_bytes": versions["image_bytes"],
-    }
-    used = {source.image_column, source.key_column} | (set() if source.random_masks else {source.mask_column})
-    extra = _extra_columns(source.pairs, table, used)
-    pairs = pa.table(columns | ({EXTRA_COLUMNS: extra.to_struct_array()} if extra.num_columns else {}))
-    del table  # frees the columns of URIs before the keys are checked
-    if not (np.diff(by_image) == 1).all():  # else save the copy
-        pairs = pairs.take(by_image)
-    pairs = with_random_masks(pairs, source) if source.random_masks else pairs
-    advice = "make them unique" if source.key_column else "give a column with unique keys: --key-column"
-    check_unique_keys(f"--pairs {source.pairs}", pairs, lambda some: some["image_uri"], advice)
-    all_embedded = image_bytes and (mask_bytes or no_mask_column)
-    return FoundPairs(
-        pairs,
-        objects_listed=files.objects_listed,
-        image_row_groups=row_groups,
-        image_and_mask_bytes=(image_bytes, mask_bytes) if all_embedded else None,
-    )
+    def __init__(self, source: Source, files: PairFiles, access: Access) -> None:
+        """Open the first file.
 
+        Raises:
+            UsageError: it cannot be read, a column is missing, or has the name of an output column.
+        """
+        self._source, self._files, self._access = source, files, access
+        with translate_errors(files.uris[0]):
+            self._first = RangedFile(files.uris[0], access)
+            self._first_opened = open_list_file(files.uris[0], self._first, source)
+        self._schema = self._first_opened.schema
+        names = self._schema.names
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(
+                f"--pairs {source.pairs} has several columns with the same name: {', '.join(repeated)}; rename all but "
+                "one"
+            )
+        self._has_masks = not (source.random_masks or source.is_own_mask)
+        self._check_column("--image-column", source.image_column)
+        if self._has_masks:
+            self._check_column("--mask-column", source.mask_column)
+        if source.key_column:
+            self._check_column("--key-column", source.key_column)
+        self.extra_columns = self._find_extra_columns()
+        extra = [(EXTRA_COLUMNS, pa.struct(self.extra_columns))] if self.extra_columns else []
+        self._pairs_schema = pa.schema([*(field for field in SOURCE_PAIRS if field.name != "line"), *extra])
+        self.numbers_masks = self._has_masks and not source.key_column
+        self.left_out = LeftOut()
+        self.objects_listed = files.objects_listed
+        self.image_row_groups = 0
+        self.image_and_mask_bytes = None
 
-def _read_files(source: Source, files: PairFiles, access: Access) -> _Lines:
-    where = f"--pairs {source.pairs}"
-    try:
-        read = [_read_file(uri, source, access) for uri in files.uris]
-        tables, versions, image_bytes, mask_bytes, row_groups = zip(*read, strict=True)
-        table = pa.concat_tables(tables)
-    except OSError as error:
-        raise UsageError(
-            f"{where} cannot be read: {error.strerror or error}; check the path and the credentials"
-        ) from error
-    except (pa.ArrowException, ValueError) as error:
-        several = " or its files have different columns" if len(files.uris) > 1 else ""
-        raise UsageError(f"{where} is not valid {files.suffix}{several}; correct it ({error})") from error
-    if not table.num_rows:
-        raise UsageError(f"{where} has no rows; add a row for each pair")
-    names = table.column_names
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"{where} has several columns with the same name: {', '.join(repeated)}; rename all but one")
-    return _Lines(table, pa.concat_tables(versions), sum(image_bytes), sum(mask_bytes), sum(row_groups))
+    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
+        """Yield the pairs, see `PairSource.batches`.
 
+        Raises:
+            UsageError: a file cannot be read or has other columns, a line has no URI or a presigned URL, or the list
+                has no rows.
+        """
+        first = True
+        for batch in in_batches(self._pieces(known), self._source):
+            if first and batch.pairs.num_rows:
+                uris = pa.chunked_array([[self._source.pairs]])
+                check_access(self._access, uris, batch.pairs["image_uri"], batch.pairs["mask_uri"])
+                first = False
+            yield batch
 
-def _string_column(table: pa.Table, option: str, name: str, files: PairFiles) -> pa.ChunkedArray:
-    if name not in table.column_names:
-        has = ", ".join(table.column_names)
-        raise UsageError(f"{option} {name}: there is no such column; the list of pairs has {has}")
-    try:
+    def _pieces(self, known: Mapping[str, Slice]) -> Iterator[Piece]:
+        empty, image_bytes, mask_bytes = not known, 0, 0
+        for uri, version, start, file in map_ahead(lambda uri: self._open(uri, known), self._files.uris, _OPEN_AHEAD):
+            if not file:
+                continue
+            end = start
+            with translate_errors(uri):
+                for lines in file.lines(start):
+                    pairs = self._pairs_of(lines, file, end)
+                    start, end, empty = end, end + pairs.num_rows, False
+                    yield Piece(pairs, Slice(uri, version, start, end, is_last=False))
+            yield Piece(self._pairs_schema.empty_table(), Slice(uri, version, end, end, is_last=True))
+            image_bytes, mask_bytes = image_bytes + file.image_bytes, mask_bytes + file.mask_bytes
+            self.image_row_groups += file.row_groups
+        if empty:
+            raise UsageError(f"--pairs {self._source.pairs} has no rows; add a row for each pair")
+        if image_bytes and (mask_bytes or not self._has_masks):
+            self.image_and_mask_bytes = image_bytes, mask_bytes
+
+    def _open(self, uri: str, known: Mapping[str, Slice]) -> _OpenFile:
+        is_first = uri == self._files.uris[0]
+        with translate_errors(uri):
+            ranged = self._first if is_first else RangedFile(uri, self._access)
+            version, start = slice_version(ranged.version, self._source), 0
+            if ranged.version and uri in known and known[uri].version == version:
+                start = known[uri].end
+                if known[uri].is_last:
+                    return _OpenFile(uri, version, start, None)
+            file = self._first_opened if is_first else open_list_file(uri, ranged, self._source)
+        if (file.schema.names, file.schema.types) != (self._schema.names, self._schema.types):
+            raise UsageError(
+                f"--pairs {uri} has other columns than {self._files.uris[0]}; give all files the same columns and types"
+            )
+        return _OpenFile(uri, version, start, file)
+
+    def _check_column(self, option: str, name: str) -> None:
+        if name not in self._schema.names:
+            has = ", ".join(self._schema.names)
+            raise UsageError(f"{option} {name}: there is no such column; the list of pairs has {has}")
+        type_ = self._schema.field(name).type
+        try:
+            pa.nulls(0, type_).cast(pa.string())
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"{option} {name} has type {type_} instead of string; give another column ({error})"
+            ) from error
+
+    def _find_extra_columns(self) -> list[pa.Field]:
+        """Return the other columns with the types that they have after a round trip through Parquet."""
+        source = self._source
+        used = {source.image_column, source.key_column} | (set() if source.random_masks else {source.mask_column})
+        extra = [field for field in self._schema if field.name not in used]
+        if clashes := [field.name for field in extra if field.name in COLUMNS]:
+            advice = ", or use --key-column key" if clashes == ["key"] else ""
+            raise UsageError(
+                f"--pairs {source.pairs} has columns with the names of output columns: {', '.join(clashes)}; rename "
+                f"them{advice}"
+            )
+        plain = pa.schema([(field.name, _plain_type(field.type)) for field in extra])
+        try:
+            file = io.BytesIO()
+            pq.write_table(plain.empty_table(), file)
+            read = pq.read_schema(pa.BufferReader(file.getvalue()))
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"--pairs {source.pairs} has a column that Parquet cannot store; remove it ({error})"
+            ) from error
+        return [pa.field(field.name, field.type) for field in read]
+
+    def _pairs_of(self, lines: Lines, file: ListFile, start: int) -> pa.Table:
+        """Return the pairs of some lines, the first of which has the number ``start`` in its file."""
+        source, table = self._source, lines.table
+        images = self._uris("--image-column", source.image_column, table, file, start)
+        masks = self._uris("--mask-column", source.mask_column, table, file, start) if self._has_masks else images
+        if source.key_column:
+            keys = self._strings("--key-column", source.key_column, table, file, start)
+        else:
+            keys = _default_keys(images, self._files.folder)
+        image_version, mask_version = (file.version if name else "" for name in file.embedded)
+        columns = {
+            "key": keys,
+            "image_uri": images,
+            "mask_uri": masks,
+            "mask_index": pa.repeat(pa.scalar(0, pa.int32()), table.num_rows),
+            "image_version": pa.repeat(image_version, table.num_rows),
+            "mask_version": pa.repeat(mask_version if self._has_masks else image_version, table.num_rows),
+            "image_bytes": pa.repeat(lines.image_bytes, table.num_rows),
+        }
+        if self.extra_columns:
+            values = {field.name: _plain_values(table[field.name]).cast(field.type) for field in self.extra_columns}
+            columns[EXTRA_COLUMNS] = pa.table(values, pa.schema(self.extra_columns)).to_struct_array()
+        return pa.table(columns, self._pairs_schema)
+
+    def _strings(self, option: str, name: str, table: pa.Table, file: ListFile, start: int) -> pa.ChunkedArray:
         strings = table[name].cast(pa.string())
-    except pa.ArrowException as error:
-        raise UsageError(
-            f"{option} {name} has type {table[name].type} instead of string; give another column ({error})"
-        ) from error
-    empty = pc.or_kleene(pc.is_null(strings), pc.equal(strings, ""))
-    if (line := pc.index(empty, True).as_py()) >= 0:
-        numbered = "numbered from 1 across all files" if len(files.uris) > 1 else "numbered from 1"
-        if files.suffix == "csv":
-            numbered = "not counting the header"
-        raise UsageError(f"{option} {name} has no value in row {line + 1:,} ({numbered}); add the value")
-    return strings
+        empty = pc.or_kleene(pc.is_null(strings), pc.equal(strings, ""))
+        if (line := pc.index(empty, True).as_py()) >= 0:
+            raise UsageError(f"{option} {name} has no value in {self._row(file, start + line)}; add the value")
+        return strings
+
+    def _uris(self, option: str, name: str, table: pa.Table, file: ListFile, start: int) -> pa.ChunkedArray:
+        """Return the URIs of a column as `storage.normalize_uri` does; relative ones are below the files' folder."""
+        uris = self._strings(option, name, table, file, start)
+        if name in file.embedded:
+            return uris
+        absolute = pc.match_substring_regex(uris, _ABSOLUTE)
+        if any_absolute := pc.any(absolute).as_py():
+            readable = pc.or_(pc.invert(absolute), pc.match_substring_regex(uris, _READABLE))
+            if (line := pc.index(readable, False).as_py()) >= 0:
+                raise UsageError(
+                    f"{option} {name}: {uris[line]} is not supported; use a path, or a URI without credentials such as "
+                    "s3://bucket/key, gs://bucket/key, https://host/path or file:///path"
+                )
+        if (line := _find_presigned(uris)) >= 0:
+            url = uris[line].as_py().partition("?")[0]
+            raise UsageError(
+                f"{option} {name} has a presigned URL in {self._row(file, start + line)}: {url}; its signature "
+                "expires, and the output would store it; give s3:// or https:// URIs without signatures"
+            )
+        paths = uris
+        if pc.any(pc.starts_with(paths, "./")).as_py():
+            paths = pc.replace_substring_regex(paths, r"^(?:\./)+", "")
+        relative = pc.binary_join_element_wise(self._files.folder, paths, "/")
+        if not any_absolute:
+            return relative
+        return pc.if_else(absolute, pc.replace_substring_regex(uris, "^file://", ""), relative)
+
+    def _row(self, file: ListFile, line: int) -> str:
+        """Return the number of a line, for an error."""
+        of = f" of {file.uri}" if len(self._files.uris) > 1 else ""
+        return f"row {line + 1:,}{of} ({'not counting the header' if file.uri.endswith('.csv') else 'numbered from 1'})"
 
 
-def _uri_column(table: pa.Table, option: str, name: str, files: PairFiles) -> pa.ChunkedArray:
-    """Return the URIs of a column in the form of `storage.normalize_uri`; relative ones are below the files' folder."""
-    uris = _string_column(table, option, name, files)
-    absolute = pc.match_substring_regex(uris, _ABSOLUTE)
-    readable = pc.or_(pc.invert(absolute), pc.match_substring_regex(uris, _READABLE))
-    if (line := pc.index(readable, False).as_py()) >= 0:
-        raise UsageError(
-            f"{option} {name}: {uris[line]} is not supported; use a path, or a URI without credentials such as "
-            "s3://bucket/key, gs://bucket/key, https://host/path or file:///path"
-        )
-    paths = uris
-    if pc.any(pc.starts_with(paths, "./")).as_py():
-        paths = pc.replace_substring_regex(paths, r"^(?:\./)+", "")
-    relative = pc.binary_join_element_wise(files.folder, paths, "/")
-    if not pc.any(absolute).as_py():
-        return relative
-    return pc.if_else(absolute, pc.replace_substring_regex(uris, "^file://", ""), relative)
+def _find_presigned(uris: pa.ChunkedArray) -> int:
+    """Return the number of the first URL with a signature in its query; -1 if there is none."""
+    queries = pc.match_substring(uris, "?")
+    if not pc.any(queries).as_py():
+        return -1
+    for names, others in _SIGNATURES:
+        found = pc.match_substring_regex(uris, rf"(?i)^https?://[^?]*\?(?:.*&)?(?:{names})=")
+        if others:
+            found = pc.and_(found, pc.match_substring_regex(uris, rf"(?i)[?&](?:{others})="))
+        if pc.any(found).as_py():
+            return int(pc.index(found, True).as_py())
+    return -1
 
 
-def _number_values(strings: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Number the different strings in order of appearance; return the number of each string."""
-    chunks = pc.dictionary_encode(strings, memory_pool=SYSTEM_POOL).chunks  # all have the same dictionary
-    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]).astype(np.int64)
-
-
-def _mask_index(image_numbers: NDArray[np.int64], by_image: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Return for each line the number of earlier lines with its image; ``by_image`` sorts the lines by image."""
-    images = image_numbers[by_image]
-    starts = np.flatnonzero(np.diff(images, prepend=-1))
-    counts = np.diff(np.append(starts, len(images)))
-    index = np.empty(len(images), np.int32)
-    index[by_image] = np.arange(len(images)) - np.repeat(starts, counts)
-    return index
-
-
-def _check_repeated_lines(
-    source: Source, images: pa.ChunkedArray, masks: pa.ChunkedArray, image_numbers: NDArray[np.int64]
-) -> None:
-    if source.random_masks and source.key_column:
-        return  # then the keys tell lines with the same image apart
-    pairs = image_numbers << 32 | (image_numbers if masks is images else _number_values(masks))
-    numbers, first, counts = np.unique(pairs, return_index=True, return_counts=True)
-    if len(numbers) < len(pairs):
-        line = int(first[counts > 1][0])
-        advice = ", or give a column with unique keys: --key-column" if source.random_masks else ""
-        pair = f"image {images[line]} is" if masks is images else f"{images[line]} and {masks[line]} are a pair"
-        raise UsageError(
-            f"--pairs {source.pairs}: {pair} in several rows; remove the repeated rows "
-            f"({len(pairs) - len(numbers):,} in total){advice}"
-        )
-
-
-def _default_keys(images: pa.ChunkedArray, index: NDArray[np.int32], folder: str) -> pa.ChunkedArray:
-    """Return the image's path below ``folder``, or else its URI, without the suffix.
-
-    From the image's second mask on, its number is added. So adding a line at the end changes no key.
-    """
+def _default_keys(images: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+    """Return the image's path below ``folder``, or else its URI, without the suffix."""
     below = pc.starts_with(images, f"{folder}/")
     paths = pc.utf8_slice_codeunits(images, len(folder) + 1)
     if not pc.all(below).as_py():
         paths = pc.if_else(below, paths, images)
-    stems = without_suffix(paths)
-    if not index.any():
-        return stems
-    numbered = pc.binary_join_element_wise(stems, pa.array(index).cast(pa.string()), "/")
-    return pc.if_else(pa.array(index > 0), numbered, stems)
+    return without_suffix(paths)
 
 
-def _extra_columns(uri: str, table: pa.Table, used: set[str]) -> pa.Table:
-    """Return the columns that are not ``used``, with the types that they have after a round trip through Parquet."""
-    extra = table.select([name for name in table.column_names if name not in used])
-    if clashes := [name for name in extra.column_names if name in COLUMNS]:
-        advice = ", or use --key-column key" if clashes == ["key"] else ""
-        raise UsageError(
-            f"--pairs {uri} has columns with the names of output columns: {', '.join(clashes)}; rename them{advice}"
-        )
-    if not extra.num_columns:
-        return extra
-    plain = pa.table({name: _plain_values(extra[name]) for name in extra.column_names})
-    try:
-        file = io.BytesIO()
-        pq.write_table(plain.schema.empty_table(), file)
-        read = pq.read_schema(pa.BufferReader(file.getvalue()))
-        return plain.cast(pa.schema([(field.name, field.type) for field in read]))
-    except pa.ArrowException as error:
-        raise UsageError(f"--pairs {uri} has a column that Parquet cannot store; remove it ({error})") from error
+def _plain_type(type_: pa.DataType) -> pa.DataType:
+    if isinstance(type_, pa.BaseExtensionType):
+        return type_.storage_type
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 
 def _plain_values(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if isinstance(column.type, pa.BaseExtensionType):
-        return column.cast(column.type.storage_type)
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def _read_file(uri: str, source: Source, access: Access) -> _Lines:
-    """Read one file.
-
-    Raises:
-        UsageError: a quotation mark is not closed, or a row group is too large.
-        ValueError, pa.ArrowException: the file is damaged, or a value cannot be read without loss.
-        OSError: the file cannot be read.
-        NotImplementedError: no reader is written for the file's suffix.
-    """
-    match uri.rpartition(".")[2]:
-        case "parquet":
-            return _read_parquet(uri, source, access)
-        case "csv":
-            return _without_embedded_images(_read_csv(uri, storage.read(uri, access).data))
-        case "jsonl":
-            return _without_embedded_images(_read_jsonl(storage.read(uri, access).data))
-        case suffix:
-            raise NotImplementedError(f"there is no reader for .{suffix} files")
-
-
-def _without_embedded_images(table: pa.Table) -> _Lines:
-    columns = [pa.repeat(pa.scalar("" if f.type == pa.string() else 0, f.type), table.num_rows) for f in _VERSIONS]
-    return _Lines(table, pa.table(columns, _VERSIONS))
-
-
-def _read_parquet(uri: str, source: Source, access: Access) -> _Lines:
-    opened = RangedFile(uri, access)
-    file = pq.ParquetFile(opened)
-    schema = file.schema_arrow
-    sides = [source.image_column, "" if source.random_masks or source.is_own_mask else source.mask_column]
-    sides = [name if name in schema.names and is_image_type(schema.field(name).type) else "" for name in sides]
-    kept = [field for field in schema if field.name not in sides and not contains_bytes(field.type)]
-    if not any(sides):  # then all of the file is read, in one request
-        file = pq.ParquetFile(pa.BufferReader(storage.read(uri, access).data))
-    batches = file.iter_batches(columns=[field.name for field in kept])  # read_table would need twice the memory
-    table = pa.Table.from_batches(batches, pa.schema(kept)).combine_chunks(memory_pool=SYSTEM_POOL)
-    pa.default_memory_pool().release_unused()  # the memory of the decoder, twice the table
-    if not any(sides):
-        return _without_embedded_images(table)
-    rows = pa.array(np.arange(file.metadata.num_rows))
-    for name in dict.fromkeys(filter(None, sides)):
-        table = table.append_column(name, row_uris(uri, rows, name))
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    image_sizes, mask_sizes = ([_compressed_bytes(uri, group, side) for group in groups] for side in sides)
-    means = [size // max(1, group.num_rows) for size, group in zip(image_sizes, groups, strict=True)]
-    image_bytes = np.repeat(np.array(means, np.int64), [group.num_rows for group in groups])
-    versions = [pa.repeat(opened.version if side else "", len(rows)) for side in sides]
-    versions_table = pa.table([*versions, pa.array(image_bytes)], schema=_VERSIONS)
-    return _Lines(table, versions_table, sum(image_sizes), sum(mask_sizes), len(groups))
-
-
-def _compressed_bytes(uri: str, group: pq.RowGroupMetaData, name: str) -> int:
-    """Return the compressed size of a column in a row group; 0 if ``name`` is empty."""
-    columns = [group.column(number) for number in range(group.num_columns)]
-    columns = [column for column in columns if name and f"{column.path_in_schema}.".startswith(f"{name}.")]
-    if (size := sum(column.total_uncompressed_size for column in columns)) > MAX_ROW_GROUP_BYTES:
-        raise UsageError(
-            f"--pairs {uri}: column {name} has {size:,} bytes in one row group, which a worker reads as a whole; write "
-            f"the file with row groups of at most {MAX_ROW_GROUP_BYTES:,} bytes, for example 100 rows"
-        )
-    return sum(column.total_compressed_size for column in columns)
-
-
-def _read_csv(uri: str, data: bytes) -> pa.Table:
-    if b'"' in data and _UNCLOSED.search(_QUOTED.sub(b"", data)):
-        raise UsageError(f"--pairs {uri} ends inside a quoted value; close the quotation mark")
-    read_options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES)
-    header = pa.csv.open_csv(pa.BufferReader(data), parse_options=_CSV, read_options=read_options).schema.names
-    strings = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
-    return pa.csv.read_csv(pa.BufferReader(data), read_options, _CSV, strings)
-
-
-def _read_jsonl(data: bytes) -> pa.Table:
-    read_options = pa.json.ReadOptions(block_size=_MAX_LINE_BYTES)
-    table = pa.json.read_json(pa.BufferReader(data), read_options)
-    for name in table.column_names:
-        if _largest_float(table[name].combine_chunks()) >= _FIRST_INEXACT_FLOAT and _LONG_INTEGER.search(data):
-            raise ValueError(
-                f"column {name} has fractions and integers above 2^53, which a float cannot hold exactly; write these "
-                "integers as strings"
-            )
-    schema = pa.schema([(field.name, _times_as_strings(field.type)) for field in table.schema])
-    if schema.equals(pa.schema([(field.name, field.type) for field in table.schema])):
-        return table
-    parse_options = pa.json.ParseOptions(explicit_schema=schema)
-    return pa.json.read_json(pa.BufferReader(data), read_options, parse_options).select(table.column_names)
-
-
-def _largest_float(values: pa.Array) -> float:
-    """Return the largest absolute value of all floats in a column and its nested values; 0 if there is none."""
-    if pa.types.is_struct(values.type):
-        return max(map(_largest_float, values.flatten()), default=0.0)
-    if pa.types.is_list(values.type):
-        return _largest_float(values.flatten())
-    return float(pc.max(pc.abs(values)).as_py() or 0) if pa.types.is_floating(values.type) else 0.0
-
-
-def _times_as_strings(type_: pa.DataType) -> pa.DataType:
-    """Return the type with strings in place of timestamps, in nested types too."""
-    if pa.types.is_struct(type_):
-        return pa.struct([(field.name, _times_as_strings(field.type)) for field in type_])
-    if pa.types.is_list(type_):
-        return pa.list_(_times_as_strings(type_.value_type))
-    return pa.string() if pa.types.is_timestamp(type_) else type_
+    plain = _plain_type(column.type)
+    return column if plain == column.type else column.cast(plain)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,27 +67,43 @@ def find_pair_files(pairs: str, access: Access, suffixes: Collection[str]) -> Pa
     if "://" not in uri and Path(uri).is_file():
         raise UsageError(f"--pairs {uri}: this file has an unsupported extension; use {supported}")
     advice = f"check the spelling; a single file must end in {supported}"
-    paths = [path for page in list_pages("--pairs", uri, access, advice) for path in page.paths]
-    files = sorted(path for path in paths if path.rpartition("/")[2][0] not in "_.")
-    counts = Counter(path.rpartition(".")[2] for path in files)
-    there = [name for name in _PREFIX_SUFFIXES if counts[name]]
-    if len(there) > 1:
+    found: dict[str, list[str]] = {name: [] for name in _PREFIX_SUFFIXES}
+    objects_listed, compressed = 0, ""
+    for page in list_pages("--pairs", uri, access, advice):
+        objects_listed += len(page.paths)
+        for path in page.paths:
+            suffix = path.rpartition(".")[2]
+            if path.rpartition("/")[2][0] in "_.":
+                continue
+            if suffix in found:
+                found[suffix].append(f"{uri}/{path}")
+            elif not compressed and _COMPRESSED_TAR.search(path):
+                compressed = path
+    if len(formats := [name for name, files in found.items() if files]) > 1:
         raise UsageError(f"--pairs {uri} has both .parquet and .tar files; give a prefix with files of one format")
-    if not there:
-        _check_not_compressed(uri, *files)
+    if not formats:
+        _check_not_compressed(uri, compressed)
         raise UsageError(
             f"--pairs {uri} contains no .parquet and no .tar files; give a prefix with files of either format, "
             f"or one file that ends in {supported}"
         )
-    chosen = [f"{uri}/{path}" for path in files if path.endswith(f".{there[0]}")]
-    return PairFiles(there[0], uri, chosen, len(paths))
+    return PairFiles(formats[0], uri, sorted(found[formats[0]]), objects_listed)
 
 
-def _check_not_compressed(uri: str, *files: str) -> None:
-    if compressed := [file for file in files if _COMPRESSED_TAR.search(file)]:
+def _check_not_compressed(uri: str, file: str) -> None:
+    if _COMPRESSED_TAR.search(file):
         raise UsageError(
-            f"--pairs {uri}: {compressed[0]} is a compressed tar, whose members cannot be read one by one; decompress "
-            "it to a .tar file"
+            f"--pairs {uri}: {file} is a compressed tar, whose members cannot be read one by one; decompress it to a "
+            ".tar file"
+        )
+
+
+def check_access(access: Access, *uris: pa.ChunkedArray) -> None:
+    """Raise UsageError if there are options for buckets, but no URI of a bucket."""
+    options = [f"--{name.replace('_', '-')}" for name, value in asdict(access).items() if value]
+    if options and not any(pc.any(pc.match_substring_regex(one, "^(?:s3|gs)://")).as_py() for one in uris):
+        raise UsageError(
+            f"only s3:// and gs:// accept {' and '.join(options)}, and the source has no such URI; leave this out"
         )
 
 
@@ -189,7 +204,7 @@ class PairSource(ABC):
     numbers_masks: bool
     """Whether a key names an image, so that the keys of its second and further masks must get a number. If False, a key
     names a pair."""
-    unchanged: frozenset[str]
+    unchanged: frozenset[str] = frozenset()
     """Files whose ``known`` lines are skipped; set before `batches` yields its first batch."""
     left_out: LeftOut
     objects_listed: int

@@ -24,10 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-
-from .pairs import repeated_keys
 
 RANDOM_MASK = "random:"
 """Start of the URIs of random masks."""
@@ -74,12 +71,9 @@ class RandomMask:
 
 
 def with_random_masks(images: pa.Table, source: Source) -> pa.Table:
-    """Repeat each image's row for each of its ``--random-masks``; add ``mask_uri, mask_index, mask_version``.
+    """Repeat each image's row for each of its ``--random-masks``; set ``mask_uri, mask_index, mask_version``.
 
     The first mask has the image's key, the others the key with their number, so adding masks changes no key.
-
-    Raises:
-        UsageError: two pairs would have the same key.
     """
     count = source.random_masks
     pairs = images.take(np.repeat(np.arange(images.num_rows), count)) if count > 1 else images
@@ -94,13 +88,12 @@ def with_random_masks(images: pa.Table, source: Source) -> pa.Table:
     if count > 1:
         numbered = pc.binary_join_element_wise(pairs["key"], numbers, "/")
         columns["key"] = pc.if_else(pc.equal(index, 0), pairs["key"], numbered)
-        if len(repeated := repeated_keys(columns["key"])):
-            image, _, number = (key := repeated[0].as_py()).rpartition("/")
-            raise UsageError(
-                f"--random-masks: mask {number} of image {image} would have the key {key}, which another image has; "
-                "rename one of these images, or use --random-masks 1"
-            )
     return pa.table(columns)
+
+
+def slice_version(version: str, source: Source) -> str:
+    """Return the version of a file's slices: the file's, and the number of its ``--random-masks``."""
+    return f"{version} random_masks={source.random_masks}" if source.random_masks else version
 
 
 class _RandomIntegers:

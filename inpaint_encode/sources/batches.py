@@ -1,0 +1,98 @@
+"""Joins and cuts the lines of files to batches of bounded size, and reads files ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from inpaint_encode.schema import EXTRA_COLUMNS, SOURCE_PAIRS
+from inpaint_encode.settings import Source
+
+from . import pairs
+from .pairs import PairBatch, Slice
+from .random_masks import with_random_masks
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Piece(NamedTuple):
+    """Consecutive lines of one file."""
+
+    lines: pa.Table
+    """The columns of `PairBatch.pairs` without ``line``; one row a line. Random masks replace its masks later."""
+    slice: Slice
+    """The same lines. The left-out files belong to the last line."""
+
+    def cut(self, lines: int) -> tuple[Piece, Piece]:
+        """Return the first ``lines`` lines, and the others."""
+        middle = self.slice.start + lines
+        first = self.slice._replace(end=middle, is_last=False, left_out=(0, 0, 0))
+        second = self.slice._replace(start=middle)
+        return Piece(self.lines.slice(0, lines), first), Piece(self.lines.slice(lines), second)
+
+
+def in_batches(pieces: Iterable[Piece], source: Source) -> Iterator[PairBatch]:
+    """Yield the pieces in batches of at most `pairs.BATCH_PAIRS` lines and about `pairs.BATCH_BYTES`.
+
+    A batch is yielded when the next line does not fit, so an empty piece that ends a file needs no batch of its own.
+    """
+    masks = max(1, source.random_masks)
+    batch: list[Piece] = []
+    lines = size = 0
+    for whole in pieces:
+        rest = [whole]
+        while rest:
+            piece = rest.pop()
+            added, added_size = piece.lines.num_rows, piece.lines.nbytes * masks
+            room = pairs.BATCH_PAIRS - lines
+            if added > 1 and added_size > pairs.BATCH_BYTES:
+                rest += reversed(piece.cut(added // 2))
+            elif lines and added and (not room or size + added_size > pairs.BATCH_BYTES):
+                yield _joined(batch, source)
+                batch, lines, size = [], 0, 0
+                rest.append(piece)
+            elif added > room:
+                rest += reversed(piece.cut(room))
+            else:
+                batch.append(piece)
+                lines, size = lines + added, size + added_size
+    if batch:
+        yield _joined(batch, source)
+
+
+def _joined(pieces: list[Piece], source: Source) -> PairBatch:
+    table = pa.concat_tables([piece.lines for piece in pieces])
+    table = table.append_column("line", pa.array(np.arange(table.num_rows, dtype=np.int32)))
+    if source.random_masks:
+        table = with_random_masks(table, source)
+    slices: list[Slice] = []
+    for _, new in pieces:
+        if slices and slices[-1].file == new.file:
+            old = slices.pop()
+            images, masks, ignored = (sum(counts) for counts in zip(old.left_out, new.left_out, strict=True))
+            new = new._replace(start=old.start, left_out=(images, masks, ignored))
+        slices.append(new)
+    extra = [EXTRA_COLUMNS] if EXTRA_COLUMNS in table.column_names else []
+    return PairBatch(table.select([*SOURCE_PAIRS.names, *extra]), tuple(slices))
+
+
+def map_ahead(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[_R]:
+    """Yield ``function(item)`` in the order of the items; at most ``threads`` results are computed ahead."""
+    waiting: deque[Future[_R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
