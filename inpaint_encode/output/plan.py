@@ -167,15 +167,6 @@ def check_hash(part_uri: str, chunk: str, pairs: pa.Table, expected: str) -> Non
         raise JobFailed(f"{part_uri} has other pairs for chunk {chunk} than its marker says")
 
 
-def newest(revisions: list[pa.Table]) -> pa.Table:
-    """Of the revisions of a unit, the oldest first, return each chunk's newest rows, sorted by chunk."""
-    table = revisions[0]
-    for revision in revisions[1:]:
-        replaced = pc.is_in(table["chunk"], value_set=pc.unique(revision["chunk"]))
-        table = pa.concat_tables([table.filter(pc.invert(replaced)), revision])
-    return table if len(revisions) == 1 else _sorted_by_chunk(table)
-
-
 def differs(now: pa.Table, before: pa.Table) -> pa.ChunkedArray:
     """Return for each pair whether its URIs, versions or extra columns differ.
 
@@ -215,7 +206,7 @@ def revise(current: pa.Table, revised: pa.Table, dropped: pa.Array, undecided: p
     """Return a new revision of the chunks with revised or dropped pairs; their other pairs keep their rows.
 
     Args:
-        current: `newest` of the unit.
+        current: the newest rows of the unit's chunks.
         revised: pairs to encode; ``key`` and the columns that may have changed: URIs, versions, extra columns.
         dropped: keys to remove from the plan.
         undecided: chunks that are not committed at their newest revision; their pairs are still to be encoded.
@@ -229,11 +220,11 @@ def revise(current: pa.Table, revised: pa.Table, dropped: pa.Array, undecided: p
     stated = _with_column(stated, "key", pc.if_else(pc.is_in(stated["key"], dropped), None, stated["key"]))
     for name in set(revised.column_names) - {"key"}:
         stated = _with_column(stated, name, _replaced_values(stated, revised, name))
-    return _sorted_by_chunk(_as_pairs(_without_spare_nulls(stated), current))
+    return sorted_by_chunk(_as_pairs(_without_spare_nulls(stated), current))
 
 
-def _sorted_by_chunk(stated: pa.Table) -> pa.Table:
-    """Sort by chunk; Arrow's sort is stable, so that pairs of one image stay neighbors."""
+def sorted_by_chunk(stated: pa.Table) -> pa.Table:
+    """Sort pairs by chunk; Arrow's sort is stable, so that pairs of one image stay neighbors."""
     return stated.take(pc.sort_indices(stated.select(["chunk"]), [("chunk", "ascending")]))
 
 

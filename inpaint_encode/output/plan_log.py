@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from inpaint_encode.errors import JobFailed
@@ -53,6 +54,8 @@ class MarkedChunk(NamedTuple):
     hash: str
     part: int
     """Index of its part."""
+    revision: int
+    """The marker's own, or that of the chunk's data file if the marker was rebuilt from it."""
 
 
 class Marker(BaseModel):
@@ -70,6 +73,8 @@ class Marker(BaseModel):
     """Lines of the slices that were dropped because an earlier line has the same contents."""
     parts: tuple[Part, ...]
     chunks: tuple[MarkedChunk, ...]
+    replaces: str = ""
+    """SHA-256 of a lost marker that this one was rebuilt for: the one that the next marker names."""
 
 
 class Unit:
@@ -82,8 +87,8 @@ class Unit:
         """SHA-256 of the markers of revision 0 and of the newest revision."""
         self.revisions: list[tuple[Part, ...]] = []
         """The parts of each revision."""
-        self.chunks = 0
-        """Number of chunks."""
+        self.chunks: set[int] = set()
+        """Numbers of its chunks."""
 
 
 class PlanTaken(JobFailed):
@@ -106,7 +111,7 @@ class PlanLog:
         self.repeated = 0
         self._state = state
         self.schema = with_extra_columns(PAIRS, extra)
-        self._read_revisions = lru_cache(maxsize=4)(self._read_revisions_uncached)
+        self._read_unit = lru_cache(maxsize=4)(self._read_unit_uncached)
 
     @classmethod
     def read(cls, state: OutputState, files: Mapping[str, int], extra: pa.Schema) -> PlanLog:
@@ -126,7 +131,7 @@ class PlanLog:
         for name, data in zip(names, map_concurrently(lambda name: state.read(name[0]), names), strict=True):
             log._add(parse_marker(state.uri(name[0]), data), data)
         for unit in log.units:
-            for part in (part for parts in unit.revisions for part in parts):
+            for part in log._used_parts(unit.number):
                 if files.get(part.path) != part.size:
                     raise _damaged(state.uri(part.path), "is missing or cut")
         return log
@@ -143,18 +148,18 @@ class PlanLog:
             raise _damaged(self._state.uri(self._marker_path(marker.unit, len(unit.revisions))), "is missing")
         if marker.previous != self._previous(marker.unit, marker.revision):
             raise _damaged(uri, "does not follow the marker before it")
-        unit.digest = hashlib.sha256(data).hexdigest()
+        unit.digest = marker.replaces or hashlib.sha256(data).hexdigest()
         unit.first_digest = unit.first_digest or unit.digest
         unit.revisions.append(marker.parts)
         unit.slices += marker.slices
-        unit.chunks = max(unit.chunks, len(marker.chunks))
+        unit.chunks |= {chunk.number for chunk in marker.chunks}
         self.repeated += marker.repeated
         uris = [self._state.uri(part.path) for part in marker.parts]
-        for number, pairs, chunk_hash, part in marker.chunks:
+        for number, pairs, chunk_hash, part, revision in marker.chunks:
             name = plan.chunk_name(marker.unit, number)
             before = self.chunks.get(name)
             self.pairs += pairs - (before.pairs if before else 0)
-            self.chunks[name] = plan.PlannedChunk(marker.revision, chunk_hash, uris[part], pairs)
+            self.chunks[name] = plan.PlannedChunk(revision, chunk_hash, uris[part], pairs)
         return unit
 
     def append(self, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
@@ -196,7 +201,9 @@ class PlanLog:
                 for path, data in zip(paths, encoded, strict=True)
             ),
             chunks=tuple(
-                MarkedChunk(*chunk, part) for part, table in enumerate(tables) for chunk in plan.summarize(table)
+                MarkedChunk(*chunk, part, revision)
+                for part, table in enumerate(tables)
+                for chunk in plan.summarize(table)
             ),
         )
         data = marker.model_dump_json().encode()
@@ -235,14 +242,24 @@ class PlanLog:
             JobFailed: a part is damaged.
             OSError: the store fails.
         """
-        return self._read_revisions(unit, len(self.units[unit].revisions))
+        return self._read_unit(unit, len(self.units[unit].revisions))
 
-    def _read_revisions_uncached(self, unit: int, revisions: int) -> pa.Table:
-        tables = []
-        for parts in self.units[unit].revisions[:revisions]:
-            read = list(map_concurrently(self._read_part, parts))
-            tables.append(pa.concat_tables([self.schema.empty_table(), *read]))
-        return plan.newest(tables)
+    def _used_parts(self, unit: int) -> list[Part]:
+        """Return the parts with the newest revision of a chunk."""
+        used = {self.chunks[name].part for name in self.names(unit)}
+        parts = (part for parts in self.units[unit].revisions for part in parts)
+        return [part for part in parts if self._state.uri(part.path) in used]
+
+    def _read_unit_uncached(self, unit: int, _revisions: int) -> pa.Table:
+        parts = self._used_parts(unit)
+        tables = [self.schema.empty_table()]
+        for part, table in zip(parts, map_concurrently(self._read_part, parts), strict=True):
+            uri = self._state.uri(part.path)
+            newest = [
+                number for number in self.units[unit].chunks if self.chunks[plan.chunk_name(unit, number)].part == uri
+            ]
+            tables.append(table.filter(pc.is_in(table["chunk"], value_set=pa.array(newest, pa.int32()))))
+        return plan.sorted_by_chunk(pa.concat_tables(tables))
 
     def _read_part(self, part: Part) -> pa.Table:
         data = self._state.read(part.path)
@@ -253,11 +270,11 @@ class PlanLog:
     def read_units(self) -> Iterator[tuple[int, pa.Table]]:
         """Yield the number and the newest rows of every unit, without keeping them."""
         for unit in self.units:
-            yield unit.number, self._read_revisions_uncached(unit.number, len(unit.revisions))
+            yield unit.number, self._read_unit_uncached(unit.number, 0)
 
     def names(self, unit: int) -> list[str]:
         """Return the names of a unit's chunks."""
-        return [plan.chunk_name(unit, number) for number in range(self.units[unit].chunks)]
+        return [plan.chunk_name(unit, number) for number in sorted(self.units[unit].chunks)]
 
     def last_slices(self) -> dict[str, Slice]:
         """Return the last slice of each file of the source, by its URI."""
@@ -265,7 +282,7 @@ class PlanLog:
 
     def unused_parts(self, paths: Iterable[str]) -> list[str]:
         """Return the parts that a run wrote for a revision that another run then planned, or that it wrote twice."""
-        used = {part.path for unit in self.units for parts in unit.revisions for part in parts}
+        used = {part.path for unit in self.units for part in self._used_parts(unit.number)}
         found = []
         for path in paths:
             name = PART.fullmatch(path)
