@@ -282,7 +282,7 @@ class PlanLog:
 
     def unused_parts(self, paths: Iterable[str]) -> list[str]:
         """Return the parts that a run wrote for a revision that another run then planned, or that it wrote twice."""
-        used = {part.path for unit in self.units for part in self._used_parts(unit.number)}
+        used = {part.path for unit in self.units for parts in unit.revisions for part in parts}
         found = []
         for path in paths:
             name = PART.fullmatch(path)
