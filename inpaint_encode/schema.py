@@ -35,11 +35,11 @@ PAIR_FIELDS = [
 """What identifies a pair, in every table of pairs; the fields of `inpaint_encode.core.chunk.Pair`."""
 
 SOURCE_PAIRS = pa.schema([*PAIR_FIELDS, ("image_bytes", pa.int64()), ("line", pa.int32())])
-"""Pairs as a source yields them, in batches (`inpaint_encode.sources.pairs.PairBatch`), with an `EXTRA_COLUMNS` column if
-the source has columns of its own.
+"""Pairs as a source yields them, see `inpaint_encode.sources.pairs.PairBatch`; with an `EXTRA_COLUMNS` column if the
+source has columns of its own.
 
-``image_bytes`` is the size of the image's file, 0 if it is unknown. ``line`` counts the lines of the batch's slices from
-0; it is 0 for all pairs of a source without lines."""
+``image_bytes`` is the size of the image's file, 0 if it is unknown. ``line`` counts the lines of the batch's slices,
+from 0; it is 0 for all pairs of a source without lines."""
 
 PAIRS = pa.schema(
     [
@@ -50,10 +50,11 @@ PAIRS = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""The plan of one unit: each pair's chunk in the unit, its versions as listed (empty if nothing was listed), its line in
-the unit's slices of the source, and whether to encode it or to keep its row from the chunk's previous revision. ``error``
-is the message of a pair that is rejected without being read, see `DUPLICATE_KEY`. Pairs of one image are neighbors. A
-null key marks a chunk that has lost all its pairs."""
+"""The plan of one unit: each pair's chunk in the unit, its versions as listed (empty if nothing was listed), its line
+in the unit's slices of the source, and whether to encode it or to keep its row from the chunk's previous revision.
+
+``error`` is the message of a pair that is rejected without being read, see `DUPLICATE_KEY`; else null. Pairs of one
+image are neighbors. A null key marks a chunk that has lost all its pairs."""
 
 DUPLICATE_KEY = "list.duplicate_key"
 """Name of the error of a pair whose key belongs to another pair; the plan has the message."""

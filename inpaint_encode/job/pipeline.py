@@ -21,11 +21,12 @@ from inpaint_encode.errors import JobFailed, TooManyRejected, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.output.lease import Lease, acquire_lease
 from inpaint_encode.output.report import RunStats, write_report
-from inpaint_encode.output.resume import Remaining, job_record, open_output, remaining, row_metadata, validate_sizes
+from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata, validate_sizes
 from inpaint_encode.output.state import ChunkResult, OutputState
 from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob, label_selector
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import open_source
+from inpaint_encode.sources.pairs import PairSource
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.encode import warm_up
 from inpaint_encode.vae.latents import check_supported
@@ -33,6 +34,7 @@ from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.registry import vae_metadata
 
 from .cluster import connect_ray, needed_resources, translate_ray_errors, vae_workers
+from .feed import WorkFeed, read_queue
 from .metrics import JobMetrics
 from .progress import Display, Reminder, open_display
 from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
@@ -56,11 +58,19 @@ class Backend(NamedTuple):
 
 
 def build_pipeline(
-    work: pa.Table, job: EncodeJob, backend: Backend, state: OutputState, metadata: RowMetadata, plan_schema: pa.Schema
+    work: Any, job: EncodeJob, backend: Backend, state: OutputState, metadata: RowMetadata, plan_schema: pa.Schema
 ) -> ray.data.Dataset:
     """Return the pipeline that fetches, decodes, encodes and commits.
 
-    A row of ``work`` is a chunk, and a row of the result is its receipt, see `inpaint_encode.schema.RECEIPT`.
+    A row of the result is the receipt of a chunk, see `inpaint_encode.schema.RECEIPT`.
+
+    Args:
+        work: a `feed.WorkQueue`, whose rows are chunks.
+        job: the settings.
+        backend: what encodes.
+        state: of the output.
+        metadata: of the rows.
+        plan_schema: a schema with the source's `inpaint_encode.schema.EXTRA_COLUMNS`.
     """
     vae = vae_workers(job.workers, job.run.address)
     # Rows of one batch influence each other's last bits.
@@ -69,9 +79,15 @@ def build_pipeline(
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     schema = data_schema(metadata, plan_schema)
     make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
-    return (
-        ray.data.from_arrow(work)
-        .repartition(target_num_rows_per_block=1)
+    pipeline = (
+        ray.data.from_arrow(pa.table({"queue": [0]}))
+        .map_batches(
+            read_queue,
+            fn_kwargs={"queue": work},
+            num_cpus=0,
+            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+            **one_chunk,
+        )
         .map_batches(
             fetch_stage,
             fn_kwargs={
@@ -106,6 +122,10 @@ def build_pipeline(
             **one_chunk,
         )
     )
+    # Ray collects the rows of a generator into blocks of this size. With one byte, a chunk goes on as soon as it is
+    # planned. All other stages return one row.
+    pipeline.context.target_max_block_size = 1
+    return pipeline
 
 
 def run_job(
@@ -141,31 +161,34 @@ def run_job(
         output = storage.normalize_uri(job.output.output)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
-    display.say("reading the list of pairs" if job.source.pairs else "listing the images and the masks")
-    found = find_pairs(job.source, job.access.to_access())
+    source = open_source(job.source, job.access.to_access())
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     metadata = row_metadata(job.rows, job.decoding, backend.vae)
     validate_sizes(metadata)
     with acquire_lease(storage.join(output, "_lease.json"), display.say) as lease:
-        record = job_record(job, metadata, found.extra_columns)
+        record = job_record(job, metadata, source.extra_columns)
         state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
-        left = remaining(state, inventory, job, found).limited(job.run.limit)
-        plan_schema = found.pairs.schema
-        found = found.without_pairs()
-        pa.default_memory_pool().release_unused()
+        left = Remaining(state, inventory, job, source)
+        display.say("reading the list of pairs" if job.source.pairs else "listing the images and the masks")
+        work = left.work()
+        first = next(work, None)
         run = _Run(job, state, left, lease, display)
-        if left.work.num_rows:
+        if first is not None:
             display.say("waiting for Ray")
-            with connect_ray(job.run.address):
-                run.consume(build_pipeline(left.work, job, backend, state, metadata, plan_schema))
-        state.finish(run.chunks)
-        about = {"job": state.job, **record}
-        state.check_lease()
-        limits = {"limit": job.run.limit, "left": left.excluded}
-        report = write_report(state.uri("_report.json"), about, left.pairs, found, run.totals, run.stats, **limits)
-        run.check_rejected(finished=True)
-        return report
+            with connect_ray(job.run.address), WorkFeed(first, work) as feed:
+                run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
+        state.finish(run.chunks, left.unused_parts())
+        return _report(run, left, source, {"job": state.job, **record}, job)
+
+
+def _report(run: _Run, left: Remaining, source: PairSource, about: dict[str, Any], job: EncodeJob) -> dict[str, Any]:
+    """Write the report of a finished run and return it."""
+    left.state.check_lease()
+    uri, planned, left_out = left.state.uri("_report.json"), left.planned(), left.left_out(source.left_out)
+    report = write_report(uri, about, planned, left_out, run.totals, run.stats, limit=job.run.limit)
+    run.check_rejected(finished=True)
+    return report
 
 
 def vae_backend(job: EncodeJob) -> Backend:
@@ -181,7 +204,7 @@ class _Run:
     """The driver's part of a run: count results, show progress, write receipts, and stop when necessary."""
 
     def __init__(self, job: EncodeJob, state: OutputState, left: Remaining, lease: Lease, display: Display) -> None:
-        self.chunks: dict[int, ChunkResult] = dict(left.done)
+        self.chunks: dict[str, ChunkResult] = dict(left.done)
         self.totals = RunStats.of(left.done.values())
         self.stats = RunStats()
         self._workers, self._options = job.workers, job.run
@@ -190,13 +213,17 @@ class _Run:
         self._unwritten: list[dict[str, Any]] = []
         self._receipt_files, self._written_at = 0, time.monotonic()
         self._rate_from: tuple[float, int] | None = None
-        self._pairs = left.pairs - left.excluded
+        self._log = left.log
         self._masks_checked = False
-        display.start(self._pairs, self.totals.decided)
+        display.start(self._log.pairs, self.totals.decided)
 
-    def consume(self, receipts: ray.data.Dataset) -> None:
-        """Process every receipt; those of committed chunks are written even if this raises."""
-        metrics = JobMetrics(self._state.job, self._pairs - self.totals.decided)
+    def consume(self, receipts: ray.data.Dataset, feed: WorkFeed) -> None:
+        """Process every receipt; those of committed chunks are written even if this raises.
+
+        Raises:
+            JobFailed, UsageError, OSError: a chunk cannot be committed, or ``feed`` has ended with an error.
+        """
+        metrics = JobMetrics(self._state.job, self._log.pairs - self.totals.decided)
         needs = needed_resources(self._workers, vae_workers(self._workers, self._options.address))
         try:
             with translate_ray_errors(), Reminder(self._display.say, needs, REMIND_S) as reminder:
@@ -204,6 +231,8 @@ class _Run:
                     reminder.stop()
                     for receipt in batch.to_pylist():
                         self._add(receipt, metrics)
+                    feed.raise_error()
+                feed.raise_error()
         finally:
             self._write_receipts()
         self._check_masks()
@@ -232,7 +261,7 @@ class _Run:
         self.totals.add(result)
         self.stats.add(result, receipt["counters"])
         metrics.add(result.encoded, result.errors, dict(receipt["counters"]))
-        self._display.update(self.totals.decided, self.totals.rejected, self._rate())
+        self._display.update(self.totals.decided, self._log.pairs, self.totals.rejected, self._rate())
         self._unwritten.append(receipt)
         if self.stats.encoded >= MASK_CHECK_AFTER:
             self._check_masks()

@@ -36,8 +36,8 @@ class Display:
     def start(self, total: int, done: int) -> None:
         """Show the progress from now on; ``done`` of ``total`` pairs are decided already."""
 
-    def update(self, done: int, rejected: int, rate: float) -> None:
-        """Show the numbers of decided and of ``rejected`` pairs, and the pairs per second (0: unknown)."""
+    def update(self, done: int, total: int, rejected: int, rate: float) -> None:
+        """Show the numbers of decided, planned and ``rejected`` pairs, and the pairs per second (0: unknown)."""
 
 
 class Reminder:
@@ -107,27 +107,25 @@ class _Live(Display):
     def start(self, total: int, done: int) -> None:
         self._progress.reset(self._task, total=total, completed=done, visible=True, rate="starting Ray", rejected="")
 
-    def update(self, done: int, rejected: int, rate: float) -> None:
+    def update(self, done: int, total: int, rejected: int, rate: float) -> None:
         rejects = f"[red]{rejected:,} rejected" if rejected else "[green]0 rejected"
-        self._progress.update(self._task, completed=done, rate=_words(rate), rejected=rejects)
+        self._progress.update(self._task, completed=done, total=total, rate=_words(rate), rejected=rejects)
 
 
 class _Lines(Display):
-    _total = 0
     _last = 0.0
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     def start(self, total: int, done: int) -> None:
-        self._total = total
         if done:
-            self.say(f"{done:,} of {total:,} pairs are done already")
+            self.say(f"{done:,} of {total:,} pairs were done before")
 
-    def update(self, done: int, rejected: int, rate: float) -> None:
+    def update(self, done: int, total: int, rejected: int, rate: float) -> None:
         now = time.monotonic()
-        if done < self._total and now - self._last < EVERY_S:
+        if done < total and now - self._last < EVERY_S:
             return
         self._last = now
-        left = f", {(self._total - done) / rate:,.0f} s left" if rate and done < self._total else ""
-        self.say(f"{done:,} of {self._total:,} pairs, {rejected:,} rejected, {_words(rate)}{left}")
+        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
+        self.say(f"{done:,} of {total:,} pairs, {rejected:,} rejected, {_words(rate)}{left}")

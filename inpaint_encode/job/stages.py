@@ -13,9 +13,11 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from inpaint_encode.core import mask_coverage
 from inpaint_encode.core.batch import LatentEncoder
@@ -34,7 +36,7 @@ from inpaint_encode.errors import EncodeError, JobFailed
 from inpaint_encode.output import plan
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK
+from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
@@ -58,16 +60,21 @@ def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_byte
     try:
         with counters.timed("fetch"):
             planned = plan.read_chunk(work["part"], work["chunk"])
-    except OSError as error:
+            plan.check_hash(work["part"], work["chunk"], planned, work["hash"])
+    except (OSError, JobFailed) as error:
         fatal = f"the list of planned pairs cannot be read: {error}"
         return pack_chunk(work, counters, fatal, decoded=DECODED.empty_table())
     planned = planned.filter(planned["encode"]) if work["keep"] else planned
+    named_twice = pc.is_valid(planned["error"])
+    planned = pa.concat_tables([planned.filter(named_twice), planned.filter(pc.invert(named_twice))])
     pairs = [Pair(*(one[name] for name in Pair._fields)) for one in planned.select(PAIRS.names).to_pylist()]
+    messages = planned["error"].drop_null().to_pylist()
+    rejects = [Reject(pair, DUPLICATE_KEY, message) for pair, message in zip(pairs, messages, strict=False)]
     reader = PairReader(access, max_bytes)
     others = partial(plan.other_images, work["part"], work["chunk"])
     breaker = CircuitBreaker(reader, others, retried=work["keep"])
-    results = fetch_and_decode(pairs, reader, decoder, breaker, counters, threads=threads)
-    decoded = pack_decoded(results, _PIXELS)
+    results = fetch_and_decode(pairs[len(rejects) :], reader, decoder, breaker, counters, threads=threads)
+    decoded = pack_decoded(chain(rejects, results), _PIXELS)
     if EXTRA_COLUMNS in planned.column_names:
         decoded = decoded.append_column(EXTRA_COLUMNS, planned[EXTRA_COLUMNS].combine_chunks())
     counters["retries"] += storage.retry_count() - retries
@@ -145,7 +152,7 @@ def commit_stage(row: pa.Table, *, state: OutputState, make_schema: Callable[[],
     work, before, fatal, (rows, rejects) = unpack_chunk(row, "rows", "rejects")
     schema, counters, retries = make_schema(), Counters(float, before), storage.retry_count()
     receipt: dict[str, Any] = dict.fromkeys(RECEIPT.names, 0) | {"errors": [], "version": "", "rejects_version": ""}
-    receipt |= {"chunk": work["chunk"], "generation": work["generation"], "fatal": fatal}
+    receipt |= {"chunk": work["chunk"], "revision": work["revision"], "hash": work["hash"], "fatal": fatal}
     if fatal is None:
         try:
             with counters.timed("write"):

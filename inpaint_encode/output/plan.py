@@ -1,15 +1,17 @@
-"""The plan of a job: its pairs, cut into chunks. A chunk is a unit of work and becomes one data file.
+"""The plan of a unit: its pairs, cut into chunks. A chunk is a unit of work and becomes one data file.
 
-The output has the plan in parts of a few chunks, so that a worker reads only one part. The plan grows by generations.
-The first has all pairs; later ones have new pairs in new chunks, or chunks with pairs that changed, vanished or are
-retried. If several generations contain a chunk, the newest wins.
+A unit is a bounded piece of the source. Its plan is in parts of a few chunks, so that a worker reads only one part.
+Later revisions of a unit contain its chunks with pairs that changed, vanished or are retried. If several revisions
+contain a chunk, the newest wins. `plan_log` writes parts and says which are valid.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import lru_cache, reduce
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from inpaint_encode.errors import JobFailed
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, with_extra_columns
 from inpaint_encode.stores import storage
 
@@ -25,13 +28,51 @@ CHUNKS_PER_PART = 32
 
 _ROWS_PER_SLICE = 10_000
 
+COMPARED = ("image_uri", "mask_uri", "image_version", "mask_version")
+"""Columns that, with the extra columns, say whether a pair is still the planned one."""
 
-def split_into_chunks(pairs: pa.Table, chunk_rows: int, chunk_bytes: int, first_chunk: int = 0) -> pa.Table:
-    """Number the pairs' chunks from ``first_chunk`` on; return a `schema.PAIRS` table.
+
+class PlannedChunk(NamedTuple):
+    """A chunk at its newest revision."""
+
+    revision: int
+    hash: str
+    part: str
+    """URI of its part."""
+    pairs: int
+
+
+class ChunkSummary(NamedTuple):
+    """One chunk in a table of `schema.PAIRS`."""
+
+    number: int
+    pairs: int
+    hash: str
+    """Of `chunk_hash`."""
+
+
+def chunk_name(unit: int, number: int) -> str:
+    """Return the name of a chunk, which is part of the names of its files."""
+    return f"{unit:06d}-{number:05d}"
+
+
+def split_chunk_name(name: str) -> tuple[int, int]:
+    """Return the unit and the number of a chunk."""
+    unit, _, number = name.partition("-")
+    return int(unit), int(number)
+
+
+def split_into_chunks(pairs: pa.Table, chunk_rows: int, chunk_bytes: int) -> pa.Table:
+    """Number the chunks of a unit's pairs from 0; return a `schema.PAIRS` table.
 
     A chunk has at most ``chunk_rows`` pairs, and its image files have at most ``chunk_bytes`` bytes together; an image
     counts once for all its masks. A chunk ends between two images, except inside an image with more than ``chunk_rows``
     masks. A single image may exceed ``chunk_bytes``.
+
+    Args:
+        pairs: `schema.SOURCE_PAIRS`, pairs of one image are neighbors; a column ``error`` is kept.
+        chunk_rows: see `inpaint_encode.settings.Chunks`.
+        chunk_bytes: the same.
     """
     images = _image_starts(pairs)
     sizes = np.zeros(pairs.num_rows, np.int64)
@@ -45,8 +86,10 @@ def split_into_chunks(pairs: pa.Table, chunk_rows: int, chunk_bytes: int, first_
         last, following = _starts_around(images, start, full)
         starts.append(last if last > start else min(following, start + chunk_rows))
     counts = np.diff(starts)
-    chunks = np.repeat(np.arange(first_chunk, first_chunk + len(counts)), counts)
-    planned = pairs.append_column("chunk", pa.array(chunks, pa.int64()))
+    chunks = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    planned = pairs.append_column("chunk", pa.array(chunks))
+    if "error" not in planned.column_names:
+        planned = planned.append_column("error", pa.nulls(pairs.num_rows, pa.string()))
     return _as_pairs(_with_column(planned, "encode", pa.repeat(True, pairs.num_rows)), pairs)
 
 
@@ -71,49 +114,75 @@ def _as_pairs(table: pa.Table, like: pa.Table) -> pa.Table:
 
 
 def parts(plan: pa.Table) -> Iterator[pa.Table]:
-    """Yield one generation's table in pieces of `CHUNKS_PER_PART` chunks."""
+    """Yield the table of a revision in pieces of `CHUNKS_PER_PART` chunks."""
     order = np.unique(plan["chunk"].to_numpy(), return_inverse=True)[1]
     bounds = [0, *(np.flatnonzero(np.diff(order // CHUNKS_PER_PART)) + 1), plan.num_rows]
     for start, end in pairwise(bounds):
         yield plan.slice(start, end - start)
 
 
-def newest(pairs: pa.Table) -> pa.Table:
-    """Of a table with ``chunk`` and ``generation``, return the rows of each chunk's newest generation."""
-    if pc.min_max(pairs["generation"])["min"] == pc.min_max(pairs["generation"])["max"]:
-        return pairs
-    last = pairs.select(["chunk", "generation"]).group_by("chunk").aggregate([("generation", "max")])
-    newest_generation = last["generation_max"].take(pc.index_in(pairs["chunk"], value_set=last["chunk"]))
-    return pairs.filter(pc.equal(pairs["generation"], newest_generation))
+def summarize(plan: pa.Table) -> list[ChunkSummary]:
+    """Return the chunks of a table of `schema.PAIRS`, in order."""
+    numbers = plan["chunk"].to_numpy()
+    bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
+    found = []
+    for start, end in pairwise(bounds if len(numbers) else ()):
+        chunk = plan.slice(start, end - start)
+        pairs = chunk.num_rows - chunk["key"].null_count
+        found.append(ChunkSummary(int(numbers[start]), pairs, chunk_hash(chunk)))
+    return found
 
 
-def added(planned: pa.Table, found: pa.Table) -> pa.Table:
-    """Return the found pairs whose keys are not planned yet; pairs of one image are neighbors.
+def chunk_hash(chunk: pa.Table) -> str:
+    """Return the hash of a chunk's planned pairs: 32 hexadecimal digits of SHA-256.
 
-    Pairs from prefixes are sorted by image, ``mask_index`` and key; pairs of a manifest stay in its order.
+    It covers keys, URIs, versions, extra columns and what to encode, but not the lines of the source.
+
+    Args:
+        chunk: `schema.PAIRS` of one chunk; rows with a null key are ignored.
     """
-    fresh = found.filter(pc.invert(pc.is_in(found["key"], value_set=planned["key"]))) if planned.num_rows else found
-    if "image_uri" in found.column_names:
-        return fresh  # in the order of the manifest
-    order = [name for name in ("image", "mask_index", "key") if name in fresh.column_names]
-    return fresh.take(pc.sort_indices(fresh.select(order), [(name, "ascending") for name in order]))
+    rows = chunk.filter(pc.is_valid(chunk["key"])).combine_chunks()
+    digest = hashlib.sha256()
+    for name in rows.column_names:
+        if name in ("chunk", "line"):
+            continue
+        digest.update(f"{name} {rows.num_rows}\n".encode())
+        column = rows[name].chunk(0) if rows.num_rows else rows[name].combine_chunks()
+        if pa.types.is_string(column.type):
+            values = column.cast(pa.large_binary())
+            digest.update(pc.fill_null(pc.binary_length(values), -1).to_numpy(zero_copy_only=False).tobytes())
+            digest.update(b"".join(values.drop_null().to_pylist()))
+        else:
+            digest.update(repr(column.to_pylist()).encode())
+    return digest.hexdigest()[:32]
 
 
-def changed(planned: pa.Table, found: pa.Table) -> pa.Table:
-    """Return the found pairs whose versions, URIs (of a manifest) or extra columns differ from the plan's."""
-    where = pc.index_in(found["key"], value_set=planned["key"])
-    both = found.filter(pc.is_valid(where))
-    before = planned.take(where.drop_null())
-    names = ["image_version", "mask_version", *({"image_uri", "mask_uri"} & set(found.column_names))]
-    differs = [pc.not_equal(both[name], before[name]) for name in names]
-    if EXTRA_COLUMNS in found.column_names:
+def check_hash(part_uri: str, chunk: str, pairs: pa.Table, expected: str) -> None:
+    """Check that the pairs of a chunk, as read from a plan file, are those that were planned.
+
+    Raises:
+        JobFailed: they are not, so the file is damaged.
+    """
+    if chunk_hash(pairs) != expected:
+        raise JobFailed(f"{part_uri} has other pairs for chunk {chunk} than its marker says")
+
+
+def differs(now: pa.Table, before: pa.Table) -> pa.ChunkedArray:
+    """Return for each pair whether its URIs, versions or extra columns differ.
+
+    Args:
+        now: pairs with the columns of `schema.SOURCE_PAIRS` or `schema.PAIRS`.
+        before: the same pairs in the same order.
+    """
+    different = [pc.not_equal(now[name], before[name]) for name in COMPARED]
+    if EXTRA_COLUMNS in now.column_names:
         columns = zip(
-            both.select([EXTRA_COLUMNS]).flatten().columns,
+            now.select([EXTRA_COLUMNS]).flatten().columns,
             before.select([EXTRA_COLUMNS]).flatten().columns,
             strict=True,
         )
-        differs += [_values_differ(now, then) for now, then in columns]
-    return both.filter(reduce(pc.or_, differs))
+        different += [_values_differ(ours, theirs) for ours, theirs in columns]
+    return reduce(pc.or_, different)
 
 
 def _values_differ(now: pa.ChunkedArray, then: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -133,22 +202,14 @@ def _values_differ(now: pa.ChunkedArray, then: pa.ChunkedArray) -> pa.ChunkedArr
     return pc.fill_null(differs, pc.xor(pc.is_null(now), pc.is_null(then)))
 
 
-def with_keys(revised: pa.Table, current: pa.Table, keys: pa.Array) -> pa.Table:
-    """Add the planned pairs with these ``keys`` to ``revised``, the argument of `revise`."""
-    more = current.filter(
-        pc.and_(pc.is_in(current["key"], keys), pc.invert(pc.is_in(current["key"], revised["key"].combine_chunks())))
-    )
-    return pa.concat_tables([revised, more.select(revised.column_names)])
-
-
 def revise(current: pa.Table, revised: pa.Table, dropped: pa.Array, undecided: pa.Array) -> pa.Table:
-    """Return a new generation of the chunks with revised or dropped pairs; their other pairs keep their rows.
+    """Return a new revision of the chunks with revised or dropped pairs; their other pairs keep their rows.
 
     Args:
-        current: `newest` of the plan.
-        revised: pairs to encode; ``key`` and the columns that changed: URIs, versions, extra columns.
+        current: the newest rows of the unit's chunks.
+        revised: pairs to encode; ``key`` and the columns that may have changed: URIs, versions, extra columns.
         dropped: keys to remove from the plan.
-        undecided: chunks that are not committed at their newest generation; their pairs are still to be encoded.
+        undecided: chunks that are not committed at their newest revision; their pairs are still to be encoded.
     """
     touched = pa.concat_arrays([revised["key"].combine_chunks(), dropped.cast(pa.string())])
     chunks = pc.unique(current.filter(pc.is_in(current["key"], touched))["chunk"])
@@ -159,24 +220,25 @@ def revise(current: pa.Table, revised: pa.Table, dropped: pa.Array, undecided: p
     stated = _with_column(stated, "key", pc.if_else(pc.is_in(stated["key"], dropped), None, stated["key"]))
     for name in set(revised.column_names) - {"key"}:
         stated = _with_column(stated, name, _replaced_values(stated, revised, name))
-    return _sorted_by_chunk(_as_pairs(_without_spare_nulls(stated), current))
+    return sorted_by_chunk(_as_pairs(_without_spare_nulls(stated), current))
 
 
-def _sorted_by_chunk(stated: pa.Table) -> pa.Table:
-    """Sort by chunk; Arrow's sort is stable, so that pairs of one image stay neighbors."""
+def sorted_by_chunk(stated: pa.Table) -> pa.Table:
+    """Sort pairs by chunk; Arrow's sort is stable, so that pairs of one image stay neighbors."""
     return stated.take(pc.sort_indices(stated.select(["chunk"]), [("chunk", "ascending")]))
 
 
-def read_chunk(part_uri: str, chunk: int) -> pa.Table:
-    """Return the `schema.PAIRS` of one chunk; the plan file is cached for the next call."""
+def read_chunk(part_uri: str, chunk: str) -> pa.Table:
+    """Return the `schema.PAIRS` of the chunk with this name; the plan file is cached for the next call."""
     part = _read_part(part_uri)
-    return part.filter(pc.and_(pc.equal(part["chunk"], chunk), pc.is_valid(part["key"])))
+    number = split_chunk_name(chunk)[1]
+    return part.filter(pc.and_(pc.equal(part["chunk"], number), pc.is_valid(part["key"])))
 
 
-def other_images(part_uri: str, chunk: int) -> list[str]:
+def other_images(part_uri: str, chunk: str) -> list[str]:
     """Return the images of the plan file's other chunks, and this chunk's images that are not to be encoded."""
     part = _read_part(part_uri)
-    others = pc.or_(pc.not_equal(part["chunk"], chunk), pc.invert(part["encode"]))
+    others = pc.or_(pc.not_equal(part["chunk"], split_chunk_name(chunk)[1]), pc.invert(part["encode"]))
     uris: list[str] = part.filter(pc.and_(others, pc.is_valid(part["key"])))["image_uri"].to_pylist()
     return uris
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from inpaint_encode.core import mask_coverage
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.sources import FoundPairs
+from inpaint_encode.sources.pairs import LeftOut
 from inpaint_encode.stores import storage
 
 from .state import ChunkResult
-
-MAX_EXAMPLES = 1_000
-"""Unpaired files that the report names; it counts all of them."""
 
 MAX_SAMPLES = 200
 """Points of ``decided_over_time``, however long a run takes."""
@@ -95,47 +92,46 @@ class RunStats:
         }
 
 
-def unpaired_examples(found: FoundPairs) -> dict[str, Any]:
+def left_out_record(left_out: LeftOut) -> dict[str, Any]:
     """Return the counts and the first names of files that belong to no pair."""
     return {
-        "unpaired_images": len(found.unpaired_images),
-        "unpaired_masks": len(found.unpaired_masks),
-        "ignored_files": found.ignored_files,
-        "unreadable_names": found.unreadable_names[:MAX_EXAMPLES],
-        "unpaired_image_uris": found.unpaired_images[:MAX_EXAMPLES].to_pylist(),
-        "unpaired_mask_uris": found.unpaired_masks[:MAX_EXAMPLES].to_pylist(),
+        "unpaired_images": left_out.unpaired_images,
+        "unpaired_masks": left_out.unpaired_masks,
+        "ignored_files": left_out.ignored_files,
+        "unreadable_names": left_out.unreadable_names,
+        "unpaired_image_uris": left_out.unpaired_image_uris,
+        "unpaired_mask_uris": left_out.unpaired_mask_uris,
     }
 
 
 def write_report(
     uri: str,
     job: dict[str, Any],
-    planned: int,
-    found: FoundPairs,
+    planned: Mapping[str, int],
+    left_out: LeftOut,
     whole: RunStats,
     run: RunStats,
     *,
     limit: int = 0,
-    left: int = 0,
 ) -> dict[str, Any]:
     """Write the report of a finished run and return it.
 
     Args:
         uri: of the report.
         job: the contents of ``_job.json``.
-        planned: pairs in the plan.
-        found: the source's pairs and other files.
+        planned: ``pairs`` of the plan; ``repeated_lines`` and ``changed_pairs`` of the source, which are not in it.
+        left_out: the source's files that belong to no pair.
         whole: of all chunks of the output.
         run: of the chunks of this run.
         limit: ``--limit``, 0 without one.
-        left: pairs of chunks that the limit excluded.
 
     Raises:
-        JobFailed: encoded, rejected and excluded pairs do not add up to the planned ones.
+        JobFailed: encoded and rejected pairs do not add up to the planned ones, and there is no limit.
     """
-    if whole.decided + left != planned:
+    pairs = planned["pairs"]
+    if whole.decided != pairs and not limit:
         raise JobFailed(
-            f"{planned:,} pairs were planned, but {whole.encoded:,} encoded and {whole.rejected:,} rejected add "
+            f"{pairs:,} pairs were planned, but {whole.encoded:,} encoded and {whole.rejected:,} rejected add "
             f"up to {whole.decided:,}; run `inpaint-encode verify` to find the incomplete chunks"
         )
     seconds = run.seconds
@@ -147,10 +143,10 @@ def write_report(
     warning = mask_coverage.coverage_warning(run.counters)
     report = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "pairs": planned,
+        **planned,
         **whole.as_dict(),
-        **({"limit": limit, "pairs_left": left} if limit else {}),
-        **unpaired_examples(found),
+        **({"limit": limit, "pairs_left": pairs - whole.decided} if limit else {}),
+        **left_out_record(left_out),
         "this_run": {
             **run.as_dict(),
             "seconds": round(seconds, 3),

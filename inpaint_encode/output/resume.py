@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +20,14 @@ import pyarrow.compute as pc
 from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
-from inpaint_encode.schema import PAIRS, WORK, with_extra_columns
-from inpaint_encode.settings import Decoding, EncodeJob, RowSettings, RunOptions, Source
-from inpaint_encode.sources import FoundPairs
+from inpaint_encode.schema import EXTRA_COLUMNS, WORK
+from inpaint_encode.settings import Decoding, EncodeJob, RowSettings, Source
+from inpaint_encode.sources.pairs import LeftOut, PairSource
 from inpaint_encode.stores import storage
 
 from . import plan
+from .plan_log import PlanLog
+from .planner import Planner
 from .state import ChunkResult, Inventory, OutputState
 
 _LABELS = {
@@ -33,27 +37,10 @@ _LABELS = {
 }
 """Names of settings in errors, where the field's own name is unclear."""
 
+LAYOUT = 2
+"""Version of the names and the plan of an output's files, in ``_job.json``; version 0.1 wrote none."""
+
 _PACKAGES = ("inpaint-encode", "torch", "diffusers", "ray", "pyarrow", "pillow", "numpy")
-
-
-class Remaining(NamedTuple):
-    """The chunks of a job that are done, and those that are not."""
-
-    work: pa.Table
-    """`inpaint_encode.schema.WORK` of the chunks to encode, with a ``pairs`` column: the pairs of each."""
-    done: dict[int, ChunkResult]
-    pairs: int
-    """All planned pairs."""
-    excluded: int = 0
-    """Pairs of chunks that `limited` left out."""
-
-    def limited(self, pairs: int) -> Remaining:
-        """Return the first chunks that together have at least ``pairs`` pairs; 0 is no limit."""
-        if not pairs:
-            return self
-        counts = self.work["pairs"].to_numpy()
-        kept = int(np.searchsorted(np.cumsum(counts), pairs)) + 1
-        return self._replace(work=self.work.slice(0, kept), excluded=int(counts[kept:].sum()))
 
 
 def row_metadata(rows: RowSettings, decoding: Decoding, vae: VaeMetadata) -> RowMetadata:
@@ -81,6 +68,7 @@ def job_record(job: EncodeJob, metadata: RowMetadata, extra_columns: Sequence[pa
     rows = metadata.to_dict()
     versions, vae_source = rows.pop("versions"), rows.pop("vae_source")
     return {
+        "layout": LAYOUT,
         "rows": rows,
         "source": _source_record(job.source, extra_columns),
         "access": job.access.model_dump(),
@@ -160,19 +148,22 @@ def open_output(
         storage.write(uri, json.dumps(whole, indent=2).encode())
         storage.delete(state.uri("_report.json"))
     state.check_lease()
-    for path in inventory.replaced_files:
-        storage.delete(state.uri(path))
+    state.delete(inventory.replaced_files)
     return state, inventory
 
 
 def _validate_same_settings(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    if kept.get("layout") != LAYOUT:
+        raise UsageError(
+            f"{output} was begun by another version of inpaint-encode, which plans differently; its rows can be read, "
+            "verified and exported; to encode more, choose another --output, or --overwrite to start again"
+        )
     before = metadata_of_job({"vae_source": "", **kept}).to_dict()
     now = metadata_of_job(record).to_dict()
     before["config_sha256"] = before["config_sha256"] or now["config_sha256"]
-    source = {"extra_columns": kept["source"].get("carried"), **kept["source"]}  # the name in version 0.1
     differences = [
         f"{_LABELS.get(name, name)}: {there.get(name)} in the output, {value} now"
-        for there, here in ((before, now), (source, record["source"]))
+        for there, here in ((before, now), (kept["source"], record["source"]))
         for name, value in here.items()
         if there.get(name) != value and name not in ("versions", "vae_source")
     ]
@@ -183,56 +174,101 @@ def _validate_same_settings(output: str, kept: Mapping[str, Any], record: Mappin
         )
 
 
-def remaining(state: OutputState, inventory: Inventory, job: EncodeJob, found: FoundPairs) -> Remaining:
-    """Add new and changed pairs of the source to the plan, and return the chunks that are not done."""
-    parts = _with_new_pairs(state, inventory.parts, job, found)
-    if job.run.refresh or job.run.retry_rejected:
-        parts = _with_revised_chunks(state, parts, inventory, job.run, found)
-    chunks = state.planned_chunks(parts)
-    done = state.committed_chunks(inventory, _generations(chunks))
-    keep = pc.is_in(chunks["chunk"], pa.array(sorted(inventory.chunks), pa.int64()))
-    todo = pc.invert(pc.is_in(chunks["chunk"], pa.array(sorted(done), pa.int64())))
-    work = chunks.append_column("keep", keep).filter(todo).select(WORK.names).cast(WORK).sort_by("chunk")
-    pairs = plan.newest(state.read_plan(parts, ["chunk", "key"]))
-    counts = pairs.filter(pc.is_valid(pairs["key"])).group_by("chunk").aggregate([("key", "count")])
-    of_work = counts["key_count"].take(pc.index_in(work["chunk"], counts["chunk"].combine_chunks()))
-    work = work.append_column("pairs", pc.fill_null(of_work, 0))
-    return Remaining(work, done, len(pairs["key"]) - pairs["key"].null_count)
+class Remaining:
+    """What is left to encode: planned chunks that are not done, and those that are planned during the run.
 
+    Args:
+        state: of the output.
+        inventory: its files.
+        job: the settings.
+        source: of the pairs.
 
-def _with_new_pairs(state: OutputState, parts: list[str], job: EncodeJob, found: FoundPairs) -> list[str]:
-    """Add a generation of new chunks for pairs that are not planned yet."""
-    planned = plan.newest(state.read_plan(parts, ["chunk", "key"]))
-    fresh = plan.added(planned, found.pairs)
-    if not fresh.num_rows:
-        return parts
-    first = pc.max(planned["chunk"]).as_py() + 1 if planned.num_rows else 0
-    chunks = plan.split_into_chunks(found.with_uris(fresh), job.output.chunk_rows, job.output.chunk_bytes, first)
-    return parts + state.write_plan(_next_generation(parts), chunks)
+    Raises:
+        JobFailed: the plan is damaged.
+    """
 
+    def __init__(self, state: OutputState, inventory: Inventory, job: EncodeJob, source: PairSource) -> None:
+        extra = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
+        self.log = PlanLog.read(state, inventory.plan, pa.schema(extra))
+        self.done: dict[str, ChunkResult] = state.committed_chunks(inventory, self.log.chunks)
+        self.planner = Planner(self.log, source, job.output, job.run, self._undecided)
+        self.state, self._inventory, self._run = state, inventory, job.run
+        self._old_plan = set(inventory.plan)
 
-def _with_revised_chunks(
-    state: OutputState, parts: list[str], inventory: Inventory, run: RunOptions, found: FoundPairs
-) -> list[str]:
-    """Add a generation for the chunks with pairs that changed, vanished or are to be retried."""
-    columns = with_extra_columns(PAIRS, found.pairs.schema).names
-    planned = plan.newest(state.read_plan(parts, columns))
-    revised = plan.changed(planned, found.pairs) if run.refresh else found.pairs.slice(0, 0)
-    revised = found.with_uris(revised).select([name for name in columns if name not in ("chunk", "encode")])
-    if run.retry_rejected:
-        revised = plan.with_keys(revised, planned, state.rejected_keys(inventory))
-    gone = planned.filter(pc.invert(pc.is_in(planned["key"], value_set=found.pairs["key"])))["key"].drop_null()
-    dropped = gone.combine_chunks() if run.drop_vanished else pa.array([], pa.string())
-    if not revised.num_rows and not len(dropped):
-        return parts
-    wanted = _generations(state.planned_chunks(parts))
-    undone = pa.array(sorted(wanted.keys() - state.committed_chunks(inventory, wanted).keys()), pa.int64())
-    return parts + state.write_plan(_next_generation(parts), plan.revise(planned, revised, dropped, undone))
+    def work(self) -> Iterator[pa.Table]:
+        """Yield `inpaint_encode.schema.WORK` with a ``pairs`` column: first planned chunks, then each new unit's.
 
+        If pairs are to be encoded again, the whole source is planned before the first table, and `done` loses the
+        chunks with these pairs. With ``limit``, only the first chunks that together have that many pairs are yielded.
 
-def _generations(chunks: pa.Table) -> dict[int, int]:
-    return dict(zip(chunks["chunk"].to_pylist(), chunks["generation"].to_pylist(), strict=True))
+        Raises:
+            UsageError, JobFailed, OSError: as `Planner.plan`.
+        """
+        left = self._run.limit or sys.maxsize
+        for names in self._names():
+            table = self._work_of(names)
+            full = int(np.searchsorted(np.cumsum(table["pairs"].to_numpy()), left)) + 1
+            table = table.slice(0, full)
+            left -= pc.sum(table["pairs"]).as_py() or 0
+            if table.num_rows:
+                yield table
+            if left <= 0:
+                return
 
+    def _names(self) -> Iterator[Sequence[str]]:
+        """Yield the names of chunks to encode."""
+        if self._run.retry_rejected or self._run.refresh:
+            for names in self._revise():
+                for name in names:
+                    self.done.pop(name, None)
+            yield sorted(self.log.chunks.keys() - self.done.keys())
+            return
+        yield sorted(self.log.chunks.keys() - self.done.keys())
+        yield from self.planner.plan()
 
-def _next_generation(parts: list[str]) -> int:
-    return int(parts[-1].split("-")[1]) + 1 if parts else 0
+    def _revise(self) -> Iterator[list[str]]:
+        if self._run.retry_rejected:
+            rejected = defaultdict(list)
+            for name, result in self.done.items():
+                if result.rejected:
+                    rejected[plan.split_chunk_name(name)[0]].append(name)
+            yield from self.planner.retry(lambda unit: self.state.rejected_keys(rejected[unit]))
+        yield from self.planner.plan()
+
+    def _undecided(self, unit: int) -> list[int]:
+        """Return the numbers of the unit's chunks that are not committed at their newest revision."""
+        return [plan.split_chunk_name(name)[1] for name in self.log.names(unit) if name not in self.done]
+
+    def _work_of(self, names: Sequence[str]) -> pa.Table:
+        chunks = [self.log.chunks[name] for name in names]
+        columns = {
+            "chunk": list(names),
+            "revision": [chunk.revision for chunk in chunks],
+            "hash": [chunk.hash for chunk in chunks],
+            "part": [chunk.part for chunk in chunks],
+            "keep": [name in self._inventory.versions for name in names],
+        }
+        return pa.table(columns, WORK).append_column("pairs", pa.array([chunk.pairs for chunk in chunks], pa.int64()))
+
+    def planned(self) -> dict[str, int]:
+        """Return the counts of the plan for the report."""
+        changed = 0 if self._run.refresh else self.planner.changed
+        return {"pairs": self.log.pairs, "repeated_lines": self.log.repeated, "changed_pairs": changed}
+
+    def left_out(self, found: LeftOut) -> LeftOut:
+        """Add the counts of files that were not read again to what this run left out."""
+        counts = np.zeros(3, np.int64)
+        for unit in self.log.units[: self.planner.old_units]:
+            for one in unit.slices:
+                counts += np.array(one.left_out) * (one.file in self.planner.unchanged)
+        images, masks, ignored = counts.tolist()
+        return replace(
+            found,
+            unpaired_images=found.unpaired_images + images,
+            unpaired_masks=found.unpaired_masks + masks,
+            ignored_files=found.ignored_files + ignored,
+        )
+
+    def unused_parts(self) -> list[str]:
+        """Return the parts of the plan that no marker names and none will."""
+        return self.log.unused_parts(self._old_plan)

@@ -1,16 +1,18 @@
 """The files of an output. The state of a job is derived from them; there is no separate database.
 
 ``<job>-<chunk>.parquet``            a chunk's rows; if it exists, the chunk is done
-``_rejected/<job>-<chunk>.parquet``  the chunk's rejected pairs, written before its rows
-``_plan/<job>-<generation>-....parquet``  pairs by chunk; a generation is complete once its ``.json`` exists
-``_receipts/<job>-....parquet``       the results of committed chunks: a cache of the files' footers
+``_rejected/<job>-<chunk>.parquet``  the chunk's rejected pairs: a copy of what its data file's footer has
+``_plan/<job>-....json, .parquet``   the plan, see `plan_log`
+``_receipts/<job>-....parquet``      the results of committed chunks: a cache of the files' footers
 ``_job.json``                        the settings of all rows
 ``_lease.json``                      the run that is writing now
 ``_report.json``                     counts and rates, written last
 
-A chunk determines the name of its file, and its rows are written only if the file does not exist. A late worker, of
-this run or of a dead one, finds the file and accepts it. ``<job>`` is a new random name for each output, so that a late
-worker of an overwritten job cannot write among the new rows.
+A chunk determines the name of its file. The file is created only if it does not exist, and replaced only if it still
+has the version that was read, so two workers never overwrite each other. A late worker, of this run or of a dead one,
+finds the file and accepts it. Its footer has the hash of the chunk's planned pairs, so that a file of another plan is
+noticed. ``<job>`` is a new random name for each output, so that a late worker of an overwritten job cannot write among
+the new rows.
 """
 
 from __future__ import annotations
@@ -27,21 +29,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, with_extra_columns
+from inpaint_encode.schema import RECEIPT, REJECTS
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.pool import map_concurrently
+from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import plan
 from .lease import check_lease_token
-from .parquet import parquet_bytes, parquet_file, read_data, translate_errors
+from .parquet import parquet_bytes, parquet_file, read_data, read_parquet, translate_errors
 from .rows import row_groups
 
 CHUNK_KEY = b"inpaint_encode.chunk"
-"""Key of the JSON in a data file's metadata with its chunk, its generation and the rejected pairs."""
+"""Key of the JSON in a data file's metadata: its chunk and revision, the hash of its planned pairs, and its rejects."""
 
 _NAME = re.compile(
-    r"(?P<folder>_plan/|_receipts/)(?P<job>[0-9a-f]{8})-[0-9a-z-]+\.(?:parquet|json)"
-    r"|(?P<chunk_folder>|_rejected/)(?P<chunk_job>[0-9a-f]{8})-(?P<chunk>\d{8})\.parquet"
+    r"(?P<folder>_plan/|_receipts/)(?P<job>[0-9a-f]{8})-[0-9a-z.-]+\.(?:parquet|json)"
+    r"|(?P<chunk_folder>|_rejected/)(?P<chunk_job>[0-9a-f]{8})-(?P<chunk>\d{6}-\d{5}|\d{8})\.parquet"
 )
+"""Files of this version, and of version 0.1, whose chunks have eight digits."""
 
 
 @dataclass(frozen=True, slots=True)  # one per chunk of the job
@@ -62,15 +67,12 @@ class ChunkResult:
 class Inventory:
     """The files that one listing of an output found."""
 
-    chunks: set[int] = field(default_factory=set)
-    """Chunks with a data file."""
-    versions: dict[int, str] = field(default_factory=dict)
-    """Versions of the data files."""
-    rejects: set[int] = field(default_factory=set)
-    """Chunks with a rejects file."""
-    rejects_versions: dict[int, str] = field(default_factory=dict)
-    parts: list[str] = field(default_factory=list)
-    """Plan files of complete generations, relative to the output."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the data files, by chunk."""
+    rejects_versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the rejects files, by chunk."""
+    plan: dict[str, int] = field(default_factory=dict)
+    """Sizes of the plan's files, by path relative to the output."""
     receipts: list[str] = field(default_factory=list)
     replaced_files: list[str] = field(default_factory=list)
     """Files of overwritten jobs, to be deleted."""
@@ -92,13 +94,17 @@ class OutputState:
         """Return the URI of a path in the output."""
         return storage.join(self.output, *parts)
 
-    def data_uri(self, chunk: int) -> str:
+    def data_uri(self, chunk: str) -> str:
         """Return the URI of a chunk's data file."""
-        return f"{self.output}/{self.job}-{chunk:08d}.parquet"
+        return f"{self.output}/{self.job}-{chunk}.parquet"
 
-    def rejects_uri(self, chunk: int) -> str:
+    def rejects_uri(self, chunk: str) -> str:
         """Return the URI of a chunk's rejects file."""
-        return f"{self.output}/_rejected/{self.job}-{chunk:08d}.parquet"
+        return f"{self.output}/_rejected/{self.job}-{chunk}.parquet"
+
+    def read(self, path: str) -> bytes:
+        """Return the contents of a file of the output."""
+        return storage.read(self.uri(path)).data
 
     def check_lease(self) -> None:
         """Check that this run holds the lease.
@@ -132,16 +138,17 @@ class OutputState:
         """
         chunk, expect = work["chunk"], storage.ABSENT
         if work["keep"]:
-            before = _read_chunk_file(self.data_uri(chunk))
-            if before.generation >= work["generation"]:
+            blob = storage.read(self.data_uri(chunk))
+            before = _parse_footer(self.data_uri(chunk), pa.BufferReader(blob.data), len(blob.data), blob.version)
+            if before.revision >= work["revision"]:
                 return self.accept_existing(work)
             pairs = plan.read_chunk(work["part"], chunk)
             kept = pairs.filter(pc.invert(pairs["encode"]))["key"].combine_chunks()
-            rows_before = read_data(before.data, schema)
+            rows_before = read_data(blob.data, schema)
             data = chain(data, row_groups(rows_before.filter(pc.is_in(rows_before["key"], kept)), schema))
             rejects = pa.concat_tables([rejects, before.rejects.filter(pc.is_in(before.rejects["key"], kept))])
             expect = before.version
-        footer = {"chunk": chunk, "generation": work["generation"], "rejected": rejects.to_pylist()}
+        footer = {"chunk": chunk, "revision": work["revision"], "hash": work["hash"], "rejected": rejects.to_pylist()}
         encoded = parquet_file(data, schema.with_metadata({**schema.metadata, CHUNK_KEY: json.dumps(footer)}))
         (check or self.check_lease)()
         rejects_version = ""
@@ -162,36 +169,42 @@ class OutputState:
         Raises:
             JobFailed: the file is of an older generation of the plan than this run's.
         """
-        found = _read_chunk_file(self.data_uri(work["chunk"]))
-        if found.generation < work["generation"]:
+        found = self._read_footer(work["chunk"])
+        if found.revision < work["revision"]:
             raise JobFailed(
                 f"a worker of an earlier, killed run has just written outdated rows to {self.data_uri(work['chunk'])}; "
                 "run the same command again to replace them"
             )
+        self._check_hash(work["chunk"], found, work["revision"], work["hash"])
         return self._align_rejects(work["chunk"], found)
 
-    def _align_rejects(self, chunk: int, found: _ChunkFile) -> ChunkResult:
+    def _check_hash(self, chunk: str, found: _ChunkFile, revision: int, planned: str) -> None:
+        """Check that a data file has the pairs that are planned for its chunk."""
+        if found.revision > revision or (found.revision == revision and found.hash != planned):
+            raise JobFailed(
+                f"{self.data_uri(chunk)} has other pairs than the plan has for this chunk, so a part of the plan was "
+                "lost or replaced; nothing was changed; restore _plan/, or use another --output"
+            )
+
+    def _align_rejects(self, chunk: str, found: _ChunkFile) -> ChunkResult:
         """Write the rejects file as the data file's footer says."""
         version = ""
         if found.rejects.num_rows:
             version = storage.write(self.rejects_uri(chunk), parquet_bytes(found.rejects))
         else:
             storage.delete(self.rejects_uri(chunk))
-        return _chunk_result(found.rows, found.rejects, len(found.data), found.version, version)
+        return _chunk_result(found.rows, found.rejects, found.size, found.version, version)
 
     def inventory(self) -> Inventory:
         """List the output once and return its files by kind."""
         found = Inventory()
-        plan_files: list[str] = []
         for listed in storage.list_objects(self.output):
-            for path, version in zip(listed.paths, listed.versions, strict=True):
-                self._sort(path, version, found, plan_files)
-        complete = {path.removesuffix(".json") for path in plan_files if path.endswith(".json")}
-        found.parts = sorted(p for p in plan_files if p.endswith(".parquet") and p.rpartition("-")[0] in complete)
+            for path, version, size in zip(listed.paths, listed.versions, listed.sizes, strict=True):
+                self._sort(path, version, size, found)
         found.receipts.sort()
         return found
 
-    def _sort(self, path: str, version: str, found: Inventory, plan_files: list[str]) -> None:
+    def _sort(self, path: str, version: str, size: int, found: Inventory) -> None:
         name = _NAME.fullmatch(path)
         if name is None:
             if not path.startswith("_"):
@@ -202,141 +215,124 @@ class OutputState:
             elif name["chunk_folder"] == "":
                 found.unknown_files.append(path)
         elif name["folder"] == "_plan/":
-            plan_files.append(path)
+            found.plan[path] = size
         elif name["folder"] == "_receipts/":
             found.receipts.append(path)
         elif name["chunk_folder"]:
-            found.rejects.add(int(name["chunk"]))
-            found.rejects_versions[int(name["chunk"])] = version
+            found.rejects_versions[name["chunk"]] = version
         else:
-            found.chunks.add(int(name["chunk"]))
-            found.versions[int(name["chunk"])] = version
-
-    def write_plan(self, generation: int, table: pa.Table) -> list[str]:
-        """Write one generation of the plan and return its files; its ``.json``, written last, makes it complete."""
-        stem = f"_plan/{self.job}-{generation:04d}"
-        for listed in storage.list_objects(self.uri("_plan")):
-            for path in listed.paths:
-                if f"_plan/{path}".startswith(stem):  # a run that died while planning may have left more files
-                    storage.delete(self.uri("_plan", path))
-        names = []
-        for number, part in enumerate(plan.parts(table)):
-            names.append(f"{stem}-{number:06d}.parquet")
-            storage.write(self.uri(names[-1]), parquet_bytes(part))
-        self.check_lease()
-        storage.write(self.uri(f"{stem}.json"), json.dumps({"pairs": table.num_rows}).encode())
-        return names
-
-    def read_plan(self, parts: list[str], columns: list[str]) -> pa.Table:
-        """Return columns of all generations of the plan, and a ``generation`` column.
-
-        Args:
-            parts: plan files.
-            columns: names in `inpaint_encode.schema.PAIRS`, and `EXTRA_COLUMNS` if the plan has it.
-        """
-        known = PAIRS
-        if EXTRA_COLUMNS in columns:
-            data = storage.read(self.uri(parts[0])).data
-            with translate_errors(self.uri(parts[0])):
-                known = with_extra_columns(PAIRS, pq.read_schema(pa.BufferReader(data)))
-        schema = pa.schema([known.field(name) for name in columns])
-        tables = [_with_generation(self._read(part, schema), part) for part in parts]
-        return pa.concat_tables([_with_generation(schema.empty_table(), "-0"), *tables])
-
-    def planned_chunks(self, parts: list[str]) -> pa.Table:
-        """Return `inpaint_encode.schema.WORK` without ``keep``: each chunk's newest generation and its plan file."""
-        tables = []
-        for part in parts:
-            chunks = _with_generation(self._read(part, pa.schema([PAIRS.field("chunk")])), part)
-            once = chunks.group_by(["chunk", "generation"], use_threads=False).aggregate([])
-            tables.append(once.append_column("part", pa.array([self.uri(part)] * once.num_rows)))
-        return plan.newest(pa.concat_tables(tables))
-
-    def _read(self, path: str, schema: pa.Schema) -> pa.Table:
-        data = storage.read(self.uri(path)).data
-        with translate_errors(self.uri(path)):
-            return pq.read_table(pa.BufferReader(data), columns=schema.names).cast(schema)
+            found.versions[name["chunk"]] = version
 
     def write_receipts(self, run: str, number: int, receipts: list[dict[str, Any]]) -> None:
         """Write the results of chunks, so that the next run need not open their files."""
         table = pa.Table.from_pylist(receipts, RECEIPT)
         storage.write(self.uri("_receipts", f"{self.job}-{run}-{number:06d}.parquet"), parquet_bytes(table))
 
-    def committed_chunks(self, inventory: Inventory, generations: Mapping[int, int]) -> dict[int, ChunkResult]:
-        """Return the results of the chunks that are committed at their newest generation.
+    def committed_chunks(
+        self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk]
+    ) -> dict[str, ChunkResult]:
+        """Return the results of the chunks that are committed at their newest revision.
 
         Most come from receipts. Only chunks of a run's last moments are opened, and their rejects files are written
         again, since the worker may have died in between.
 
         Args:
             inventory: the files of the output.
-            generations: each planned chunk's newest generation.
+            planned: every chunk of the plan.
+
+        Raises:
+            JobFailed: a data file has pairs that are not planned for it.
         """
-        known = {}
-        for path in inventory.receipts:
-            for row in self._read(path, RECEIPT).to_pylist():
-                names = ("encoded", "rejected", "data_bytes", "version", "rejects_version")
-                values = {name: row[name] for name in names}
-                known[row["chunk"], row["generation"]] = ChunkResult(**values, errors=dict(row["errors"]))
-        results = {}
-        for chunk in inventory.chunks & generations.keys():
-            receipt = known.get((chunk, generations[chunk]))
-            if receipt and receipt.version == inventory.versions[chunk]:
-                results[chunk] = receipt
-            else:
-                found = _read_chunk_file(self.data_uri(chunk))
-                if found.generation == generations[chunk]:
-                    results[chunk] = self._align_rejects(chunk, found)
+        for chunk in inventory.versions.keys() - planned.keys():
+            raise JobFailed(
+                f"{self.data_uri(chunk)} belongs to a chunk that is not in the plan, so a part of the plan was lost; "
+                "nothing was changed; restore _plan/, or use another --output"
+            )
+        results = self._results_of_receipts(inventory, planned)
+        others = sorted(inventory.versions.keys() - results.keys())
+        for chunk, found in zip(others, map_concurrently(self._read_footer, others), strict=True):
+            self._check_hash(chunk, found, planned[chunk].revision, planned[chunk].hash)
+            if found.revision == planned[chunk].revision:
+                results[chunk] = self._align_rejects(chunk, found)
         return results
 
-    def finish(self, chunks: Mapping[int, ChunkResult]) -> None:
-        """Correct what late workers left: rejects files that differ from the footers, files of overwritten jobs.
+    def _results_of_receipts(
+        self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk]
+    ) -> dict[str, ChunkResult]:
+        """Return the results of chunks whose receipts have their planned pairs and the version of their file."""
+        names = ("encoded", "rejected", "data_bytes", "version", "rejects_version")
+        results = {}
+        for path, data in zip(inventory.receipts, map_concurrently(self.read, inventory.receipts), strict=True):
+            for row in read_parquet(self.uri(path), data, RECEIPT).to_pylist():
+                chunk = planned.get(row["chunk"])
+                if chunk is None or inventory.versions.get(row["chunk"]) != row["version"]:
+                    continue
+                if (chunk.revision, chunk.hash) == (row["revision"], row["hash"]):
+                    values = {name: row[name] for name in names}
+                    results[row["chunk"]] = ChunkResult(**values, errors=dict(row["errors"]))
+        return results
+
+    def _read_footer(self, chunk: str) -> _ChunkFile:
+        file = RangedFile(self.data_uri(chunk), storage.DEFAULT_ACCESS)
+        return _parse_footer(self.data_uri(chunk), file, file.size, file.version)
+
+    def finish(self, chunks: Mapping[str, ChunkResult], unused: Iterable[str]) -> None:
+        """Correct what late workers left: rejects files that differ from the footers, files that nothing refers to.
+
+        Args:
+            chunks: the committed chunks.
+            unused: further files to delete, relative to the output.
 
         Raises:
             JobFailed: another run has taken the lease, or a committed chunk's file is gone.
         """
         self.check_lease()
         inventory = self.inventory()
-        if gone := chunks.keys() - inventory.chunks:
+        if gone := chunks.keys() - inventory.versions.keys():
             raise JobFailed(
                 f"{self.data_uri(min(gone))} was deleted while the job ran; run the same command to write it again"
             )
-        for path in inventory.replaced_files:
-            storage.delete(self.uri(path))
-        for chunk in inventory.rejects | chunks.keys():
-            if inventory.rejects_versions.get(chunk, "") != chunks[chunk].rejects_version:
-                self._align_rejects(chunk, _read_chunk_file(self.data_uri(chunk)))
+        self.delete([*inventory.replaced_files, *unused])
+        wrong = [
+            chunk
+            for chunk in inventory.rejects_versions.keys() | chunks.keys()
+            if chunk in chunks and inventory.rejects_versions.get(chunk, "") != chunks[chunk].rejects_version
+        ]
+        for chunk, found in zip(wrong, map_concurrently(self._read_footer, wrong), strict=True):
+            self._align_rejects(chunk, found)
 
-    def rejected_keys(self, inventory: Inventory) -> pa.Array:
-        """Return the keys of all rejected pairs of committed chunks."""
-        files = [f"_rejected/{self.job}-{chunk:08d}.parquet" for chunk in sorted(inventory.rejects & inventory.chunks)]
-        tables = [self._read(path, REJECTS) for path in files]
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files of the output."""
+        for _ in map_concurrently(lambda path: storage.delete(self.uri(path)), paths):
+            pass
+
+    def rejected_keys(self, chunks: Iterable[str]) -> pa.Array:
+        """Return the keys of the rejected pairs of committed chunks that have any."""
+        paths = [f"_rejected/{self.job}-{chunk}.parquet" for chunk in chunks]
+        read = zip(paths, map_concurrently(self.read, paths), strict=True)
+        tables = [read_parquet(self.uri(path), data, REJECTS) for path, data in read]
         return pa.concat_tables([REJECTS.empty_table(), *tables])["key"].combine_chunks()
-
-
-def _with_generation(table: pa.Table, part: str) -> pa.Table:
-    generation = pa.scalar(int(part.split("-")[1]), pa.int32())
-    return table.append_column("generation", pa.repeat(generation, table.num_rows))
 
 
 @dataclass(frozen=True)
 class _ChunkFile:
-    """A chunk's data file and what its footer says."""
+    """What the footer of a chunk's data file says."""
 
-    generation: int
+    revision: int
+    hash: str
+    """Of the chunk's planned pairs."""
     rejects: pa.Table
-    data: bytes
-    version: str
     rows: int
+    size: int
+    version: str
 
 
-def _read_chunk_file(uri: str) -> _ChunkFile:
-    blob = storage.read(uri)
+def _parse_footer(uri: str, file: Any, size: int, version: str) -> _ChunkFile:
     with translate_errors(uri):
-        metadata = pq.read_metadata(pa.BufferReader(blob.data))
+        metadata = pq.read_metadata(file)
         footer = json.loads(metadata.metadata[CHUNK_KEY])
-    rejects = pa.Table.from_pylist(footer["rejected"], REJECTS)
-    return _ChunkFile(footer["generation"], rejects, blob.data, blob.version, metadata.num_rows)
+        rejects = pa.Table.from_pylist(footer["rejected"], REJECTS)
+        return _ChunkFile(footer["revision"], footer["hash"], rejects, metadata.num_rows, size, version)
 
 
 def _chunk_result(encoded: int, rejects: pa.Table, data_bytes: int, version: str, rejects_version: str) -> ChunkResult:

@@ -146,7 +146,7 @@ def list_pages(
 
 
 BATCH_PAIRS = 65_536
-"""Largest number of lines or pairs in a `PairBatch`, before random masks multiply them."""
+"""Largest number of pairs in a `PairBatch`, but for the random masks of its last image."""
 
 BATCH_BYTES = 2**28
 """Bytes of a batch's strings from which it ends early: an Arrow array of strings must be smaller than 2 GiB."""
@@ -175,8 +175,8 @@ class PairBatch(NamedTuple):
     """Some pairs of a source, in the order in which they should be encoded."""
 
     pairs: pa.Table
-    """`schema.SOURCE_PAIRS`, and `schema.EXTRA_COLUMNS` if the source has columns of its own. Keys may repeat. Pairs
-    of one image need not be neighbors."""
+    """`schema.SOURCE_PAIRS`, and `schema.EXTRA_COLUMNS` if the source has columns of its own. Keys may repeat. Pairs of
+    one image need not be neighbors."""
     slices: tuple[Slice, ...] = ()
     """Where the pairs are from, in order; ``line`` counts their lines. Empty if the source is a listing."""
 
@@ -202,8 +202,10 @@ class PairSource(ABC):
     extra_columns: list[pa.Field]
     """The fields of `schema.EXTRA_COLUMNS`; empty if the source has no columns of its own."""
     numbers_masks: bool
-    """Whether a key names an image, so that the key of its second mask must get a number, and so on. If False, keys
-    name pairs."""
+    """Whether a key names an image, so that the keys of its second and further masks must get a number. If False, a key
+    names a pair."""
+    unchanged: frozenset[str] = frozenset()
+    """Files whose ``known`` lines are skipped; set before `batches` yields its first batch."""
     left_out: LeftOut
     objects_listed: int
     """Objects in the listings so far."""

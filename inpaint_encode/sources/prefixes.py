@@ -1,158 +1,387 @@
 """Pairs by file name: images and masks below one or two prefixes, matched by path or by ``--mask-pattern``.
 
 Images without mask files are pairs if their masks are random or are their own alpha.
+
+Listings may be larger than the memory. Names do not sort like the keys of their images (``a-1.jpg``, ``a.jpg``,
+``a/x.jpg``, ``a_mask1.png``), so files are joined by hash: an image and all its masks are in one bucket of `HashBuckets`.
 """
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.schema import SOURCE_PAIRS
 from inpaint_encode.settings import Source
-from inpaint_encode.stores.base import Access
+from inpaint_encode.stores.base import Access, Listed
 
-from .pairs import IMAGE_SUFFIXES, SYSTEM_POOL, FoundPairs, check_unique_keys, join_uris, list_pages, normalize_uri
+from .hash_buckets import HashBuckets, Layout
+from .pairs import (
+    BATCH_PAIRS,
+    IMAGE_SUFFIXES,
+    MAX_EXAMPLES,
+    LeftOut,
+    PairBatch,
+    PairSource,
+    Slice,
+    list_pages,
+    normalize_uri,
+)
 from .random_masks import with_random_masks
 
 _STEM_AND_SUFFIX = r"^(?P<key>(?:.*/)?[^/]+)\.(?P<suffix>[^./]+)$"
-_MERGED_PAGES = 8
+_PARSED_FILES = 8_192
+"""Number of files that are parsed together. Pages of a few files are merged: each Arrow batch needs kilobytes."""
+
 _FILES = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])
+"""A file whose name is ``key.suffix``, relative to its prefix."""
+_NAMES = ("key", "suffix")
+_IMAGE_FILES = Layout(_FILES, ("key",))
 
 
-def from_images(source: Source, access: Access) -> FoundPairs:
-    """List the prefix of the images; each is a pair with itself, or with each of its ``--random-masks``.
-
-    Raises:
-        UsageError: the prefix cannot be read, two files have the same key, or there is no image.
-    """
-    prefix = normalize_uri("--images", source.images)
-    images, ignored, unreadable_names = _list_images("--images", prefix, access)
-    _check_keys("--images", prefix, images)
-    columns = {
-        "key": images["key"],
-        "image": images["key"],
-        "image_suffix": images["suffix"],
-        "image_version": images["version"],
-        "image_bytes": images["size"],
-    }
-    if source.random_masks:
-        pairs = with_random_masks(pa.table(columns), source)
-    else:
-        pairs = pa.table(columns | {"mask_suffix": images["suffix"], "mask_version": images["version"]})
-    return FoundPairs(
-        pairs,
-        ignored_files=ignored,
-        unreadable_names=unreadable_names,
-        images_prefix=prefix,
-        masks_prefix=prefix,
-        objects_listed=images.num_rows + ignored,
-        image_and_mask_bytes=(pc.sum(images["size"]).as_py(), 0),
-    )
-
-
-def from_images_and_masks(source: Source, access: Access) -> FoundPairs:
-    """List the prefixes and match masks to images by the rule of `inpaint_encode.settings.Source`.
+def open_prefixes(source: Source, access: Access) -> PairSource:
+    """Return the source of ``--images`` and ``--masks``. Nothing is listed before `PairSource.batches`.
 
     Raises:
-        UsageError: a prefix cannot be read, two files have the same key, or there is no pair.
+        UsageError: a URI is not valid, or the options name no masks.
     """
-    images_prefix = normalize_uri("--images", source.images)
-    masks_prefix = normalize_uri("--masks", source.masks) if source.masks else images_prefix
-    one_prefix = images_prefix == masks_prefix
-    if one_prefix and not source.mask_pattern:
+    images = normalize_uri("--images", source.images)
+    if source.random_masks or source.is_own_mask:
+        return _Images(source, access, images)
+    masks = normalize_uri("--masks", source.masks) if source.masks else images
+    if images == masks and not source.mask_pattern:
         raise UsageError(
             f"--images and --masks are both {source.images}; give each its own prefix, add --mask-pattern to find "
             "masks by their names, or leave out --masks if each image's alpha is its mask"
         )
-    images, ignored, unreadable_names = _list_images("--images", images_prefix, access, nested=masks_prefix)
-    masks, objects_listed = images, images.num_rows + ignored
-    if not one_prefix:
-        masks, others, more_names = _list_images("--masks", masks_prefix, access, nested=images_prefix)
-        objects_listed += masks.num_rows + others
-        ignored, unreadable_names = ignored + others, unreadable_names + more_names
-    masks = _with_image_stems(masks, source.mask_pattern)
-    if one_prefix:  # a file is a mask if its name makes it the mask of another file
-        is_mask = pc.is_in(masks["image"], value_set=images["key"])
-        images, masks = images.filter(pc.invert(is_mask)), masks.filter(is_mask)
-    _check_keys("--images", images_prefix, images)
-    _check_keys("--masks", masks_prefix, _filter(masks, pc.is_valid(masks["image"])))
-    if masks["image"].equals(images["key"]):  # needs no hash table
-        image_rows = pa.chunked_array([pa.array(np.arange(images.num_rows), pa.int32())])
-    else:
-        image_rows = pc.index_in(masks["image"], value_set=images["key"])
-    if image_rows.null_count == len(image_rows):
-        raise UsageError(_explain_no_pairs(source, images, masks))
-    paired = np.zeros(images.num_rows, np.bool_)
-    paired[image_rows.drop_null().to_numpy()] = True
-    pairs, mask_bytes = _pair_table(images, masks, image_rows, source.mask_pattern)
-    return FoundPairs(
-        pairs,
-        unpaired_images=_sorted_uris(images_prefix, images, pa.array(~paired)),
-        unpaired_masks=_sorted_uris(masks_prefix, masks, pc.is_null(image_rows)),
-        ignored_files=ignored,
-        unreadable_names=unreadable_names,
-        images_prefix=images_prefix,
-        masks_prefix=masks_prefix,
-        objects_listed=objects_listed,
-        image_and_mask_bytes=(pc.sum(images["size"].filter(pa.array(paired))).as_py(), mask_bytes),
-    )
+    return _ImagesAndMasks(source, access, images, masks)
 
 
-def _list_images(option: str, prefix: str, access: Access, nested: str = "") -> tuple[pa.Table, int, tuple[str, ...]]:
-    """List the files below ``prefix``, without those below the prefix ``nested``.
+class _Prefixes(PairSource):
+    """Lists its prefixes into `HashBuckets` and yields the pairs of one bucket after the other.
 
-    Returns:
-        The images in `_FILES`, the number of other files, and the names of files that no URI can have.
-
-    Raises:
-        UsageError: the prefix cannot be listed, or has no image.
+    In memory there is one bucket, and all pairs are sorted by image, mask index and key. On disk the pairs of a bucket
+    are, and the order of the buckets never changes.
     """
-    skip = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else ""
-    pages, table, ignored = [], _FILES.empty_table(), 0
-    unreadable_names: list[str] = []
-    for page in list_pages(option, prefix, access):
-        paths = pa.array(page.paths, pa.string())
-        parts = pc.extract_regex(paths, _STEM_AND_SUFFIX)
-        is_image = pc.is_in(pc.utf8_lower(pc.struct_field(parts, "suffix")), pa.array(sorted(IMAGE_SUFFIXES)))
-        wanted = pc.invert(pc.starts_with(paths, skip)) if skip else pc.true_unless_null(paths)
-        columns = [
-            pc.struct_field(parts, "key"),
-            pc.struct_field(parts, "suffix"),
-            pa.array(page.versions, pa.string()),
-            pa.array(page.sizes, pa.int64()),
-        ]
-        pages.append(pa.RecordBatch.from_arrays(columns, schema=_FILES).filter(pc.and_(is_image, wanted)))
-        ignored += (pc.sum(pc.and_not(wanted, is_image)).as_py() or 0) + len(page.unreadable)
-        unreadable_names += page.unreadable
-        if len(pages) == _MERGED_PAGES:
-            table, pages = _append(table, pages), []
-    table = _append(table, pages)
-    if not table.num_rows:
-        raise UsageError(
-            f"{option} {prefix} contains no image files (other files: {ignored:,}); the name of an image file ends in "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+
+    def __init__(self, source: Source, access: Access, images_prefix: str, masks_prefix: str) -> None:
+        self._source, self._access = source, access
+        self._images_prefix, self._masks_prefix = images_prefix, masks_prefix
+        self.extra_columns: list[pa.Field] = []
+        self.numbers_masks = False
+        self.image_row_groups = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.left_out = LeftOut()
+        self.objects_listed = 0
+        self.image_and_mask_bytes = (0, 0)
+
+    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
+        """See `PairSource.batches`. A listing has no lines to skip: all pairs are yielded, whatever is ``known``.
+
+        Raises:
+            UsageError: a prefix cannot be read, two files have the same key, or there is no pair. No pair has been
+                yielded.
+        """
+        self._reset()
+        with HashBuckets(self._layouts()) as rows:
+            self._list_all(rows)
+            self._check(rows)
+            batch_rows = max(1, BATCH_PAIRS // max(1, self._source.random_masks))
+            for bucket in rows.numbers:
+                pairs = self._pairs(rows, bucket)
+                for start in range(0, pairs.num_rows, batch_rows):
+                    yield PairBatch(self._as_source_pairs(pairs.slice(start, batch_rows)))
+
+    @abstractmethod
+    def _layouts(self) -> dict[str, Layout]:
+        """Return the tables that the listings fill."""
+
+    @abstractmethod
+    def _list_all(self, rows: HashBuckets) -> None:
+        """List the prefixes; raise UsageError if one has no image file."""
+
+    @abstractmethod
+    def _check(self, rows: HashBuckets) -> None:
+        """Read the names in all buckets; raise UsageError if two files have the same key, or if there is no pair."""
+
+    @abstractmethod
+    def _pairs(self, rows: HashBuckets, bucket: int) -> pa.Table:
+        """Return the pairs of a bucket, sorted, and count what belongs to no pair."""
+
+    @abstractmethod
+    def _as_source_pairs(self, pairs: pa.Table) -> pa.Table:
+        """Return some rows of `_pairs` in `SOURCE_PAIRS`."""
+
+    def _list(self, option: str, prefix: str, nested: str = "") -> Iterator[pa.RecordBatch]:
+        """Yield the image files below ``prefix`` in `_FILES`, without those below the prefix ``nested``.
+
+        Raises:
+            UsageError: the prefix cannot be listed, or has no image file.
+        """
+        skip = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else ""
+        found = ignored = 0
+        for page in _merged(list_pages(option, prefix, self._access)):
+            paths = pa.array(page.paths, pa.string())
+            parts = pc.extract_regex(paths, _STEM_AND_SUFFIX)
+            is_image = pc.is_in(pc.utf8_lower(pc.struct_field(parts, "suffix")), pa.array(sorted(IMAGE_SUFFIXES)))
+            wanted = pc.invert(pc.starts_with(paths, skip)) if skip else pc.true_unless_null(paths)
+            columns = [
+                pc.struct_field(parts, "key"),
+                pc.struct_field(parts, "suffix"),
+                pa.array(page.versions, pa.string()),
+                pa.array(page.sizes, pa.int64()),
+            ]
+            files = pa.RecordBatch.from_arrays(columns, schema=_FILES).filter(pc.and_(is_image, wanted))
+            others = (pc.sum(pc.and_not(wanted, is_image)).as_py() or 0) + len(page.unreadable)
+            found, ignored = found + files.num_rows, ignored + others
+            self.objects_listed += files.num_rows + others
+            self.left_out.ignored_files += others
+            names = self.left_out.unreadable_names
+            names += page.unreadable[: MAX_EXAMPLES - len(names)]
+            yield files
+        if not found:
+            raise UsageError(
+                f"{option} {prefix} contains no image files (other files: {ignored:,}); the name of an image file ends "
+                f"in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+
+
+class _Images(_Prefixes):
+    """Images without mask files: each is a pair with itself, or with each of its ``--random-masks``."""
+
+    def __init__(self, source: Source, access: Access, prefix: str) -> None:
+        super().__init__(source, access, prefix, prefix)
+
+    def _layouts(self) -> dict[str, Layout]:
+        return {"images": _IMAGE_FILES}
+
+    def _list_all(self, rows: HashBuckets) -> None:
+        for files in self._list("--images", self._images_prefix):
+            rows.add("images", files)
+
+    def _check(self, rows: HashBuckets) -> None:
+        repeated = _RepeatedKeys(f"--images {self._images_prefix}", self._images_prefix)
+        for bucket in rows.numbers:
+            repeated.add(rows.read("images", bucket, _NAMES))
+        repeated.check()
+
+    def _pairs(self, rows: HashBuckets, bucket: int) -> pa.Table:
+        images = _sorted(rows.read("images", bucket), "key")
+        image_bytes, _ = self.image_and_mask_bytes
+        self.image_and_mask_bytes = (image_bytes + _sum(images["size"]), 0)
+        return images
+
+    def _as_source_pairs(self, pairs: pa.Table) -> pa.Table:
+        uris = _uris(self._images_prefix, pairs["key"], pairs["suffix"])
+        columns = {
+            "key": pairs["key"],
+            "image_uri": uris,
+            "image_version": pairs["version"],
+            "image_bytes": pairs["size"],
+        }
+        if self._source.random_masks:
+            return _with_line(with_random_masks(pa.table(columns), self._source))
+        return _with_line(pa.table(columns | {"mask_uri": uris, "mask_version": pairs["version"]}))
+
+
+class _ImagesAndMasks(_Prefixes):
+    """Images and masks, matched by the rule of `inpaint_encode.settings.Source`.
+
+    If they share a prefix, a file is a mask if its name makes it the mask of another file. The table ``images`` then
+    has all files, and ``masks`` those whose names match the pattern. `_find_masks` writes the names of the masks into
+    the buckets of their own keys, so that the images of a bucket are its other files.
+    """
+
+    @property
+    def _share_prefix(self) -> bool:
+        return self._images_prefix == self._masks_prefix
+
+    def _layouts(self) -> dict[str, Layout]:
+        schema, keys = _FILES, ("key",)
+        if pattern := self._source.mask_pattern:
+            schema, keys = schema.append(pa.field("image", pa.string())), ("image", "key")
+            schema = schema.append(pa.field("mask_index", pa.int32())) if "{n}" in pattern else schema
+        names = Layout(pa.schema([_FILES.field(name) for name in _NAMES]), ("key",))
+        return {"images": _IMAGE_FILES, "masks": Layout(schema, keys), "names_of_masks": names}
+
+    def _list_all(self, rows: HashBuckets) -> None:
+        pattern = self._source.mask_pattern
+        for files in self._list("--images", self._images_prefix, nested=self._masks_prefix):
+            rows.add("images", files)
+            if self._share_prefix:
+                masks = _with_image(files, pattern)
+                rows.add("masks", masks.filter(pc.is_valid(masks["image"])))
+        if self._share_prefix:
+            self._find_masks(rows)
+            return
+        for files in self._list("--masks", self._masks_prefix, nested=self._images_prefix):
+            rows.add("masks", _with_image(files, pattern) if pattern else files)
+
+    def _find_masks(self, rows: HashBuckets) -> None:
+        for bucket in rows.numbers:
+            keys = rows.read("images", bucket, ("key",))["key"]
+            masks = rows.read("masks", bucket, (*_NAMES, "image"))
+            for batch in masks.filter(pc.is_in(masks["image"], value_set=keys)).select(_NAMES).to_batches():
+                rows.add("names_of_masks", batch)
+
+    def _join(self, rows: HashBuckets, bucket: int, *, names_only: bool = False) -> _Joined:
+        """Join the images and the masks of a bucket.
+
+        Args:
+            rows: what was listed.
+            bucket: number of the bucket.
+            names_only: read only the columns of `_NAMES` and ``image``.
+        """
+        stems = ("image",) if self._source.mask_pattern else ()
+        images = rows.read("images", bucket, _NAMES if names_only else ())
+        masks = rows.read("masks", bucket, (*_NAMES, *stems) if names_only else ())
+        if self._share_prefix:
+            masks = masks.filter(pc.is_in(masks["image"], value_set=images["key"]))
+            names = _paths(rows.read("names_of_masks", bucket))
+            images = images.filter(pc.invert(pc.is_in(_paths(images), value_set=names)))
+        elif not stems:
+            masks = masks.append_column("image", masks["key"])
+        return _Joined(images, masks, pc.index_in(masks["image"], value_set=images["key"]))
+
+    def _check(self, rows: HashBuckets) -> None:
+        repeated_images = _RepeatedKeys(f"--images {self._images_prefix}", self._images_prefix)
+        repeated_masks = _RepeatedKeys(f"--masks {self._masks_prefix}", self._masks_prefix)
+        has_pairs = False
+        for bucket in rows.numbers:
+            images, masks, image_rows = self._join(rows, bucket, names_only=True)
+            repeated_images.add(images)
+            repeated_masks.add(masks.filter(pc.is_valid(masks["image"])))
+            has_pairs = has_pairs or image_rows.null_count < len(image_rows)
+        repeated_images.check()
+        repeated_masks.check()
+        if not has_pairs:
+            raise UsageError(self._explain_no_pairs(rows))
+
+    def _pairs(self, rows: HashBuckets, bucket: int) -> pa.Table:
+        images, masks, image_rows = self._join(rows, bucket)
+        paired = np.zeros(images.num_rows, np.bool_)
+        paired[image_rows.drop_null().to_numpy()] = True
+        self._count(images, masks, pa.array(paired), pc.is_valid(image_rows))
+        masks = masks.append_column("image_row", image_rows).filter(pc.is_valid(image_rows))
+        masks = _sorted(masks, *(name for name in ("image", "mask_index", "key") if name in masks.column_names))
+        images = images.take(masks["image_row"])
+        pairs = masks.rename_columns({name: f"mask_{name}" for name in ("suffix", "version")})
+        pairs = pairs.append_column("image_suffix", images["suffix"])
+        pairs = pairs.append_column("image_version", images["version"])
+        return pairs.append_column("image_bytes", images["size"])
+
+    def _count(self, images: pa.Table, masks: pa.Table, has_mask: pa.Array, has_image: pa.ChunkedArray) -> None:
+        left_out = self.left_out
+        left_out.unpaired_images += images.num_rows - _sum(has_mask)
+        left_out.unpaired_masks += masks.num_rows - _sum(has_image)
+        _add_examples(left_out.unpaired_image_uris, self._images_prefix, images.filter(pc.invert(has_mask)))
+        _add_examples(left_out.unpaired_mask_uris, self._masks_prefix, masks.filter(pc.invert(has_image)))
+        image_bytes, mask_bytes = self.image_and_mask_bytes
+        image_bytes += _sum(images["size"].filter(has_mask))
+        self.image_and_mask_bytes = (image_bytes, mask_bytes + _sum(masks["size"].filter(has_image)))
+
+    def _as_source_pairs(self, pairs: pa.Table) -> pa.Table:
+        columns = {
+            "key": pairs["key" if "mask_index" in pairs.column_names else "image"],
+            "image_uri": _uris(self._images_prefix, pairs["image"], pairs["image_suffix"]),
+            "mask_uri": _uris(self._masks_prefix, pairs["key"], pairs["mask_suffix"]),
+        }
+        same = ("mask_index", "image_version", "mask_version", "image_bytes")
+        return _with_line(pa.table(columns | {name: pairs[name] for name in same if name in pairs.column_names}))
+
+    def _explain_no_pairs(self, rows: HashBuckets) -> str:
+        source = self._source
+        counts, examples = [0, 0], ["", ""]
+        for bucket in rows.numbers:
+            for side, files in enumerate(self._join(rows, bucket, names_only=True)[:2]):
+                counts[side] += files.num_rows
+                first = pc.min(_paths(files)).as_py()
+                examples[side] = min(filter(None, (examples[side], first)), default="")
+        images, masks = (
+            f"{count:,}, for example {example}" if example else f"{count:,}"
+            for count, example in zip(counts, examples, strict=True)
         )
-    return table, ignored, tuple(unreadable_names)
+        rule = "image and mask must have the same path below their prefixes, apart from the extension"
+        if source.mask_pattern:
+            name = source.mask_pattern.replace("{stem}", "a").replace("{n}", "0")
+            rule = f"the mask of a.png must be named {name} and be in the same folder"
+        return (
+            f"no image has a mask; {rule} (images in {source.images}: {images}; "
+            f"masks in {source.masks or source.images}: {masks})"
+        )
 
 
-def _append(table: pa.Table, pages: list[pa.RecordBatch]) -> pa.Table:
-    """Append the pages as one chunk. Small chunks in Arrow's default pool would need twice the memory."""
-    merged = pa.Table.from_batches(pages, _FILES).combine_chunks(memory_pool=SYSTEM_POOL)
-    return pa.concat_tables([table, merged])
+class _Joined(NamedTuple):
+    images: pa.Table
+    masks: pa.Table
+    """With the column ``image``, the key of the mask's image; null if the name does not match the pattern."""
+    image_rows: pa.ChunkedArray
+    """Each mask's row in ``images``; null if it has no image."""
 
 
-def _with_image_stems(masks: pa.Table, pattern: str) -> pa.Table:
+class _RepeatedKeys:
+    """Counts the keys that several files of a prefix have, over all buckets."""
+
+    def __init__(self, where: str, prefix: str) -> None:
+        self._where, self._prefix = where, prefix
+        self._count = 0
+        self._first: tuple[str, list[str]] | None = None
+
+    def add(self, files: pa.Table) -> None:
+        """Count the repeated keys of a bucket."""
+        if pc.count_distinct(files["key"]).as_py() == files.num_rows:
+            return
+        counts = files["key"].value_counts()
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        key = pc.min(repeated).as_py()
+        rivals = files.filter(pc.equal(files["key"], key))
+        uris = sorted(_uris(self._prefix, rivals["key"], rivals["suffix"]).to_pylist())
+        self._count += len(repeated)
+        self._first = min(self._first or (key, uris), (key, uris))
+
+    def check(self) -> None:
+        """Raise UsageError if there is such a key."""
+        if self._first:
+            key, uris = self._first
+            cases = "1 such key" if self._count == 1 else f"{self._count:,} such keys"
+            raise UsageError(
+                f"{self._where}: {' and '.join(uris[:3])} have the same key, {key} ({cases}); a key is the path "
+                "without the extension, so rename or move all files but one"
+            )
+
+
+def _merged(pages: Iterator[Listed]) -> Iterator[Listed]:
+    """Merge pages until they have `_PARSED_FILES` files."""
+    paths: list[str] = []
+    sizes: list[int] = []
+    versions: list[str] = []
+    unreadable: list[str] = []
+    for page in pages:
+        paths += page.paths
+        sizes += page.sizes
+        versions += page.versions
+        unreadable += page.unreadable
+        if len(paths) + len(unreadable) >= _PARSED_FILES:
+            yield Listed(paths, sizes, versions, tuple(unreadable))
+            paths, sizes, versions, unreadable = [], [], [], []
+    yield Listed(paths, sizes, versions, tuple(unreadable))
+
+
+def _with_image(masks: pa.RecordBatch, pattern: str) -> pa.RecordBatch:
     """Add ``image``, the key of the mask's image, and ``mask_index`` if the pattern has ``{n}``.
 
-    Without a pattern the image has the mask's key. ``image`` is null if the name does not match the pattern. A name
-    matches in one way only, because `Source` requires a text between ``{stem}`` and ``{n}``.
+    ``image`` is null if the name does not match the pattern. A name matches in one way only, because `Source` requires
+    a text between ``{stem}`` and ``{n}``.
     """
-    if not pattern:
-        return masks.append_column("image", masks["key"])
     name, _, suffix = pattern.rpartition(".")
     escaped = re.escape(name).replace(r"\{stem\}", "(?P<stem>[^/]+)").replace(r"\{n\}", "(?P<n>[0-9]{1,9})")
     parts = pc.extract_regex(masks["key"], f"^(?P<folder>(?:.*/)?){escaped}$")
@@ -164,50 +393,34 @@ def _with_image_stems(masks: pa.Table, pattern: str) -> pa.Table:
     return masks.append_column("mask_index", pc.struct_field(parts, "n").cast(pa.int32()))
 
 
-def _pair_table(images: pa.Table, masks: pa.Table, image_rows: pa.ChunkedArray, pattern: str) -> tuple[pa.Table, int]:
-    """Return `FoundPairs.pairs` of the masks that have an image, and the total bytes of these masks."""
-    masks, rows = _filter(masks, pc.is_valid(image_rows)), image_rows.drop_null().to_numpy()
-    if len(rows) != images.num_rows or not np.array_equal(rows, np.arange(len(rows))):  # else save the copy
-        images = images.take(rows)
-    columns = {
-        "key": masks["image"],
-        "image_suffix": images["suffix"],
-        "mask_suffix": masks["suffix"],
-        "image_version": images["version"],
-        "mask_version": masks["version"],
-        "image_bytes": images["size"],
-    }
-    if "{n}" in pattern:
-        columns |= {"key": masks["key"], "image": masks["image"], "mask_index": masks["mask_index"]}
-    elif pattern:
-        columns |= {"mask": masks["key"]}
-    return pa.table(columns), pc.sum(masks["size"]).as_py() or 0
+def _with_line(pairs: pa.Table) -> pa.Table:
+    """Return pairs in `SOURCE_PAIRS`: their line is 0, and so is their ``mask_index`` if they have none."""
+    zeros = pa.repeat(pa.scalar(0, pa.int32()), pairs.num_rows)
+    for name in ("mask_index", "line"):
+        if name not in pairs.column_names:
+            pairs = pairs.append_column(name, zeros)
+    return pairs.select(SOURCE_PAIRS.names).cast(SOURCE_PAIRS)
 
 
-def _filter(table: pa.Table, wanted: pa.ChunkedArray) -> pa.Table:
-    """Filter without a copy if all rows are wanted."""
-    return table if pc.all(wanted).as_py() else table.filter(wanted)
+def _sorted(table: pa.Table, *names: str) -> pa.Table:
+    return table.take(pc.sort_indices(table.select(names), [(name, "ascending") for name in names]))
 
 
-def _sorted_uris(prefix: str, files: pa.Table, wanted: pa.Array | pa.ChunkedArray) -> pa.Array:
-    some = files.select(["key", "suffix"]).filter(wanted)
-    return join_uris(prefix, some["key"], some["suffix"]).combine_chunks().sort()
+def _sum(numbers: pa.Array | pa.ChunkedArray) -> int:
+    total: int = pc.sum(numbers).as_py() or 0
+    return total
 
 
-def _check_keys(option: str, prefix: str, files: pa.Table) -> None:
-    advice = "a key is the path without the extension, so rename or move all files but one"
-    check_unique_keys(f"{option} {prefix}", files, lambda some: join_uris(prefix, some["key"], some["suffix"]), advice)
+def _paths(files: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(files["key"], files["suffix"], ".")
 
 
-def _explain_no_pairs(source: Source, images: pa.Table, masks: pa.Table) -> str:
-    def example(files: pa.Table) -> str:
-        return f", for example {files['key'][0]}.{files['suffix'][0]}" if files.num_rows else ""
+def _uris(prefix: str, stems: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(pa.scalar(prefix), pc.binary_join_element_wise(stems, suffixes, "."), "/")
 
-    rule = "image and mask must have the same path below their prefixes, apart from the extension"
-    if source.mask_pattern:
-        name = source.mask_pattern.replace("{stem}", "a").replace("{n}", "0")
-        rule = f"the mask of a.png must be named {name} and be in the same folder"
-    return (
-        f"no image has a mask; {rule} (images in {source.images}: {images.num_rows:,}{example(images)}; "
-        f"masks in {source.masks or source.images}: {masks.num_rows:,}{example(masks)})"
-    )
+
+def _add_examples(examples: list[str], prefix: str, files: pa.Table) -> None:
+    """Append the first URIs in sorted order, up to `MAX_EXAMPLES` examples."""
+    if files.num_rows and len(examples) < MAX_EXAMPLES:
+        uris = _uris(prefix, files["key"], files["suffix"]).combine_chunks().sort()
+        examples += uris.slice(0, MAX_EXAMPLES - len(examples)).to_pylist()

@@ -1,0 +1,96 @@
+"""Feeds chunks into a running pipeline while the plan grows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_STOP_S = 10.0
+"""Seconds to wait for the thread at the end. A listing may take longer; what it still plans is valid."""
+
+
+@ray.remote(num_cpus=0)
+class WorkQueue:
+    """Tables of work, in order. An actor, so that the task that reads it can start again from the first table."""
+
+    def __init__(self) -> None:
+        self._tables: list[pa.Table] = []
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    async def add(self, table: pa.Table) -> None:
+        """Add a table."""
+        async with self._changed:
+            self._tables.append(table)
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """End the queue; no table is added any more."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def get(self, index: int) -> pa.Table | None:
+        """Return a table as soon as it is there; None behind the last one of a closed queue."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or index < len(self._tables))
+            return self._tables[index] if index < len(self._tables) else None
+
+
+def read_queue(_row: pa.Table, *, queue: Any) -> Iterator[pa.Table]:
+    """Yield the work of a `WorkQueue` row by row, until the queue is closed."""
+    index = 0
+    while (table := ray.get(queue.get.remote(index))) is not None:
+        for row in range(table.num_rows):
+            yield table.slice(row, 1)
+        index += 1
+
+
+class WorkFeed:
+    """Moves work from an iterator into a `WorkQueue`, in a thread.
+
+    Args:
+        first: the first table.
+        work: the further tables; iterated in the thread.
+    """
+
+    def __init__(self, first: pa.Table, work: Iterator[pa.Table]) -> None:
+        self.error: BaseException | None = None
+        """What ended the iterator early."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.queue = WorkQueue.options(  # type: ignore[attr-defined]
+            scheduling_strategy=here
+        ).remote()
+        self._first, self._work = first, work
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="planning", daemon=True)
+
+    def __enter__(self) -> WorkFeed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join(_STOP_S)
+
+    def raise_error(self) -> None:
+        """Raise what ended the iterator early, if anything did."""
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            table: pa.Table | None = self._first
+            while table is not None and not self._stopped.is_set():
+                ray.get(self.queue.add.remote(table))
+                table = next(self._work, None)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.queue.close.remote()

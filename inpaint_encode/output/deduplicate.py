@@ -1,0 +1,245 @@
+"""Compares the pairs of a source with each other and with the plan: which are new, and which have a key that is taken.
+
+The first pair with a key has it. A later line with the same contents is dropped. A later line with the same key and
+other contents becomes a pair with a key of its own, which is rejected. The keys of an image's second and further masks
+are numbered here, if the source leaves that to the plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from inpaint_encode.schema import EXTRA_COLUMNS
+
+from .plan import COMPARED, differs
+
+Row = Mapping[str, Any]
+
+
+class Deduplicated(NamedTuple):
+    """The pairs of a batch, by what they are to the plan."""
+
+    fresh: pa.Table
+    """Pairs to add to the plan, with their final keys and a column ``error``; pairs of one image are neighbors."""
+    changed: pa.Table
+    """Pairs that the plan has with other contents, with the plan's keys and mask numbers."""
+    met: NDArray[np.int64]
+    """Rows of ``planned`` that the batch has, changed or not."""
+    repeated: int
+    """Lines that were dropped, because an earlier line has the same contents."""
+
+
+def base_keys(planned: pa.Table, *, numbers_masks: bool) -> pa.ChunkedArray:
+    """Return the keys of planned pairs as the source gave them, without the numbers of masks."""
+    if not numbers_masks:
+        return planned["key"]
+    numbered = pc.and_(pc.greater(planned["mask_index"], 0), pc.is_null(planned["error"]))
+    return pc.if_else(numbered, pc.replace_substring_regex(planned["key"], r"/\d+$", ""), planned["key"])
+
+
+def deduplicate(
+    pairs: pa.Table, planned: pa.Table, *, numbers_masks: bool, describe: Callable[[Row], str]
+) -> Deduplicated:
+    """Compare a batch with the planned pairs that have its keys.
+
+    Args:
+        pairs: `inpaint_encode.schema.SOURCE_PAIRS` of a batch, in the source's order.
+        planned: rows of `inpaint_encode.schema.PAIRS`, all whose keys or `base_keys` are keys of the batch. A column
+            ``met`` says which of them this reading of the source has had already.
+        numbers_masks: see `inpaint_encode.sources.pairs.PairSource`.
+        describe: returns where the source has a pair, for the message about a repeated key; called with rows of both
+            tables.
+    """
+    rest, met = pairs, np.zeros(0, np.int64)
+    if planned.num_rows:
+        rest, met = _without_unchanged(pairs, planned, numbers_masks=numbers_masks)
+    counts = rest["key"].value_counts()
+    doubtful = pc.is_in(rest["key"], value_set=counts.filter(pc.greater(counts.field("counts"), 1)).field("values"))
+    if planned.num_rows:
+        taken = pa.chunked_array(base_keys(planned, numbers_masks=numbers_masks).chunks + planned["key"].chunks)
+        doubtful = pc.or_(doubtful, pc.is_in(rest["key"], value_set=taken))
+    new = _with_error(rest)
+    if not pc.any(doubtful).as_py():
+        return Deduplicated(_with_neighbors(new), new.slice(0, 0), met, 0)
+    if numbers_masks:  # a numbered key may be that of an image, a/1 of a/1.png
+        images = pc.replace_substring_regex(rest["key"], r"/\d+$", "")
+        doubtful = pc.or_(doubtful, pc.is_in(images, value_set=rest["key"].filter(doubtful)))
+    decisions = _Decisions(numbers_masks, describe)
+    decisions.add_planned(planned, set(met.tolist()))
+    at = np.flatnonzero(doubtful.to_numpy())
+    for position, row in zip(at.tolist(), rest.take(at).to_pylist(), strict=True):
+        decisions.decide(position, row)
+    certain = np.flatnonzero(~doubtful.to_numpy())
+    fresh = decisions.rows(new, decisions.fresh, certain)
+    changed = decisions.rows(new, decisions.changed)
+    met = np.concatenate([met, np.array(decisions.met, np.int64)])
+    return Deduplicated(_with_neighbors(fresh), changed, met, decisions.repeated)
+
+
+def _without_unchanged(
+    pairs: pa.Table, planned: pa.Table, *, numbers_masks: bool
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Return the pairs without those that the plan has with the same contents, and the rows of these in the plan.
+
+    Only pairs that occur once in the batch, and are met for the first time, are removed.
+    """
+    ours = _identities(pairs["key"], pairs, numbers_masks=numbers_masks)
+    theirs = _identities(base_keys(planned, numbers_masks=numbers_masks), planned, numbers_masks=numbers_masks)
+    counts = ours.value_counts()
+    once = pc.is_in(ours, value_set=counts.filter(pc.equal(counts.field("counts"), 1)).field("values"))
+    where = pc.if_else(once, pc.index_in(ours, value_set=theirs), pa.scalar(None, pa.int32()))
+    both = pairs.filter(pc.is_valid(where))
+    rows = where.drop_null()
+    before = planned.take(rows)
+    same = pc.invert(pc.or_(differs(both, before), before["met"]))
+    met = rows.filter(same).to_numpy()
+    unchanged = pc.is_in(where, value_set=pa.array(met, pa.int32()))
+    return pairs.filter(pc.invert(pc.fill_null(unchanged, False))), met.astype(np.int64)
+
+
+def _identities(keys: pa.ChunkedArray, pairs: pa.Table, *, numbers_masks: bool) -> pa.ChunkedArray:
+    """Return what tells the pairs apart, before masks are numbered; no URI contains a NUL."""
+    if not numbers_masks:
+        return keys
+    return pc.binary_join_element_wise(keys, pairs["image_uri"], pairs["mask_uri"], "\0")
+
+
+def _with_error(pairs: pa.Table) -> pa.Table:
+    return pairs.append_column("error", pa.nulls(pairs.num_rows, pa.string()))
+
+
+def _with_neighbors(pairs: pa.Table) -> pa.Table:
+    """Move all pairs of an image behind its first one, in their order."""
+    numbers = pairs["image_uri"].combine_chunks().dictionary_encode().indices.to_numpy()
+    if (np.diff(numbers) >= 0).all():
+        return pairs
+    return pairs.take(np.argsort(numbers, kind="stable"))
+
+
+@dataclass
+class _Member:
+    """A pair that has a key, in the plan or in the batch."""
+
+    row: Row
+    planned_row: int = -1
+    """Number in the plan's table; -1: it is from the batch."""
+    met: bool = True
+
+
+@dataclass
+class _Group:
+    """The pairs with one key of the source: one, or those of an image whose masks are numbered."""
+
+    image_uri: str
+    members: dict[str, _Member] = field(default_factory=dict)
+    """By mask URI if masks are numbered, else by an empty string."""
+    next_number: int = 0
+
+
+class _Decisions:
+    """What becomes of the pairs whose key occurs more than once; in the order of the source."""
+
+    def __init__(self, numbers_masks: bool, describe: Callable[[Row], str]) -> None:
+        self.fresh: list[tuple[int, str, int, str | None]] = []
+        """Position in the batch, key, mask number and error."""
+        self.changed: list[tuple[int, str, int, str | None]] = []
+        self.met: list[int] = []
+        self.repeated = 0
+        self._numbers_masks, self._describe = numbers_masks, describe
+        self._groups: dict[str, _Group] = {}
+
+    def add_planned(self, planned: pa.Table, met: set[int]) -> None:
+        """Add the planned pairs; rows in ``met`` were met in this batch."""
+        bases = base_keys(planned, numbers_masks=self._numbers_masks).to_pylist()
+        for number, (base, row) in enumerate(zip(bases, planned.to_pylist(), strict=True)):
+            member = _Member(row, number, row["met"] or number in met)
+            self._add(base, row, member, row["mask_index"] + 1)
+            if row["key"] != base:
+                self._add(row["key"], row, member, 1)
+
+    def decide(self, position: int, row: Row) -> None:
+        """Decide about one pair of the batch."""
+        base, image = row["key"], row["image_uri"]
+        group = self._groups.get(base)
+        if group is None:
+            self._add(base, row, _Member(row), row["mask_index"] + 1)
+            self.fresh.append((position, base, row["mask_index"], None))
+            return
+        same_image = not self._numbers_masks or group.image_uri == image
+        member = group.members.get(row["mask_uri"] if self._numbers_masks else "") if same_image else None
+        if member is not None:
+            self._decide_known(position, row, member, group)
+        elif not same_image:
+            self._reject(position, row, base, group)
+        elif taken := self._groups.get(key := f"{base}/{group.next_number}"):
+            self._reject(position, row, key, taken)
+        else:
+            number, member = group.next_number, _Member(row)
+            self._add(base, row, member, number + 1)
+            self._add(key, row, member, 1)
+            self.fresh.append((position, key, number, None))
+
+    def _decide_known(self, position: int, row: Row, member: _Member, group: _Group) -> None:
+        if not member.met:
+            member.met = True
+            self.met.append(member.planned_row)
+            if _contents(row) != _contents(member.row):
+                self.changed.append((position, member.row["key"], member.row["mask_index"], None))
+        elif _contents(row) == _contents(member.row):
+            self.repeated += 1
+        else:
+            self._reject(position, row, row["key"], group)
+
+    def _reject(self, position: int, row: Row, taken: str, owner: _Group) -> None:
+        """Add the pair under a key of its own, which the same line gets again in a later reading of the source."""
+        digest = hashlib.blake2b(repr(_contents(row)).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        key = f"{row['key']}#{digest}"
+        if group := self._groups.get(key):
+            self._decide_known(position, row, next(iter(group.members.values())), group)
+            return
+        self._add(key, row, _Member(row), 1)
+        first = next(iter(owner.members.values())).row
+        sentence = (
+            f"{self._describe(row)} has the key {taken}, which {self._describe(first)} has; keys must be unique: "
+            "remove one of the two, or give a column with unique keys (--key-column)"
+        )
+        self.fresh.append((position, key, row["mask_index"], sentence))
+
+    def _add(self, key: str, row: Row, member: _Member, next_number: int) -> None:
+        group = self._groups.setdefault(key, _Group(row["image_uri"]))
+        group.members[row["mask_uri"] if self._numbers_masks else ""] = member
+        group.next_number = max(group.next_number, next_number)
+
+    def rows(
+        self, pairs: pa.Table, decided: list[tuple[int, str, int, str | None]], certain: NDArray[np.int64] | None = None
+    ) -> pa.Table:
+        """Return rows of ``pairs`` with the keys, mask numbers and errors that were decided, in the source's order.
+
+        Args:
+            pairs: the batch.
+            decided: `fresh` or `changed`.
+            certain: positions of further rows, whose values stay.
+        """
+        positions, keys, numbers, errors = zip(*decided, strict=True) if decided else ((), (), (), ())
+        at = np.array(positions, np.int64)
+        table = pairs.take(at)
+        for name, values in (("key", keys), ("mask_index", numbers), ("error", errors)):
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+        if certain is None or not len(certain):
+            return table
+        table = pa.concat_tables([table, pairs.take(certain)])
+        return table.take(np.argsort(np.concatenate([at, certain]), kind="stable"))
+
+
+def _contents(row: Row) -> tuple[str, ...]:
+    """Return the values that make two lines with one key the same line; by ``repr``, since NaN is not equal to NaN."""
+    return (*(row[name] for name in COMPARED), repr(row.get(EXTRA_COLUMNS)))

@@ -1,0 +1,312 @@
+"""The plan of an output: a log of units, to which files are added and in which no file is ever replaced.
+
+``_plan/<job>-<unit>.<revision>.json``                    a marker: makes a revision of a unit valid
+``_plan/<job>-<unit>.<revision>-<token>-<part>.parquet``  a part: pairs of some chunks, `inpaint_encode.schema.PAIRS`
+
+Parts are written first, under names with the token of the run. The marker's name has no token, and it is written only
+if it does not exist. So of two runs that plan the same unit, one succeeds, and the parts of the other are never read. A
+marker names its parts with their hashes, and the hash of the marker before it: a marker or a part that is lost, or
+belongs to another plan, is noticed. Revision 0 of a unit follows revision 0 of the unit before; later revisions follow
+the revision before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from inpaint_encode.errors import JobFailed
+from inpaint_encode.schema import PAIRS, with_extra_columns
+from inpaint_encode.sources.pairs import Slice
+from inpaint_encode.stores import storage
+from inpaint_encode.stores.pool import map_concurrently
+
+from . import plan
+from .parquet import parquet_bytes, read_parquet
+from .state import OutputState
+
+MARKER = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)\.json")
+PART = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)-[0-9a-f]{8}-\d{5}\.parquet")
+
+
+class Part(NamedTuple):
+    """A part, as its marker describes it."""
+
+    path: str
+    """Relative to the output."""
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+class MarkedChunk(NamedTuple):
+    """A chunk, as a marker describes it."""
+
+    number: int
+    pairs: int
+    hash: str
+    part: int
+    """Index of its part."""
+    revision: int
+    """The marker's own, or that of the chunk's data file if the marker was rebuilt from it."""
+
+
+class Marker(BaseModel):
+    """The contents of a marker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    unit: int
+    revision: int
+    previous: str
+    """SHA-256 of the marker that it follows; empty for the first."""
+    slices: tuple[Slice, ...]
+    """The pieces of the source that are planned with it; also those without a new pair."""
+    repeated: int
+    """Lines of the slices that were dropped because an earlier line has the same contents."""
+    parts: tuple[Part, ...]
+    chunks: tuple[MarkedChunk, ...]
+    replaces: str = ""
+    """SHA-256 of a lost marker that this one was rebuilt for: the one that the next marker names."""
+
+
+class Unit:
+    """A unit of the log."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.slices: tuple[Slice, ...] = ()
+        self.first_digest = self.digest = ""
+        """SHA-256 of the markers of revision 0 and of the newest revision."""
+        self.revisions: list[tuple[Part, ...]] = []
+        """The parts of each revision."""
+        self.chunks: set[int] = set()
+        """Numbers of its chunks."""
+
+
+class PlanTaken(JobFailed):
+    """Another run has planned the same unit."""
+
+
+class PlanLog:
+    """The units of an output, as this run knows them.
+
+    Args:
+        state: of the output.
+        extra: a schema with the `inpaint_encode.schema.EXTRA_COLUMNS` of the source.
+    """
+
+    def __init__(self, state: OutputState, extra: pa.Schema) -> None:
+        self.units: list[Unit] = []
+        self.chunks: dict[str, plan.PlannedChunk] = {}
+        """Every chunk by its name."""
+        self.pairs = 0
+        self.repeated = 0
+        self._state = state
+        self.schema = with_extra_columns(PAIRS, extra)
+        self._read_unit = lru_cache(maxsize=4)(self._read_unit_uncached)
+
+    @classmethod
+    def read(cls, state: OutputState, files: Mapping[str, int], extra: pa.Schema) -> PlanLog:
+        """Read all markers of an output.
+
+        Args:
+            state: of the output.
+            files: sizes of the files below ``_plan/`` by path, from a listing.
+            extra: see the class.
+
+        Raises:
+            JobFailed: a marker or a part is missing, damaged, or belongs to another plan.
+        """
+        log = cls(state, extra)
+        names = [match for match in map(MARKER.fullmatch, files) if match]
+        names.sort(key=lambda name: (int(name["unit"]), int(name["revision"])))
+        for name, data in zip(names, map_concurrently(lambda name: state.read(name[0]), names), strict=True):
+            log._add(parse_marker(state.uri(name[0]), data), data)
+        for unit in log.units:
+            for part in log._used_parts(unit.number):
+                if files.get(part.path) != part.size:
+                    raise _damaged(state.uri(part.path), "is missing or cut")
+        return log
+
+    def _add(self, marker: Marker, data: bytes) -> Unit:
+        """Add the next marker of the log, after it was written or when it is read."""
+        uri = self._state.uri(self._marker_path(marker.unit, marker.revision))
+        if marker.unit == len(self.units) and marker.revision == 0:
+            self.units.append(Unit(marker.unit))
+        if marker.unit >= len(self.units):
+            raise _damaged(self._state.uri(self._marker_path(len(self.units), 0)), "is missing")
+        unit = self.units[marker.unit]
+        if marker.revision != len(unit.revisions):
+            raise _damaged(self._state.uri(self._marker_path(marker.unit, len(unit.revisions))), "is missing")
+        if marker.previous != self._previous(marker.unit, marker.revision):
+            raise _damaged(uri, "does not follow the marker before it")
+        unit.digest = marker.replaces or hashlib.sha256(data).hexdigest()
+        unit.first_digest = unit.first_digest or unit.digest
+        unit.revisions.append(marker.parts)
+        unit.slices += marker.slices
+        unit.chunks |= {chunk.number for chunk in marker.chunks}
+        self.repeated += marker.repeated
+        uris = [self._state.uri(part.path) for part in marker.parts]
+        for number, pairs, chunk_hash, part, revision in marker.chunks:
+            name = plan.chunk_name(marker.unit, number)
+            before = self.chunks.get(name)
+            self.pairs += pairs - (before.pairs if before else 0)
+            self.chunks[name] = plan.PlannedChunk(revision, chunk_hash, uris[part], pairs)
+        return unit
+
+    def append(self, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
+        """Write a new unit, and return the names of its chunks.
+
+        Args:
+            table: of `plan.split_into_chunks`; may be empty if there are slices to remember.
+            slices: what the unit covers of the source.
+            repeated: see `Marker`.
+
+        Raises:
+            PlanTaken: another run has planned this unit.
+            OSError: the store fails.
+        """
+        return self._write(len(self.units), 0, table, slices, repeated)
+
+    def revise(self, unit: int, table: pa.Table) -> list[str]:
+        """Write a further revision of a unit, and return the names of its chunks; ``table`` is of `plan.revise`.
+
+        Raises:
+            PlanTaken, OSError: as `append`.
+        """
+        return self._write(unit, len(self.units[unit].revisions), table, (), 0)
+
+    def _write(self, unit: int, revision: int, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
+        tables = [part for part in plan.parts(table) if part.num_rows]
+        encoded = [parquet_bytes(part.cast(self.schema)) for part in tables]
+        stem = f"_plan/{self._state.job}-{unit:06d}.{revision}-{self._state.token[:8]}"
+        paths = [f"{stem}-{number:05d}.parquet" for number in range(len(encoded))]
+        list(map_concurrently(self._write_part, zip(paths, encoded, strict=True)))
+        marker = Marker(
+            unit=unit,
+            revision=revision,
+            previous=self._previous(unit, revision),
+            slices=slices,
+            repeated=repeated,
+            parts=tuple(
+                Part(path, hashlib.sha256(data).hexdigest(), len(data))
+                for path, data in zip(paths, encoded, strict=True)
+            ),
+            chunks=tuple(
+                MarkedChunk(*chunk, part, revision)
+                for part, table in enumerate(tables)
+                for chunk in plan.summarize(table)
+            ),
+        )
+        data = marker.model_dump_json().encode()
+        uri = self._state.uri(self._marker_path(unit, revision))
+        try:
+            storage.write(uri, data, expect=storage.ABSENT)
+        except storage.Conflict:
+            if storage.read(uri).data != data:  # it is ours if the answer to an earlier attempt was lost
+                raise PlanTaken(
+                    f"another run has written {uri}; this run stops planning, and its finished chunks are kept; run "
+                    "the same command again to continue"
+                ) from None
+        self._add(marker, data)
+        return [plan.chunk_name(unit, chunk.number) for chunk in marker.chunks]
+
+    def _write_part(self, part: tuple[str, bytes]) -> None:
+        path, data = part
+        try:
+            storage.write(self._state.uri(path), data, expect=storage.ABSENT)
+        except storage.Conflict:  # of this run, whose token it has: the answer to an earlier attempt was lost
+            if self._state.read(path) != data:
+                raise JobFailed(f"{self._state.uri(path)} has other contents than this run wrote") from None
+
+    def _previous(self, unit: int, revision: int) -> str:
+        if revision:
+            return self.units[unit].digest
+        return self.units[unit - 1].first_digest if unit else ""
+
+    def _marker_path(self, unit: int, revision: int) -> str:
+        return f"_plan/{self._state.job}-{unit:06d}.{revision}.json"
+
+    def read_unit(self, unit: int) -> pa.Table:
+        """Return the newest rows of a unit's chunks, `inpaint_encode.schema.PAIRS`; the last few units are cached.
+
+        Raises:
+            JobFailed: a part is damaged.
+            OSError: the store fails.
+        """
+        return self._read_unit(unit, len(self.units[unit].revisions))
+
+    def _used_parts(self, unit: int) -> list[Part]:
+        """Return the parts with the newest revision of a chunk."""
+        used = {self.chunks[name].part for name in self.names(unit)}
+        parts = (part for parts in self.units[unit].revisions for part in parts)
+        return [part for part in parts if self._state.uri(part.path) in used]
+
+    def _read_unit_uncached(self, unit: int, _revisions: int) -> pa.Table:
+        parts = self._used_parts(unit)
+        tables = [self.schema.empty_table()]
+        for part, table in zip(parts, map_concurrently(self._read_part, parts), strict=True):
+            uri = self._state.uri(part.path)
+            newest = [
+                number for number in self.units[unit].chunks if self.chunks[plan.chunk_name(unit, number)].part == uri
+            ]
+            tables.append(table.filter(pc.is_in(table["chunk"], value_set=pa.array(newest, pa.int32()))))
+        return plan.sorted_by_chunk(pa.concat_tables(tables))
+
+    def _read_part(self, part: Part) -> pa.Table:
+        data = self._state.read(part.path)
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise _damaged(self._state.uri(part.path), "has other contents than its marker says")
+        return read_parquet(self._state.uri(part.path), data, self.schema)
+
+    def read_units(self) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the number and the newest rows of every unit, without keeping them."""
+        for unit in self.units:
+            yield unit.number, self._read_unit_uncached(unit.number, 0)
+
+    def names(self, unit: int) -> list[str]:
+        """Return the names of a unit's chunks."""
+        return [plan.chunk_name(unit, number) for number in sorted(self.units[unit].chunks)]
+
+    def last_slices(self) -> dict[str, Slice]:
+        """Return the last slice of each file of the source, by its URI."""
+        return {one.file: one for unit in self.units for one in unit.slices}
+
+    def unused_parts(self, paths: Iterable[str]) -> list[str]:
+        """Return the parts that a run wrote for a revision that another run then planned, or that it wrote twice."""
+        used = {part.path for unit in self.units for parts in unit.revisions for part in parts}
+        found = []
+        for path in paths:
+            name = PART.fullmatch(path)
+            if name is None or path in used or int(name["unit"]) >= len(self.units):
+                continue
+            if int(name["revision"]) < len(self.units[int(name["unit"])].revisions):
+                found.append(path)
+        return found
+
+
+def parse_marker(uri: str, data: bytes) -> Marker:
+    """Return the contents of a marker.
+
+    Raises:
+        JobFailed: it is damaged.
+    """
+    try:
+        return Marker.model_validate_json(data)
+    except ValidationError as error:
+        raise _damaged(uri, f"cannot be read ({error.errors()[0]['msg']})") from error
+
+
+def _damaged(uri: str, what: str) -> JobFailed:
+    return JobFailed(
+        f"the plan of this output is damaged: {uri} {what}; nothing was changed; restore the file, or start again with "
+        "--overwrite or another --output"
+    )

@@ -1,0 +1,258 @@
+"""Plans a source: reads it batch by batch, and adds units of new pairs and revisions of changed ones to the log."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from inpaint_encode.schema import EXTRA_COLUMNS, SOURCE_PAIRS, with_extra_columns
+from inpaint_encode.settings import Chunks, RunOptions
+from inpaint_encode.sources.pairs import BATCH_PAIRS, PairBatch, PairSource, Slice
+
+from . import plan
+from .deduplicate import Deduplicated, Row, base_keys, deduplicate
+from .known_keys import KnownKeys, hash_keys
+from .plan_log import PlanLog
+
+_CHANGED_IN_MEMORY = 262_144
+"""Changed pairs from which they are kept in temporary files until the source is read."""
+
+
+class Planner:
+    """Adds what a source has to the plan of an output.
+
+    Args:
+        log: of the output; units are added to it.
+        source: read once.
+        chunks: sizes of chunks.
+        run: ``refresh`` and ``drop_vanished``.
+        undecided: returns the chunks of a unit that are not committed at their newest revision, by number.
+    """
+
+    def __init__(
+        self,
+        log: PlanLog,
+        source: PairSource,
+        chunks: Chunks,
+        run: RunOptions,
+        undecided: Callable[[int], Collection[int]],
+    ) -> None:
+        self.complete = False
+        """Whether the whole source is planned."""
+        self.changed = 0
+        """Planned pairs that the source has with other contents."""
+        self._log, self._source, self._chunks, self._run, self._undecided = log, source, chunks, run, undecided
+        self.old_units = len(log.units)
+        """Units that were planned before."""
+        self._keys: KnownKeys | None = None if log.units else KnownKeys()
+        self._met: dict[int, NDArray[np.bool_]] = {}
+        fields = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
+        schema = with_extra_columns(SOURCE_PAIRS, pa.schema(fields)).append(pa.field("error", pa.string()))
+        self._no_pairs = schema.empty_table()
+        self._waiting = self._no_pairs
+        self._slices: tuple[Slice, ...] = ()
+        self._repeated = 0
+        self._changes = _ChangedPairs()
+
+    def plan(self) -> Iterator[list[str]]:
+        """Read the source, and yield the names of the chunks of each unit and revision when it is planned.
+
+        Raises:
+            UsageError: the source cannot be read; what was yielded is planned.
+            JobFailed: another run plans this output, or the plan is damaged.
+            OSError: the store fails.
+        """
+        size = max(BATCH_PAIRS, self._chunks.chunk_rows)
+        for batch in self._source.batches({} if self._run.refresh else self._log.last_slices()):
+            self._add(batch)
+            if self._waiting.num_rows >= size // 2:
+                yield self._write_unit()
+        if self._waiting.num_rows or self._slices:
+            yield self._write_unit()
+        if self._run.refresh:
+            yield from self._revise()
+        self.complete = True
+
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """Files of the source that are planned already and were not read again."""
+        return self._source.unchanged
+
+    def retry(self, rejected_keys: Callable[[int], pa.Array]) -> Iterator[list[str]]:
+        """Write revisions that encode rejected pairs again; yield the names of their chunks.
+
+        Args:
+            rejected_keys: returns the keys of the rejected pairs of a unit's committed chunks.
+        """
+        for unit in range(len(self._log.units)):
+            keys = rejected_keys(unit)
+            if len(keys):
+                current = self._log.read_unit(unit)
+                retried = current.filter(pc.is_in(current["key"], value_set=keys))
+                yield self._write_revision(unit, current, retried, pa.array([], pa.string()))
+
+    def _write_unit(self) -> list[str]:
+        table = plan.split_into_chunks(self._waiting, self._chunks.chunk_rows, self._chunks.chunk_bytes)
+        names = self._log.append(table, self._slices, self._repeated)
+        self._waiting, self._slices, self._repeated = self._no_pairs, (), 0
+        return names
+
+    def _write_revision(self, unit: int, current: pa.Table, revised: pa.Table, dropped: pa.Array) -> list[str]:
+        names = [name for name in current.column_names if name not in ("chunk", "line", "encode", "error")]
+        undecided = pa.array(sorted(self._undecided(unit)), pa.int32())
+        return self._log.revise(unit, plan.revise(current, revised.select(names), dropped, undecided))
+
+    def _revise(self) -> Iterator[list[str]]:
+        """Write revisions of the units with changed pairs and, with ``drop_vanished``, with pairs that were not met."""
+        for unit in range(self.old_units):
+            changed, current = self._changes.of(unit), self._log.read_unit(unit)
+            dropped = pa.array([], pa.string())
+            if self._run.drop_vanished:
+                dropped = current["key"].filter(pa.array(~self._met_rows(unit))).drop_null().combine_chunks()
+            if changed is not None or len(dropped):
+                yield self._write_revision(unit, current, current.slice(0, 0) if changed is None else changed, dropped)
+
+    def _add(self, batch: PairBatch) -> None:
+        """Add the new pairs of a batch to the next unit, and note which planned pairs it has."""
+        found, planned = self._deduplicate(batch)
+        units, rows = planned["unit"].to_numpy()[found.met], planned["row"].to_numpy()[found.met]
+        for unit in np.unique(units).tolist():
+            self._met_rows(unit)[rows[units == unit]] = True
+        if found.changed.num_rows:
+            self.changed += found.changed.num_rows
+            where = pc.index_in(found.changed["key"], value_set=planned["key"]).to_numpy()
+            if self._run.refresh:
+                self._changes.add(found.changed, planned["unit"].to_numpy()[where])
+        fresh = found.fresh
+        lines = pc.add(fresh["line"], pa.scalar(sum(one.end - one.start for one in self._slices), pa.int32()))
+        fresh = fresh.set_column(fresh.column_names.index("line"), "line", lines)
+        self._slices += batch.slices
+        self._repeated += found.repeated
+        if fresh.num_rows:
+            self._known_keys.add(self._hashes(fresh), len(self._log.units))
+            self._waiting = pa.concat_tables([self._waiting, fresh.select(self._waiting.column_names)])
+
+    def _deduplicate(self, batch: PairBatch) -> tuple[Deduplicated, pa.Table]:
+        """Return what `deduplicate` finds in a batch, and the planned pairs that it was compared with."""
+        planned = self._planned_pairs(batch.pairs["key"])
+        describe = partial(self._describe, slices=batch.slices)
+        compare = partial(deduplicate, batch.pairs, numbers_masks=self._source.numbers_masks, describe=describe)
+        found = compare(planned)
+        made = found.fresh["key"].filter(pc.invert(pc.is_in(found.fresh["key"], value_set=batch.pairs["key"])))
+        others = self._planned_pairs(made)
+        others = others.filter(pc.invert(pc.is_in(others["key"], value_set=planned["key"])))
+        if others.num_rows:  # a key with the number of a mask, or of a rejected pair, is planned already
+            planned = pa.concat_tables([planned, others])
+            found = compare(planned)
+        return found, planned
+
+    def _planned_pairs(self, keys: pa.ChunkedArray) -> pa.Table:
+        """Return the planned and waiting pairs with these keys or base keys.
+
+        Columns of `inpaint_encode.schema.PAIRS`; ``unit``, for a waiting pair the next unit's number; ``row``, the
+        pair's row in its unit; and ``met``, see `deduplicate`.
+        """
+        positions, units = self._known_keys.find(hash_keys(keys))
+        candidates = keys.take(np.unique(positions))
+        found = [self._pairs_of(len(self._log.units), pa.nulls(0, pa.string()))]
+        found += [self._pairs_of(unit, candidates) for unit in np.unique(units).tolist()]
+        return pa.concat_tables(found)
+
+    def _pairs_of(self, unit: int, keys: pa.Array) -> pa.Table:
+        """Return the pairs of one unit with these keys or base keys, with the columns of `_planned_pairs`."""
+        if unit == len(self._log.units):
+            rows = plan.split_into_chunks(self._waiting, 1, 1)
+        else:
+            rows = self._log.read_unit(unit)
+        columns = {
+            "unit": pa.repeat(pa.scalar(unit, pa.int64()), rows.num_rows),
+            "row": pa.array(np.arange(rows.num_rows)),
+            "met": pa.array(self._met_rows(unit)),
+        }
+        for name, column in columns.items():
+            rows = rows.append_column(name, column)
+        bases = base_keys(rows, numbers_masks=self._source.numbers_masks)
+        return rows.filter(pc.or_(pc.is_in(rows["key"], value_set=keys), pc.is_in(bases, value_set=keys)))
+
+    def _met_rows(self, unit: int) -> NDArray[np.bool_]:
+        """Return which rows of a unit this reading of the source has had, with skipped lines and new units."""
+        if unit >= self.old_units:
+            rows = self._waiting if unit == len(self._log.units) else self._log.read_unit(unit)
+            return np.ones(rows.num_rows, np.bool_)
+        if unit not in self._met:
+            slices, unchanged = self._log.units[unit].slices, self._source.unchanged
+            ends = np.cumsum([one.end - one.start for one in slices])
+            skipped = np.array([one.file in unchanged for one in slices], np.bool_)
+            lines = self._log.read_unit(unit)["line"].to_numpy()
+            met = skipped[np.searchsorted(ends, lines, "right")] if slices else np.zeros(len(lines), np.bool_)
+            self._met[unit] = met
+        return self._met[unit]
+
+    @property
+    def _known_keys(self) -> KnownKeys:
+        """The keys of all units; read from the plan when a pair is first looked up."""
+        if self._keys is None:
+            self._keys = KnownKeys()
+            for unit, rows in self._log.read_units():
+                self._keys.add(self._hashes(rows.filter(pc.is_valid(rows["key"]))), unit)
+        return self._keys
+
+    def _hashes(self, pairs: pa.Table) -> NDArray[np.uint64]:
+        """Return the hashes under which pairs are found: of their keys, and of their base keys."""
+        hashes = hash_keys(pairs["key"])
+        numbered = pairs.filter(pc.greater(pairs["mask_index"], 0))
+        if not self._source.numbers_masks or not numbered.num_rows:
+            return hashes
+        return np.concatenate([hashes, hash_keys(base_keys(numbered, numbers_masks=True))])
+
+    def _describe(self, pair: Row, slices: Sequence[Slice]) -> str:
+        """Return where the source has a pair: ``slices`` are those of the batch, ``unit`` is a planned pair's unit."""
+        if "unit" in pair:
+            slices = self._log.units[pair["unit"]].slices if pair["unit"] < len(self._log.units) else self._slices
+        line = pair["line"]
+        for one in slices:
+            if line < one.end - one.start:
+                return f"row {one.start + line + 1:,} of {one.file}"
+            line -= one.end - one.start
+        return str(pair["image_uri"])
+
+
+class _ChangedPairs:
+    """Changed pairs by unit; many of them are kept in temporary files."""
+
+    def __init__(self) -> None:
+        self._tables: defaultdict[int, list[pa.Table]] = defaultdict(list)
+        self._files: defaultdict[int, list[str]] = defaultdict(list)
+        self._rows = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def add(self, pairs: pa.Table, units: NDArray[np.int64]) -> None:
+        """Add pairs with the number of each one's unit."""
+        for unit in np.unique(units).tolist():
+            self._tables[unit].append(pairs.filter(pa.array(units == unit)))
+        self._rows += pairs.num_rows
+        if self._rows > _CHANGED_IN_MEMORY:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="inpaint-encode-changed-")
+            for unit, tables in self._tables.items():
+                path = f"{self._folder.name}/{unit}-{len(self._files[unit])}.arrow"
+                table = pa.concat_tables(tables)
+                with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                    writer.write_table(table)
+                self._files[unit].append(path)
+            self._tables.clear()
+            self._rows = 0
+
+    def of(self, unit: int) -> pa.Table | None:
+        """Return the changed pairs of a unit; None if there are none."""
+        tables = list(self._tables[unit])
+        for path in self._files[unit]:
+            with pa.memory_map(path) as file:
+                tables.append(pa.ipc.open_file(file).read_all())
+        return pa.concat_tables(tables) if tables else None

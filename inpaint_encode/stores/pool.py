@@ -1,0 +1,33 @@
+"""Many requests at a time: the one pool of threads for parts, receipts, rejects, footers and deletions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+THREADS = 32
+"""Requests at a time. Obstore and botocore wait outside of Python's lock."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def map_concurrently(call: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Yield ``call(item)`` of each item, in order. At most twice `THREADS` results wait to be taken.
+
+    Raises:
+        Exception: what ``call`` raises, when its result is due; calls that have not begun are dropped.
+    """
+    waiting: deque[Future[_R]] = deque()
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="requests")
+    try:
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) >= 2 * THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
