@@ -168,9 +168,10 @@ class _Listing:
             if end:
                 is_first, self._after = self._after is None, entries[end - 1]["path"]
                 self._pending, entries = entries[end:], entries[:end]
+                page = self._listed([entry for entry in entries if self._is_wanted(entry["path"])])
                 if is_first and len(chunk) == _PAGE_SIZE:
                     self._list_by_folders(entries)
-                return self._listed([entry for entry in entries if self._is_wanted(entry["path"])])
+                return page
         self._pending = []
         return self._listed([entry for entry in entries if self._is_wanted(entry["path"])]) if entries else None
 
