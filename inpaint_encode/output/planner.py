@@ -77,7 +77,7 @@ class Planner:
             if self._waiting.num_rows >= size // 2:
                 yield self._write_unit()
         if self._postponed.num_rows:
-            self._add(PairBatch(self._postponed), NewMasks.REPLACE)
+            self._add(PairBatch(self._postponed.drop_columns("error")), NewMasks.REPLACE)
         if self._waiting.num_rows or self._slices:
             yield self._write_unit()
         if self._run.refresh:
