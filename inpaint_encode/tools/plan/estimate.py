@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -235,8 +235,7 @@ def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstim
     validate_sizes(metadata)
     on_status("reading the list of pairs" if options.source.pairs else "listing the images and the masks")
     counts = _SourceCounts(source, options)
-    on_status(f"reading the headers of {len(counts.sample.rows):,} of {counts.sample.population:,} images")
-    headers = _read_headers(options, counts.sample.rows, metadata)
+    headers = _read_headers(options, counts.sample, metadata, on_status)
     population, sampled = counts.sample.population, len(headers)
 
     def share_of_all(images: int) -> Estimate:
@@ -299,12 +298,16 @@ def _load_vae_metadata(options: PlanOptions) -> VaeMetadata | None:
     return found
 
 
-def _read_headers(options: PlanOptions, sample: Sequence[Mapping[str, Any]], metadata: RowMetadata) -> list[Header]:
+def _read_headers(
+    options: PlanOptions, sample: Reservoir, metadata: RowMetadata, on_status: Callable[[str], None]
+) -> list[Header]:
     """Read the headers of the sample's images, and compute their sizes as the job would."""
+    pairs = sample.rows
+    on_status(f"reading the headers of {len(pairs):,} of {sample.population:,} images")
     decoder = PairDecoder.of(metadata, max_pixels=options.limits.max_pixels)
     reader = PairReader(options.access.to_access(), options.limits.max_bytes)
     with ThreadPoolExecutor(options.estimation.fetch_threads) as pool:
-        return list(pool.map(lambda pair: read_header(pair, reader, decoder), sample))
+        return list(pool.map(lambda pair: read_header(pair, reader, decoder), pairs))
 
 
 def read_finished_run(output: str) -> dict[str, Any]:
