@@ -218,13 +218,13 @@ class PairList(PairSource):
                 f"{option} {name} has a presigned URL in {self._row(file, start + line)}: {url}; its signature "
                 "expires, and the output would store it; give s3:// or https:// URIs without signatures"
             )
+        whole = pc.replace_substring_regex(uris, "^file://", "") if any_absolute else uris
+        if any_absolute and pc.all(absolute).as_py():
+            return whole
         paths = uris
         if pc.any(pc.starts_with(paths, "./")).as_py():
             paths = pc.replace_substring_regex(paths, r"^(?:\./)+", "")
-        relative = pc.binary_join_element_wise(self._files.folder, paths, "/")
-        if not any_absolute:
-            return relative
-        return pc.if_else(absolute, pc.replace_substring_regex(uris, "^file://", ""), relative)
+        return pc.if_else(absolute, whole, pc.binary_join_element_wise(self._files.folder, paths, "/"))
 
     def _row(self, file: ListFile, line: int) -> str:
         """Return the number of a line, for an error."""
