@@ -34,6 +34,8 @@ class Planner:
         chunks: sizes of chunks.
         run: ``refresh`` and ``drop_vanished``.
         undecided: returns the chunks of a unit that are not committed at their newest revision, by number.
+        on_unit: called with the pairs of each new unit before it is written: `inpaint_encode.schema.SOURCE_PAIRS` with
+            a column ``error``.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class Planner:
         chunks: Chunks,
         run: RunOptions,
         undecided: Callable[[int], Collection[int]],
+        on_unit: Callable[[pa.Table], None] | None = None,
     ) -> None:
         self.complete = False
         """Whether the whole source is planned."""
         self.changed = 0
         """Planned pairs that the source has with other contents."""
         self._log, self._source, self._chunks, self._run, self._undecided = log, source, chunks, run, undecided
+        self._on_unit = on_unit
         self.old_units = len(log.units)
         """Units that were planned before."""
         self._keys: KnownKeys | None = None if log.units else KnownKeys()
@@ -103,6 +107,8 @@ class Planner:
                 yield self._write_revision(unit, current, retried, pa.array([], pa.string()))
 
     def _write_unit(self) -> list[str]:
+        if self._on_unit:
+            self._on_unit(self._waiting)
         table = plan.split_into_chunks(self._waiting, self._chunks.chunk_rows, self._chunks.chunk_bytes)
         names = self._log.append(table, self._slices, self._repeated)
         self._waiting, self._slices, self._repeated = self._no_pairs, (), 0
