@@ -145,9 +145,10 @@ class Planner:
         fresh = fresh.set_column(fresh.column_names.index("line"), "line", lines)
         self._slices += batch.slices
         self._repeated += found.repeated
-        no_line = pa.repeat(pa.scalar(0, pa.int32()), found.postponed.num_rows)
-        postponed = found.postponed.set_column(found.postponed.column_names.index("line"), "line", no_line)
-        self._postponed = pa.concat_tables([self._postponed, postponed.select(self._postponed.column_names)])
+        if found.postponed.num_rows:
+            no_line = pa.repeat(pa.scalar(0, pa.int32()), found.postponed.num_rows)
+            postponed = found.postponed.set_column(found.postponed.column_names.index("line"), "line", no_line)
+            self._postponed = pa.concat_tables([self._postponed, postponed.select(self._postponed.column_names)])
         if fresh.num_rows:
             self._known_keys.add(self._hashes(fresh), len(self._log.units))
             self._waiting = pa.concat_tables([self._waiting, fresh.select(self._waiting.column_names)])
