@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.stores.ranged_file import Changed, RangedFile
+from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import pairs
 from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
@@ -36,6 +36,7 @@ _SMALL_BYTES = 2**23
 _BUFFERED_BYTES = 2**27
 """Size up to which the columns of a row group are fetched together; of a larger row group, only parts are."""
 _MAX_LINE_BYTES = 2**24
+"""Size of the largest line of a text file."""
 _BLOCK_BYTES = 2**24
 """Bytes of a text file that are read in one request and parsed together."""
 _CSV = pa.csv.ParseOptions(newlines_in_values=True)
@@ -84,13 +85,8 @@ class ListFile(ABC):
 def translate_errors(uri: str) -> Iterator[None]:
     """Raise UsageError for the errors of a file that cannot be read, or is not valid."""
     try:
-        yield
-    except Changed as error:
-        raise UsageError(f"--pairs {uri} was replaced while it was read; run the command again") from error
-    except OSError as error:
-        raise UsageError(
-            f"--pairs {uri} cannot be read: {error.strerror or error}; check the path and the credentials"
-        ) from error
+        with pairs.translate_read_errors(uri):
+            yield
     except (pa.ArrowException, ValueError) as error:
         raise UsageError(f"--pairs {uri} is not valid {uri.rpartition('.')[2]}; correct it ({error})") from error
 

@@ -123,7 +123,9 @@ def test_small_files_share_a_batch_and_known_ones_are_not_read(tmp_path, request
     assert len(lines_of([batch])) == sum(part.end for part in batch.slices) == batch.pairs.num_rows
     requests.clear()
     write_file(f"{tmp_path}/3.{suffix}", 7)
-    rest = read_batches(source, {part.file: part for part in batch.slices[1:]})
+    opened = open_source(source)
+    rest = list(opened.batches({part.file: part for part in batch.slices[1:]}))
+    assert opened.unchanged == {f"{tmp_path}/{n}.{suffix}" for n in (1, 2, 4)}
     assert [part.file for some in rest for part in some.slices] == [f"{tmp_path}/{n}.{suffix}" for n in (0, 3)]
     assert {uri for uri, _ in requests} == {f"{tmp_path}/0.{suffix}", f"{tmp_path}/3.{suffix}"}
 
@@ -166,7 +168,9 @@ def test_all_random_masks_of_a_line_are_in_one_batch(tmp_path, set_limits, suffi
     assert lines_of([whole]) == [(source.pairs, number // 3) for number in range(3 * ROWS)]
     set_limits(4)
     parts = read_batches(source)
-    assert [part.pairs.num_rows for part in parts] == [12] * 6 + [3]
+    assert [part.pairs.num_rows for part in parts] == [3] * ROWS
+    set_limits(14)
+    assert [part.pairs.num_rows for part in read_batches(source)] == [12] * 6 + [3]
     assert lines_of(parts) == lines_of([whole])
     set_limits(100, size=3_000)
     assert max(part.pairs.num_rows for part in read_batches(source)) < 3 * ROWS
