@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -175,10 +174,11 @@ def run_job(
         first = next(work, None)
         run = _Run(job, state, left, lease, display)
         if first is not None:
+            left.index.remove_note()
             display.say("waiting for Ray")
             with connect_ray(job.run.address), WorkFeed(first, work) as feed:
                 run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
-        state.finish(run.chunks, left.unused_parts())
+        left.finish(run.chunks, display.say)
         return _report(run, left, source, {"job": state.job, **record}, job)
 
 
@@ -213,7 +213,7 @@ class _Run:
         self._unwritten: list[dict[str, Any]] = []
         self._receipt_files, self._written_at = 0, time.monotonic()
         self._rate_from: tuple[float, int] | None = None
-        self._log = left.log
+        self._log, self._index = left.log, left.index
         self._masks_checked = False
         display.start(self._log.pairs, self.totals.decided)
 
@@ -255,14 +255,14 @@ class _Run:
                 f"another run has taken over this output (see {self._lease.uri}); this run stops; its finished "
                 "chunks are kept"
             )
-        values = {one.name: receipt[one.name] for one in fields(ChunkResult)}
-        result = ChunkResult(**values | {"errors": dict(receipt["errors"])})
+        result = ChunkResult.from_receipt(receipt)
         self.chunks[receipt["chunk"]] = result
         self.totals.add(result)
         self.stats.add(result, receipt["counters"])
         metrics.add(result.encoded, result.errors, dict(receipt["counters"]))
         self._display.update(self.totals.decided, self._log.pairs, self.totals.rejected, self._rate())
         self._unwritten.append(receipt)
+        self._index.add(receipt, self.chunks)
         if self.stats.encoded >= MASK_CHECK_AFTER:
             self._check_masks()
         if time.monotonic() - self._written_at > FLUSH_S:

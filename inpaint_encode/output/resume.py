@@ -7,7 +7,7 @@ import platform
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +26,8 @@ from inpaint_encode.sources.pairs import LeftOut, PairSource
 from inpaint_encode.stores import storage
 
 from . import plan
+from .index import IndexWriter
+from .index_files import NOTE
 from .plan_log import PlanLog
 from .planner import Planner
 from .state import ChunkResult, Inventory, OutputState
@@ -146,7 +148,7 @@ def open_output(
         whole = {"job": state.job, "replaces": replaced, "created": created, **record}
         state.check_lease()
         storage.write(uri, json.dumps(whole, indent=2).encode())
-        storage.delete(state.uri("_report.json"))
+        state.delete(["_report.json", NOTE])
     state.check_lease()
     state.delete(inventory.replaced_files)
     return state, inventory
@@ -194,6 +196,7 @@ class Remaining:
         self.planner = Planner(self.log, source, job.output, job.run, self._undecided)
         self.state, self._inventory, self._run = state, inventory, job.run
         self._old_plan = set(inventory.plan)
+        self.index = IndexWriter(state, self.log, inventory.receipts)
 
     def work(self) -> Iterator[pa.Table]:
         """Yield `inpaint_encode.schema.WORK` with a ``pairs`` column: first planned chunks, then each new unit's.
@@ -269,6 +272,19 @@ class Remaining:
             ignored_files=found.ignored_files + ignored,
         )
 
-    def unused_parts(self) -> list[str]:
-        """Return the parts of the plan that no marker names and none will."""
-        return self.log.unused_parts(self._old_plan)
+    def finish(self, results: Mapping[str, ChunkResult], on_warning: Callable[[str], None]) -> None:
+        """Complete the output: see `OutputState.finish` and `IndexWriter.complete`.
+
+        Args:
+            results: of all committed chunks.
+            on_warning: called with a sentence if the index cannot be written.
+
+        Raises:
+            JobFailed: another run has taken the lease, or a committed chunk's file is gone.
+            OSError: the store fails.
+        """
+        inventory = self.state.finish(results, self.log.unused_parts(self._old_plan))
+        try:
+            self.index.complete(results, inventory)
+        except OSError as error:
+            on_warning(f"warning: the index cannot be written ({error}); readers list the output instead")
