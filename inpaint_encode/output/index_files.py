@@ -34,7 +34,7 @@ FORMAT = 1
 KEYS_PER_BUCKET = 2**17
 """Number of keys in a bucket, at most on average: 1.5 MB, which one request reads."""
 
-_UNIT_INDEX = re.compile(r"_index/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)\.parquet")
+_UNIT_INDEX = re.compile(r"_index/(?P<job>[0-9a-f]{8})-(?P<unit>\d{6})\.(?P<revision>\d+)\.parquet")
 _LOG = logging.getLogger(__name__)
 
 
@@ -106,11 +106,11 @@ def unit_keys_path(index_path: str) -> str:
     return index_path.removesuffix(".parquet") + "-keys.parquet"
 
 
-def newest_unit_indexes(paths: Iterable[str]) -> dict[int, str]:
-    """Return the paths of units' indexes by unit, sorted; of several revisions, the last."""
-    newest: dict[int, tuple[int, str]] = {}
+def newest_unit_indexes(paths: Iterable[str]) -> dict[tuple[str, int], str]:
+    """Return the paths of units' indexes by job and unit, sorted; of several revisions, the last."""
+    newest: dict[tuple[str, int], tuple[int, str]] = {}
     for name in filter(None, map(_UNIT_INDEX.fullmatch, paths)):
-        unit = int(name["unit"])
+        unit = name["job"], int(name["unit"])
         newest[unit] = max(newest.get(unit, (-1, "")), (int(name["revision"]), name[0]))
     return {unit: newest[unit][1] for unit in sorted(newest)}
 

@@ -324,7 +324,7 @@ class OutputState:
         results = {}
         indexes = newest_unit_indexes(inventory.index)
         tables = map_concurrently(lambda path: read_index_file(self.uri(path), UNIT_INDEX, _RESULT), indexes.values())
-        for unit, table in zip(indexes, tables, strict=True):
+        for (_, unit), table in zip(indexes, tables, strict=True):
             for row in table.to_pylist() if table else ():
                 chunk = plan.chunk_name(unit, row["chunk"])
                 if _is_current(row, planned.get(chunk), inventory.versions.get(chunk)):
