@@ -40,7 +40,7 @@ class IndexedRun:
         source = open_source(job.source)
         self.lease = acquire_lease(f"{output}/_lease.json", lambda _: None)
         record = job_record(job, self.metadata, source.extra_columns)
-        self.state, inventory = open_output(output, record, overwrite=False, token=self.lease.token)
+        self.state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=self.lease.token)
         self.left = Remaining(self.state, inventory, job, source)
         self.work = [row for table in self.left.work() for row in table.to_pylist()]
         self.results, self.receipts, self.warnings = dict(self.left.done), [], []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -33,6 +34,8 @@ class Output:
     """Sorted by name, which is the order of their chunks."""
     keys: KeyIndex | None = None
     """Where the keys of indexed files are."""
+    opened: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False, repr=False)
+    """Changes when an output is opened again, so that changed files are noticed then."""
 
     @classmethod
     def open(cls, output: str) -> Output:
@@ -100,7 +103,7 @@ class Output:
 
         If a file has another version than in the output's index, the footer is that of the present file.
         """
-        return _footer(self.uri, file)[1]
+        return _footer(self.uri, file, self.opened)[1]
 
     def parquet(self, file: DataFile) -> pq.ParquetFile:
         """Open a data file: reads the footer now, and columns by range requests later.
@@ -109,7 +112,7 @@ class Output:
             Changed: now or later, if the file was replaced after the output was listed, or after its footer was read.
             FileNotFoundError, PermissionError, OSError: the store's error.
         """
-        present, footer = _footer(self.uri, file)
+        present, footer = _footer(self.uri, file, self.opened)
         source, on_disk = _open_source(self.uri, present), "://" not in self.uri
         return pq.ParquetFile(source, metadata=footer, memory_map=on_disk, pre_buffer=not on_disk)
 
@@ -141,7 +144,7 @@ def _normalized(output: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _footer(uri: str, file: DataFile) -> tuple[DataFile, pq.FileMetaData]:
+def _footer(uri: str, file: DataFile, _opened: str) -> tuple[DataFile, pq.FileMetaData]:
     """Return a data file as it is now, and its footer."""
     where = storage.join(uri, file.path)
     with translate_errors(where):
