@@ -174,7 +174,7 @@ def run_job(
         first = next(work, None)
         run = _Run(job, state, left, lease, display)
         if first is not None:
-            left.index.remove_note()
+            state.remove_note()
             display.say("waiting for Ray")
             with connect_ray(job.run.address), WorkFeed(first, work) as feed:
                 run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
