@@ -1,7 +1,7 @@
 """Time, memory and size of the plan of a very long list.
 
 The number of pairs is 2 million, or that of the environment variable ``PLANNED_PAIRS``. For 100 million, the list and
-the plan need about 10 GB below pytest's ``--basetemp``.
+the plan need about 4 GB below pytest's ``--basetemp``.
 """
 
 import json
