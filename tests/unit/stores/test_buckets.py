@@ -116,7 +116,7 @@ def test_unreadable_keys_and_markers_in_folders_that_are_listed_in_parallel(s3, 
 @pytest.mark.parametrize(("folders", "objects"), [(50, 2_000), (5_000, 10), (1, 20_000)])
 def test_requests_and_seconds_of_parallel_listings(s3, monkeypatch, folders, objects):
     prefix = bucket_prefix(s3)
-    fill(prefix, names := [f"{folder:04d}/{number:04d}.png" for folder in range(folders) for number in range(objects)])
+    fill(prefix, names := [f"{folder:04d}/{number:05d}.png" for folder in range(folders) for number in range(objects)])
     serial = -(-len(names) // 1_000)
     with FaultyProxy(s3, share=1.0, kinds=("slow",), stall_s=0.1) as proxy:
         point_clients_at(proxy.environment, monkeypatch)
