@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
@@ -12,16 +13,20 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.schema import EXTRA_COLUMNS, data_schema
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
+from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import plan
 from .known_keys import KnownKeys, hash_keys
 from .parquet import read_parquet
-from .plan_log import MARKER, Marker, Part, PlanLog, parse_marker
-from .state import OutputState
+from .plan_log import MARKER, PART, Marker, Part, PlanLog, parse_marker
+from .state import Inventory, OutputState
 
 
 class PlanProblem(NamedTuple):
@@ -100,6 +105,29 @@ class CheckedPlan:
         return self.log.read_parts(unit, [part for part, uri in uris if uri not in self.lost_parts])
 
 
+def find_extra_columns(state: OutputState, inventory: Inventory, metadata: RowMetadata) -> pa.Schema:
+    """Return a schema with the `inpaint_encode.schema.EXTRA_COLUMNS` of the plan; empty if the source has none.
+
+    They are read from the first part that is intact, or from the first such data file.
+
+    Args:
+        state: of the output.
+        inventory: its files.
+        metadata: of the rows.
+    """
+    for path in sorted(inventory.plan):
+        with suppress(pa.ArrowException, FileNotFoundError):
+            if PART.fullmatch(path):
+                found = pq.read_schema(pa.BufferReader(state.read(path)))
+                return pa.schema([field for field in found if field.name == EXTRA_COLUMNS])
+    for chunk in sorted(inventory.versions):
+        with suppress(pa.ArrowException, FileNotFoundError):
+            found = pq.read_schema(RangedFile(state.data_uri(chunk), storage.DEFAULT_ACCESS))
+            extra = list(found)[len(data_schema(metadata)) :]
+            return pa.schema([(EXTRA_COLUMNS, pa.struct(extra))] if extra else [])
+    return pa.schema([])
+
+
 def check_plan(state: OutputState, files: Mapping[str, int], extra: pa.Schema) -> CheckedPlan:
     """Read all markers and all used parts of a plan, and look for repeated keys.
 
@@ -142,20 +170,24 @@ def _check_markers(checked: CheckedPlan, state: OutputState, files: Mapping[str,
     for unit in range(1 + max(revisions, default=-1)):
         for revision in range(revisions.get(unit, 1)):
             at = unit, revision
-            marker, blob, named = parsed.get(at), blobs.get(at), _named_by_next(parsed, unit, revision)
+            blob, named = blobs.get(at), _named_by_next(parsed, unit, revision)
             previous = checked.log.previous(unit, revision)
-            if marker and blob and marker.previous != previous:
+            if blob and at in parsed and parsed[at].previous != previous:
                 sentences[at] = "does not follow the marker before it"
-            elif marker and blob and named and named != (marker.replaces or hashlib.sha256(blob.data).hexdigest()):
+            elif (
+                blob
+                and at in parsed
+                and named not in ("", parsed[at].replaces or hashlib.sha256(blob.data).hexdigest())
+            ):
                 sentences[at] = "has other contents than the marker after it says"
-            if marker and blob and at not in sentences:
-                checked.intact[at] = marker, blob.data
-                checked.log.add(marker, blob.data)
+            if blob and at in parsed and at not in sentences:
+                checked.intact[at] = parsed[at], blob.data
+                checked.log.add(parsed[at], blob.data)
                 continue
             checked.problems.append(PlanProblem(checked.log.marker_path(*at), sentences.get(at, "is missing")))
             checked.lost[at] = LostMarker(blob.version if blob else storage.ABSENT, named)
-            about = {"unit": unit, "revision": revision, "previous": previous, "replaces": named}
-            checked.log.add(Marker(**about, slices=(), repeated=0, parts=(), chunks=()), b"")
+            empty = Marker.without_pairs(unit, revision, previous, replaces=named)
+            checked.log.add(empty, b"")
 
 
 def _read(state: OutputState, path: str) -> storage.Blob | None:

@@ -78,6 +78,22 @@ class Marker(BaseModel):
     replaces: str = ""
     """SHA-256 of a lost marker that this one was rebuilt for: the one that the next marker names."""
 
+    @classmethod
+    def without_pairs(
+        cls, unit: int, revision: int, previous: str, *, slices: tuple[Slice, ...] = (), replaces: str = ""
+    ) -> Marker:
+        """Return a marker without chunks."""
+        return cls(
+            unit=unit,
+            revision=revision,
+            previous=previous,
+            slices=slices,
+            repeated=0,
+            parts=(),
+            chunks=(),
+            replaces=replaces,
+        )
+
 
 class Unit:
     """A unit of the log."""

@@ -100,8 +100,8 @@ class PlanRepair:
         self._table = lru_cache(maxsize=4)(self._make_table)
         self.rebuilt = sorted(self._find(), key=lambda one: (one.unit, one.revision))
         self._by_unit: defaultdict[int, list[Rebuilt]] = defaultdict(list)
-        for one in self.rebuilt:
-            self._by_unit[one.unit].append(one)
+        for marker in self.rebuilt:
+            self._by_unit[marker.unit].append(marker)
         self.problem = self._find_repeated_key()
         """Why the plan cannot be rebuilt: two chunks have one key. None if it can."""
 
@@ -160,8 +160,7 @@ class PlanRepair:
             log.add(marker, data)
         if self._slices and writes:
             unit = len(log.units)
-            about = {"unit": unit, "revision": 0, "previous": log.previous(unit, 0), "slices": self._slices}
-            marker = Marker(**about, repeated=0, parts=(), chunks=())
+            marker = Marker.without_pairs(unit, 0, log.previous(unit, 0), slices=self._slices)
             data = marker.model_dump_json().encode()
             writes.insert(0, (marker, data, storage.ABSENT))
             log.add(marker, data)
