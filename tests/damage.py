@@ -213,7 +213,11 @@ DAMAGES = {
     truncate: ("file", IN_CHUNK_2, "cannot be read"),
     flip_a_byte: ("file", IN_CHUNK_2, "CRC"),
     lost_chunk: ("file", IN_CHUNK_2, "was written earlier but is missing now"),
-    exchange_two_files: ("footer", IN_CHUNK_2, "has chunk 000000-00003 in its footer and chunk 000000-00002 in its name"),
+    exchange_two_files: (
+        "footer",
+        IN_CHUNK_2,
+        "has chunk 000000-00003 in its footer and chunk 000000-00002 in its name",
+    ),
     settings_of_another_job: ("settings", IN_CHUNK_2, "grow_mask_by 9"),
     other_columns: ("columns", IN_CHUNK_2, "has the columns key, samples"),
     drop_a_row: ("keys", IN_CHUNK_2, "has 1 planned keys that are neither rows nor rejects, the first 000/000008"),
@@ -232,14 +236,18 @@ DAMAGES = {
     file_of_an_overwritten_job: ("orphan", "00000000-000000-00077.parquet", "belongs to an overwritten job"),
     copy_of_a_file: ("footer", "-00099.parquet", "has chunk 000000-00001 in its footer and chunk 000000-00099 in its"),
     other_hash: ("footer", IN_CHUNK_2, "has other pairs than the plan has for this chunk"),
-    lost_marker: ("plan", r"_plan/.*-000000\.0\.json", ""),
+    lost_marker: ("plan", IN_CHUNK_2, "belongs to a chunk that is not in the plan, so a part of the plan was lost"),
     unknown_file: ("unknown", "notes.txt", "move it away"),
     temporary_file: ("temporary", "_plan/_tmp-0123", "is a temporary file"),
     missing_rejects: ("rejects", "_rejected/", "does not exist, but its data file has 1 rejects"),
     extra_rejects: ("rejects", "_rejected/", "exists, but its data file has no rejects"),
     other_rejects: ("rejects", "_rejected/", "has 0 rejects that are not the 1 of its data file"),
     wrong_report: ("report", "_report.json", r"has encoded 100, not \d+"),
-    wrong_receipts: ("receipts", "_receipts/", "has 4 rows and 1 rejects for chunk 000000-00000, but its file has 2 and 1"),
+    wrong_receipts: (
+        "receipts",
+        "_receipts/",
+        "has 4 rows and 1 rejects for chunk 000000-00000, but its file has 2 and 1",
+    ),
     broken_receipts: ("receipts", "_receipts/", "cannot be read"),
 }
 """The check, the file and the sentence that ``verify`` reports for each damage."""

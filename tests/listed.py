@@ -108,4 +108,5 @@ def random_row(pair: Pair) -> Any:
     height, width = rng.integers(2, 9, 2).tolist()
     samples = rng.normal(size=(4, height, width)).astype(np.float32)
     mask = rng.integers(0, 2, (8 * height, 8 * width), np.uint8)
-    return encoded_pair(pair.key, samples, mask, **{**pair._asdict(), "image_version": "5-1", "mask_version": "6-1"})
+    found = pair._replace(image_version="5-1", mask_version="6-1")
+    return encoded_pair(pair.key, samples, mask, pair=found)
