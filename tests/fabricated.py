@@ -9,14 +9,16 @@ import pyarrow as pa
 
 from inpaint_encode.core.chunk import Reject
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output import plan
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.parquet import parquet_bytes
+from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import job_record, open_output
 from inpaint_encode.output.resume import row_metadata as job_metadata
 from inpaint_encode.output.rows import rejects_table
-from inpaint_encode.schema import PAIRS, RECEIPT, REJECTS, data_schema
-from inpaint_encode.sources import FoundPairs
+from inpaint_encode.schema import RECEIPT, REJECTS, SOURCE_PAIRS, data_schema
+from inpaint_encode.sources import LeftOut
 from inpaint_encode.stores import storage
 from tests.metadata import VAE, changed, row_metadata
 from tests.rows import encoded_pair, groups_of
@@ -100,16 +102,21 @@ class JobOutput:
         self.record = job_record(job, self.metadata)
         self.lease = acquire_lease(f"{self.output}/_lease.json", lambda _: None)
         self.state, _ = open_output(self.output, self.record, overwrite=False, token=self.lease.token)
+        self.log = PlanLog(self.state, pa.schema([]))
         self.committed, self.kept = [], 0
 
-    def plan(self, pairs, generation=0):
-        about = {"chunk": 0, "image_uri": "i", "mask_uri": "m", "mask_index": 0, "encode": True}
-        keys = ({**about, "key": f"k{number:03}", "image_version": "", "mask_version": ""} for number in range(pairs))
-        self.part = self.state.write_plan(generation, pa.Table.from_pylist(list(keys), PAIRS))[0]
+    def plan(self, pairs):
+        """Plan a unit of chunks of `CHUNK_PAIRS` pairs."""
+        about = dict.fromkeys(("image_version", "mask_version"), "") | dict.fromkeys(("mask_index", "image_bytes"), 0)
+        about |= {"image_uri": "i", "mask_uri": "m"}
+        rows = [{**about, "key": f"k{number:03}", "line": number} for number in range(pairs)]
+        self.log.append(plan.split_into_chunks(pa.Table.from_pylist(rows, SOURCE_PAIRS), CHUNK_PAIRS, 1), (), 0)
 
     def chunk(self, number, rejected=0):
-        """Commit a chunk of `CHUNK_PAIRS` pairs, some of them rejected."""
-        work = {"chunk": number, "generation": 0, "part": self.part, "keep": False}
+        """Commit a chunk of the first unit with `CHUNK_PAIRS` pairs, some of them rejected."""
+        name = plan.chunk_name(0, number)
+        planned = self.log.chunks[name]
+        work = {"chunk": name, "revision": 0, "hash": planned.hash, "part": planned.part, "keep": False}
         pairs = [self.row(f"k{number * CHUNK_PAIRS + index:03}") for index in range(CHUNK_PAIRS)]
         rejects = rejects_table([Reject(row.pair, "image.truncated", "cut") for row in pairs[:rejected]])
         groups = groups_of(pairs[rejected:], self.metadata)
@@ -133,8 +140,7 @@ class JobOutput:
 
     def finish(self, pairs):
         whole = RunStats.of(committed for _, committed in self.committed)
-        found = FoundPairs(pa.table({}), *[pa.chunked_array([[]], pa.string())] * 2, 0)
-        write_report(f"{self.output}/_report.json", {}, pairs, found, whole, RunStats())
+        write_report(f"{self.output}/_report.json", {}, {"pairs": pairs}, LeftOut(), whole, RunStats())
 
     def end(self):
         storage.delete(f"{self.output}/_lease.json")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -14,10 +15,10 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
 from inpaint_encode.output.lease import acquire_lease
-from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
+from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
 from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import open_source
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.registry import vae_metadata
@@ -38,11 +39,11 @@ def write_pairs(folder: Path, pairs: Mapping[str, tuple[Any, Any]]) -> None:
 def encode_here(job: EncodeJob) -> str:
     """Do the job without Ray; return its output."""
     metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(job.vae), job.vae))
-    found = find_pairs(job.source, job.access.to_access())
+    source = open_source(job.source, job.access.to_access())
     output = job.output.output
     Path(output).mkdir(parents=True)
     with acquire_lease(storage.join(output, "_lease.json"), print) as lease:
-        record = job_record(job, metadata, found.extra_columns)
+        record = job_record(job, metadata, source.extra_columns)
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
         limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
         reading = {
@@ -50,10 +51,11 @@ def encode_here(job: EncodeJob) -> str:
             "access": job.access.to_access(),
             **limits,
         }
-        make_schema = partial(data_schema, metadata, found.pairs.schema)
+        left = Remaining(state, inventory, job, source)
+        make_schema = partial(data_schema, metadata, left.log.schema)
         opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)
         encode = EncodeStage(opened, job.workers.batch_size, make_schema, gpus=0, workers=WORKERS)
-        work = remaining(state, inventory, job, found).work
+        work = pa.concat_tables(left.work())
         for index in range(work.num_rows):
             row = encode(fetch_stage(work.slice(index, 1), **reading))
             (receipt,) = commit_stage(row, state=state, make_schema=make_schema).to_pylist()

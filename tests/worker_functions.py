@@ -15,10 +15,10 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
 from inpaint_encode.output.lease import acquire_lease
-from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
+from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
 from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import open_source
 from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.registry import vae_metadata
 
@@ -32,8 +32,7 @@ def functions_of_a_worker(images: str, masks: str, vae: str, output: str) -> dic
     """
     job = EncodeJob(source=Source(images=images, masks=masks), vae=VaeSource(vae=vae), output=Output(output=output))
     metadata = row_metadata(job.rows, job.decoding, vae_metadata(load_vae(job.vae), job.vae))
-    found = find_pairs(job.source)
-    schema = data_schema(metadata, found.pairs.schema)
+    schema = data_schema(metadata)
     make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
     encode = EncodeStage(
         lambda device: BatchEncoder.load(job.vae, metadata, device, compiled=False), "auto", make_schema, 0, 1
@@ -48,7 +47,7 @@ def functions_of_a_worker(images: str, masks: str, vae: str, output: str) -> dic
     with acquire_lease(f"{output}/_lease.json", lambda _: None) as lease:
         record = job_record(job, metadata)
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
-        work = remaining(state, inventory, job, found).work
+        work = pa.concat_tables(Remaining(state, inventory, job, open_source(job.source)).work())
         decoder = PairDecoder.of(metadata, max_pixels=job.limits.max_pixels)
         limits = {"access": job.access.to_access(), "max_bytes": job.limits.max_bytes, "threads": 2}
         threading.setprofile(profile)

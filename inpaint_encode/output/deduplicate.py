@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,18 +36,39 @@ class Deduplicated(NamedTuple):
     """Rows of ``planned`` that the batch has, changed or not."""
     repeated: int
     """Lines that were dropped, because an earlier line has the same contents."""
+    postponed: pa.Table
+    """Pairs that may replace a planned pair, with the source's keys; only if they were to be postponed."""
+
+
+class NewMasks(Enum):
+    """What becomes of a mask that the plan does not have, of an image that it has."""
+
+    ADD = "add"
+    """It is a further mask of the image."""
+    POSTPONE = "postpone"
+    """That is known when all of the source has been read."""
+    REPLACE = "replace"
+    """It replaces a mask that the source does not have any more; if there is none, it is added."""
 
 
 def base_keys(planned: pa.Table, *, numbers_masks: bool) -> pa.ChunkedArray:
-    """Return the keys of planned pairs as the source gave them, without the numbers of masks."""
+    """Return the keys of planned pairs as the source gave them: without mask numbers and marks of rejected pairs."""
+    keys = planned["key"]
+    if planned["error"].null_count < planned.num_rows:
+        keys = pc.if_else(pc.is_valid(planned["error"]), pc.replace_substring_regex(keys, "#[0-9a-f]{16}$", ""), keys)
     if not numbers_masks:
-        return planned["key"]
+        return keys
     numbered = pc.and_(pc.greater(planned["mask_index"], 0), pc.is_null(planned["error"]))
-    return pc.if_else(numbered, pc.replace_substring_regex(planned["key"], r"/\d+$", ""), planned["key"])
+    return pc.if_else(numbered, pc.replace_substring_regex(keys, r"/\d+$", ""), keys)
 
 
 def deduplicate(
-    pairs: pa.Table, planned: pa.Table, *, numbers_masks: bool, describe: Callable[[Row], str]
+    pairs: pa.Table,
+    planned: pa.Table,
+    *,
+    numbers_masks: bool,
+    describe: Callable[[Row], str],
+    new_masks: NewMasks = NewMasks.ADD,
 ) -> Deduplicated:
     """Compare a batch with the planned pairs that have its keys.
 
@@ -57,6 +79,7 @@ def deduplicate(
         numbers_masks: see `inpaint_encode.sources.pairs.PairSource`.
         describe: returns where the source has a pair, for the message about a repeated key; called with rows of both
             tables.
+        new_masks: of planned images; a source that does not number masks has none.
     """
     rest, met = pairs, np.zeros(0, np.int64)
     if planned.num_rows:
@@ -68,11 +91,11 @@ def deduplicate(
         doubtful = pc.or_(doubtful, pc.is_in(rest["key"], value_set=taken))
     new = _with_error(rest)
     if not pc.any(doubtful).as_py():
-        return Deduplicated(_with_neighbors(new), new.slice(0, 0), met, 0)
+        return Deduplicated(_with_neighbors(new), new.slice(0, 0), met, 0, new.slice(0, 0))
     if numbers_masks:  # a numbered key may be that of an image, a/1 of a/1.png
         images = pc.replace_substring_regex(rest["key"], r"/\d+$", "")
         doubtful = pc.or_(doubtful, pc.is_in(images, value_set=rest["key"].filter(doubtful)))
-    decisions = _Decisions(numbers_masks, describe)
+    decisions = _Decisions(numbers_masks, describe, new_masks)
     decisions.add_planned(planned, set(met.tolist()))
     at = np.flatnonzero(doubtful.to_numpy())
     for position, row in zip(at.tolist(), rest.take(at).to_pylist(), strict=True):
@@ -81,7 +104,8 @@ def deduplicate(
     fresh = decisions.rows(new, decisions.fresh, certain)
     changed = decisions.rows(new, decisions.changed)
     met = np.concatenate([met, np.array(decisions.met, np.int64)])
-    return Deduplicated(_with_neighbors(fresh), changed, met, decisions.repeated)
+    postponed = new.take(pa.array(decisions.postponed, pa.int64()))
+    return Deduplicated(_with_neighbors(fresh), changed, met, decisions.repeated, postponed)
 
 
 def _without_unchanged(
@@ -143,17 +167,23 @@ class _Group:
     """By mask URI if masks are numbered, else by an empty string."""
     next_number: int = 0
 
+    def first_unmet(self) -> _Member | None:
+        """Return the first planned pair that the source has not had so far."""
+        unmet = [one for one in self.members.values() if not one.met]
+        return min(unmet, key=lambda one: one.row["mask_index"], default=None)
+
 
 class _Decisions:
     """What becomes of the pairs whose key occurs more than once; in the order of the source."""
 
-    def __init__(self, numbers_masks: bool, describe: Callable[[Row], str]) -> None:
+    def __init__(self, numbers_masks: bool, describe: Callable[[Row], str], new_masks: NewMasks) -> None:
         self.fresh: list[tuple[int, str, int, str | None]] = []
         """Position in the batch, key, mask number and error."""
         self.changed: list[tuple[int, str, int, str | None]] = []
         self.met: list[int] = []
+        self.postponed: list[int] = []
         self.repeated = 0
-        self._numbers_masks, self._describe = numbers_masks, describe
+        self._numbers_masks, self._describe, self._new_masks = numbers_masks, describe, new_masks
         self._groups: dict[str, _Group] = {}
 
     def add_planned(self, planned: pa.Table, met: set[int]) -> None:
@@ -161,26 +191,36 @@ class _Decisions:
         bases = base_keys(planned, numbers_masks=self._numbers_masks).to_pylist()
         for number, (base, row) in enumerate(zip(bases, planned.to_pylist(), strict=True)):
             member = _Member(row, number, row["met"] or number in met)
-            self._add(base, row, member, row["mask_index"] + 1)
-            if row["key"] != base:
-                self._add(row["key"], row, member, 1)
+            self._add(row["key"], row, member, 1 if row["key"] != base else row["mask_index"] + 1)
+            if row["error"] is not None:  # it took a number, but not the key
+                if base in self._groups:
+                    self._groups[base].next_number = max(self._groups[base].next_number, row["mask_index"] + 1)
+            elif row["key"] != base:
+                self._add(base, row, member, row["mask_index"] + 1)
 
     def decide(self, position: int, row: Row) -> None:
         """Decide about one pair of the batch."""
-        base, image = row["key"], row["image_uri"]
+        base = row["key"]
         group = self._groups.get(base)
         if group is None:
             self._add(base, row, _Member(row), row["mask_index"] + 1)
             self.fresh.append((position, base, row["mask_index"], None))
             return
-        same_image = not self._numbers_masks or group.image_uri == image
+        same_image = not self._numbers_masks or group.image_uri == row["image_uri"]
         member = group.members.get(row["mask_uri"] if self._numbers_masks else "") if same_image else None
+        if member is None and (rejected := self._groups.get(_rejected_key(row))):
+            member = next(iter(rejected.members.values()))
         if member is not None:
             self._decide_known(position, row, member, group)
         elif not same_image:
-            self._reject(position, row, base, group)
+            self._reject(position, row, base, group, row["mask_index"])
+        elif self._new_masks is NewMasks.POSTPONE and any(not one.met for one in group.members.values()):
+            self.postponed.append(position)
+        elif self._new_masks is NewMasks.REPLACE and (gone := group.first_unmet()):
+            self._decide_known(position, row, gone, group)
         elif taken := self._groups.get(key := f"{base}/{group.next_number}"):
-            self._reject(position, row, key, taken)
+            self._reject(position, row, key, taken, group.next_number)
+            group.next_number += 1
         else:
             number, member = group.next_number, _Member(row)
             self._add(base, row, member, number + 1)
@@ -196,14 +236,13 @@ class _Decisions:
         elif _contents(row) == _contents(member.row):
             self.repeated += 1
         else:
-            self._reject(position, row, row["key"], group)
+            self._reject(position, row, row["key"], group, row["mask_index"])
 
-    def _reject(self, position: int, row: Row, taken: str, owner: _Group) -> None:
+    def _reject(self, position: int, row: Row, taken: str, owner: _Group, number: int) -> None:
         """Add the pair under a key of its own, which the same line gets again in a later reading of the source."""
-        digest = hashlib.blake2b(repr(_contents(row)).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-        key = f"{row['key']}#{digest}"
-        if group := self._groups.get(key):
-            self._decide_known(position, row, next(iter(group.members.values())), group)
+        key = _rejected_key(row)
+        if key in self._groups:
+            self.repeated += 1
             return
         self._add(key, row, _Member(row), 1)
         first = next(iter(owner.members.values())).row
@@ -211,7 +250,7 @@ class _Decisions:
             f"{self._describe(row)} has the key {taken}, which {self._describe(first)} has; keys must be unique: "
             "remove one of the two, or give a column with unique keys (--key-column)"
         )
-        self.fresh.append((position, key, row["mask_index"], sentence))
+        self.fresh.append((position, key, number, sentence))
 
     def _add(self, key: str, row: Row, member: _Member, next_number: int) -> None:
         group = self._groups.setdefault(key, _Group(row["image_uri"]))
@@ -243,3 +282,9 @@ class _Decisions:
 def _contents(row: Row) -> tuple[str, ...]:
     """Return the values that make two lines with one key the same line; by ``repr``, since NaN is not equal to NaN."""
     return (*(row[name] for name in COMPARED), repr(row.get(EXTRA_COLUMNS)))
+
+
+def _rejected_key(row: Row) -> str:
+    """Return the key of a pair whose own key is another pair's: with a hash of the contents."""
+    contents = repr(_contents(row)).encode("utf-8", "surrogatepass")
+    return f"{row['key']}#{hashlib.blake2b(contents, digest_size=8).hexdigest()}"

@@ -17,7 +17,7 @@ from inpaint_encode.settings import Chunks, RunOptions
 from inpaint_encode.sources.pairs import BATCH_PAIRS, PairBatch, PairSource, Slice
 
 from . import plan
-from .deduplicate import Deduplicated, Row, base_keys, deduplicate
+from .deduplicate import Deduplicated, NewMasks, Row, base_keys, deduplicate
 from .known_keys import KnownKeys, hash_keys
 from .plan_log import PlanLog
 
@@ -34,6 +34,8 @@ class Planner:
         chunks: sizes of chunks.
         run: ``refresh`` and ``drop_vanished``.
         undecided: returns the chunks of a unit that are not committed at their newest revision, by number.
+        on_unit: called with the pairs of each new unit before it is written: `inpaint_encode.schema.SOURCE_PAIRS` with
+            a column ``error``.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class Planner:
         chunks: Chunks,
         run: RunOptions,
         undecided: Callable[[int], Collection[int]],
+        on_unit: Callable[[pa.Table], None] | None = None,
     ) -> None:
         self.complete = False
         """Whether the whole source is planned."""
         self.changed = 0
         """Planned pairs that the source has with other contents."""
         self._log, self._source, self._chunks, self._run, self._undecided = log, source, chunks, run, undecided
+        self._on_unit = on_unit
         self.old_units = len(log.units)
         """Units that were planned before."""
         self._keys: KnownKeys | None = None if log.units else KnownKeys()
@@ -57,6 +61,8 @@ class Planner:
         schema = with_extra_columns(SOURCE_PAIRS, pa.schema(fields)).append(pa.field("error", pa.string()))
         self._no_pairs = schema.empty_table()
         self._waiting = self._no_pairs
+        """New pairs of the next unit."""
+        self._postponed = self._no_pairs
         self._slices: tuple[Slice, ...] = ()
         self._repeated = 0
         self._changes = _ChangedPairs()
@@ -71,9 +77,11 @@ class Planner:
         """
         size = max(BATCH_PAIRS, self._chunks.chunk_rows)
         for batch in self._source.batches({} if self._run.refresh else self._log.last_slices()):
-            self._add(batch)
+            self._add(batch, NewMasks.POSTPONE if self._run.refresh else NewMasks.ADD)
             if self._waiting.num_rows >= size // 2:
                 yield self._write_unit()
+        if self._postponed.num_rows:
+            self._add(PairBatch(self._postponed.drop_columns("error")), NewMasks.REPLACE)
         if self._waiting.num_rows or self._slices:
             yield self._write_unit()
         if self._run.refresh:
@@ -99,6 +107,8 @@ class Planner:
                 yield self._write_revision(unit, current, retried, pa.array([], pa.string()))
 
     def _write_unit(self) -> list[str]:
+        if self._on_unit:
+            self._on_unit(self._waiting)
         table = plan.split_into_chunks(self._waiting, self._chunks.chunk_rows, self._chunks.chunk_bytes)
         names = self._log.append(table, self._slices, self._repeated)
         self._waiting, self._slices, self._repeated = self._no_pairs, (), 0
@@ -119,9 +129,9 @@ class Planner:
             if changed is not None or len(dropped):
                 yield self._write_revision(unit, current, current.slice(0, 0) if changed is None else changed, dropped)
 
-    def _add(self, batch: PairBatch) -> None:
+    def _add(self, batch: PairBatch, new_masks: NewMasks) -> None:
         """Add the new pairs of a batch to the next unit, and note which planned pairs it has."""
-        found, planned = self._deduplicate(batch)
+        found, planned = self._deduplicate(batch, new_masks)
         units, rows = planned["unit"].to_numpy()[found.met], planned["row"].to_numpy()[found.met]
         for unit in np.unique(units).tolist():
             self._met_rows(unit)[rows[units == unit]] = True
@@ -135,22 +145,27 @@ class Planner:
         fresh = fresh.set_column(fresh.column_names.index("line"), "line", lines)
         self._slices += batch.slices
         self._repeated += found.repeated
+        if found.postponed.num_rows:
+            no_line = pa.repeat(pa.scalar(0, pa.int32()), found.postponed.num_rows)
+            postponed = found.postponed.set_column(found.postponed.column_names.index("line"), "line", no_line)
+            self._postponed = pa.concat_tables([self._postponed, postponed.select(self._postponed.column_names)])
         if fresh.num_rows:
             self._known_keys.add(self._hashes(fresh), len(self._log.units))
             self._waiting = pa.concat_tables([self._waiting, fresh.select(self._waiting.column_names)])
 
-    def _deduplicate(self, batch: PairBatch) -> tuple[Deduplicated, pa.Table]:
+    def _deduplicate(self, batch: PairBatch, new_masks: NewMasks) -> tuple[Deduplicated, pa.Table]:
         """Return what `deduplicate` finds in a batch, and the planned pairs that it was compared with."""
         planned = self._planned_pairs(batch.pairs["key"])
         describe = partial(self._describe, slices=batch.slices)
-        compare = partial(deduplicate, batch.pairs, numbers_masks=self._source.numbers_masks, describe=describe)
-        found = compare(planned)
+        numbers_masks = self._source.numbers_masks
+        compare = partial(deduplicate, numbers_masks=numbers_masks, describe=describe, new_masks=new_masks)
+        found = compare(batch.pairs, planned)
         made = found.fresh["key"].filter(pc.invert(pc.is_in(found.fresh["key"], value_set=batch.pairs["key"])))
         others = self._planned_pairs(made)
         others = others.filter(pc.invert(pc.is_in(others["key"], value_set=planned["key"])))
         if others.num_rows:  # a key with the number of a mask, or of a rejected pair, is planned already
             planned = pa.concat_tables([planned, others])
-            found = compare(planned)
+            found = compare(batch.pairs, planned)
         return found, planned
 
     def _planned_pairs(self, keys: pa.ChunkedArray) -> pa.Table:
@@ -207,10 +222,9 @@ class Planner:
     def _hashes(self, pairs: pa.Table) -> NDArray[np.uint64]:
         """Return the hashes under which pairs are found: of their keys, and of their base keys."""
         hashes = hash_keys(pairs["key"])
-        numbered = pairs.filter(pc.greater(pairs["mask_index"], 0))
-        if not self._source.numbers_masks or not numbered.num_rows:
-            return hashes
-        return np.concatenate([hashes, hash_keys(base_keys(numbered, numbers_masks=True))])
+        bases = base_keys(pairs, numbers_masks=self._source.numbers_masks)
+        others = bases.filter(pc.not_equal(bases, pairs["key"]))
+        return np.concatenate([hashes, hash_keys(others)]) if len(others) else hashes
 
     def _describe(self, pair: Row, slices: Sequence[Slice]) -> str:
         """Return where the source has a pair: ``slices`` are those of the batch, ``unit`` is a planned pair's unit."""

@@ -14,11 +14,11 @@ from inpaint_encode.settings import Source
 from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import Changed
 
-from . import prefixes
 from .manifest import PairList
 from .pair_reader import PairReader, SourceFile, store_of
 from .pairs import LeftOut, PairBatch, PairFiles, PairSource, Slice, check_access, find_pair_files
 from .parquet import NullValue
+from .prefixes import open_prefixes
 from .tars import TarPairs
 
 __all__ = [
@@ -60,6 +60,6 @@ def open_source(source: Source, access: Access = DEFAULT_ACCESS) -> PairSource:
     """
     if not source.pairs:
         check_access(access, pa.chunked_array([[source.images, source.masks]]))
-        return prefixes.open_prefixes(source, access)
+        return open_prefixes(source, access)
     files = find_pair_files(source.pairs, access, _FORMATS)
     return _FORMATS[files.suffix](source, files, access)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from inpaint_encode.schema import EXTRA_COLUMNS, SOURCE_PAIRS
 from inpaint_encode.settings import Source
+from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import pairs
 from .pairs import PairBatch, Slice
-from .random_masks import with_random_masks
+from .random_masks import slice_version, with_random_masks
 
+_CONCURRENT_STATS = 16
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -38,11 +40,13 @@ class Piece(NamedTuple):
 
 
 def in_batches(pieces: Iterable[Piece], source: Source) -> Iterator[PairBatch]:
-    """Yield the pieces in batches of at most `pairs.BATCH_PAIRS` lines and about `pairs.BATCH_BYTES`.
+    """Yield the pieces in batches of at most `pairs.BATCH_PAIRS` pairs and about `pairs.BATCH_BYTES`.
 
-    A batch is yielded when the next line does not fit, so an empty piece that ends a file needs no batch of its own.
+    A batch has at least one line, with all its random masks. It is yielded when the next line does not fit, so an empty
+    piece that ends a file needs no batch of its own.
     """
     masks = max(1, source.random_masks)
+    max_lines = max(1, pairs.BATCH_PAIRS // masks)
     batch: list[Piece] = []
     lines = size = 0
     for whole in pieces:
@@ -50,7 +54,7 @@ def in_batches(pieces: Iterable[Piece], source: Source) -> Iterator[PairBatch]:
         while rest:
             piece = rest.pop()
             added, added_size = piece.lines.num_rows, piece.lines.nbytes * masks
-            room = pairs.BATCH_PAIRS - lines
+            room = max_lines - lines
             if added > 1 and added_size > pairs.BATCH_BYTES:
                 rest += reversed(piece.cut(added // 2))
             elif lines and added and (not room or size + added_size > pairs.BATCH_BYTES):
@@ -80,6 +84,21 @@ def _joined(pieces: list[Piece], source: Source) -> PairBatch:
         slices.append(new)
     extra = [EXTRA_COLUMNS] if EXTRA_COLUMNS in table.column_names else []
     return PairBatch(table.select([*SOURCE_PAIRS.names, *extra]), tuple(slices))
+
+
+def find_unchanged(
+    uris: Iterable[str], known: Mapping[str, Slice], source: Source, open_file: Callable[[str], RangedFile]
+) -> dict[str, RangedFile]:
+    """Return the ``known`` files that still have their version, opened. Several are opened at a time.
+
+    A file without a version is not among them: it may have changed.
+    """
+    candidates = [uri for uri in uris if uri in known]
+    return {
+        uri: file
+        for uri, file in zip(candidates, map_ahead(open_file, candidates, _CONCURRENT_STATS), strict=True)
+        if file.version and slice_version(file.version, source) == known[uri].version
+    }
 
 
 def map_ahead(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[_R]:

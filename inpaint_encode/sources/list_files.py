@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.stores.ranged_file import Changed, RangedFile
+from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import pairs
 from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
@@ -36,10 +36,12 @@ _SMALL_BYTES = 2**23
 _BUFFERED_BYTES = 2**27
 """Size up to which the columns of a row group are fetched together; of a larger row group, only parts are."""
 _MAX_LINE_BYTES = 2**24
-_JSON_BYTES = 2**26
-"""Bytes of lines that are parsed together."""
+"""Size of the largest line of a text file."""
+_BLOCK_BYTES = 2**24
+"""Bytes of a text file that are read in one request and parsed together."""
 _CSV = pa.csv.ParseOptions(newlines_in_values=True)
-_QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
+_QUOTED_VALUE = rb'"[^"]*+(?:""[^"]*+)*+"'
+_QUOTED_VALUES = re.compile(_QUOTED_VALUE + rb"(?:[,\r\n]" + _QUOTED_VALUE + rb")*+")
 _FIRST_INEXACT_FLOAT = 2.0**53
 _LONG_INTEGER = re.compile(rb"[:,\[]\s*-?\d{16,}\s*[,}\]]")
 
@@ -83,13 +85,8 @@ class ListFile(ABC):
 def translate_errors(uri: str) -> Iterator[None]:
     """Raise UsageError for the errors of a file that cannot be read, or is not valid."""
     try:
-        yield
-    except Changed as error:
-        raise UsageError(f"--pairs {uri} was replaced while it was read; run the command again") from error
-    except OSError as error:
-        raise UsageError(
-            f"--pairs {uri} cannot be read: {error.strerror or error}; check the path and the credentials"
-        ) from error
+        with pairs.translate_read_errors(uri):
+            yield
     except (pa.ArrowException, ValueError) as error:
         raise UsageError(f"--pairs {uri} is not valid {uri.rpartition('.')[2]}; correct it ({error})") from error
 
@@ -186,7 +183,7 @@ def _sizes(group: pq.RowGroupMetaData, names: list[str]) -> tuple[int, int]:
 
 
 class _TextFile(ListFile):
-    """A file that is read from its start to its end; a small one is kept in memory."""
+    """A file that is read from its start to its end, in blocks of whole lines. A small one is kept in memory."""
 
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
@@ -194,98 +191,77 @@ class _TextFile(ListFile):
 
     def lines(self, start: int) -> Iterator[Lines]:
         first = 0
-        for table in self._tables():
+        for number, block in enumerate(self._blocks()):
+            table = self._parse(block, is_first=number == 0)
             skipped = min(table.num_rows, max(0, start - first))
             first += table.num_rows
             if skipped < table.num_rows:
                 yield Lines(table.slice(skipped))
 
+    def _blocks(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        rest = b""
+        while data := self._file.read(_BLOCK_BYTES):
+            text = rest + data
+            end = self._end_of_lines(text)
+            block, rest = text[:end], text[end:]
+            if block and not block.isspace():
+                yield block
+            if len(rest) > _MAX_LINE_BYTES:
+                raise ValueError(f"a line has more than {_MAX_LINE_BYTES:,} bytes, or a quotation mark is not closed")
+        if rest and not rest.isspace():
+            self._check_last_line(rest)
+            yield rest
+
+    def _end_of_lines(self, text: bytes) -> int:
+        """Return the number of bytes of the whole lines at the start of ``text``."""
+        return text.rfind(b"\n") + 1
+
+    def _check_last_line(self, text: bytes) -> None:
+        """Check what follows the last end of a line."""
+
     @abstractmethod
-    def _tables(self) -> Iterator[pa.Table]:
-        """Yield all lines of the file, some at a time."""
+    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
+        """Return the lines of a block, which may be the file's first."""
 
 
 class _CsvFile(_TextFile):
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
-        with self._reader({}) as (reader, _):
+        start = pa.BufferReader(next(self._blocks(), b""))
+        options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES)
+        with pa.csv.open_csv(start, options, _CSV) as reader:
             self.schema = pa.schema([(name, pa.string()) for name in reader.schema.names])
 
-    def _tables(self) -> Iterator[pa.Table]:
-        with self._reader(dict.fromkeys(self.schema.names, pa.string())) as (reader, file):
-            last = None
-            for batch in reader:
-                if last is not None:
-                    yield pa.Table.from_batches([last])
-                last = batch
-            self._check_quotes(file)  # Arrow takes all lines after an open quotation mark for the last value
-            if last is not None:
-                yield pa.Table.from_batches([last])
+    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
+        names = self.schema.names
+        read_options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES, column_names=None if is_first else names)
+        convert_options = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        return pa.csv.read_csv(pa.BufferReader(block), read_options, _CSV, convert_options)
 
-    @contextmanager
-    def _reader(self, types: dict[str, pa.DataType]) -> Iterator[tuple[pa.csv.CSVStreamingReader, _CheckedCsv]]:
-        self._file.seek(0)
-        file = _CheckedCsv(self._file)
-        read_options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES)
-        convert_options = pa.csv.ConvertOptions(column_types=types)
-        try:
-            with pa.csv.open_csv(file, read_options, _CSV, convert_options) as reader:
-                yield reader, file
-        except pa.ArrowInvalid:
-            while file.read(_MAX_LINE_BYTES):
-                pass
-            self._check_quotes(file)
-            raise
+    def _end_of_lines(self, text: bytes) -> int:
+        end = open_quote = len(text)
+        while open_quote >= 0:  # the value that is open at the end of a line began in that line or an earlier one
+            end = text.rfind(b"\n", 0, open_quote) + 1
+            open_quote = _find_open_quote(text[:end])
+        return end
 
-    def _check_quotes(self, file: _CheckedCsv) -> None:
-        if file.ends_inside_quotes():
+    def _check_last_line(self, text: bytes) -> None:
+        if _find_open_quote(text) >= 0:  # Arrow would take the rest of the file for the last value
             raise UsageError(f"--pairs {self.uri} ends inside a quoted value; close the quotation mark")
 
 
-class _CheckedCsv(io.RawIOBase):
-    """A CSV file that notes, while it is read, whether a quoted value is open."""
-
-    def __init__(self, file: io.RawIOBase | io.BytesIO) -> None:
-        self._file, self._inside = file, False
-        self._carried = b"\n"
-        """The last byte that is not a quotation mark, and the marks after it: the next byte decides what they are."""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size) or b""
-        if not self._inside and b'"' not in data and b'"' not in self._carried:
-            self._carried = data[-1:] or self._carried
-        else:
-            text = self._carried + data
-            end = len(text.rstrip(b'"'))
-            self._inside, self._carried = _ends_inside_quotes(text[:end], self._inside), text[end - 1 :]
-        return data
-
-    def ends_inside_quotes(self) -> bool:
-        """Return whether the file, which has been read, ends inside a quoted value."""
-        return _ends_inside_quotes(self._carried, self._inside)
-
-
-def _ends_inside_quotes(text: bytes, inside: bool) -> bool:
-    """Return whether a quoted value is open at the end of a part of a CSV file.
-
-    Args:
-        text: begins with a byte before the part, which is not a quotation mark.
-        inside: whether a quoted value is open at its start.
-    """
-    if inside:
-        text = b'\n"' + text
+def _find_open_quote(text: bytes) -> int:
+    """Return where the quoted value starts that is open at the end of some lines of CSV; -1 if there is none."""
     at = 0
     while (at := text.find(b'"', at)) >= 0:
-        if text[at - 1] not in b",\r\n":
+        if at and text[at - 1] not in b",\r\n":
             at += 1  # a mark within a value that is not quoted
-        elif quoted := _QUOTED.match(text, at):
+        elif quoted := _QUOTED_VALUES.match(text, at):
             at = quoted.end()
         else:
-            return True
-    return False
+            return at
+    return -1
 
 
 class _JsonlFile(_TextFile):
@@ -311,23 +287,8 @@ class _JsonlFile(_TextFile):
                     "these integers as strings"
                 )
 
-    def _tables(self) -> Iterator[pa.Table]:
-        for block in self._blocks():
-            yield _parse_jsonl(block, self.schema).select(self.schema.names)
-
-    def _blocks(self) -> Iterator[bytes]:
-        """Yield the file in blocks of whole lines."""
-        self._file.seek(0)
-        rest = b""
-        while data := self._file.read(_JSON_BYTES):
-            end = data.rfind(b"\n") + 1
-            if end and not (block := rest + data[:end]).isspace():
-                yield block
-            rest = data[end:] if end else rest + data
-            if len(rest) > _MAX_LINE_BYTES:
-                raise ValueError(f"a line has more than {_MAX_LINE_BYTES:,} bytes")
-        if rest and not rest.isspace():
-            yield rest
+    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
+        return _parse_jsonl(block, self.schema).select(self.schema.names)
 
 
 def _parse_jsonl(block: bytes, schema: pa.Schema | None = None) -> pa.Table:

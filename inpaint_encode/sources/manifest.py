@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +19,7 @@ from inpaint_encode.settings import Source
 from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.ranged_file import RangedFile
 
-from .batches import Piece, in_batches, map_ahead
+from .batches import Piece, find_unchanged, in_batches, map_ahead
 from .list_files import Lines, ListFile, open_list_file, translate_errors
 from .pairs import LeftOut, PairBatch, PairFiles, PairSource, Slice, check_access
 from .part_uris import without_suffix
@@ -37,16 +36,6 @@ _SIGNATURES = (
     ("Signature", "Key-Pair-Id|AWSAccessKeyId|GoogleAccessId"),  # CloudFront, and older ones of S3 and GCS
 )
 """Names in the query of a presigned URL: one of the first, and one of the second if there are any."""
-
-
-class _OpenFile(NamedTuple):
-    uri: str
-    version: str
-    """Of its slices."""
-    start: int
-    """Number of the first line that is not known."""
-    file: ListFile | None
-    """None if all lines are known."""
 
 
 class PairList(PairSource):
@@ -101,10 +90,13 @@ class PairList(PairSource):
 
     def _pieces(self, known: Mapping[str, Slice]) -> Iterator[Piece]:
         empty, image_bytes, mask_bytes = not known, 0, 0
-        for uri, version, start, file in map_ahead(lambda uri: self._open(uri, known), self._files.uris, _OPEN_AHEAD):
-            if not file:
-                continue
-            end = start
+        unchanged = find_unchanged(self._files.uris, known, self._source, self._open_ranged)
+        self.unchanged = frozenset(unchanged)
+        starts = {uri: known[uri].end for uri in unchanged}
+        uris = [uri for uri in self._files.uris if not (uri in unchanged and known[uri].is_last)]
+        for file in map_ahead(lambda uri: self._open(uri, unchanged.get(uri)), uris, _OPEN_AHEAD):
+            uri, version = file.uri, slice_version(file.version, self._source)
+            start = end = starts.get(uri, 0)
             with translate_errors(uri):
                 for lines in file.lines(start):
                     pairs = self._pairs_of(lines, file, end)
@@ -118,21 +110,20 @@ class PairList(PairSource):
         if image_bytes and (mask_bytes or not self._has_masks):
             self.image_and_mask_bytes = image_bytes, mask_bytes
 
-    def _open(self, uri: str, known: Mapping[str, Slice]) -> _OpenFile:
-        is_first = uri == self._files.uris[0]
+    def _open_ranged(self, uri: str) -> RangedFile:
         with translate_errors(uri):
-            ranged = self._first if is_first else RangedFile(uri, self._access)
-            version, start = slice_version(ranged.version, self._source), 0
-            if ranged.version and uri in known and known[uri].version == version:
-                start = known[uri].end
-                if known[uri].is_last:
-                    return _OpenFile(uri, version, start, None)
-            file = self._first_opened if is_first else open_list_file(uri, ranged, self._source)
+            return self._first if uri == self._files.uris[0] else RangedFile(uri, self._access)
+
+    def _open(self, uri: str, ranged: RangedFile | None) -> ListFile:
+        if uri == self._files.uris[0]:
+            return self._first_opened
+        with translate_errors(uri):
+            file = open_list_file(uri, ranged or RangedFile(uri, self._access), self._source)
         if (file.schema.names, file.schema.types) != (self._schema.names, self._schema.types):
             raise UsageError(
                 f"--pairs {uri} has other columns than {self._files.uris[0]}; give all files the same columns and types"
             )
-        return _OpenFile(uri, version, start, file)
+        return file
 
     def _check_column(self, option: str, name: str) -> None:
         if name not in self._schema.names:
@@ -218,13 +209,13 @@ class PairList(PairSource):
                 f"{option} {name} has a presigned URL in {self._row(file, start + line)}: {url}; its signature "
                 "expires, and the output would store it; give s3:// or https:// URIs without signatures"
             )
+        whole = pc.replace_substring_regex(uris, "^file://", "") if any_absolute else uris
+        if any_absolute and pc.all(absolute).as_py():
+            return whole
         paths = uris
         if pc.any(pc.starts_with(paths, "./")).as_py():
             paths = pc.replace_substring_regex(paths, r"^(?:\./)+", "")
-        relative = pc.binary_join_element_wise(self._files.folder, paths, "/")
-        if not any_absolute:
-            return relative
-        return pc.if_else(absolute, pc.replace_substring_regex(uris, "^file://", ""), relative)
+        return pc.if_else(absolute, whole, pc.binary_join_element_wise(self._files.folder, paths, "/"))
 
     def _row(self, file: ListFile, line: int) -> str:
         """Return the number of a line, for an error."""

@@ -1,10 +1,11 @@
-"""Lists a source's files, and holds its pairs as an Arrow table: Python objects for 100 million keys would not fit."""
+"""What all sources share: `PairSource` and its batches, the files that ``--pairs`` names, and errors of reading."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,8 @@ import pyarrow.compute as pc
 from PIL import features
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import EXTRA_COLUMNS
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.base import Access
+from inpaint_encode.stores.base import Access, Changed
 
 _PREFIX_SUFFIXES = ("parquet", "tar")
 """Formats whose files ``--pairs`` may give together, as one prefix."""
@@ -27,11 +27,87 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "
 """File name suffixes, in lower case, of images and masks. Files with another suffix are ignored. ``avif`` is included
 if Pillow can decode it."""
 
-SYSTEM_POOL = pa.system_memory_pool()
-"""Memory pool for large results of millions of rows: memory that is freed goes back to the system at once. Arrow's
-default pool keeps it, 150 MB after a hash table of a million URIs."""
+BATCH_PAIRS = 65_536
+"""Largest number of pairs in a `PairBatch`, but for the random masks of its last image."""
 
-_NO_URIS = pa.nulls(0, pa.string())  # pa.array would import pandas
+BATCH_BYTES = 2**28
+"""Bytes of a batch's strings from which it ends early: an Arrow array of strings must be smaller than 2 GiB."""
+
+MAX_EXAMPLES = 1_000
+"""Names that `LeftOut` keeps of each kind; it counts all of them."""
+
+
+class Slice(NamedTuple):
+    """A range of the lines of one file of a source. In a tar, every pair is a line."""
+
+    file: str
+    """URI."""
+    version: str
+    """Version of the file, and of the options that select its pairs; if it is another one, the file is read again."""
+    start: int
+    end: int
+    """Numbers of the first line, and of the line after the last; the file's first line is 0."""
+    is_last: bool
+    """Whether the file ends here."""
+    left_out: tuple[int, int, int] = (0, 0, 0)
+    """Unpaired images, unpaired masks and ignored files of the slice."""
+
+
+class PairBatch(NamedTuple):
+    """Some pairs of a source, in the order in which they should be encoded."""
+
+    pairs: pa.Table
+    """`schema.SOURCE_PAIRS`, and `schema.EXTRA_COLUMNS` if the source has columns of its own. Keys may repeat. Pairs of
+    one image need not be neighbors."""
+    slices: tuple[Slice, ...] = ()
+    """Where the pairs are from, in order; ``line`` counts their lines. Empty if the source is a listing."""
+
+
+@dataclass
+class LeftOut:
+    """Files of a source that belong to no pair, counted while the source is read."""
+
+    unpaired_images: int = 0
+    unpaired_masks: int = 0
+    ignored_files: int = 0
+    """Files without an image's suffix."""
+    unpaired_image_uris: list[str] = field(default_factory=list)
+    """The first `MAX_EXAMPLES` of them; so are the other two."""
+    unpaired_mask_uris: list[str] = field(default_factory=list)
+    unreadable_names: list[str] = field(default_factory=list)
+    """Escaped names of ignored files whose names are not valid in a URI."""
+
+
+class PairSource(ABC):
+    """A source of pairs. Opening one reads little; `batches` reads the rest, in bounded memory."""
+
+    extra_columns: list[pa.Field]
+    """The fields of `schema.EXTRA_COLUMNS`; empty if the source has no columns of its own."""
+    numbers_masks: bool
+    """Whether a key names an image, so that the keys of its second and further masks must get a number. If False, a key
+    names a pair."""
+    unchanged: frozenset[str] = frozenset()
+    """Files whose ``known`` lines are skipped; set before `batches` yields its first batch."""
+    left_out: LeftOut
+    objects_listed: int
+    """Objects in the listings so far."""
+    image_row_groups: int
+    """Row groups of the Parquet files that hold the images, so far."""
+    image_and_mask_bytes: tuple[int, int] | None
+    """Total bytes of the images that have a mask, each counted once, and of their masks, once `batches` has ended. None
+    if the source does not know them."""
+
+    @abstractmethod
+    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
+        """Yield all pairs, but for lines that are ``known``.
+
+        Args:
+            known: the last slice of each file that is in the plan, by URI. Its lines, and all before them, are skipped
+                if the file still has that version. Empty: everything is read.
+
+        Raises:
+            UsageError: something cannot be read, or a value is not valid; pairs before it have been yielded.
+        """
 
 
 class PairFiles(NamedTuple):
@@ -145,165 +221,14 @@ def list_pages(
         raise UsageError(f"{option} {prefix}: {reason}; {advice}")
 
 
-BATCH_PAIRS = 65_536
-"""Largest number of pairs in a `PairBatch`, but for the random masks of its last image."""
-
-BATCH_BYTES = 2**28
-"""Bytes of a batch's strings from which it ends early: an Arrow array of strings must be smaller than 2 GiB."""
-
-MAX_EXAMPLES = 1_000
-"""Names that `LeftOut` keeps of each kind; it counts all of them."""
-
-
-class Slice(NamedTuple):
-    """A range of the lines of one file of a source. In a tar, every pair is a line."""
-
-    file: str
-    """URI."""
-    version: str
-    """Version of the file, and of the options that select its pairs; if it is another one, the file is read again."""
-    start: int
-    end: int
-    """Numbers of the first line, and of the line after the last; the file's first line is 0."""
-    is_last: bool
-    """Whether the file ends here."""
-    left_out: tuple[int, int, int] = (0, 0, 0)
-    """Unpaired images, unpaired masks and ignored files of the slice."""
-
-
-class PairBatch(NamedTuple):
-    """Some pairs of a source, in the order in which they should be encoded."""
-
-    pairs: pa.Table
-    """`schema.SOURCE_PAIRS`, and `schema.EXTRA_COLUMNS` if the source has columns of its own. Keys may repeat. Pairs of
-    one image need not be neighbors."""
-    slices: tuple[Slice, ...] = ()
-    """Where the pairs are from, in order; ``line`` counts their lines. Empty if the source is a listing."""
-
-
-@dataclass
-class LeftOut:
-    """Files of a source that belong to no pair, counted while the source is read."""
-
-    unpaired_images: int = 0
-    unpaired_masks: int = 0
-    ignored_files: int = 0
-    """Files without an image's suffix."""
-    unpaired_image_uris: list[str] = field(default_factory=list)
-    """The first `MAX_EXAMPLES` of them; so are the other two."""
-    unpaired_mask_uris: list[str] = field(default_factory=list)
-    unreadable_names: list[str] = field(default_factory=list)
-    """Escaped names of ignored files whose names are not valid in a URI."""
-
-
-class PairSource(ABC):
-    """A source of pairs. Opening one reads little; `batches` reads the rest, in bounded memory."""
-
-    extra_columns: list[pa.Field]
-    """The fields of `schema.EXTRA_COLUMNS`; empty if the source has no columns of its own."""
-    numbers_masks: bool
-    """Whether a key names an image, so that the keys of its second and further masks must get a number. If False, a key
-    names a pair."""
-    unchanged: frozenset[str] = frozenset()
-    """Files whose ``known`` lines are skipped; set before `batches` yields its first batch."""
-    left_out: LeftOut
-    objects_listed: int
-    """Objects in the listings so far."""
-    image_row_groups: int
-    """Row groups of the Parquet files that hold the images, so far."""
-    image_and_mask_bytes: tuple[int, int] | None
-    """Total bytes of the images that have a mask, each counted once, and of their masks, once `batches` has ended. None
-    if the source does not know them."""
-
-    @abstractmethod
-    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
-        """Yield all pairs, but for lines that are ``known``.
-
-        Args:
-            known: the last slice of each file that is in the plan, by URI. Its lines, and all before them, are skipped
-                if the file still has that version. Empty: everything is read.
-
-        Raises:
-            UsageError: something cannot be read, or a value is not valid; pairs before it have been yielded.
-        """
-
-
-class FoundPairs(NamedTuple):
-    """The pairs of a source, and the files that belong to no pair."""
-
-    pairs: pa.Table
-    """Columns ``key, image_version, mask_version, image_bytes``; keys are unique. Other columns depend on the source:
-
-    * Prefixes have ``image_suffix, mask_suffix``, about a hundred bytes a pair. `with_uris` makes URIs of the keys. A
-      file whose path without the suffix is not the key has that path in the column ``image`` or ``mask``.
-    * Manifests and tars have ``image_uri, mask_uri``, and their other columns in the struct `schema.EXTRA_COLUMNS`. If
-      a manifest only has URIs, nothing is listed: versions are empty and ``image_bytes`` is 0. Images are in the order
-      of the manifest; all masks of an image follow each other.
-
-    Random masks always have a ``mask_uri``. ``mask_index`` exists if an image can have several masks."""
-    unpaired_images: pa.Array = _NO_URIS
-    """URIs of images without a mask."""
-    unpaired_masks: pa.Array = _NO_URIS
-    """URIs of masks without an image."""
-    ignored_files: int = 0
-    """Number of files without an image's suffix."""
-    unreadable_names: tuple[str, ...] = ()
-    """Escaped names of ignored files whose names are not valid in a URI."""
-    images_prefix: str = ""
-    masks_prefix: str = ""
-    objects_listed: int = 0
-    image_row_groups: int = 0
-    """Number of row groups of the Parquet files that hold the images."""
-    image_and_mask_bytes: tuple[int, int] | None = None
-    """Total bytes of the images that have a mask, each counted once, and of their masks. None if nothing was listed."""
-
-    @property
-    def extra_columns(self) -> list[pa.Field]:
-        """The fields of `schema.EXTRA_COLUMNS`."""
-        at = self.pairs.schema.get_field_index(EXTRA_COLUMNS)
-        return [] if at < 0 else list(self.pairs.schema.field(at).type)
-
-    def without_pairs(self) -> FoundPairs:
-        """Return a copy with an empty table: once the pairs are in the plan, their memory can be freed."""
-        return self._replace(pairs=self.pairs.schema.empty_table())
-
-    def with_uris(self, pairs: pa.Table) -> pa.Table:
-        """Add ``image_uri``, ``mask_uri`` and ``mask_index`` to a part of ``pairs``, where they are missing."""
-        for side, prefix in (("image", self.images_prefix), ("mask", self.masks_prefix)):
-            if f"{side}_uri" not in pairs.column_names:
-                stems = pairs[side if side in pairs.column_names else "key"]
-                pairs = pairs.append_column(f"{side}_uri", join_uris(prefix, stems, pairs[f"{side}_suffix"]))
-        if "mask_index" not in pairs.column_names:
-            pairs = pairs.append_column("mask_index", pa.repeat(pa.scalar(0, pa.int32()), pairs.num_rows))
-        return pairs
-
-
-def join_uris(prefix: str, stems: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return ``prefix/stem.suffix`` of each row."""
-    paths = pc.binary_join_element_wise(stems, suffixes, ".")
-    return pc.binary_join_element_wise(pa.scalar(prefix), paths, "/")
-
-
-def repeated_keys(keys: pa.ChunkedArray) -> pa.Array:
-    """Return the keys that occur more than once. Keys in ascending order, as in most listings, need no hash table."""
-    ascending = pc.all(pc.less(keys.slice(0, max(0, len(keys) - 1)), keys.slice(1))).as_py()
-    if ascending or pc.count_distinct(keys, memory_pool=SYSTEM_POOL).as_py() == len(keys):
-        return _NO_URIS
-    counts = keys.value_counts()
-    return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-
-
-def check_unique_keys(where: str, table: pa.Table, uris_of: Callable[[pa.Table], pa.ChunkedArray], advice: str) -> None:
-    """Raise UsageError if two rows have the same ``key``.
-
-    Args:
-        where: the option, and its value, for the error.
-        table: rows with a column ``key``.
-        uris_of: returns the URIs of some rows, which the error shows.
-        advice: what to do.
-    """
-    if len(repeated := repeated_keys(table["key"])):
-        rivals = sorted(set(uris_of(table.filter(pc.equal(table["key"], repeated[0]))).to_pylist()))
-        owners = " and ".join(rivals[:3]) if rivals[1:] else f"several pairs of {rivals[0]}"
-        cases = "1 such key" if len(repeated) == 1 else f"{len(repeated):,} such keys"
-        raise UsageError(f"{where}: {owners} have the same key, {repeated[0]} ({cases}); {advice}")
+@contextmanager
+def translate_read_errors(uri: str) -> Iterator[None]:
+    """Raise UsageError if the store cannot read a file of ``--pairs``, or if the file has changed."""
+    try:
+        yield
+    except Changed as error:
+        raise UsageError(f"--pairs {uri} was replaced while it was read; run the command again") from error
+    except OSError as error:
+        raise UsageError(
+            f"--pairs {uri} cannot be read: {error.strerror or error}; check the path and the credentials"
+        ) from error

@@ -3,7 +3,8 @@
 Images without mask files are pairs if their masks are random or are their own alpha.
 
 Listings may be larger than the memory. Names do not sort like the keys of their images (``a-1.jpg``, ``a.jpg``,
-``a/x.jpg``, ``a_mask1.png``), so files are joined by hash: an image and all its masks are in one bucket of `HashBuckets`.
+``a/x.jpg``, ``a_mask1.png``), so files are joined by hash: an image and all its masks are in one bucket of
+`HashBuckets`.
 """
 
 from __future__ import annotations
@@ -20,30 +21,14 @@ import pyarrow.compute as pc
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import SOURCE_PAIRS
 from inpaint_encode.settings import Source
-from inpaint_encode.stores.base import Access, Listed
+from inpaint_encode.stores.base import Access
 
 from .hash_buckets import HashBuckets, Layout
-from .pairs import (
-    BATCH_PAIRS,
-    IMAGE_SUFFIXES,
-    MAX_EXAMPLES,
-    LeftOut,
-    PairBatch,
-    PairSource,
-    Slice,
-    list_pages,
-    normalize_uri,
-)
+from .image_files import FILES, NAMES, RepeatedKeys, add_examples, list_image_files, paths_of, uris_of
+from .pairs import BATCH_PAIRS, LeftOut, PairBatch, PairSource, Slice, normalize_uri
 from .random_masks import with_random_masks
 
-_STEM_AND_SUFFIX = r"^(?P<key>(?:.*/)?[^/]+)\.(?P<suffix>[^./]+)$"
-_PARSED_FILES = 8_192
-"""Number of files that are parsed together. Pages of a few files are merged: each Arrow batch needs kilobytes."""
-
-_FILES = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("version", pa.string()), ("size", pa.int64())])
-"""A file whose name is ``key.suffix``, relative to its prefix."""
-_NAMES = ("key", "suffix")
-_IMAGE_FILES = Layout(_FILES, ("key",))
+_IMAGE_FILES = Layout(FILES, ("key",))
 
 
 def open_prefixes(source: Source, access: Access) -> PairSource:
@@ -82,7 +67,8 @@ class _Prefixes(PairSource):
     def _reset(self) -> None:
         self.left_out = LeftOut()
         self.objects_listed = 0
-        self.image_and_mask_bytes = (0, 0)
+        self._image_files = self._image_bytes = self._mask_bytes = 0
+        self.image_and_mask_bytes = None
 
     def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
         """See `PairSource.batches`. A listing has no lines to skip: all pairs are yielded, whatever is ``known``.
@@ -100,6 +86,7 @@ class _Prefixes(PairSource):
                 pairs = self._pairs(rows, bucket)
                 for start in range(0, pairs.num_rows, batch_rows):
                     yield PairBatch(self._as_source_pairs(pairs.slice(start, batch_rows)))
+        self.image_and_mask_bytes = (self._image_bytes, self._mask_bytes)
 
     @abstractmethod
     def _layouts(self) -> dict[str, Layout]:
@@ -122,37 +109,11 @@ class _Prefixes(PairSource):
         """Return some rows of `_pairs` in `SOURCE_PAIRS`."""
 
     def _list(self, option: str, prefix: str, nested: str = "") -> Iterator[pa.RecordBatch]:
-        """Yield the image files below ``prefix`` in `_FILES`, without those below the prefix ``nested``.
-
-        Raises:
-            UsageError: the prefix cannot be listed, or has no image file.
-        """
-        skip = nested.removeprefix(f"{prefix}/") + "/" if nested.startswith(f"{prefix}/") else ""
-        found = ignored = 0
-        for page in _merged(list_pages(option, prefix, self._access)):
-            paths = pa.array(page.paths, pa.string())
-            parts = pc.extract_regex(paths, _STEM_AND_SUFFIX)
-            is_image = pc.is_in(pc.utf8_lower(pc.struct_field(parts, "suffix")), pa.array(sorted(IMAGE_SUFFIXES)))
-            wanted = pc.invert(pc.starts_with(paths, skip)) if skip else pc.true_unless_null(paths)
-            columns = [
-                pc.struct_field(parts, "key"),
-                pc.struct_field(parts, "suffix"),
-                pa.array(page.versions, pa.string()),
-                pa.array(page.sizes, pa.int64()),
-            ]
-            files = pa.RecordBatch.from_arrays(columns, schema=_FILES).filter(pc.and_(is_image, wanted))
-            others = (pc.sum(pc.and_not(wanted, is_image)).as_py() or 0) + len(page.unreadable)
-            found, ignored = found + files.num_rows, ignored + others
-            self.objects_listed += files.num_rows + others
-            self.left_out.ignored_files += others
-            names = self.left_out.unreadable_names
-            names += page.unreadable[: MAX_EXAMPLES - len(names)]
+        """Yield and count what `list_image_files` yields."""
+        for files in list_image_files(option, prefix, self._access, self.left_out, nested):
+            self._image_files += files.num_rows
+            self.objects_listed = self._image_files + self.left_out.ignored_files
             yield files
-        if not found:
-            raise UsageError(
-                f"{option} {prefix} contains no image files (other files: {ignored:,}); the name of an image file ends "
-                f"in {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
 
 
 class _Images(_Prefixes):
@@ -169,19 +130,18 @@ class _Images(_Prefixes):
             rows.add("images", files)
 
     def _check(self, rows: HashBuckets) -> None:
-        repeated = _RepeatedKeys(f"--images {self._images_prefix}", self._images_prefix)
+        repeated = RepeatedKeys(f"--images {self._images_prefix}", self._images_prefix)
         for bucket in rows.numbers:
-            repeated.add(rows.read("images", bucket, _NAMES))
+            repeated.add(rows.read("images", bucket, NAMES))
         repeated.check()
 
     def _pairs(self, rows: HashBuckets, bucket: int) -> pa.Table:
         images = _sorted(rows.read("images", bucket), "key")
-        image_bytes, _ = self.image_and_mask_bytes
-        self.image_and_mask_bytes = (image_bytes + _sum(images["size"]), 0)
+        self._image_bytes += _sum(images["size"])
         return images
 
     def _as_source_pairs(self, pairs: pa.Table) -> pa.Table:
-        uris = _uris(self._images_prefix, pairs["key"], pairs["suffix"])
+        uris = uris_of(self._images_prefix, pairs["key"], pairs["suffix"])
         columns = {
             "key": pairs["key"],
             "image_uri": uris,
@@ -206,19 +166,21 @@ class _ImagesAndMasks(_Prefixes):
         return self._images_prefix == self._masks_prefix
 
     def _layouts(self) -> dict[str, Layout]:
-        schema, keys = _FILES, ("key",)
+        masks = _IMAGE_FILES
         if pattern := self._source.mask_pattern:
-            schema, keys = schema.append(pa.field("image", pa.string())), ("image", "key")
+            schema = FILES.append(pa.field("image", pa.string()))
             schema = schema.append(pa.field("mask_index", pa.int32())) if "{n}" in pattern else schema
-        names = Layout(pa.schema([_FILES.field(name) for name in _NAMES]), ("key",))
-        return {"images": _IMAGE_FILES, "masks": Layout(schema, keys), "names_of_masks": names}
+            masks = Layout(schema, ("image", "key"))
+        names = Layout(pa.schema([FILES.field(name) for name in NAMES]), ("key",))
+        return {"images": _IMAGE_FILES, "masks": masks, "names_of_masks": names}
 
     def _list_all(self, rows: HashBuckets) -> None:
         pattern = self._source.mask_pattern
         for files in self._list("--images", self._images_prefix, nested=self._masks_prefix):
             rows.add("images", files)
             if self._share_prefix:
-                masks = _with_image(files, pattern)
+                is_named_as_mask = pc.match_substring_regex(files["key"], _pattern_regex(pattern))
+                masks = _with_image(files.filter(is_named_as_mask), pattern)
                 rows.add("masks", masks.filter(pc.is_valid(masks["image"])))
         if self._share_prefix:
             self._find_masks(rows)
@@ -229,8 +191,8 @@ class _ImagesAndMasks(_Prefixes):
     def _find_masks(self, rows: HashBuckets) -> None:
         for bucket in rows.numbers:
             keys = rows.read("images", bucket, ("key",))["key"]
-            masks = rows.read("masks", bucket, (*_NAMES, "image"))
-            for batch in masks.filter(pc.is_in(masks["image"], value_set=keys)).select(_NAMES).to_batches():
+            masks = rows.read("masks", bucket, (*NAMES, "image"))
+            for batch in masks.filter(pc.is_in(masks["image"], value_set=keys)).select(NAMES).to_batches():
                 rows.add("names_of_masks", batch)
 
     def _join(self, rows: HashBuckets, bucket: int, *, names_only: bool = False) -> _Joined:
@@ -239,22 +201,22 @@ class _ImagesAndMasks(_Prefixes):
         Args:
             rows: what was listed.
             bucket: number of the bucket.
-            names_only: read only the columns of `_NAMES` and ``image``.
+            names_only: read only the columns of `NAMES` and ``image``.
         """
         stems = ("image",) if self._source.mask_pattern else ()
-        images = rows.read("images", bucket, _NAMES if names_only else ())
-        masks = rows.read("masks", bucket, (*_NAMES, *stems) if names_only else ())
+        images = rows.read("images", bucket, NAMES if names_only else ())
+        masks = rows.read("masks", bucket, (*NAMES, *stems) if names_only else ())
         if self._share_prefix:
             masks = masks.filter(pc.is_in(masks["image"], value_set=images["key"]))
-            names = _paths(rows.read("names_of_masks", bucket))
-            images = images.filter(pc.invert(pc.is_in(_paths(images), value_set=names)))
+            names = paths_of(rows.read("names_of_masks", bucket))
+            images = images.filter(pc.invert(pc.is_in(paths_of(images), value_set=names)))
         elif not stems:
             masks = masks.append_column("image", masks["key"])
         return _Joined(images, masks, pc.index_in(masks["image"], value_set=images["key"]))
 
     def _check(self, rows: HashBuckets) -> None:
-        repeated_images = _RepeatedKeys(f"--images {self._images_prefix}", self._images_prefix)
-        repeated_masks = _RepeatedKeys(f"--masks {self._masks_prefix}", self._masks_prefix)
+        repeated_images = RepeatedKeys(f"--images {self._images_prefix}", self._images_prefix)
+        repeated_masks = RepeatedKeys(f"--masks {self._masks_prefix}", self._masks_prefix)
         has_pairs = False
         for bucket in rows.numbers:
             images, masks, image_rows = self._join(rows, bucket, names_only=True)
@@ -283,17 +245,16 @@ class _ImagesAndMasks(_Prefixes):
         left_out = self.left_out
         left_out.unpaired_images += images.num_rows - _sum(has_mask)
         left_out.unpaired_masks += masks.num_rows - _sum(has_image)
-        _add_examples(left_out.unpaired_image_uris, self._images_prefix, images.filter(pc.invert(has_mask)))
-        _add_examples(left_out.unpaired_mask_uris, self._masks_prefix, masks.filter(pc.invert(has_image)))
-        image_bytes, mask_bytes = self.image_and_mask_bytes
-        image_bytes += _sum(images["size"].filter(has_mask))
-        self.image_and_mask_bytes = (image_bytes, mask_bytes + _sum(masks["size"].filter(has_image)))
+        add_examples(left_out.unpaired_image_uris, self._images_prefix, images.filter(pc.invert(has_mask)))
+        add_examples(left_out.unpaired_mask_uris, self._masks_prefix, masks.filter(pc.invert(has_image)))
+        self._image_bytes += _sum(images["size"].filter(has_mask))
+        self._mask_bytes += _sum(masks["size"].filter(has_image))
 
     def _as_source_pairs(self, pairs: pa.Table) -> pa.Table:
         columns = {
             "key": pairs["key" if "mask_index" in pairs.column_names else "image"],
-            "image_uri": _uris(self._images_prefix, pairs["image"], pairs["image_suffix"]),
-            "mask_uri": _uris(self._masks_prefix, pairs["key"], pairs["mask_suffix"]),
+            "image_uri": uris_of(self._images_prefix, pairs["image"], pairs["image_suffix"]),
+            "mask_uri": uris_of(self._masks_prefix, pairs["key"], pairs["mask_suffix"]),
         }
         same = ("mask_index", "image_version", "mask_version", "image_bytes")
         return _with_line(pa.table(columns | {name: pairs[name] for name in same if name in pairs.column_names}))
@@ -304,7 +265,7 @@ class _ImagesAndMasks(_Prefixes):
         for bucket in rows.numbers:
             for side, files in enumerate(self._join(rows, bucket, names_only=True)[:2]):
                 counts[side] += files.num_rows
-                first = pc.min(_paths(files)).as_py()
+                first = pc.min(paths_of(files)).as_py()
                 examples[side] = min(filter(None, (examples[side], first)), default="")
         images, masks = (
             f"{count:,}, for example {example}" if example else f"{count:,}"
@@ -328,69 +289,27 @@ class _Joined(NamedTuple):
     """Each mask's row in ``images``; null if it has no image."""
 
 
-class _RepeatedKeys:
-    """Counts the keys that several files of a prefix have, over all buckets."""
-
-    def __init__(self, where: str, prefix: str) -> None:
-        self._where, self._prefix = where, prefix
-        self._count = 0
-        self._first: tuple[str, list[str]] | None = None
-
-    def add(self, files: pa.Table) -> None:
-        """Count the repeated keys of a bucket."""
-        if pc.count_distinct(files["key"]).as_py() == files.num_rows:
-            return
-        counts = files["key"].value_counts()
-        repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-        key = pc.min(repeated).as_py()
-        rivals = files.filter(pc.equal(files["key"], key))
-        uris = sorted(_uris(self._prefix, rivals["key"], rivals["suffix"]).to_pylist())
-        self._count += len(repeated)
-        self._first = min(self._first or (key, uris), (key, uris))
-
-    def check(self) -> None:
-        """Raise UsageError if there is such a key."""
-        if self._first:
-            key, uris = self._first
-            cases = "1 such key" if self._count == 1 else f"{self._count:,} such keys"
-            raise UsageError(
-                f"{self._where}: {' and '.join(uris[:3])} have the same key, {key} ({cases}); a key is the path "
-                "without the extension, so rename or move all files but one"
-            )
-
-
-def _merged(pages: Iterator[Listed]) -> Iterator[Listed]:
-    """Merge pages until they have `_PARSED_FILES` files."""
-    paths: list[str] = []
-    sizes: list[int] = []
-    versions: list[str] = []
-    unreadable: list[str] = []
-    for page in pages:
-        paths += page.paths
-        sizes += page.sizes
-        versions += page.versions
-        unreadable += page.unreadable
-        if len(paths) + len(unreadable) >= _PARSED_FILES:
-            yield Listed(paths, sizes, versions, tuple(unreadable))
-            paths, sizes, versions, unreadable = [], [], [], []
-    yield Listed(paths, sizes, versions, tuple(unreadable))
-
-
 def _with_image(masks: pa.RecordBatch, pattern: str) -> pa.RecordBatch:
     """Add ``image``, the key of the mask's image, and ``mask_index`` if the pattern has ``{n}``.
 
     ``image`` is null if the name does not match the pattern. A name matches in one way only, because `Source` requires
     a text between ``{stem}`` and ``{n}``.
     """
-    name, _, suffix = pattern.rpartition(".")
-    escaped = re.escape(name).replace(r"\{stem\}", "(?P<stem>[^/]+)").replace(r"\{n\}", "(?P<n>[0-9]{1,9})")
-    parts = pc.extract_regex(masks["key"], f"^(?P<folder>(?:.*/)?){escaped}$")
+    suffix = pattern.rpartition(".")[2]
+    parts = pc.extract_regex(masks["key"], _pattern_regex(pattern))
     stems = pc.binary_join_element_wise(pc.struct_field(parts, "folder"), pc.struct_field(parts, "stem"), "")
     matches = pc.equal(pc.utf8_lower(masks["suffix"]), suffix.lower())
     masks = masks.append_column("image", pc.if_else(matches, stems, pa.scalar(None, pa.string())))
     if "{n}" not in pattern:
         return masks
     return masks.append_column("mask_index", pc.struct_field(parts, "n").cast(pa.int32()))
+
+
+def _pattern_regex(pattern: str) -> str:
+    """Return the regular expression of the keys of masks, with the groups ``folder``, ``stem`` and ``n``."""
+    escaped = re.escape(pattern.rpartition(".")[0])
+    escaped = escaped.replace(r"\{stem\}", "(?P<stem>[^/]+)").replace(r"\{n\}", "(?P<n>[0-9]{1,9})")
+    return f"^(?P<folder>(?:.*/)?){escaped}$"
 
 
 def _with_line(pairs: pa.Table) -> pa.Table:
@@ -409,18 +328,3 @@ def _sorted(table: pa.Table, *names: str) -> pa.Table:
 def _sum(numbers: pa.Array | pa.ChunkedArray) -> int:
     total: int = pc.sum(numbers).as_py() or 0
     return total
-
-
-def _paths(files: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(files["key"], files["suffix"], ".")
-
-
-def _uris(prefix: str, stems: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(pa.scalar(prefix), pc.binary_join_element_wise(stems, suffixes, "."), "/")
-
-
-def _add_examples(examples: list[str], prefix: str, files: pa.Table) -> None:
-    """Append the first URIs in sorted order, up to `MAX_EXAMPLES` examples."""
-    if files.num_rows and len(examples) < MAX_EXAMPLES:
-        uris = _uris(prefix, files["key"], files["suffix"]).combine_chunks().sort()
-        examples += uris.slice(0, MAX_EXAMPLES - len(examples)).to_pylist()

@@ -24,11 +24,21 @@ from inpaint_encode.schema import EXTRA_COLUMNS, SOURCE_PAIRS
 from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
-from inpaint_encode.stores.ranged_file import Changed, RangedFile
+from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import pairs
-from .batches import Piece, in_batches, map_ahead
-from .pairs import IMAGE_SUFFIXES, MAX_EXAMPLES, LeftOut, PairBatch, PairFiles, PairSource, Slice, check_access
+from .batches import Piece, find_unchanged, in_batches, map_ahead
+from .pairs import (
+    IMAGE_SUFFIXES,
+    MAX_EXAMPLES,
+    LeftOut,
+    PairBatch,
+    PairFiles,
+    PairSource,
+    Slice,
+    check_access,
+    translate_read_errors,
+)
 from .part_uris import member_uri
 from .random_masks import slice_version
 
@@ -93,9 +103,13 @@ class TarPairs(PairSource):
 
     def _pieces(self, known: Mapping[str, Slice]) -> Iterator[Piece]:
         empty, image_bytes, mask_bytes = not known, 0, 0
-        for tar in map_ahead(lambda uri: self._index(uri, known), self._files.uris, _CONCURRENT_TARS):
-            if not tar:
-                continue
+        unchanged = find_unchanged(self._files.uris, known, self._source, self._open)
+        self.unchanged = frozenset(unchanged)
+        starts = {uri: known[uri].end for uri in unchanged}
+        uris = [uri for uri in self._files.uris if not (uri in unchanged and known[uri].is_last)]
+        for tar in map_ahead(
+            lambda uri: self._index(uri, unchanged.get(uri), starts.get(uri, 0)), uris, _CONCURRENT_TARS
+        ):
             end = tar.start
             for table in tar.tables:
                 start, end, empty = end, end + table.num_rows, False
@@ -126,40 +140,32 @@ class TarPairs(PairSource):
         ):
             names += added[: MAX_EXAMPLES - len(names)]
 
-    def _index(self, uri: str, known: Mapping[str, Slice]) -> _IndexedTar | None:
-        """Return the pairs of one tar; None if all of them are known."""
+    def _open(self, uri: str) -> RangedFile:
+        with translate_read_errors(uri):
+            return RangedFile(uri, self._access)
+
+    def _index(self, uri: str, file: RangedFile | None, start: int) -> _IndexedTar:
+        """Return the pairs of one tar from line ``start`` on; open it if ``file`` is None."""
+        file = file or self._open(uri)
+        members = _Members(uri, self._source)
         try:
-            file = RangedFile(uri, self._access)
-            version, start = slice_version(file.version, self._source), 0
-            if file.version and uri in known and known[uri].version == version:
-                start = known[uri].end
-                if known[uri].is_last:
-                    return None
-            members = _Members(uri, self._source)
-            members.read(file)
+            with translate_read_errors(uri):
+                members.read(file)
         except tarfile.TarError as error:
             raise UsageError(
                 f"--pairs {uri} is not a tar, or is truncated or damaged; write it again, without compression ({error})"
             ) from error
-        except Changed as error:
-            raise UsageError(f"--pairs {uri} was replaced while it was read; run the command again") from error
-        except OSError as error:
-            raise UsageError(
-                f"--pairs {uri} cannot be read: {error.strerror or error}; check the path and the credentials"
-            ) from error
         shard = uri.removeprefix(f"{self._files.folder}/").removesuffix(".tar")
+        key_prefix = "" if self._source.key_column else f"{shard}/"
         images, masks, left_out = members.paired()
+        tables = list(members.tables(images[start:], masks[start:], file.version, key_prefix))
         sizes = np.asarray(members.sizes)
         own_masks = self._source.random_masks or self._source.is_own_mask
         return _IndexedTar(
             uri,
-            version,
+            slice_version(file.version, self._source),
             start,
-            list(
-                members.tables(
-                    images[start:], masks[start:], file.version, "" if self._source.key_column else f"{shard}/"
-                )
-            ),
+            tables,
             left_out,
             int(sizes[np.unique(images)].sum()),
             0 if own_masks else int(sizes[masks].sum()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -74,6 +74,16 @@ class Changed(OSError):
     """The object has another version than when it was opened or planned."""
 
 
+class Listing(Protocol):
+    """A listing that is read page by page."""
+
+    def next_page(self) -> Listed | None:
+        """Return the next page, or None at the end; after an error, it can be called again."""
+
+    def split(self) -> Sequence[Listing]:
+        """Return new listings of objects that this listing leaves out. They may be read in other threads."""
+
+
 class Store(Protocol):
     """The functions that a store's module has; `inpaint_encode.stores.storage` documents them and their errors.
 
@@ -89,8 +99,8 @@ class Store(Protocol):
     def stat(self, uri: str, access: Access) -> Stat:
         """See `storage.stat`."""
 
-    def pages(self, prefix: str, access: Access) -> Callable[[], Listed | None]:
-        """Return a function that returns the next page, or None at the end; after an error it can be called again."""
+    def listing(self, prefix: str, access: Access) -> Listing:
+        """Return the listing of everything under ``prefix``, recursively."""
 
     def write(self, uri: str, data: bytes, expect: str | None) -> str:
         """See `storage.write`."""

@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .base import ABSENT, Access, Blob, Conflict, Listed, Stat, check_size, is_utf8
@@ -38,10 +38,9 @@ def stat(uri: str, access: Access) -> Stat:
     return Stat(found.st_size, _version(found))
 
 
-def pages(prefix: str, access: Access) -> Callable[[], Listed | None]:
+def listing(prefix: str, access: Access) -> _Listing:
     """List one folder a page. Links to folders are followed, except to a folder that contains the link."""
-    folders = _walk(prefix)
-    return lambda: next(folders, None)
+    return _Listing(prefix)
 
 
 def write(uri: str, data: bytes, expect: str | None) -> str:
@@ -86,6 +85,17 @@ def temporary_files(prefix: str) -> Iterator[str]:
     """See `storage.temporary_files`."""
     for folder, _, names in os.walk(prefix):
         yield from (f"{folder}/{name}" for name in sorted(names) if name.startswith(TEMPORARY))
+
+
+class _Listing:
+    def __init__(self, prefix: str) -> None:
+        self._folders = _walk(prefix)
+
+    def next_page(self) -> Listed | None:
+        return next(self._folders, None)
+
+    def split(self) -> Sequence[_Listing]:
+        return ()
 
 
 def _walk(prefix: str) -> Iterator[Listed]:

@@ -57,7 +57,7 @@ def _read_only(*_: Any) -> Any:
     raise OSError(errno.ENOTSUP, "an HTTP server can only be read, object by object")
 
 
-pages = write = delete = _read_only
+listing = write = delete = _read_only
 
 
 @lru_cache

@@ -22,6 +22,7 @@ from .base import (
     Changed,
     Conflict,
     Listed,
+    Listing,
     Stat,
     Store,
     TooLarge,
@@ -65,6 +66,9 @@ WRITABLE = frozenset({"s3", "file", ""})
 READABLE = WRITABLE | {"gs", "http", "https"}
 """Schemes of a source."""
 
+LISTING_THREADS = 16
+"""Number of requests in flight of one listing."""
+
 
 def normalize_uri(uri: str, schemes: frozenset[str] = WRITABLE) -> str:
     """Return ``uri`` as ``scheme://bucket/path`` or as an absolute path, without a trailing slash.
@@ -89,9 +93,11 @@ def join(prefix: str, *parts: str) -> str:
 
 
 def list_objects(prefix: str, access: Access = DEFAULT_ACCESS) -> Iterator[Listed]:
-    """List everything under ``prefix``, recursively, in pages of up to a few thousand objects.
+    """List everything under ``prefix``, recursively, in pages of up to a few thousand objects, in no particular order.
 
-    A prefix without objects lists nothing, whether or not the folder exists.
+    A prefix without objects lists nothing, whether or not the folder exists. On S3, folders are listed in parallel if
+    the listing has several pages. The objects of a flat folder, and everything on other stores, are listed one page
+    after the other.
 
     Raises:
         FileNotFoundError: the bucket does not exist.
@@ -99,9 +105,35 @@ def list_objects(prefix: str, access: Access = DEFAULT_ACCESS) -> Iterator[Liste
         Unavailable: the store still fails after the last retry.
         OSError: any other error of the store or the disk.
     """
-    next_page = _store_of(prefix).pages(prefix, access)
-    while page := retry(next_page):
+    listing = _store_of(prefix).listing(prefix, access)
+    while page := retry(listing.next_page):
         yield page
+        if parts := listing.split():
+            yield from _pages_in_parallel([listing, *parts])
+            return
+
+
+def _pages_in_parallel(listings: list[Listing]) -> Iterator[Listed]:
+    """Yield the pages of listings and of their parts; each has at most one request in flight.
+
+    The newest listings are read first, so that few wait: a listing that finds folders goes on when these are listed.
+    """
+    from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait  # registers handlers of forks
+
+    pool = ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="list")
+    running: dict[Future[Listed | None], Listing] = {}
+    try:
+        while listings or running:
+            while listings and len(running) < LISTING_THREADS:
+                listing = listings.pop()
+                running[pool.submit(retry, listing.next_page)] = listing
+            for request in wait(running, return_when=FIRST_COMPLETED).done:
+                listing, page = running.pop(request), request.result()
+                listings += [listing, *listing.split()] if page else listing.split()
+                if page:
+                    yield page
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read(uri: str, access: Access = DEFAULT_ACCESS, max_bytes: int = sys.maxsize) -> Blob:

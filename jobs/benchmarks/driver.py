@@ -160,17 +160,13 @@ class _CommitRecorder(Display):
         self.commits: list[Commit] = []
         self._meter, self._store = meter, store
 
-    def start(self, total: int, done: int) -> None:
-        """Keep the number of pairs."""
-        self._total = total
-
-    def update(self, done: int, rejected: int, rate: float) -> None:
+    def update(self, done: int, total: int, rejected: int, rate: float) -> None:
         """Record one commit."""
         cpu = time.process_time() - self._meter.own_seconds - self._store.own_seconds
         self.commits.append(Commit(time.perf_counter(), done, cpu, _memory("VmRSS")))
         if len(self.commits) == 1:
             self._first = self._meter.read()
-        if done == self._total:
+        if done == total:
             self.used = self._meter.read().since(self._first)
 
 

@@ -54,7 +54,7 @@ class _RateDisplay(Display):
         self._warm_up = warm_up
         self._commits: list[tuple[float, int]] = []
 
-    def update(self, done: int, rejected: int, rate: float) -> None:
+    def update(self, done: int, total: int, rejected: int, rate: float) -> None:
         """Record the time of a commit."""
         if done >= self._warm_up:
             self._commits.append((time.perf_counter(), done))

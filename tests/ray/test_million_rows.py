@@ -18,10 +18,10 @@ from PIL import Image
 from inpaint_encode.core.chunk import Pair
 from inpaint_encode.output import plan
 from inpaint_encode.output.lease import acquire_lease
-from inpaint_encode.output.resume import job_record, open_output, remaining, row_metadata
+from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
 from inpaint_encode.schema import REJECTS
 from inpaint_encode.settings import VaeSource
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import open_source
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.registry import vae_metadata
@@ -87,9 +87,9 @@ PLAN = """
 import sys, time
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.output.resume import remaining
+from inpaint_encode.output.resume import Remaining
 from inpaint_encode.settings import EncodeJob, Output, Source, VaeSource
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import open_source
 from tests.ray.test_million_rows import resident_peak
 
 manifest, output = sys.argv[1:]
@@ -97,8 +97,10 @@ job = EncodeJob(source=Source(pairs=manifest), vae=VaeSource(vae="none"), output
 begun = time.monotonic()
 with acquire_lease(f"{output}/_lease.json", lambda _: None) as lease:
     state = OutputState(output, "0123abcd", lease.token)
-    left = remaining(state, state.inventory(), job, find_pairs(job.source))
-print(left.pairs, time.monotonic() - begun, resident_peak("self"))
+    left = Remaining(state, state.inventory(), job, open_source(job.source))
+    for _ in left.work():
+        pass
+print(left.log.pairs, time.monotonic() - begun, resident_peak("self"))
 """
 
 
@@ -120,8 +122,12 @@ def make_done(job) -> None:
     output = storage.normalize_uri(job.output.output)
     with acquire_lease(f"{output}/_lease.json", print) as lease:
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
-        left = remaining(state, inventory, job, find_pairs(job.source))
-    for work in left.work.to_pylist():
+        works = [
+            work
+            for table in Remaining(state, inventory, job, open_source(job.source)).work()
+            for work in table.to_pylist()
+        ]
+    for work in works:
         planned = plan.read_chunk(work["part"], work["chunk"]).select(Pair._fields).to_pylist()
         rows = [encoded_pair(pair.pop("key"), SAMPLES, MASK, **pair) for pair in planned]
         state.commit(work, *groups_of(rows, metadata), REJECTS.empty_table(), check=lambda: None)

@@ -113,14 +113,13 @@ def meanwhile(monkeypatch, happen) -> None:
     """Call ``happen`` in the next job after it has planned its work and before it encodes."""
     from inpaint_encode.job import pipeline
 
-    planned = pipeline.remaining
+    build = pipeline.build_pipeline
 
-    def remaining_then(*arguments):
-        left = planned(*arguments)
+    def build_then(*arguments):
         happen()
-        return left
+        return build(*arguments)
 
-    monkeypatch.setattr(pipeline, "remaining", remaining_then)
+    monkeypatch.setattr(pipeline, "build_pipeline", build_then)
 
 
 def test_keys_never_become_paths(finished, output):
@@ -357,7 +356,7 @@ class TestLateWorkers:
     def where(self, request, tmp_path, s3):
         return str(tmp_path / "late") if request.param == "disk" else s3.uri(f"late-{time.monotonic_ns()}")
 
-    WORK: ClassVar = {"chunk": 7, "generation": 0, "part": "", "keep": False}
+    WORK: ClassVar = {"chunk": "000000-00007", "revision": 0, "hash": "5ec2e7", "part": "", "keep": False}
 
     def test_a_worker_with_an_old_token_cannot_commit(self, where):
         storage.write(f"{where}/_lease.json", json.dumps(lease_of("new")).encode())
@@ -515,7 +514,7 @@ class TestStoresThatFail:
     @pytest.mark.long
     def test_a_job_resumes_after_its_output_was_read_only(self, uploaded, s3):
         prefix, options = uploaded
-        only = lambda method, path: method == "PUT" and path.endswith("0002.parquet")  # noqa: E731
+        only = lambda method, path: method == "PUT" and path.endswith("-00002.parquet")  # noqa: E731
         with FaultyProxy(s3, share=1.0, seed=1, kinds=("denied",), only=only) as proxy:
             done = command("encode", *options, **proxy.environment)
         assert done.returncode == 1

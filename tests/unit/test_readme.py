@@ -16,11 +16,12 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.job.stages import fetch_stage
 from inpaint_encode.job.transfer import unpack_chunk, unpack_decoded
-from inpaint_encode.output import plan
-from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.schema import PAIRS, WORK, unpack_mask
-from inpaint_encode.settings import EncodeJob, PlanOptions
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.output.plan_log import PlanLog
+from inpaint_encode.output.planner import Planner
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.schema import EXTRA_COLUMNS, WORK, unpack_mask
+from inpaint_encode.settings import Chunks, EncodeJob, PlanOptions, RunOptions
+from inpaint_encode.sources import open_source
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.plan.estimate import estimate
 from tests.unit.sources.make_sources import write_parquet, write_tar
@@ -81,20 +82,23 @@ def job_of(options: str, folder: str) -> EncodeJob:
     return bound.arguments["job"]
 
 
-def planned(job: EncodeJob, part: str) -> str:
-    """Plan the job's pairs in one chunk."""
-    found = find_pairs(job.source, job.access.to_access())
-    cut = plan.split_into_chunks(found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)), 1_000, 2**30)
-    storage.write(part, parquet_bytes(cut))
-    return part
+def planned(job: EncodeJob, output: str) -> dict:
+    """Plan the job's pairs in one chunk; return its work."""
+    source = open_source(job.source, job.access.to_access())
+    extra = pa.schema([pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else [])
+    log = PlanLog(OutputState(output, "01234567", "01234567"), extra)
+    ((chunk,),) = Planner(log, source, Chunks(), RunOptions(), lambda unit: ()).plan()
+    planned = log.chunks[chunk]
+    return {"chunk": chunk, "revision": 0, "hash": planned.hash, "part": planned.part, "keep": False}
 
 
-def fetched(job: EncodeJob, part: str) -> list[DecodedPair | Reject]:
+def fetched(job: EncodeJob, work: dict) -> list[DecodedPair | Reject]:
     """Take the chunk through the first stage."""
-    work = pa.Table.from_pylist([{"chunk": 0, "generation": 0, "part": part, "keep": False}], WORK)
     channel, polarity = job.decoding.mask_channel, job.decoding.mask_polarity
     decoder = PairDecoder(sizing=Sizing(multiple=8), mask_channel=channel, mask_polarity=polarity)
-    row = fetch_stage(work, decoder=decoder, access=job.access.to_access(), max_bytes=2**20, threads=4)
+    row = fetch_stage(
+        pa.Table.from_pylist([work], WORK), decoder=decoder, access=job.access.to_access(), max_bytes=2**20, threads=4
+    )
     _, _, fatal, (decoded,) = unpack_chunk(row, "decoded")
     assert fatal is None
     return unpack_decoded(decoded)
@@ -109,7 +113,7 @@ def test_each_row_of_the_table_is_a_command(layout, options, keys, tmp_path):
     folder = str(tmp_path / "given")
     make(folder, layout, options)
     job = job_of(options, folder)
-    decoded = fetched(job, planned(job, f"{tmp_path}/part.parquet"))
+    decoded = fetched(job, planned(job, f"{tmp_path}/out"))
     assert [row.pair.key for row in decoded] == re.findall("`([^`]*)`", keys)
     assert [row for row in decoded if isinstance(row, Reject)] == []
     for row in decoded:
@@ -139,8 +143,8 @@ def test_each_row_of_the_table_can_be_foretold(layout, options, keys, tmp_path):
 def test_a_tar_that_has_changed_since_it_was_planned_is_rejected_by_name(tmp_path):
     write_tar(f"{tmp_path}/x.tar", {"a.png": picture(), "a.mask.png": mask(), "b.png": picture(), "b.mask.png": mask()})
     job = job_of("--pairs …/x.tar", str(tmp_path))
-    part = planned(job, f"{tmp_path}/part.parquet")
+    work = planned(job, f"{tmp_path}/out")
     write_tar(f"{tmp_path}/x.tar", {"0.txt": b"1", "a.png": picture(), "a.mask.png": mask()})
-    decoded = fetched(job, part)
+    decoded = fetched(job, work)
     assert [row.error for row in decoded] == ["fetch.changed"] * 2
     assert "run again with --refresh to use the new version" in decoded[0].message

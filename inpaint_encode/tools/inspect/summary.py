@@ -1,12 +1,11 @@
 """What ``info``, ``report``, the report page and ``show`` share: counts, settings, and reading the job's own files.
 
 No row is read and neither torch nor Ray is imported. For the counts a listing, ``_report.json`` or receipts,
-``_lease.json`` and the plan's marker are enough.
+``_lease.json`` and the plan's markers are enough.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.parquet import translate_errors
+from inpaint_encode.output.plan import chunk_name
+from inpaint_encode.output.plan_log import parse_marker
 from inpaint_encode.reader import Output
 from inpaint_encode.schema import RECEIPT
 from inpaint_encode.settings import Decoding, RowSettings
@@ -23,6 +24,9 @@ from inpaint_encode.stores import storage
 
 MAX_RECEIPT_FILES = 32
 """Files of receipts that are read to count the rows of an unfinished job; a job writes one every 30 s."""
+
+MAX_MARKERS = 32
+"""Markers of a plan that are read to count the planned pairs of an unfinished job; one covers about 65,000 pairs."""
 
 VAE_FIELDS = (
     *("vae_class", "vae_source", "vae_family", "weights_sha256", "config_sha256", "vae_scale_factor", "crop_multiple"),
@@ -55,7 +59,7 @@ class OutputCounts:
     finished: bool
     """Whether the last run's report describes the present files."""
     planned: int | None
-    """Pairs."""
+    """Pairs; of an unfinished job, those that are planned so far."""
     encoded: int | None
     """Pairs that became rows."""
     rejected: int | None
@@ -85,12 +89,24 @@ def count_output(output: Output) -> OutputCounts:
         return OutputCounts(state, True, *counts, rejected_by_error=dict(report["rejected_by_error"]))
     state = "in progress, or its run was killed" if held else "not finished, and no run is writing to it"
     state += f"; _report.json is from the run that finished {report['finished']}" if report else ""
-    plan = storage.join(output.uri, "_plan")
-    markers, planned = list_paths(plan, ".json"), None
-    if len(markers) == 1:  # later generations of a plan may repeat pairs
-        planned = int(json.loads(storage.read(storage.join(plan, markers[0])).data)["pairs"])
     encoded, rejected = _count_receipts(output)
-    return OutputCounts(state, False, planned, encoded, rejected, len(output.files), size, {})
+    return OutputCounts(state, False, _count_planned(output), encoded, rejected, len(output.files), size, {})
+
+
+def _count_planned(output: Output) -> int | None:
+    """Return the number of planned pairs according to the plan's markers; None if there are none, or many."""
+    prefix = storage.join(output.uri, "_plan")
+    markers = list_paths(prefix, ".json")
+    if not markers or len(markers) > MAX_MARKERS:
+        return None
+    newest: dict[str, tuple[int, int]] = {}
+    for path in markers:
+        uri = storage.join(prefix, path)
+        marker = parse_marker(uri, storage.read(uri).data)
+        for chunk in marker.chunks:
+            name = chunk_name(marker.unit, chunk.number)
+            newest[name] = max(newest.get(name, (0, 0)), (marker.revision, chunk.pairs))
+    return sum(pairs for _, pairs in newest.values())
 
 
 def _count_receipts(output: Output) -> tuple[int, int] | tuple[None, None]:
@@ -103,7 +119,7 @@ def _count_receipts(output: Output) -> tuple[int, int] | tuple[None, None]:
     encoded = rejected = 0
     for path in receipts:
         for one in read_table(storage.join(prefix, path), RECEIPT).to_pylist():
-            name = f"{path.partition('-')[0]}-{one['chunk']:08d}.parquet"
+            name = f"{path.partition('-')[0]}-{one['chunk']}.parquet"
             if uncounted.get(name) == one["version"]:
                 del uncounted[name]
                 encoded, rejected = encoded + one["encoded"], rejected + one["rejected"]

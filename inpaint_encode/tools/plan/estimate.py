@@ -1,12 +1,13 @@
-"""Estimate of an encode job: counts from the source's listing, a sample of its images' headers, and a finished run."""
+"""Estimate of an encode job: counts from planning its source, a sample of its images' headers, and a finished run."""
 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,15 +16,17 @@ import pyarrow.compute as pc
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
-from inpaint_encode.output import plan
+from inpaint_encode.output.plan_log import PlanLog
+from inpaint_encode.output.planner import Planner
 from inpaint_encode.output.resume import row_metadata, validate_sizes
-from inpaint_encode.schema import PAIRS
-from inpaint_encode.settings import PlanOptions
-from inpaint_encode.sources import FoundPairs, PairReader, find_pairs
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, SOURCE_PAIRS
+from inpaint_encode.settings import PlanOptions, RunOptions
+from inpaint_encode.sources import PairReader, PairSource, open_source
 from inpaint_encode.sources.part_uris import ParquetRow, parse_part
 from inpaint_encode.tools.inspect.summary import read_report
 
-from .sampling import Estimate, Header, draw, mean, read_header, share, total
+from .sampling import Estimate, Header, Reservoir, mean, read_header, share, total
 
 _OBJECTS_PER_LIST = 1_000
 """Objects in one answer of S3 to a LIST request."""
@@ -62,7 +65,7 @@ class Requests:
     get: int
     """One per image and mask file, or per row group and column of Parquet sources; a few per chunk."""
     put: int
-    """One per chunk, the parts of the plan, and three for the job."""
+    """One per chunk, the parts and the markers of the plan, and three for the job."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Rejects:
-    """Images whose headers show that they will be rejected with this error."""
+    """Images that will be rejected with this error, as their headers or their keys show."""
 
     error: str
     images: int
-    """In the sample."""
+    """In the sample; of `inpaint_encode.schema.DUPLICATE_KEY`, in the whole source."""
     share: Estimate
 
 
@@ -112,6 +115,10 @@ class JobEstimate:
     """Counts and estimates of a job before it starts."""
 
     pairs: int
+    duplicate_keys: int
+    """Pairs that will be rejected, because an earlier pair has their key."""
+    repeated_lines: int
+    """Lines that are left out, because an earlier line has the same contents."""
     unpaired_images: int
     unpaired_masks: int
     ignored_files: int
@@ -130,7 +137,7 @@ class JobEstimate:
     """All sizes in the sample, the most frequent first."""
     rejects: list[Rejects]
     rejected: Estimate
-    """Share of all images that will be rejected, as far as headers show."""
+    """Share of all images that will be rejected, as far as keys and headers show."""
     megapixels: Estimate
     """Mean per image that is not rejected, after the crop."""
     latent_bytes: Estimate
@@ -143,15 +150,73 @@ class JobEstimate:
     @property
     def all_sampled(self) -> bool:
         """Whether the headers of all images were read, so that no number has a sampling error."""
-        return self.sampled == self.pairs
+        return self.sampled == self.pairs - self.duplicate_keys
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {**asdict(self), "all_sampled": self.all_sampled}
 
 
+class _SourceCounts:
+    """Counts of a source, and a random sample of its pairs without a duplicate key."""
+
+    def __init__(self, source: PairSource, options: PlanOptions) -> None:
+        """Plan the source, as the job would, into a temporary folder.
+
+        Raises:
+            UsageError: the source cannot be read.
+            OSError: the disk of the temporary folder is full.
+        """
+        self.duplicate_keys = 0
+        self._images = self._masks = 0
+        self._images_in_rows = self._masks_in_rows = False
+        self.sample = Reservoir(options.estimation.sample, options.estimation.seed)
+        self._source = source
+        extra = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
+        with tempfile.TemporaryDirectory(prefix="inpaint-encode-plan-") as folder:
+            log = PlanLog(OutputState(folder, job="0" * 8, token="0" * 8), pa.schema(extra))
+            for _ in Planner(log, source, options.chunks, RunOptions(), lambda unit: (), self._add).plan():
+                pass
+        self.pairs, self.repeated_lines, self.chunks = log.pairs, log.repeated, len(log.chunks)
+        self._plan_files = sum(1 + len(parts) for unit in log.units for parts in unit.revisions)
+
+    def _add(self, unit: pa.Table) -> None:
+        """Count the pairs of a unit.
+
+        An image counts once in a unit, since its pairs are neighbors there. So an image in two units counts twice,
+        and is fetched twice.
+        """
+        readable = unit.filter(pc.is_null(unit["error"])).select(SOURCE_PAIRS.names)
+        images, masks = readable["image_uri"], readable["mask_uri"]
+        random_masks = pc.starts_with(masks, "random:")
+        masks = masks.filter(pc.and_not(pc.not_equal(masks, images), random_masks))
+        self.duplicate_keys += unit.num_rows - readable.num_rows
+        self._images += pc.count_distinct(images).as_py()
+        self._masks += len(masks)
+        self._images_in_rows = self._images_in_rows or _is_parquet_row(images)
+        self._masks_in_rows = self._masks_in_rows or _is_parquet_row(masks)
+        self.sample.add(readable)
+
+    def requests(self) -> Requests:
+        """Count one GET per object, tar member, or row group's column in each chunk, and what each chunk needs."""
+        row_groups, chunks = self._source.image_row_groups, self.chunks
+        gets = 2 * chunks + 2 * chunks * (row_groups > 0)
+        for files, in_rows in ((self._images, self._images_in_rows), (self._masks, self._masks_in_rows)):
+            gets += row_groups + chunks if row_groups and in_rows else files  # two chunks may both read a row group
+        lists = math.ceil(self._source.objects_listed / _OBJECTS_PER_LIST)
+        return Requests(list=lists, get=gets, put=chunks + self._plan_files + 3)
+
+
+def _is_parquet_row(uris: pa.ChunkedArray) -> bool:
+    """Return whether the first URI is that of a row of a Parquet file; then the others are too."""
+    return len(uris) > 0 and isinstance(parse_part(uris[0].as_py()), ParquetRow)
+
+
 def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstimate:
-    """List the source, read the headers of a sample, and estimate the job.
+    """Plan the source, read the headers of a sample, and estimate the job.
+
+    Memory is bounded: the plan is written to a temporary folder, which needs about as much space as ``_plan/`` of the
+    output.
 
     Args:
         options: of the command.
@@ -161,51 +226,60 @@ def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstim
         UsageError: the source, the VAE or the report of ``--rate-from`` is missing or does not fit.
         JobFailed: an image cannot be read, or a report is damaged.
     """
-    asked, of_rows = options.estimation, options.rows
-    finished = read_finished_run(asked.rate_from) if asked.rate_from else None
-    on_status("listing the images and the masks")
-    found = find_pairs(options.source, options.access.to_access())
+    finished = read_finished_run(options.estimation.rate_from) if options.estimation.rate_from else None
+    source = open_source(options.source, options.access.to_access())
     vae = _load_vae_metadata(options)
-    metadata = row_metadata(of_rows, options.decoding, vae or _ASSUMED_VAE)
+    metadata = row_metadata(options.rows, options.decoding, vae or _ASSUMED_VAE)
     shape = metadata.vae.vae_scale_factor, metadata.vae.crop_multiple, metadata.vae.latent_channels
-    latents = Latents(*shape, of_rows.samples_dtype, assumed=vae is None)
+    latents = Latents(*shape, options.rows.samples_dtype, assumed=vae is None)
     validate_sizes(metadata)
-    pairs = found.with_uris(plan.added(PAIRS.empty_table(), found.pairs))
-    chunks = (
-        1
-        + pc.max(plan.split_into_chunks(pairs, options.chunks.chunk_rows, options.chunks.chunk_bytes)["chunk"]).as_py()
-    )
-    headers = _sample_headers(options, pairs, metadata, on_status)
-    population, sampled = pairs.num_rows, len(headers)
+    on_status("reading the list of pairs" if options.source.pairs else "listing the images and the masks")
+    counts = _SourceCounts(source, options)
+    headers = _read_headers(options, counts.sample, metadata, on_status)
+    population, sampled = counts.sample.population, len(headers)
+
+    def share_of_all(images: int) -> Estimate:
+        return share(images, sampled, population).scaled(population / counts.pairs)
+
     sizes = Counter(header.size for header in headers if header.size)
     errors = Counter(header.error for header in headers if header.error)
+    rejects = [Rejects(error, count, share_of_all(count)) for error, count in errors.most_common()]
+    rejected, duplicates = share_of_all(errors.total()), counts.duplicate_keys / counts.pairs
+    if duplicates:
+        rejects.append(Rejects(DUPLICATE_KEY, counts.duplicate_keys, Estimate(duplicates, 0.0)))
     pixels = [math.prod(header.size) if header.size else 0 for header in headers]
     all_pixels = total(pixels, population)
-    values_per_position = latents.channels * (2 if of_rows.posterior == "moments" else 1)
-    values_per_position *= 2 if of_rows.also_original else 1
-    values_per_position += of_rows.latent_mask != "none"
-    bytes_per_position = values_per_position * _ITEM_BYTES[latents.dtype]
-    image_bytes, mask_bytes = found.image_and_mask_bytes or (None, None)
+    image_bytes, mask_bytes = source.image_and_mask_bytes or (None, None)
     return JobEstimate(
-        pairs=population,
-        unpaired_images=len(found.unpaired_images),
-        unpaired_masks=len(found.unpaired_masks),
-        ignored_files=found.ignored_files,
-        chunks=chunks,
+        pairs=counts.pairs,
+        duplicate_keys=counts.duplicate_keys,
+        repeated_lines=counts.repeated_lines,
+        unpaired_images=source.left_out.unpaired_images,
+        unpaired_masks=source.left_out.unpaired_masks,
+        ignored_files=source.left_out.ignored_files,
+        chunks=counts.chunks,
         source_image_bytes=image_bytes,
         source_mask_bytes=mask_bytes,
-        requests=_count_requests(found, pairs, chunks),
+        requests=counts.requests(),
         latents=latents,
         sampled=sampled,
         header_bytes=sum(header.bytes_read for header in headers),
-        sizes=[Size(*size, count, share(count, sampled, population)) for size, count in sizes.most_common()],
-        rejects=[Rejects(error, count, share(count, sampled, population)) for error, count in errors.most_common()],
-        rejected=share(errors.total(), sampled, population),
+        sizes=[Size(*size, count, share_of_all(count)) for size, count in sizes.most_common()],
+        rejects=rejects,
+        rejected=replace(rejected, value=rejected.value + duplicates),
         megapixels=mean([count / 1e6 for count in pixels if count], sampled, population),
-        latent_bytes=all_pixels.scaled(bytes_per_position / latents.ratio**2),
+        latent_bytes=all_pixels.scaled(_bytes_per_position(options, latents) / latents.ratio**2),
         mask_bytes=all_pixels.scaled(1 / 8),
-        rate=estimate_hours(finished, options, population, vae) if finished else None,
+        rate=estimate_hours(finished, options, counts.pairs, vae) if finished else None,
     )
+
+
+def _bytes_per_position(options: PlanOptions, latents: Latents) -> int:
+    """Return the bytes that a row stores for each position of its latent."""
+    values = latents.channels * (2 if options.rows.posterior == "moments" else 1)
+    values *= 2 if options.rows.also_original else 1
+    values += options.rows.latent_mask != "none"
+    return values * _ITEM_BYTES[latents.dtype]
 
 
 def _load_vae_metadata(options: PlanOptions) -> VaeMetadata | None:
@@ -224,29 +298,16 @@ def _load_vae_metadata(options: PlanOptions) -> VaeMetadata | None:
     return found
 
 
-def _sample_headers(
-    options: PlanOptions, pairs: pa.Table, metadata: RowMetadata, on_status: Callable[[str], None]
+def _read_headers(
+    options: PlanOptions, sample: Reservoir, metadata: RowMetadata, on_status: Callable[[str], None]
 ) -> list[Header]:
-    """Read the headers of randomly drawn images, and compute their sizes as the job would."""
+    """Read the headers of the sample's images, and compute their sizes as the job would."""
+    pairs = sample.rows
+    on_status(f"reading the headers of {len(pairs):,} of {sample.population:,} images")
     decoder = PairDecoder.of(metadata, max_pixels=options.limits.max_pixels)
-    drawn = draw(pairs.num_rows, options.estimation.sample, options.estimation.seed)
-    on_status(f"reading the headers of {len(drawn):,} of {pairs.num_rows:,} images")
-    sample = pairs.take(pa.array(drawn, pa.int64())).to_pylist()
     reader = PairReader(options.access.to_access(), options.limits.max_bytes)
     with ThreadPoolExecutor(options.estimation.fetch_threads) as pool:
-        return list(pool.map(lambda pair: read_header(pair, reader, decoder), sample))
-
-
-def _count_requests(found: FoundPairs, pairs: pa.Table, chunks: int) -> Requests:
-    """Count one GET per object, tar member, or row group's column in each chunk, and what each chunk needs."""
-    random_masks = pc.starts_with(pairs["mask_uri"], "random:")
-    own_files = pc.and_not(pc.not_equal(pairs["mask_uri"], pairs["image_uri"]), random_masks)
-    gets = 2 * chunks + 2 * chunks * (found.image_row_groups > 0)
-    for uris in (pairs["image_uri"].unique(), pairs["mask_uri"].filter(own_files)):
-        in_rows = found.image_row_groups and len(uris) and isinstance(parse_part(uris[0].as_py()), ParquetRow)
-        gets += found.image_row_groups + chunks if in_rows else len(uris)  # two chunks may both read a row group
-    parts = math.ceil(chunks / plan.CHUNKS_PER_PART)
-    return Requests(list=math.ceil(found.objects_listed / _OBJECTS_PER_LIST), get=gets, put=chunks + parts + 3)
+        return list(pool.map(lambda pair: read_header(pair, reader, decoder), pairs))
 
 
 def read_finished_run(output: str) -> dict[str, Any]:

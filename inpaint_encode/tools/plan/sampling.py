@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from inpaint_encode.core.decode import PairDecoder, upright_size
 from inpaint_encode.errors import JobFailed, PairRejected
 from inpaint_encode.sources import PairReader
@@ -27,9 +29,47 @@ _Z = 1.959964
 """Standard errors in half of a 95% interval of the normal distribution."""
 
 
-def draw(population: int, count: int, seed: int) -> list[int]:
-    """Draw ``count`` different positions below ``population``, or all if there are fewer; ascending."""
-    return sorted(random.Random(seed).sample(range(population), min(count, population)))  # noqa: S311 - not a secret
+class Reservoir:
+    """A random sample of rows whose number is not known before: reservoir sampling, Algorithm L (Li, 1994).
+
+    All sets of ``size`` rows are equally likely. The sample depends on the seed and the order of the rows, but not on
+    the tables in which they are added. Only the sampled rows are in memory.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.population = 0
+        """Rows that were added."""
+        self._size, self._random = size, random.Random(seed)  # noqa: S311 - not a secret
+        self._sample: list[tuple[int, dict[str, Any]]] = []
+        self._log_w = 0.0
+        """If each row has a random number in (0, 1) and the smallest are sampled: logarithm of the largest of them."""
+        self._next = size - 1
+        """Position of the next row that replaces one of the sample."""
+        self._skip()
+
+    def add(self, rows: pa.Table) -> None:
+        """Add rows; some of them replace rows of the sample."""
+        start, end = self.population, self.population + rows.num_rows
+        positions = list(range(start, min(end, self._size)))
+        slots = positions.copy()
+        while self._next < end:
+            positions.append(self._next)
+            slots.append(self._random.randrange(self._size))
+            self._skip()
+        drawn = rows.take(pa.array([position - start for position in positions], pa.int64())).to_pylist()
+        self._sample += [(0, {})] * (min(end, self._size) - len(self._sample))
+        for slot, position, row in zip(slots, positions, drawn, strict=True):
+            self._sample[slot] = position, row
+        self.population = end
+
+    def _skip(self) -> None:
+        self._log_w -= self._random.expovariate(1) / self._size
+        self._next += 1 + int(-self._random.expovariate(1) / math.log(-math.expm1(self._log_w)))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The sample, in the order in which the rows were added; all rows if there are at most ``size``."""
+        return [row for _, row in sorted(self._sample, key=lambda drawn: drawn[0])]
 
 
 class Header(NamedTuple):

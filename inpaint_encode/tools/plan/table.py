@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from inpaint_encode.core.geometry import format_size
+from inpaint_encode.schema import DUPLICATE_KEY
 
 from .estimate import JobEstimate
 from .sampling import Estimate, share
@@ -43,6 +44,8 @@ def _lines(job: JobEstimate) -> Iterator[tuple[str, str, str]]:
     """Yield the name, the number and the explanation of each line."""
     unpaired = f"{job.unpaired_images:,} images and {job.unpaired_masks:,} masks are unpaired"
     yield "pairs", f"{job.pairs:,}", f"{unpaired}, {job.ignored_files:,} files ignored"
+    if job.repeated_lines:
+        yield "repeated lines", f"{job.repeated_lines:,}", "not counted as pairs: an earlier line has the same contents"
     yield "output files", f"{job.chunks:,}", "one per chunk, the unit of work"
     if job.source_image_bytes is None or job.source_mask_bytes is None:
         yield "to fetch", "unknown", "a list of pairs has no file sizes"
@@ -53,14 +56,16 @@ def _lines(job: JobEstimate) -> Iterator[tuple[str, str, str]]:
     yield "requests", f"{job.requests.get:,}", note
     sampled = "all" if job.all_sampled else f"{job.sampled:,}"
     yield "headers read", sampled, f"{decimal(job.header_bytes)} of image files; no pixel was decoded"
-    errors = ", ".join(f"{one.images:,} {one.error}" for one in job.rejects)
-    yield "rejects", job.rejected.format(_percent), f"detected from headers: {errors or 'none'}"
+    errors = ", ".join(f"{one.images:,} {one.error}" for one in job.rejects if one.error != DUPLICATE_KEY)
+    duplicates = f"; {job.duplicate_keys:,} {DUPLICATE_KEY} in the whole source" if job.duplicate_keys else ""
+    yield "rejects", job.rejected.format(_percent), f"detected from headers: {errors or 'none'}{duplicates}"
     yield "mean size", _plus_minus(job.megapixels), "megapixels after the crop"
     for size in job.sizes[:_MAX_SIZES]:
         name = f"  {format_size(size.height, size.width)}"
         yield name, size.share.format(_percent), "width x height after the crop"
     if others := job.sizes[_MAX_SIZES:]:
-        other_share = share(sum(size.images for size in others), job.sampled, job.pairs)
+        readable = job.pairs - job.duplicate_keys
+        other_share = share(sum(size.images for size in others), job.sampled, readable).scaled(readable / job.pairs)
         yield "  other sizes", other_share.format(_percent), f"{len(others):,} of them in the sample"
     latents = job.latents
     source = "assumed without --vae" if latents.assumed else "from the VAE"

@@ -39,10 +39,13 @@ def outcome(tmp_path, uris, *, keep=False, chunk_rows=100, chunk=0, access=Acces
     """``error`` of each pair of a chunk, and what ends the job; each image is its own mask."""
     table = {"key": [str(n) for n in range(len(uris))], "image_uri": uris, "mask_uri": uris}
     table |= {"mask_index": pa.array([0] * len(uris), pa.int32()), "image_bytes": [0] * len(uris)}
+    table |= {"line": pa.array(range(len(uris)), pa.int32())}
     table |= {"image_version": [""] * len(uris), "mask_version": [""] * len(uris)}
     part = str(tmp_path / f"part-{chunk_rows}-{len(uris)}-{hash(tuple(uris))}.parquet")
-    storage.write(part, parquet_bytes(plan.split_into_chunks(pa.table(table), chunk_rows, 2**30)))
-    work = pa.Table.from_pylist([{"chunk": chunk, "generation": 0, "part": part, "keep": keep}], WORK)
+    planned = plan.split_into_chunks(pa.table(table), chunk_rows, 2**30)
+    storage.write(part, parquet_bytes(planned))
+    about = {"chunk": plan.chunk_name(0, chunk), "hash": plan.summarize(planned)[chunk].hash}
+    work = pa.Table.from_pylist([{**about, "revision": 0, "part": part, "keep": keep}], WORK)
     decoder = PairDecoder(sizing=Sizing(multiple=8))
     row = fetch_stage(work, decoder=decoder, access=access, max_bytes=2**20, threads=2)
     _, _, fatal, (decoded,) = unpack_chunk(row, "decoded")

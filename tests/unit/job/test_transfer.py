@@ -15,7 +15,7 @@ from inpaint_encode.job.transfer import (
     unpack_decoded,
 )
 
-WORK = {"chunk": 3, "generation": 0, "part": "p", "keep": False}
+WORK = {"chunk": "000000-00003", "revision": 0, "hash": "5ec2e7", "part": "p", "keep": False}
 
 
 def decoded(key: str, level: int, height: int = 8, width: int = 16) -> DecodedPair:

@@ -1,17 +1,16 @@
-"""What tests of sources share: images, manifests, Parquet files and tars, and the pairs that are found in them."""
+"""What tests of sources share: images, manifests, Parquet files and tars, and the pairs that are read from them."""
 
 import io
 import json
 import random
 import tarfile
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inpaint_encode.output import plan
-from inpaint_encode.schema import PAIRS
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import PairBatch, PairSource, Slice, open_source
 from inpaint_encode.stores import storage
 
 
@@ -75,14 +74,23 @@ def write_manifest(path, lines):
     return path
 
 
+def read_all(source: PairSource, known: Mapping[str, Slice] | None = None) -> pa.Table:
+    """Return the pairs of all batches."""
+    return pa.concat_tables(batch.pairs for batch in source.batches(known or {}))
+
+
+def read_batches(source: Source, known: Mapping[str, Slice] | None = None) -> list[PairBatch]:
+    return list(open_source(source).batches(known or {}))
+
+
 def found_pairs(source: Source) -> list[dict]:
-    """The pairs as the plan has them."""
-    found = find_pairs(source)
-    return found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)).to_pylist()
+    """Return the pairs as the source yields them."""
+    return read_all(open_source(source)).to_pylist()
 
 
-def triples(found, folder):
-    """``key, image, mask, mask_index``, paths relative to the folder, in the order of the plan."""
-    table = found.with_uris(plan.added(PAIRS.empty_table(), found.pairs))
-    uris = [[uri.removeprefix(f"{folder}/") for uri in table[f"{side}_uri"].to_pylist()] for side in ("image", "mask")]
-    return list(zip(table["key"].to_pylist(), *uris, table["mask_index"].to_pylist(), strict=True))
+def triples(source: Source, folder) -> list[tuple[str, str, str]]:
+    """``key, image, mask``, paths relative to the folder."""
+    return [
+        (pair["key"], pair["image_uri"].removeprefix(f"{folder}/"), pair["mask_uri"].removeprefix(f"{folder}/"))
+        for pair in found_pairs(source)
+    ]

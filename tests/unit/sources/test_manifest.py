@@ -6,54 +6,67 @@ import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import PairReader, find_pairs, manifest
-from inpaint_encode.stores.base import DEFAULT_ACCESS
-from tests.unit.sources.make_sources import LINES, found_pairs, noise, triples, write_manifest, write_parquet
+from inpaint_encode.sources import PairReader, open_source
+from inpaint_encode.sources.list_files import open_list_file
+from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
+from inpaint_encode.stores.ranged_file import RangedFile
+from tests.unit.sources.make_sources import (
+    LINES,
+    found_pairs,
+    noise,
+    read_all,
+    read_batches,
+    triples,
+    write_manifest,
+    write_parquet,
+)
 
 A = {"image": "a.jpg", "mask": "a.png"}
+
+
+def extra_columns(path: str) -> list[dict]:
+    return [pair["extra_columns"] for pair in found_pairs(Source(pairs=path))]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 def test_uris_and_keys(tmp_path, suffix):
     path = write_manifest(tmp_path / f"m.{suffix}", LINES)
-    assert triples(find_pairs(Source(pairs=str(path))), tmp_path) == [
-        ("a/1", "a/1.jpg", "a/1.png", 0),
-        ("a/1/1", "a/1.jpg", "m/y.png", 1),
-        ("b/2", "b/2.jpg", "m/x.png", 0),
-        ("s3://other/b/2", "s3://other/b/2.jpg", "/m/z.png", 0),
+    assert triples(Source(pairs=str(path)), tmp_path) == [
+        ("a/1", "a/1.jpg", "a/1.png"),
+        ("b/2", "b/2.jpg", "m/x.png"),
+        ("a/1", "a/1.jpg", "m/y.png"),
+        ("s3://other/b/2", "s3://other/b/2.jpg", "/m/z.png"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers_masks"),
+    [({}, True), ({"key_column": "id"}, False), ({"random_masks": 2}, False), ({"mask_column": "image"}, False)],
+)
+def test_keys_of_images_with_mask_columns_need_numbers(tmp_path, options, numbers_masks):
+    source = open_source(Source(pairs=str(write_manifest(tmp_path / "m.csv", LINES)), **options))
+    assert source.numbers_masks == numbers_masks
 
 
 def test_a_prefix_of_parquet_files(tmp_path):
     write_manifest(tmp_path / "list/1.parquet", LINES[:2])
     write_manifest(tmp_path / "list/2.parquet", LINES[2:])
     write_manifest(tmp_path / "list/_old.parquet", LINES)
-    found = find_pairs(Source(pairs=str(tmp_path / "list")))
-    assert triples(found, tmp_path / "list")[1] == ("a/1/1", "a/1.jpg", "m/y.png", 1)
-    assert found.pairs.num_rows == 4
+    found = triples(Source(pairs=str(tmp_path / "list")), tmp_path / "list")
+    assert len(found) == 4
+    assert found[2] == ("a/1", "a/1.jpg", "m/y.png")
 
 
 def test_named_columns(tmp_path):
     lines = [{"i": "a.jpg", "m": "b.png", "id": 3}, {"i": "c.jpg", "m": "d.png", "id": 4}]
     path = write_manifest(tmp_path / "m.parquet", lines)
     source = Source(pairs=str(path), image_column="i", mask_column="m", key_column="id")
-    assert triples(find_pairs(source), tmp_path) == [("3", "a.jpg", "b.png", 0), ("4", "c.jpg", "d.png", 0)]
+    assert triples(source, tmp_path) == [("3", "a.jpg", "b.png"), ("4", "c.jpg", "d.png")]
 
 
 @pytest.mark.parametrize(
     ("lines", "options", "sentence"),
     [
-        ([A, A], {}, r"/a\.jpg and .*/a\.png are a pair in several rows; remove the repeated rows \(1 in total\)"),
-        (
-            [A, {**A, "image": "a.png"}],
-            {},
-            r"a\.jpg and .*a\.png have the same key, a \(1 such key\); give a column",
-        ),
-        (
-            [{**A, "id": 1}, {**A, "mask": "b.png", "id": 1}],
-            {"key_column": "id"},
-            r"several pairs of .*a\.jpg have the same key, 1 \(1 such key\); make them unique",
-        ),
         (
             [A],
             {"image_column": "url"},
@@ -69,23 +82,20 @@ def test_named_columns(tmp_path):
 def test_errors_in_the_lines(tmp_path, lines, options, sentence):
     path = write_manifest(tmp_path / "m.parquet", lines)
     with pytest.raises(UsageError, match=sentence):
-        find_pairs(Source(pairs=str(path), **options))
+        read_batches(Source(pairs=str(path), **options))
 
 
 def test_a_missing_value_of_a_csv_file_is_named_by_its_data_row(tmp_path):
     (tmp_path / "m.csv").write_text("image,mask\na.jpg,a.png\nb.jpg,\n")
     with pytest.raises(UsageError, match=r"--mask-column mask has no value in row 2 \(not counting the header\)"):
-        find_pairs(Source(pairs=str(tmp_path / "m.csv")))
+        read_batches(Source(pairs=str(tmp_path / "m.csv")))
 
 
 def test_uris_and_bytes_in_one_list(tmp_path):
     columns = {"image": ["a.jpg", "a.jpg"], "mask": [noise(1), noise(2)], "id": ["x", "y"]}
     write_parquet(f"{tmp_path}/x.parquet", columns)
     pairs = found_pairs(Source(pairs=str(tmp_path / "x.parquet")))
-    assert [(pair["key"], pair["image_uri"], pair["mask_index"]) for pair in pairs] == [
-        ("a", f"{tmp_path}/a.jpg", 0),
-        ("a/1", f"{tmp_path}/a.jpg", 1),
-    ]
+    assert [(pair["key"], pair["image_uri"]) for pair in pairs] == [("a", f"{tmp_path}/a.jpg")] * 2
     assert [pair["image_version"] for pair in pairs] == ["", ""]
     assert PairReader().read(pairs[1]["mask_uri"], pairs[1]["mask_version"]).data == noise(2)
     named = found_pairs(Source(pairs=str(tmp_path / "x.parquet"), key_column="id"))
@@ -102,11 +112,11 @@ def test_types_are_kept(tmp_path):
         "split": pa.array(["x", "y"]).dictionary_encode(),
     }
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
-    found = find_pairs(Source(pairs=str(tmp_path / "m.parquet")))
+    source = open_source(Source(pairs=str(tmp_path / "m.parquet")))
     types = [pa.int16(), pa.list_(pa.string()), pa.struct([("left", pa.float64())]), pa.string()]
-    assert [field.name for field in found.extra_columns] == ["height", "tags", "box", "split"]
-    assert [field.type for field in found.extra_columns] == types
-    assert found.pairs["extra_columns"].to_pylist()[0] == {
+    assert [field.name for field in source.extra_columns] == ["height", "tags", "box", "split"]
+    assert [field.type for field in source.extra_columns] == types
+    assert found_pairs(Source(pairs=str(tmp_path / "m.parquet")))[0]["extra_columns"] == {
         "height": 1,
         "tags": ["x"],
         "box": {"left": 1.5},
@@ -116,33 +126,33 @@ def test_types_are_kept(tmp_path):
 
 def test_text_stays_text(tmp_path):
     (tmp_path / "m.csv").write_text('image,mask,id\na.jpg,a.png,007\nb.jpg,b.png,"two\nlines"\n')
-    assert find_pairs(Source(pairs=str(tmp_path / "m.csv"))).pairs["extra_columns"].to_pylist() == [
+    assert extra_columns(str(tmp_path / "m.csv")) == [
         {"id": "007"},
         {"id": "two\nlines"},
     ]
     line = {"image": "a.jpg", "mask": "a.png", "day": "2020-01-01", "n": 3}
     path = write_manifest(tmp_path / "m.jsonl", [line])
-    assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"day": "2020-01-01", "n": 3}]
+    assert extra_columns(str(path)) == [{"day": "2020-01-01", "n": 3}]
 
 
 def test_a_value_of_megabytes_and_quotes_within_a_value(tmp_path):
     text = 'image,mask,t\na.jpg,a.png,5" x\n.png,b.png,"' + 'x""' * 1_000_000 + '"\n'
     (tmp_path / "m.csv").write_text(text)
-    pairs = find_pairs(Source(pairs=str(tmp_path / "m.csv"))).pairs
-    assert pairs["key"].to_pylist() == ["a", ".png"]
-    assert [row["t"] for row in pairs["extra_columns"].to_pylist()] == ['5" x', 'x"' * 1_000_000]
+    pairs = found_pairs(Source(pairs=str(tmp_path / "m.csv")))
+    assert [pair["key"] for pair in pairs] == ["a", ".png"]
+    assert [pair["extra_columns"]["t"] for pair in pairs] == ['5" x', 'x"' * 1_000_000]
 
 
 def test_times_within_values_stay_text(tmp_path):
     line = {"image": "a.jpg", "mask": "a.png", "of": {"day": "2020-01-01", "days": ["2020-01-01"], "n": 1e20}}
     path = write_manifest(tmp_path / "m.jsonl", [line])
-    assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"of": line["of"]}]
+    assert extra_columns(str(path)) == [{"of": line["of"]}]
 
 
 def test_columns_with_bytes_are_left_out_nested_ones_too(tmp_path):
     deep = {"views": [{"bytes": b"1", "path": "p"}], "thumb": b"1", "n": 3}
     path = write_manifest(tmp_path / "m.parquet", [{"image": "a.jpg", "mask": "a.png", **deep}])
-    assert find_pairs(Source(pairs=str(path))).pairs["extra_columns"].to_pylist() == [{"n": 3}]
+    assert extra_columns(str(path)) == [{"n": 3}]
 
 
 @pytest.mark.parametrize(
@@ -167,24 +177,61 @@ def test_files_that_cannot_be_read(tmp_path, name, content, sentence):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=sentence):
-        find_pairs(Source(pairs=str(tmp_path / name)))
+        read_batches(Source(pairs=str(tmp_path / name)))
 
 
 def test_a_suffix_without_a_reader_is_not_read_as_jsonl(tmp_path):
-    (tmp_path / "m.tsv").write_text('{"image": "a.jpg", "mask": "a.png"}')
+    path = str(write_manifest(tmp_path / "m.tsv", [A]))
     with pytest.raises(NotImplementedError, match=r"no reader for \.tsv"):
-        manifest._read_file(f"{tmp_path}/m.tsv", Source(pairs="m.tsv"), DEFAULT_ACCESS)
+        open_list_file(path, RangedFile(path, DEFAULT_ACCESS), Source(pairs=path))
 
 
-def test_a_row_without_a_value_is_numbered_across_files(tmp_path):
+def test_a_row_without_a_value_is_numbered_within_its_file(tmp_path):
     write_parquet(f"{tmp_path}/0.parquet", {"image": ["a.jpg", "b.jpg"], "mask": ["a.png", "b.png"]})
     write_parquet(f"{tmp_path}/1.parquet", {"image": ["c.jpg"], "mask": pa.array([None], pa.string())})
-    with pytest.raises(UsageError, match=r"no value in row 3 \(numbered from 1 across all files\)"):
-        find_pairs(Source(pairs=str(tmp_path)))
+    with pytest.raises(UsageError, match=r"no value in row 1 of .*/1\.parquet \(numbered from 1\)"):
+        read_batches(Source(pairs=str(tmp_path)))
 
 
 def test_a_row_group_that_is_too_large_for_a_worker_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("inpaint_encode.sources.manifest.MAX_ROW_GROUP_BYTES", 40_000)
+    monkeypatch.setattr("inpaint_encode.sources.list_files.MAX_ROW_GROUP_BYTES", 40_000)
     write_parquet(f"{tmp_path}/x.parquet", {"image": [noise(n) for n in range(8)], "mask": [b"1"] * 8}, group=8)
     with pytest.raises(UsageError, match=r"column image has 48,\d+ bytes in one row group"):
-        find_pairs(Source(pairs=str(tmp_path / "x.parquet")))
+        read_batches(Source(pairs=str(tmp_path / "x.parquet")))
+
+
+PRESIGNED = [
+    "https://b.s3.amazonaws.com/a.jpg?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=5ec2e7",
+    "https://b.s3.amazonaws.com/a.jpg?x-amz-security-token=5ec2e7",
+    "https://b.s3.amazonaws.com/a.jpg?X-Amz-Credential=5ec2e7",
+    "https://b.s3.amazonaws.com/a.jpg?AWSAccessKeyId=A&Signature=5ec2e7&Expires=1",
+    "https://storage.googleapis.com/b/a.jpg?X-Goog-Algorithm=x&X-Goog-Signature=5ec2e7",
+    "https://x.blob.core.windows.net/b/a.jpg?sv=2024-01-01&se=2030&sig=5ec2e7",
+    "https://d1.cloudfront.net/a.jpg?Expires=1&Signature=5ec2e7&Key-Pair-Id=K",
+]
+
+
+@pytest.mark.parametrize("url", PRESIGNED)
+def test_presigned_urls_are_an_error_that_hides_the_signature(tmp_path, url):
+    for side in ("image", "mask"):
+        path = write_manifest(tmp_path / "m.jsonl", [A, {**A, side: url}])
+        with pytest.raises(
+            UsageError, match=rf"--{side}-column {side} has a presigned URL in row 2 .*a\.jpg;"
+        ) as raised:
+            read_batches(Source(pairs=str(path)))
+        assert "5ec2e7" not in str(raised.value)
+
+
+def test_other_urls_with_queries_are_read(tmp_path):
+    urls = ["https://x/a.jpg?id=1", "https://x/a.jpg?sig=1", "https://x/a.jpg?design=1&se=2", "https://x/a?Signature=1"]
+    path = write_manifest(tmp_path / "m.csv", [{**A, "image": url} for url in urls])
+    assert [pair["image_uri"] for pair in found_pairs(Source(pairs=str(path)))] == urls
+
+
+def test_options_for_buckets_need_a_bucket_in_the_first_batch(tmp_path):
+    access = Access(requester_pays=True)
+    path = write_manifest(tmp_path / "m.csv", [A, {**A, "mask": "s3://bucket/a.png"}])
+    assert read_all(open_source(Source(pairs=str(path)), access)).num_rows == 2
+    path = write_manifest(tmp_path / "m.csv", [A, A])
+    with pytest.raises(UsageError, match="only s3:// and gs:// accept --requester-pays"):
+        read_all(open_source(Source(pairs=str(path)), access))

@@ -4,15 +4,15 @@ import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import find_pairs
-from tests.unit.sources.make_sources import sample, touch, write_parquet, write_tar
+from inpaint_encode.sources import open_source
+from tests.unit.sources.make_sources import read_batches, sample, touch, write_parquet, write_tar
 
 
 def test_files_of_two_formats_below_one_prefix_are_an_error(tmp_path):
     write_tar(f"{tmp_path}/x/x.tar", sample("a"))
     write_parquet(f"{tmp_path}/x/x.parquet", {"image": ["a"], "mask": ["b"]})
     with pytest.raises(UsageError, match=r"has both \.parquet and \.tar files"):
-        find_pairs(Source(pairs=str(tmp_path / "x")))
+        open_source(Source(pairs=str(tmp_path / "x")))
 
 
 def test_a_prefix_without_objects_is_an_error(tmp_path, s3):
@@ -27,6 +27,6 @@ def test_a_prefix_without_objects_is_an_error(tmp_path, s3):
         "s3://no-such-bucket/masks": "cannot be listed: the store answered 404 NoSuchBucket",
     }.items():
         with pytest.raises(UsageError, match=f"--masks {masks}.*{sentence}"):
-            find_pairs(Source(images=images, masks=masks))
+            read_batches(Source(images=images, masks=masks))
     with pytest.raises(UsageError, match=r"--pairs .*none: there is no such folder"):
-        find_pairs(Source(pairs=str(tmp_path / "none")))
+        open_source(Source(pairs=str(tmp_path / "none")))

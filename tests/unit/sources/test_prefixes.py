@@ -1,25 +1,19 @@
 """Pairs by file name: how they are matched, in memory and on disk, and the memory that listing needs."""
 
-import re
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import obstore
 import pyarrow as pa
 import pytest
-import tenacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.schema import SOURCE_PAIRS
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import hash_buckets, pairs, prefixes
+from inpaint_encode.sources import hash_buckets, image_files, pairs, prefixes
 from inpaint_encode.sources.prefixes import open_prefixes
-from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import DEFAULT_ACCESS, Listed
 from tests.unit.sources.make_sources import touch
@@ -55,7 +49,7 @@ def rows_in_memory(rows: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hash_buckets, "MEMORY_ROWS", rows)
         patch.setattr(hash_buckets, "BUCKETS", 5)  # a tenth of the time of 256
-        patch.setattr(prefixes, "_PARSED_FILES", max(1, rows))
+        patch.setattr(image_files, "_PARSED_FILES", max(1, rows))
         yield
 
 
@@ -184,7 +178,7 @@ def test_a_second_listing_counts_anew(find_in, tmp_path):
 
 
 def test_examples_are_limited_and_counts_are_not(find_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(prefixes, "MAX_EXAMPLES", 2)
+    monkeypatch.setattr(image_files, "MAX_EXAMPLES", 2)
     touch(tmp_path, "i/a.png", "m/a.png", *(f"{side}{number}.png" for side in ("i/i", "m/m") for number in range(5)))
     left_out = find_in(tmp_path / "i", masks=tmp_path / "m").left_out
     assert (left_out.unpaired_images, left_out.unpaired_masks) == (5, 5)
@@ -296,7 +290,61 @@ def test_any_names_give_the_same_pairs_in_memory_and_on_disk(images, masks, opti
             yield Listed(page, [len(name) for name in page], [f"v-{name}" for name in page])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefixes, "list_pages", pages)
+        patch.setattr(image_files, "list_pages", pages)
         in_memory = outcome()
         with rows_in_memory(rows):
             assert outcome() == in_memory
+
+
+LIST = """
+import pathlib, re, sys, time
+import numpy as np
+import pyarrow.compute as pc
+from inpaint_encode.settings import Source
+from inpaint_encode.sources import image_files
+from inpaint_encode.sources.prefixes import open_prefixes
+from inpaint_encode.stores.base import DEFAULT_ACCESS, Listed
+
+PAIRS, masks, pattern = int(sys.argv[1]), *sys.argv[2:]
+
+def pages(option, prefix, access):
+    suffixes = {("--images", ""): [".jpg"], ("--masks", ""): [".png"]}.get((option, pattern), [".jpg", "_mask1.png"])
+    for start in range(0, PAIRS, 1000):
+        numbers = range(start, min(PAIRS, start + 1000))
+        names = [f"{n // 1000:05d}/photograph-{n:09d}{suffix}" for n in numbers for suffix in suffixes]
+        yield Listed(names, [1] * len(names), [f'"{hash(name):033x}"' for name in names])
+
+def resident(what):
+    return int(re.search(rf"{what}:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1000
+
+image_files.list_pages = pages
+begun = time.process_time()
+for option in ("--images", *(["--masks"] if masks else [])):
+    for page in pages(option, "", None):
+        pass
+making, before, begun = time.process_time() - begun, resident("VmRSS"), time.process_time()
+source = open_prefixes(Source(images="s3://bucket/images", masks=masks, mask_pattern=pattern), DEFAULT_ACCESS)
+found = np.zeros(PAIRS, np.uint8)
+for batch in source.batches({}):
+    found[pc.utf8_slice_codeunits(batch.pairs["image_uri"], -13, -4).cast("int64").to_numpy()] += 1
+seconds = time.process_time() - begun - making
+print(source.objects_listed, (found == 1).all(), seconds, before, resident("VmHWM"))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("options", [("s3://bucket/masks", ""), ("", "{stem}_mask{n}.png")])
+def test_memory_does_not_grow_with_the_number_of_objects(options):
+    peaks = {}
+    for pair_count in (500_000, 5_000_000):
+        command = [sys.executable, "-c", LIST, str(pair_count), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        objects, each_once, seconds, before, peaks[pair_count] = done.stdout.split()
+        print(
+            f"\n{int(objects):,} objects: {float(seconds):.1f} s of CPU, {1e6 * float(seconds) / int(objects):.2f} s a "
+            f"million; memory {float(before):.0f} MB before and {float(peaks[pair_count]):.0f} MB at most"
+        )
+        assert (int(objects), each_once) == (2 * pair_count, "True")
+    small, large = (float(peak) for peak in peaks.values())
+    assert large < 1.3 * small

@@ -10,16 +10,14 @@ from PIL import Image
 
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import Sizing
-from inpaint_encode.errors import UsageError
-from inpaint_encode.output import plan
-from inpaint_encode.schema import PAIRS
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import PairReader, find_pairs
+from inpaint_encode.sources import PairReader, open_source
 from inpaint_encode.sources.random_masks import RandomMask
 from inpaint_encode.stores import storage
 from tests.unit.sources.make_sources import (
     found_pairs,
     noise,
+    read_all,
     sample,
     write_manifest,
     write_parquet,
@@ -80,8 +78,8 @@ def test_any_size_can_be_drawn_on(size):
 def test_images_of_a_prefix(tmp_path):
     for name in ("a.png", "b/c.jpg", "notes.txt"):
         storage.write(f"{tmp_path}/{name}", b"1")
-    found = find_pairs(Source(images=str(tmp_path), random_masks=2, mask_style="box", mask_seed=7))
-    pairs = found.with_uris(plan.added(PAIRS.empty_table(), found.pairs)).to_pylist()
+    source = open_source(Source(images=str(tmp_path), random_masks=2, mask_style="box", mask_seed=7))
+    pairs = read_all(source).to_pylist()
     assert [(p["key"], p["image_uri"].removeprefix(f"{tmp_path}/"), p["mask_uri"]) for p in pairs] == [
         ("a", "a.png", "random:box?seed=7&index=0"),
         ("a/1", "a.png", "random:box?seed=7&index=1"),
@@ -89,7 +87,7 @@ def test_images_of_a_prefix(tmp_path):
         ("b/c/1", "b/c.jpg", "random:box?seed=7&index=1"),
     ]
     assert [pair["mask_index"] for pair in pairs] == [0, 1, 0, 1]
-    assert found.ignored_files == 1
+    assert source.left_out.ignored_files == 1
 
 
 def test_images_of_lists_rows_and_tars(tmp_path):
@@ -104,14 +102,6 @@ def test_images_of_lists_rows_and_tars(tmp_path):
         pairs = found_pairs(Source(pairs=f"{tmp_path}/{name}", random_masks=2))
         assert [pair["key"] for pair in pairs] == keys
         assert pairs[1]["mask_uri"] == "random:mixed?seed=0&index=1"
-
-
-def test_an_image_with_the_key_of_another_image_s_mask_is_an_error(tmp_path):
-    for name in ("a.png", "a/1.png"):
-        storage.write(f"{tmp_path}/{name}", b"1")
-    assert find_pairs(Source(images=str(tmp_path), random_masks=1)).pairs.num_rows == 2
-    with pytest.raises(UsageError, match="mask 1 of image a would have the key a/1, which another image has"):
-        find_pairs(Source(images=str(tmp_path), random_masks=2))
 
 
 def test_a_resized_image_has_its_mask_drawn_at_its_new_size():
@@ -145,7 +135,5 @@ def test_the_order_and_the_thread_of_drawing_change_nothing():
 def test_two_lines_of_one_image_with_random_masks(tmp_path):
     lines = [{"image": "a.jpg", "id": "x"}, {"image": "a.jpg", "id": "y"}]
     path = str(write_manifest(tmp_path / "m.jsonl", lines))
-    found = find_pairs(Source(pairs=path, random_masks=1, key_column="id"))
-    assert found.pairs["key"].to_pylist() == ["x", "y"]
-    with pytest.raises(UsageError, match="give a column with unique keys: --key-column"):
-        find_pairs(Source(pairs=path, random_masks=1))
+    pairs = found_pairs(Source(pairs=path, random_masks=2, key_column="id"))
+    assert [(pair["key"], pair["line"]) for pair in pairs] == [("x", 0), ("x/1", 0), ("y", 1), ("y/1", 1)]

@@ -5,11 +5,12 @@ from pydantic import ValidationError
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source, SourceAccess
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import open_source
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from tests.buckets import run_python
 from tests.proxy import FaultyProxy
+from tests.unit.sources.make_sources import read_all
 
 ANONYMOUS = Access(anonymous=True)
 
@@ -19,11 +20,11 @@ def test_anonymous_at_another_endpoint(s3, public):
     assert storage.read(public.uri("images/a.png"), there).data == b"an image"
     assert storage.stat(public.uri("images/a.png"), there).size == 8
     source = Source(images=public.uri("images"), random_masks=1)
-    assert find_pairs(source, there).pairs["key"].to_pylist() == ["a"]
-    tars = find_pairs(Source(pairs=public.uri("tars")), there)
-    assert tars.pairs["key"].to_pylist() == ["x/a"]
+    assert read_all(open_source(source, there))["key"].to_pylist() == ["a"]
+    tars = open_source(Source(pairs=public.uri("tars")), there)
+    assert read_all(tars)["key"].to_pylist() == ["x/a"]
     with pytest.raises(UsageError, match=r"--images s3://open/images cannot be listed"):
-        find_pairs(source)
+        read_all(open_source(source))
 
 
 def test_a_private_bucket_denies_anonymous_reads(s3):

@@ -7,11 +7,11 @@ import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import open_source
 from inpaint_encode.stores import http, retries, storage
 from inpaint_encode.stores.storage import Unavailable
 from tests.http_site import Site, half_of_an_answer
-from tests.unit.sources.make_sources import found_pairs, noise, sample, write_parquet, write_tar
+from tests.unit.sources.make_sources import found_pairs, noise, read_all, sample, write_parquet, write_tar
 
 
 def test_objects_and_ranges_with_their_etags(site, tmp_path):
@@ -94,4 +94,4 @@ def test_manifests_parquet_and_tars(site, tmp_path):
 def test_a_prefix_cannot_be_listed(site):
     for source in (Source(images=f"{site}/images", random_masks=1), Source(pairs=f"{site}/tars")):
         with pytest.raises(UsageError, match="HTTP servers cannot be listed; give a list of pairs with --pairs"):
-            find_pairs(source)
+            read_all(open_source(source))

@@ -1,11 +1,10 @@
 """The table of the command ``report``, and its errors without a report."""
 
-import pyarrow as pa
 import pytest
 
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.state import ChunkResult
-from inpaint_encode.sources import FoundPairs
+from inpaint_encode.sources import LeftOut
 
 
 @pytest.fixture
@@ -15,8 +14,8 @@ def output(tmp_path):
     chunk = ChunkResult(1_200, 34, errors, data_bytes=5_000_000, version="1", rejects_version="1")
     run = RunStats()
     run.add(chunk, [("encode_s", 75.25), ("fetch_s", 120.0), ("objects_fetched", 2_400), ("coverage_0", 1_200)])
-    found = FoundPairs(pa.table({}), pa.chunked_array([["a.png"]]), pa.chunked_array([[]], pa.string()), 3)
-    write_report(f"{tmp_path}/_report.json", {}, 1_234, found, RunStats.of([chunk]), run)
+    left_out = LeftOut(unpaired_images=1, unpaired_image_uris=["a.png"], ignored_files=3)
+    write_report(f"{tmp_path}/_report.json", {}, {"pairs": 1_234}, left_out, RunStats.of([chunk]), run)
     return tmp_path
 
 

@@ -3,8 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import obstore
+import pyarrow as pa
 import pytest
 
+from inpaint_encode.output.plan import chunk_name, revise
 from inpaint_encode.reader import Output
 from inpaint_encode.stores import s3 as clients
 from inpaint_encode.stores import storage
@@ -50,11 +52,17 @@ def test_states_and_counts(written):
     assert (counts.finished, counts.encoded, counts.files) == (False, None, 3)
 
 
-def test_pairs_of_a_plan_with_two_generations_are_unknown(written):
+def test_planned_pairs_of_several_units_and_revisions(written, monkeypatch):
     written.plan(7)
     written.chunk(0)
     assert counted(written).planned == 7
-    written.plan(3, generation=1)
+    written.plan(3)
+    assert counted(written).planned == 10
+    current = written.log.read_unit(0)
+    nothing, undecided = current.slice(0, 0), pa.array([], pa.int32())
+    written.log.revise(0, revise(current, nothing, current["key"].slice(0, 2).combine_chunks(), undecided))
+    assert counted(written).planned == 8
+    monkeypatch.setattr(summary, "MAX_MARKERS", 2)
     assert counted(written).planned is None
 
 
@@ -89,8 +97,8 @@ def test_requests_grow_only_with_pages_of_the_listing(s3, make_job, copies, monk
 def many(written, copies):
     """Copy the chunk's file to the names of other chunks."""
     bucket = written.output.removeprefix("s3://").partition("/")[0]
-    data = storage.read(written.state.data_uri(0)).data
-    paths = [written.state.data_uri(number).partition(f"{bucket}/")[2] for number in range(1, copies)]
+    data = storage.read(written.state.data_uri(chunk_name(0, 0))).data
+    paths = [written.state.data_uri(chunk_name(0, number)).partition(f"{bucket}/")[2] for number in range(1, copies)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda path: obstore.put(clients.connect(bucket), path, data), paths))
 

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
@@ -14,7 +13,7 @@ from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.state import ChunkResult
 from inpaint_encode.settings import Chunks, PlanOptions, RowSettings, Source
 from inpaint_encode.settings.commands import Estimation, PlannedVae
-from inpaint_encode.sources import FoundPairs
+from inpaint_encode.sources import LeftOut
 from inpaint_encode.tools.plan.estimate import JobEstimate, estimate
 
 PAIRS, CHUNK_ROWS = 120, 16
@@ -114,6 +113,6 @@ def write_run(output, marks, *, pairs, rows=None) -> float:
         before = decided
     others = pairs - run.decided
     whole = RunStats.of([ChunkResult(run.encoded + others, run.rejected, {}, 1_000, version="1", rejects_version="1")])
-    found = FoundPairs(pa.table({}), *[pa.chunked_array([[]], pa.string())] * 2, 0)
-    write_report(f"{output}/_report.json", {"job": "0", "rows": rows or {}}, pairs, found, whole, run)
+    job = {"job": "0", "rows": rows or {}}
+    write_report(f"{output}/_report.json", job, {"pairs": pairs}, LeftOut(), whole, run)
     return (marks[-1][1] - marks[0][1]) / (marks[-1][0] - marks[0][0]) if len(marks) > 1 else 0.0

@@ -6,16 +6,33 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.output.plan_log import PlanLog
+from inpaint_encode.output.planner import Planner
 from inpaint_encode.output.resume import job_record, row_metadata
-from inpaint_encode.settings import Decoding, EncodeJob, Output, RowSettings, Source, VaeSource
-from inpaint_encode.tools.plan.estimate import estimate_hours, read_finished_run
+from inpaint_encode.output.state import OutputState
+from inpaint_encode.settings import (
+    Chunks,
+    Decoding,
+    EncodeJob,
+    Output,
+    PlanOptions,
+    RowSettings,
+    RunOptions,
+    Source,
+    VaeSource,
+)
+from inpaint_encode.settings.commands import Estimation
+from inpaint_encode.sources import open_source
+from inpaint_encode.tools.plan.estimate import Rejects, Size, estimate, estimate_hours, read_finished_run
 from inpaint_encode.tools.plan.sampling import Estimate
 from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.registry import vae_metadata
 from tests.conftest import save_vae
+from tests.unit.sources.make_sources import write_manifest
 
 from .conftest import (
     BAD,
@@ -111,6 +128,109 @@ class TestWhole:
             UsageError, match="--resolution 50x30 must be a multiple of 8 for this VAE; the nearest is 48x32"
         ):
             estimate_of(folder, decoding={"resolution": "50x30"})
+
+
+@pytest.fixture
+def tiny_batches(monkeypatch):
+    """A function that makes batches and units of a few pairs."""
+
+    def shrink(pairs):
+        for module in ("sources.pairs", "sources.prefixes", "output.planner"):
+            monkeypatch.setattr(f"inpaint_encode.{module}.BATCH_PAIRS", pairs)
+
+    return shrink
+
+
+def without_files(job) -> dict:
+    """Return the estimate as JSON without the counts that depend on chunks."""
+    return {name: value for name, value in job.as_dict().items() if name not in ("chunks", "requests")}
+
+
+class TestUnits:
+    """The source is planned in units, as by the job."""
+
+    @pytest.mark.parametrize("sample", [20, 10_000])
+    def test_numbers_do_not_depend_on_the_size_of_batches(self, folder, tiny_batches, sample):
+        large = estimate_of(folder, sample=sample)
+        tiny_batches(10)
+        small = estimate_of(folder, sample=sample)
+        assert without_files(small) == without_files(large)
+        assert (large.chunks, small.chunks) == (math.ceil((PAIRS + 6) / CHUNK_ROWS), 13)  # units of 10 pairs
+
+    def test_requests(self, folder, tiny_batches):
+        pairs, chunks = PAIRS + 6, math.ceil((PAIRS + 6) / CHUNK_ROWS)
+        requests = estimate_of(folder, sample=1).requests
+        assert requests.put == chunks + 2 + 3  # a part and a marker of one unit
+        assert requests.get == 2 * pairs + 2 * chunks
+        tiny_batches(10)
+        requests = estimate_of(folder, sample=1).requests
+        assert requests.put == 13 + 2 * 13 + 3
+        assert requests.get == 2 * pairs + 2 * 13
+
+    def test_a_unit_of_many_chunks_has_several_parts(self, folder):
+        options = options_for(folder, sample=1).model_copy(update={"chunks": Chunks(chunk_rows=2)})
+        job = estimate(options, lambda line: None)
+        assert (job.chunks, job.requests.put) == (63, 63 + 2 + 1 + 3)
+
+
+class TestList:
+    """A list with repeated lines, duplicate keys, and images that have several masks."""
+
+    PAIRS, REPEATED, DUPLICATES = 30, 7, 5
+
+    @pytest.fixture(scope="class")
+    def lines(self, folder):
+        masks = sorted((folder / "masks").rglob("*.png"))
+        image = next(path for path in images_of(folder) if path.stem == "rotated")
+        pairs = [{"image": image, "mask": masks[number % 6], "id": number // 2 * 2} for number in range(self.PAIRS)]
+        lines = [{**pair, "id": pair["id"] + number % 2} for number, pair in enumerate(pairs)]
+        lines += lines[: self.REPEATED]
+        lines += [{**line, "mask": masks[9]} for line in lines[: self.DUPLICATES]]
+        return [{name: str(value) for name, value in line.items()} for line in lines]
+
+    @pytest.fixture(scope="class")
+    def source(self, lines, tmp_path_factory):
+        path = write_manifest(tmp_path_factory.mktemp("list") / "list.jsonl", lines)
+        return Source(pairs=str(path), key_column="id")
+
+    def estimate_of(self, source, **estimation):
+        options = PlanOptions(source=source, chunks=Chunks(chunk_rows=4), estimation=Estimation(**estimation))
+        return estimate(options, lambda line: None)
+
+    @pytest.mark.parametrize("batch", [65_536, 6])
+    def test_counts(self, source, tiny_batches, batch):
+        tiny_batches(batch)
+        job = self.estimate_of(source, sample=1_000)
+        assert (job.pairs, job.repeated_lines) == (self.PAIRS + self.DUPLICATES, self.REPEATED)
+        assert (job.duplicate_keys, job.sampled, job.all_sampled) == (self.DUPLICATES, self.PAIRS, True)
+        (rejects,) = job.rejects
+        share = self.DUPLICATES / job.pairs
+        assert rejects == Rejects("list.duplicate_key", self.DUPLICATES, Estimate(share, 0.0))
+        assert job.rejected == Estimate(share, 0.0)
+        assert job.sizes == [Size(80, 48, self.PAIRS, Estimate(self.PAIRS / job.pairs, 0.0))]
+        assert job.mask_bytes.value == pytest.approx(self.PAIRS * 80 * 48 / 8)
+
+    def test_duplicate_keys_are_exact_if_headers_are_sampled(self, source):
+        job = self.estimate_of(source, sample=8)
+        assert (job.duplicate_keys, job.sampled, job.all_sampled) == (self.DUPLICATES, 8, False)
+        assert job.rejected.value == pytest.approx(self.DUPLICATES / job.pairs)
+        assert job.rejected.half_width > 0
+
+    def test_an_image_is_fetched_once_in_a_unit(self, source, tiny_batches):
+        assert self.estimate_of(source).requests.get == 1 + self.PAIRS + 2 * self.estimate_of(source).chunks
+        tiny_batches(6)
+        job = self.estimate_of(source)
+        units = self.PAIRS // 6 + 1  # the last has the duplicate keys alone, so that it reads no image
+        assert job.requests.get == units - 1 + self.PAIRS + 2 * job.chunks
+
+    def test_the_job_plans_the_same(self, source, tmp_path):
+        job = self.estimate_of(source)
+        log = PlanLog(OutputState(str(tmp_path), "01234567", "01234567"), pa.schema([]))
+        for _ in Planner(log, open_source(source), Chunks(chunk_rows=4), RunOptions(), lambda unit: ()).plan():
+            pass
+        assert (log.pairs, log.repeated, len(log.chunks)) == (job.pairs, job.repeated_lines, job.chunks)
+        rejected = sum(table["error"].is_valid().to_pylist().count(True) for _, table in log.read_units())
+        assert rejected == job.duplicate_keys
 
 
 class TestSample:

@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -12,7 +14,7 @@ from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.demo.pairs import upload
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.sources import PairReader
-from inpaint_encode.tools.plan.sampling import START, Estimate, draw, mean, read_header, share, total
+from inpaint_encode.tools.plan.sampling import START, Estimate, Reservoir, mean, read_header, share, total
 from tests.conftest import command
 from tests.proxy import FaultyProxy
 
@@ -69,10 +71,40 @@ def test_equal_values_have_no_error():
     assert mean([0.004096] * 257, 257, 300) == Estimate(0.004096, 0.0)
 
 
-def test_every_position_is_drawn_equally_often():
-    counts = np.bincount([position for seed in range(3_000) for position in draw(10, 3, seed)])
-    assert np.abs(counts - 900).max() < 5 * math.sqrt(3_000 * 0.3 * 0.7)
-    assert draw(4, 9, 0) == [0, 1, 2, 3]
+def sample_of(population, size, seed, rows_per_table=7) -> list[int]:
+    """Return the sampled ones of the numbers below ``population``."""
+    reservoir = Reservoir(size, seed)
+    for start in range(0, population, rows_per_table):
+        reservoir.add(pa.table({"number": range(start, min(population, start + rows_per_table))}))
+    assert reservoir.population == population
+    return [row["number"] for row in reservoir.rows]
+
+
+class TestReservoir:
+    @pytest.mark.parametrize(("population", "size"), [(10, 3), (40, 1), (60, 20)])
+    def test_every_row_is_drawn_equally_often(self, population, size):
+        times, share = 3_000, size / population
+        counts = np.bincount([number for seed in range(times) for number in sample_of(population, size, seed)])
+        assert len(counts) == population
+        assert counts.sum() == times * size
+        chi_squared = ((counts - times * share) ** 2 / (times * share * (1 - share))).sum()
+        assert abs(chi_squared - population) < 4 * math.sqrt(2 * population)
+
+    def test_all_pairs_of_rows_are_drawn_equally_often(self):
+        drawn = Counter(tuple(sample_of(6, 2, seed)) for seed in range(6_000))
+        assert len(drawn) == 15
+        assert max(abs(count - 400) for count in drawn.values()) < 4.5 * math.sqrt(6_000 / 15 * 14 / 15)
+
+    def test_the_tables_make_no_difference(self):
+        samples = [sample_of(5_000, 50, 3, rows_per_table=rows) for rows in (1, 13, 50, 4_999, 5_000)]
+        assert all(sample == samples[0] for sample in samples)
+        assert len(set(samples[0])) == 50
+        assert sample_of(5_000, 50, 4) != samples[0]
+
+    def test_a_small_population_is_the_sample(self):
+        assert sample_of(4, 9, 0) == [0, 1, 2, 3]
+        assert sample_of(9, 9, 0) == list(range(9))
+        assert sample_of(0, 9, 0) == []
 
 
 class TestHeaders:

@@ -4,7 +4,7 @@ import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import find_pairs
+from inpaint_encode.sources import open_source
 from inpaint_encode.stores.base import Access
 from tests.unit.sources.make_sources import embedded, found_pairs, noise, touch, write_parquet, write_tar
 
@@ -13,7 +13,7 @@ from tests.unit.sources.make_sources import embedded, found_pairs, noise, touch,
 def test_options_for_buckets_without_a_bucket_are_an_error(tmp_path, given):
     touch(tmp_path, "i/a.png", "m/a.png")
     with pytest.raises(UsageError, match=next(iter(given)).replace("_", "-")):
-        find_pairs(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), Access(**given))
+        open_source(Source(images=f"{tmp_path}/i", masks=f"{tmp_path}/m"), Access(**given))
 
 
 def test_images_that_are_their_own_masks_in_every_format(tmp_path):

@@ -1,0 +1,269 @@
+"""Units of a list: every line once, whatever the sizes of batches, and whatever was planned before."""
+
+import json
+
+import pytest
+
+from inpaint_encode.errors import JobFailed
+from inpaint_encode.output import planner
+from inpaint_encode.output.plan_log import PlanTaken
+from inpaint_encode.settings import Source
+from inpaint_encode.sources import pairs as source_pairs
+from tests.plans import PlanningRun, write_lines
+
+
+def line(image: str, mask: str = "", **more):
+    return {"image": f"{image}.jpg", "mask": f"{mask or image}.png", **more}
+
+
+LINES = [line(f"{number:03}", caption=f"c{number}") for number in range(23)]
+
+
+@pytest.fixture(params=[4, 7, 1000])
+def small_units(request, monkeypatch):
+    """Batches of a few lines, so that a short list has many units."""
+    monkeypatch.setattr(source_pairs, "BATCH_PAIRS", request.param)
+    monkeypatch.setattr(planner, "BATCH_PAIRS", request.param)
+    return request.param
+
+
+@pytest.fixture
+def small_units_of_4(monkeypatch):
+    monkeypatch.setattr(source_pairs, "BATCH_PAIRS", 4)
+    monkeypatch.setattr(planner, "BATCH_PAIRS", 4)
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Begin a run over these lines."""
+
+    def make(lines, **options):
+        path = write_lines(tmp_path / "list.jsonl", lines)
+        return PlanningRun(tmp_path / "out", Source(pairs=path), **options)
+
+    return make
+
+
+def keys_of(lines):
+    return [one["image"].removesuffix(".jpg") for one in lines]
+
+
+class TestUnits:
+    def test_every_line_is_planned_once_in_order(self, run_of, small_units):
+        run = run_of(LINES).plan()
+        assert run.keys() == [f"{number:03}" for number in range(23)]
+        assert len(run.log.units) == {4: 6, 7: 4, 1000: 1}[small_units]
+        assert run.log.pairs == 23
+        assert [row["extra_columns"]["caption"] for row in run.pairs()] == [one["caption"] for one in LINES]
+
+    def test_chunks_are_named_by_unit_and_number(self, run_of, small_units_of_4):
+        run = run_of(LINES[:10], chunk_rows=2).plan()
+        assert list(run.log.chunks) == [
+            "000000-00000",
+            "000000-00001",
+            "000001-00000",
+            "000001-00001",
+            "000002-00000",
+        ]
+
+    def test_an_unchanged_list_is_not_read_again(self, run_of, small_units):
+        run_of(LINES).plan()
+        run = run_of(LINES)
+        units = len(run.log.units)
+        assert list(run.steps) == []
+        assert len(run.log.units) == units
+
+    def test_a_run_that_ended_early_goes_on_where_it_was(self, run_of, small_units):
+        next(run_of(LINES).steps)
+        again = run_of(LINES).plan()
+        assert sorted(again.keys()) == sorted(keys_of(LINES))
+        assert again.log.repeated == 0
+
+    @pytest.mark.parametrize("stop", [0, 1, 2, 3])
+    def test_a_list_that_grew_gains_its_new_lines(self, run_of, small_units, stop):
+        first = run_of(LINES)
+        for _ in range(stop):
+            next(first.steps, None)
+        more = [line("new-front"), *LINES[:9], line("new-middle"), *LINES[9:], line("new-end")]
+        run = run_of(more).plan()
+        assert sorted(run.keys()) == sorted(keys_of(more))
+        assert sorted(run_of(more).plan().keys()) == sorted(keys_of(more))
+        assert run.log.repeated == 0
+
+
+class TestRepeatedLines:
+    def test_an_identical_line_is_dropped_and_counted(self, run_of, small_units):
+        run = run_of([*LINES, LINES[2], LINES[2], LINES[20]]).plan()
+        assert sorted(run.keys()) == sorted(keys_of(LINES))
+        assert run.log.repeated == 3
+
+    def test_other_contents_with_the_same_key_are_rejected_with_both_rows(self, run_of, small_units):
+        lines = [*LINES, {**LINES[2], "caption": "another"}]
+        run = run_of(lines).plan()
+        errors = [row for row in run.pairs() if row["error"]]
+        assert len(run.keys()) == 24
+        assert run.keys().count("002") == 1
+        (error,) = errors
+        assert error["key"].startswith("002#")
+        assert "row 24 of" in error["error"]
+        assert "row 3 of" in error["error"]
+
+    def test_a_rejected_line_is_planned_once_however_often_the_list_is_read(self, run_of, small_units):
+        lines = [*LINES, {**LINES[2], "caption": "another"}]
+        run_of(lines).plan()
+        run = run_of([line("000-new"), *lines]).plan()
+        assert len(run.keys()) == len(set(run.keys())) == 25
+        assert sum(row["error"] is not None for row in run.pairs()) == 1
+
+    def test_two_images_with_one_key_are_told_apart_by_the_rows(self, run_of, small_units):
+        run = run_of([*LINES, {"image": "002.png", "mask": "x.png", "caption": ""}]).plan()
+        assert [row["image_uri"].rpartition("/")[2] for row in run.pairs() if row["error"]] == ["002.png"]
+
+    def test_masks_of_an_image_are_numbered_across_units(self, run_of, small_units):
+        lines = [line(name, f"{name}-{mask}") for mask in range(5) for name in ("a", "b", "c", "a/1")]
+        run = run_of(lines).plan()
+        expected = {"a", "b", "c", "a/2", "a/3", "a/4", *(f"{name}/{mask}" for name in "bc" for mask in range(1, 5))}
+        keys = set(run.keys())
+        assert expected <= keys
+        assert len(run.keys()) == len(keys) == len(lines)
+        by_key = {row["key"]: row for row in run.pairs()}
+        assert by_key["b/3"]["mask_index"] == 3
+        assert by_key["b/3"]["mask_uri"].endswith("b-3.png")
+
+    def test_the_order_of_a_repeated_reading_does_not_number_masks_again(self, run_of, small_units):
+        lines = [line(name, f"{name}-{mask}") for mask in range(5) for name in ("a", "b", "c")]
+        before = {row["mask_uri"]: row["key"] for row in run_of(lines).plan().pairs()}
+        after = run_of([line("z"), *lines, line("a", "a-new")]).plan()
+        assert {row["mask_uri"]: row["key"] for row in after.pairs()}.items() >= before.items()
+        assert len(after.keys()) == 17
+        assert "a/5" in set(after.keys())
+
+
+class TestRefresh:
+    def test_only_changed_pairs_are_encoded_again(self, run_of, small_units):
+        first = run_of(LINES).plan()
+        lines = [dict(one) for one in LINES]
+        lines[3]["caption"] = "changed"
+        lines[20]["mask"] = "elsewhere.png"
+        run = run_of(lines, refresh=True)
+        run.done = set(first.log.chunks)
+        run.plan()
+        rows = {row["key"]: row for row in run.pairs()}
+        assert rows["003"]["extra_columns"]["caption"] == "changed"
+        assert rows["020"]["mask_uri"].endswith("elsewhere.png")
+        revised = {name for name, chunk in run.log.chunks.items() if chunk.revision}
+        assert len(revised) == 2
+        encoded = [row["key"] for _, table in run.log.read_units() for row in table.to_pylist() if row["encode"]]
+        assert {"003", "020"} <= set(encoded)
+        kept = [row for row in run.pairs() if not row["encode"]]
+        assert {row["key"] for row in kept}.isdisjoint({"003", "020"})
+        assert len(run.keys()) == 23
+
+    def test_without_a_refresh_a_changed_line_is_counted_and_a_new_mask_is_added(self, run_of, small_units):
+        run_of(LINES).plan()
+        lines = [dict(one) for one in LINES]
+        lines[3]["caption"] = "changed"
+        lines[20]["mask"] = "elsewhere.png"
+        run = run_of(lines).plan()
+        assert run.planner.changed == 1
+        rows = {row["key"]: row for row in run.pairs()}
+        assert rows["003"]["extra_columns"]["caption"] == "c3"
+        assert rows["020/1"]["mask_uri"].endswith("elsewhere.png")
+        assert len(rows) == 24
+
+    def test_a_refresh_adds_a_mask_if_the_others_are_still_there(self, run_of, small_units):
+        lines = [line(name, f"{name}-{mask}") for mask in range(3) for name in ("a", "b")]
+        run_of(lines).plan()
+        more = [line("a", "a-new"), *lines]
+        run = run_of(more, refresh=True).plan()
+        assert sorted(run.keys()) == ["a", "a/1", "a/2", "a/3", "b", "b/1", "b/2"]
+        assert not any(chunk.revision for chunk in run.log.chunks.values())
+
+    def test_a_second_refresh_changes_nothing(self, run_of, small_units):
+        run_of(LINES).plan()
+        lines = [{**one, "caption": "new"} for one in LINES]
+        run_of(lines, refresh=True).plan()
+        revisions = [len(unit.revisions) for unit in run_of(lines, refresh=True).plan().log.units]
+        assert max(revisions) == 2
+
+    def test_vanished_lines_are_dropped_on_request(self, run_of, small_units):
+        run_of(LINES).plan()
+        fewer = [*LINES[:5], *LINES[9:], line("new")]
+        assert len(run_of(fewer, refresh=True).plan().keys()) == 24
+        run = run_of(fewer, refresh=True, drop_vanished=True).plan()
+        assert sorted(run.keys()) == sorted(keys_of(fewer))
+        assert run.log.pairs == len(fewer)
+        again = run_of(LINES).plan()
+        assert sorted(again.keys()) == sorted([*keys_of(LINES), "new"])
+
+
+class TestTwoPlanners:
+    """Nothing rests on a lease: whoever writes a unit's marker has planned it."""
+
+    @pytest.mark.parametrize("stop", [0, 1, 2, 3])
+    def test_a_run_that_was_suspended_while_another_planned_stops(self, run_of, small_units_of_4, stop):
+        suspended = run_of(LINES)
+        for _ in range(stop):
+            next(suspended.steps)
+        other = run_of([line("new-front"), *LINES, line("new-end")]).plan()
+        with pytest.raises(PlanTaken, match="stops planning"):
+            suspended.plan()
+        run = run_of([line("new-front"), *LINES, line("new-end")])
+        assert run.keys() == other.keys()
+        assert sorted(run.plan().keys()) == sorted(["new-front", *keys_of(LINES), "new-end"])
+
+    def test_parts_of_the_run_that_lost_are_never_read_and_removed_later(self, run_of, small_units_of_4):
+        suspended, other = run_of(LINES), run_of(LINES)
+        other.plan()
+        with pytest.raises(PlanTaken):
+            suspended.plan()
+        run = run_of(LINES)
+        unused = run.log.unused_parts(run.state.inventory().plan)
+        assert len(unused) == 1
+        assert suspended.state.token[:8] in unused[0]
+        run.state.delete(unused)
+        assert run_of(LINES).keys() == other.keys()
+
+
+class TestDamage:
+    @pytest.fixture
+    def output(self, run_of, tmp_path, small_units_of_4):
+        run = run_of(LINES).plan()
+        run_of([{**one, "caption": "new"} for one in LINES], refresh=True).plan()
+        assert len(run.log.units) == 6
+        return tmp_path / "out/_plan"
+
+    @pytest.mark.parametrize("unit", [0, 2])
+    @pytest.mark.parametrize("revision", [0])
+    def test_a_missing_marker_is_named(self, run_of, output, unit, revision):
+        path = next(output.glob(f"*-{unit:06}.{revision}.json"))
+        path.unlink()
+        with pytest.raises(JobFailed, match=rf"{path.name} is missing"):
+            run_of(LINES)
+
+    def test_a_cut_marker_is_named(self, run_of, output):
+        path = next(output.glob("*-000003.0.json"))
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(JobFailed, match=rf"{path.name} cannot be read"):
+            run_of(LINES)
+
+    def test_an_edited_marker_is_named_by_the_one_that_follows(self, run_of, output):
+        path = next(output.glob("*-000002.0.json"))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "repeated": 5}))
+        with pytest.raises(JobFailed, match="does not follow"):
+            run_of(LINES)
+
+    @pytest.mark.parametrize("damage", ["removed", "cut"])
+    def test_a_damaged_part_is_named(self, run_of, output, damage):
+        path = next(output.glob("*-000002.1-*.parquet"))
+        path.unlink() if damage == "removed" else path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(JobFailed, match=rf"{path.name} is missing or cut"):
+            run_of(LINES)
+
+    def test_an_edited_part_is_named_when_it_is_read(self, run_of, output):
+        path = next(output.glob("*-000002.1-*.parquet"))
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        path.write_bytes(bytes(data))
+        with pytest.raises(JobFailed, match=rf"{path.name} has other contents"):
+            run_of(LINES).keys()
