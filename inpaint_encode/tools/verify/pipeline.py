@@ -17,11 +17,11 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
-from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.plan import CHUNKS_PER_PART
 from inpaint_encode.output.resume import LAYOUT, metadata_of_job
+from inpaint_encode.output.shards import hold_output
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.settings import VerifyOptions
+from inpaint_encode.settings import RunOptions, VerifyOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.inspect.summary import normalize_output_uri
 
@@ -53,7 +53,7 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
             "repair; leave out --repair, or repair it with the version that wrote it"
         )
     writes = options.repair and not options.dry_run
-    with acquire_lease(storage.join(output, "_lease.json"), on_status) if writes else nullcontext() as lease:
+    with hold_output(output, RunOptions(), on_status) if writes else nullcontext() as lease:
         job = _read_job(output)
         state = OutputState(output, job["job"], lease.token if lease else "", tuple(job["replaces"]))
         inventory, metadata = state.inventory(), metadata_of_job(job)
