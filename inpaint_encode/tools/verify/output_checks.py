@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import pyarrow as pa
-
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import version_1

@@ -163,11 +163,11 @@ def test_a_killed_run_s_plan_is_lost(listed, verify, lost, commits):
     for path in (listed.output / "_plan").iterdir():
         if re.search(lost, path.name):
             path.unlink()
-    with pytest.raises(JobFailed, match="a part of the plan was lost|the plan of this output is damaged"):
+    with pytest.raises(JobFailed, match=r"a part of the plan was lost|the plan of this output is damaged"):
         listed.encode()
     repaired = verify(listed.output, repair=True)
     assert repaired.remaining == []
-    with pytest.raises(IncompleteOutput, match="run the same encode command again$"):
+    with pytest.raises(IncompleteOutput, match=r"run the same encode command again$"):
         repaired.check_complete()
     check_exact(listed, verify)
     assert before.items() <= listed.data_files().items()
