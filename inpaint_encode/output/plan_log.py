@@ -1,4 +1,4 @@
-"""The plan of an output: a log of units, to which files are added and in which no file is ever replaced.
+"""The plan of an output: a log of units. Runs add files to it, and replace none; `rebuild` replaces damaged ones.
 
 ``_plan/<job>-<unit>.<revision>.json``                    a marker: makes a revision of a unit valid
 ``_plan/<job>-<unit>.<revision>-<token>-<part>.parquet``  a part: pairs of some chunks, `inpaint_encode.schema.PAIRS`

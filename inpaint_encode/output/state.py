@@ -177,7 +177,7 @@ class OutputState:
                 f"a worker of an earlier, killed run has just written outdated rows to {self.data_uri(work['chunk'])}; "
                 "run the same command again to replace them"
             )
-        self._check_hash(work["chunk"], found, plan.PlannedChunk(work["revision"], work["hash"], work["part"], 0))
+        self._check_hash(work["chunk"], found, plan.PlannedChunk(work["revision"], work["hash"], "", 0))
         return self._align_rejects(work["chunk"], found)
 
     def _check_hash(self, chunk: str, found: _ChunkFile, planned: plan.PlannedChunk) -> None:

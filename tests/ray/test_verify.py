@@ -101,7 +101,7 @@ def test_after_a_repair_the_same_command_restores_the_output(output, whole, enco
     wrong_receipts(output)
     damaged = verify(output)
     assert damaged.incomplete == chunks(6)
-    message = r"not complete: 18 problems, 1 of 8 chunks not encoded yet; run verify with --repair"
+    message = r"not complete: 16 problems, 1 of 8 chunks not encoded yet; run verify with --repair"
     with pytest.raises(IncompleteOutput, match=message):
         damaged.check_complete()
     repaired = verify(output, repair=True)
@@ -154,7 +154,7 @@ def test_an_output_of_version_0_1_is_verified_and_exported(tmp_path, ray_cluster
     result = verify(old)
     assert (result.problems, result.pairs, result.encoded) == ([], 6, 5)
     options = ExportOptions(to="webdataset", output=str(tmp_path / "tars"))
-    assert export_output(str(old), options, Display().say).rows == 5
+    assert export_output(str(old), options, Display().say).rows_now == 5
     assert len(list((tmp_path / "tars").glob("*.tar"))) == 4
 
 
@@ -188,6 +188,20 @@ def test_output_and_exit_code_of_the_command(output, shell):
     assert done.returncode == 4
     assert data_file(output, 2).name in done.stdout
     assert re.search(r"1 problem; run verify with\s+--repair", done.stderr)
+
+
+def test_a_dry_run_prints_what_the_repair_does(output, shell):
+    truncate(output)
+    before = {path: path.read_bytes() for path in output.rglob("*.*")}
+    done = shell("verify", output, "--repair", "--dry-run")
+    assert done.returncode == 4
+    line = f"remove {data_file(output, 2).name}"
+    assert f"repair (not done yet): {line}\n" in done.stdout
+    assert {path: path.read_bytes() for path in output.rglob("*.*")} == before
+    done = shell("verify", output, "--repair")
+    assert f"repair: {line}\n" in done.stderr
+    assert f"repair (done): {line}\n" in done.stdout
+    assert len(list(output.glob("*.parquet"))) == CHUNKS - 1
 
 
 def test_a_folder_without_an_output_is_refused(tmp_path):

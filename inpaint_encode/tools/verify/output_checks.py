@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import version_1
 from inpaint_encode.output.parquet import read_parquet
+from inpaint_encode.output.plan import split_chunk_name
 from inpaint_encode.output.plan_check import CheckedPlan, check_plan, find_extra_columns
 from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.schema import RECEIPT
@@ -64,7 +66,34 @@ def check_output(
             result.incomplete.remove(findings.chunk)
     result.problems += _receipts_problems(state, inventory, result)
     result.problems += _report_problems(state, result)
+    if not is_old:
+        _drop_planned_since(result, checked, state, inventory)
     return result, checked
+
+
+def _drop_planned_since(result: VerifyResult, checked: CheckedPlan, state: OutputState, inventory: Inventory) -> None:
+    """Drop problems of chunks that a running job has planned since the output was listed."""
+
+    @cache
+    def is_new(unit: int, revision: int) -> bool:
+        path = checked.log.marker_path(unit, revision)
+        if path in inventory.plan:
+            return False
+        try:
+            return bool(storage.stat(state.uri(path)))
+        except FileNotFoundError:
+            return False
+
+    found = result.findings | result.unplanned
+
+    def is_current(problem: Problem) -> bool:
+        if problem.check not in ("plan", "footer") or not problem.chunk:
+            return True
+        unit = split_chunk_name(problem.chunk)[0]
+        revision = (found[problem.chunk].revision if problem.chunk in found else None) or 0
+        return not (is_new(unit, 0) or is_new(unit, revision))
+
+    result.problems = [problem for problem in result.problems if is_current(problem)]
 
 
 def _add_plan(checked: CheckedPlan, state: OutputState, inventory: Inventory, result: VerifyResult) -> None:
@@ -115,7 +144,7 @@ def _receipts_problems(state: OutputState, inventory: Inventory, result: VerifyR
             (one["chunk"], one["revision"]): (uri, one["hash"], one["encoded"], dict(one["errors"])) for one in receipts
         }
         if lost := sorted({one["chunk"] for one in receipts} - result.chunks.keys()):
-            yield Problem("plan", uri, f"has {len(lost):,} chunks, the first {lost[0]}; each {_NOT_PLANNED}")
+            yield Problem("plan", uri, f"has {len(lost):,} chunks, the first {lost[0]}; each {_NOT_PLANNED}", lost[0])
     damaged = result.damaged
     for (chunk, revision), (uri, pairs_hash, encoded, errors) in sorted(last.items()):
         planned, found = result.chunks.get(chunk), result.findings.get(chunk)

@@ -123,7 +123,7 @@ class Repair:
         for chunk in sorted(self._rejects):
             state.check_lease()
             one = self._found[chunk]
-            state.accept_existing({"chunk": chunk, "revision": one.revision, "hash": one.hash, "part": ""})
+            state.accept_existing({"chunk": chunk, "revision": one.revision, "hash": one.hash})
         for file in sorted(self._files):
             state.check_lease()
             storage.delete(file)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,8 +10,11 @@ import pytest
 from inpaint_encode.errors import IncompleteOutput, JobFailed
 from inpaint_encode.output import plan, planner, rebuild
 from inpaint_encode.output.plan_log import MARKER
-from inpaint_encode.output.state import CHUNK_KEY
+from inpaint_encode.output.resume import metadata_of_job
+from inpaint_encode.output.state import CHUNK_KEY, OutputState
 from inpaint_encode.sources import pairs
+from inpaint_encode.tools.verify.chunk_checks import check_chunk
+from inpaint_encode.tools.verify.output_checks import check_output
 from tests.listed import ListedOutput
 
 NUMBERED, REJECTED, REVISED = 6, ["000/000010", "000/000019/1"], 17
@@ -291,6 +295,20 @@ def test_files_that_have_the_key_of_another_unit_are_kept_and_not_planned(listed
     assert {problem.check for problem in result.remaining} == {"plan"}
     assert any("unit 1 of the plan has its key" in problem.sentence for problem in result.remaining)
     assert not list((listed.output / "_plan").glob("*-000003.*.json"))
+
+
+def test_units_that_a_job_plans_while_the_output_is_listed_are_not_lost(listed):
+    listed.encode(commits=1)
+    job = json.loads((listed.output / "_job.json").read_text())
+    state, metadata = OutputState(str(listed.output), job["job"], ""), metadata_of_job(job)
+    plan_before = state.inventory().plan
+    listed.encode()
+    (listed.output / "_report.json").unlink()
+    inventory = replace(state.inventory(), plan=plan_before)
+    result, _ = check_output(
+        state, inventory, metadata, lambda chunks: (check_chunk(one, state, metadata) for one in chunks)
+    )
+    assert (result.problems, len(result.unplanned)) == ([], 6)
 
 
 def test_markers_of_every_unit_are_read(listed):
