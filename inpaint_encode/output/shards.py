@@ -1,6 +1,6 @@
 """Several runs that encode one output: which leases they hold, and which chunks each of them encodes.
 
-A run with ``--shard i/n`` encodes the units whose number modulo n is i. One of the runs plans, the others follow the log.
+A run with ``--shard i/n`` encodes the units whose number modulo n is i. One of the runs plans, the others follow it.
 When its own units are done, a run takes the units of other shards whose runs have ended or died. All this saves double
 work only: two runs that encode the same chunk commit it once.
 """
