@@ -213,32 +213,31 @@ def _check_parts(checked: CheckedPlan, state: OutputState, files: Mapping[str, i
     used = [(unit.number, part) for unit in log.units for part in log.used_parts(unit.number)]
     read = map_concurrently(lambda one: _read_part(state, files, log, *one), used)
     for unit, found in groupby(zip(used, read, strict=True), key=lambda one: one[0][0]):
-        tables = [log.schema.empty_table()]
-        for (_, part), (table, sentence) in found:
-            if table is None:
+        keys: list[pa.Array] = []
+        for (_, part), (chunks, sentence) in found:
+            keys += chunks
+            if sentence:
                 checked.lost_parts.add(state.uri(part.path))
                 checked.problems.append(PlanProblem(part.path, sentence))
-            else:
-                tables.append(table)
-        checked.keys.add(unit, pa.concat_tables(tables)["key"].drop_null())
+        checked.keys.add(unit, pa.chunked_array(keys, pa.string()))
 
 
 def _read_part(
     state: OutputState, files: Mapping[str, int], log: PlanLog, unit: int, part: Part
-) -> tuple[pa.Table | None, str]:
-    """Return the newest rows in a part; or None and what is wrong."""
+) -> tuple[list[pa.Array], str]:
+    """Return the keys of the newest rows in a part, or what is wrong with it."""
     blob = _read(state, part.path) if part.path in files else None
     if blob is None:
-        return None, "is missing"
+        return [], "is missing"
     if hashlib.sha256(blob.data).hexdigest() != part.sha256:
-        return None, "has other contents than its marker says"
+        return [], "has other contents than its marker says"
     try:
         table = read_parquet(state.uri(part.path), blob.data, log.schema)
     except JobFailed as error:
-        return None, f"cannot be read ({error.__cause__})"
+        return [], f"cannot be read ({error.__cause__})"
     table = table.filter(pc.is_in(table["chunk"], value_set=pa.array(log.newest(unit, part), pa.int32())))
     hashes = {one.number: one.hash for one in plan.summarize(table)}
     for number in log.newest(unit, part):
         if hashes.get(number) != log.chunks[name := plan.chunk_name(unit, number)].hash:
-            return None, f"has other pairs for chunk {name} than its marker says"
-    return table, ""
+            return [], f"has other pairs for chunk {name} than its marker says"
+    return table["key"].drop_null().chunks, ""
