@@ -177,15 +177,16 @@ class OutputState:
                 f"a worker of an earlier, killed run has just written outdated rows to {self.data_uri(work['chunk'])}; "
                 "run the same command again to replace them"
             )
-        self._check_hash(work["chunk"], found, work["revision"], work["hash"])
+        self._check_hash(work["chunk"], found, plan.PlannedChunk(work["revision"], work["hash"], "", 0))
         return self._align_rejects(work["chunk"], found)
 
-    def _check_hash(self, chunk: str, found: _ChunkFile, revision: int, planned: str) -> None:
+    def _check_hash(self, chunk: str, found: _ChunkFile, planned: plan.PlannedChunk) -> None:
         """Check that a data file has the pairs that are planned for its chunk."""
-        if found.revision > revision or (found.revision == revision and found.hash != planned):
+        newer = found.revision > planned.revision
+        if newer or (found.revision == planned.revision and not planned.has_hash(found.hash)):
             raise JobFailed(
                 f"{self.data_uri(chunk)} has other pairs than the plan has for this chunk, so a part of the plan was "
-                "lost or replaced; nothing was changed; restore _plan/, or use another --output"
+                "lost or replaced; nothing was changed; restore _plan/, or run `inpaint-encode verify --repair`"
             )
 
     def _align_rejects(self, chunk: str, found: _ChunkFile) -> ChunkResult:
@@ -248,12 +249,12 @@ class OutputState:
         for chunk in inventory.versions.keys() - planned.keys():
             raise JobFailed(
                 f"{self.data_uri(chunk)} belongs to a chunk that is not in the plan, so a part of the plan was lost; "
-                "nothing was changed; restore _plan/, or use another --output"
+                "nothing was changed; restore _plan/, or run `inpaint-encode verify --repair`"
             )
         results = self._results_of_receipts(inventory, planned)
         others = sorted(inventory.versions.keys() - results.keys())
         for chunk, found in zip(others, map_concurrently(self._read_footer, others), strict=True):
-            self._check_hash(chunk, found, planned[chunk].revision, planned[chunk].hash)
+            self._check_hash(chunk, found, planned[chunk])
             if found.revision == planned[chunk].revision:
                 results[chunk] = self._align_rejects(chunk, found)
         return results
@@ -269,7 +270,7 @@ class OutputState:
                 chunk = planned.get(row["chunk"])
                 if chunk is None or inventory.versions.get(row["chunk"]) != row["version"]:
                     continue
-                if (chunk.revision, chunk.hash) == (row["revision"], row["hash"]):
+                if chunk.revision == row["revision"] and chunk.has_hash(row["hash"]):
                     values = {name: row[name] for name in names}
                     results[row["chunk"]] = ChunkResult(**values, errors=dict(row["errors"]))
         return results

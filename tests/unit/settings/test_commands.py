@@ -3,7 +3,16 @@
 import pytest
 from pydantic import ValidationError
 
-from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+from inpaint_encode.settings import (
+    EncodeJob,
+    Output,
+    RowSettings,
+    RunOptions,
+    Source,
+    VaeSource,
+    VerifyOptions,
+    Workers,
+)
 
 SOURCE = Source(images="s3://in/images", masks="s3://in/masks")
 JOB = EncodeJob(source=SOURCE, vae=VaeSource(vae="some/vae"), output=Output(output="s3://out"))
@@ -77,3 +86,9 @@ def test_each_field_accepts_its_range_and_nothing_else(part, given, field, good,
     for value in bad:
         with pytest.raises(ValidationError, match=field.replace("_", "[-_]")):
             part(**given, **{field: value})
+
+
+def test_a_dry_run_needs_a_repair():
+    assert VerifyOptions(output="out", repair=True, dry_run=True).dry_run
+    with pytest.raises(ValidationError, match="--dry-run needs --repair; add it"):
+        VerifyOptions(output="out", dry_run=True)
