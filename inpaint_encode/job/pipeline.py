@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
@@ -19,9 +21,10 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, TooManyRejected, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
-from inpaint_encode.output.lease import Lease, acquire_lease
+from inpaint_encode.output.lease import Lease
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata, validate_sizes
+from inpaint_encode.output.shards import SharedRemaining, hold_output, lease_path
 from inpaint_encode.output.state import ChunkResult, OutputState
 from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob, label_selector
@@ -34,7 +37,7 @@ from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.registry import vae_metadata
 
 from .cluster import connect_ray, needed_resources, translate_ray_errors, vae_workers
-from .feed import WorkFeed, read_queue
+from .feed import WorkFeed, read_work
 from .metrics import JobMetrics
 from .progress import Display, Reminder, open_display
 from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
@@ -79,15 +82,8 @@ def build_pipeline(
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     schema = data_schema(metadata, plan_schema)
     make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
-    pipeline = (
-        ray.data.from_arrow(pa.table({"queue": [0]}))
-        .map_batches(
-            read_queue,
-            fn_kwargs={"queue": work},
-            num_cpus=0,
-            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-            **one_chunk,
-        )
+    return (
+        read_work(work)
         .map_batches(
             fetch_stage,
             fn_kwargs={
@@ -122,10 +118,6 @@ def build_pipeline(
             **one_chunk,
         )
     )
-    # Ray collects the rows of a generator into blocks of this size. With one byte, a chunk goes on as soon as it is
-    # planned. All other stages return one row.
-    pipeline.context.target_max_block_size = 1
-    return pipeline
 
 
 def run_job(
@@ -166,27 +158,44 @@ def run_job(
     backend = (backend_of or vae_backend)(job)
     metadata = row_metadata(job.rows, job.decoding, backend.vae)
     validate_sizes(metadata)
-    with acquire_lease(storage.join(output, "_lease.json"), display.say) as lease:
+    with hold_output(output, job.run, display.say) as lease:
         record = job_record(job, metadata, source.extra_columns)
-        state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
-        left = Remaining(state, inventory, job, source)
+        path = lease_path(job.run)
+        state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token, lease=path)
         display.say("reading the list of pairs" if job.source.pairs else "listing the images and the masks")
-        work = left.work()
-        first = next(work, None)
-        run = _Run(job, state, left, lease, display)
-        if first is not None:
-            display.say("waiting for Ray")
-            with connect_ray(job.run.address), WorkFeed(first, work) as feed:
-                run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
-        state.finish(run.chunks, left.unused_parts())
-        return _report(run, left, source, {"job": state.job, **record}, job)
+        stopped = threading.Event()
+        if job.run.shard:
+            left: Remaining = SharedRemaining(state, inventory, job, source, display.say, stopped)
+        else:
+            left = Remaining(state, inventory, job, source)
+        with closing(left):
+            work = left.work()
+            first = next(work, None)
+            run = _Run(job, state, left, lease, display)
+            if first is not None:
+                display.say("waiting for Ray")
+                with connect_ray(job.run.address), WorkFeed(first, work, stopped) as feed:
+                    run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
+            state.finish(run.chunks, left.unused_parts())
+            return _report(run, left, source, {"job": state.job, **record}, job)
 
 
 def _report(run: _Run, left: Remaining, source: PairSource, about: dict[str, Any], job: EncodeJob) -> dict[str, Any]:
     """Write the report of a finished run and return it."""
-    left.state.check_lease()
-    uri, planned, left_out = left.state.uri("_report.json"), left.planned(), left.left_out(source.left_out)
-    report = write_report(uri, about, planned, left_out, run.totals, run.stats, limit=job.run.limit)
+    state, whole = left.state, run.totals
+    state.check_lease()
+    if job.run.shard:  # other runs have written receipts too
+        whole = RunStats.of(state.committed_chunks(state.inventory(), left.log.chunks).values())
+    report = write_report(
+        state.uri("_report.json"),
+        about,
+        left.planned(),
+        left.left_out(source.left_out),
+        whole,
+        run.stats,
+        limit=job.run.limit,
+        partial=bool(job.run.limit or job.run.shard),
+    )
     run.check_rejected(finished=True)
     return report
 

@@ -136,6 +136,21 @@ class PlanLog:
                     raise _damaged(state.uri(part.path), "is missing or cut")
         return log
 
+    def read_on(self) -> Iterator[list[str]]:
+        """Read the units that other runs have planned since, and yield the names of each one's chunks.
+
+        Raises:
+            JobFailed: a marker is damaged, or belongs to another plan.
+        """
+        while True:
+            path = self._marker_path(len(self.units), 0)
+            try:
+                data = self._state.read(path)
+            except FileNotFoundError:
+                return
+            unit = self._add(parse_marker(self._state.uri(path), data), data)
+            yield self.names(unit.number)
+
     def _add(self, marker: Marker, data: bytes) -> Unit:
         """Add the next marker of the log, after it was written or when it is read."""
         uri = self._state.uri(self._marker_path(marker.unit, marker.revision))

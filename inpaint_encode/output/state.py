@@ -89,6 +89,8 @@ class OutputState:
     token: str
     replaces: tuple[str, ...] = ()
     """Overwritten jobs; their late workers may still write."""
+    lease: str = "_lease.json"
+    """The lease of this run, relative to the output."""
 
     def uri(self, *parts: str) -> str:
         """Return the URI of a path in the output."""
@@ -112,7 +114,7 @@ class OutputState:
         Raises:
             JobFailed: another run has taken it.
         """
-        check_lease_token(f"{self.output}/_lease.json", self.token)
+        check_lease_token(self.uri(self.lease), self.token)
 
     def commit(
         self,

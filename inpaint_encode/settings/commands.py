@@ -79,6 +79,12 @@ class EncodeJob(_Pairs):
     workers: Workers = Workers()
     run: RunOptions = RunOptions()
 
+    @model_validator(mode="after")
+    def _validate_overwrite(self) -> Self:
+        if self.run.shard and self.output.overwrite:
+            raise ValueError("--overwrite cannot be combined with --shard; run it once without --shard")
+        return self
+
 
 @section("Verification", 1)
 class VerifyOptions(Frozen):
