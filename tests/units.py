@@ -100,7 +100,10 @@ class UnitOutput:
         sides = self.sides or tuple(rng.integers(1, 5, 2).tolist())
         scale, dtype = self.metadata.vae.vae_scale_factor, self.metadata.samples_dtype
         values = rng.standard_normal((3, self.metadata.vae.latent_channels, *sides)).astype(dtype)
-        mask = rng.integers(0, 2, [side * scale for side in sides], np.uint8)
+        height, width = (side * scale for side in sides)
+        top, left = (int(rng.integers(0, size)) for size in (height, width))
+        mask = np.zeros((height, width), np.uint8)
+        mask[top : top + height // 2, left : left + width // 2] = 1
         tensors = {"original_samples": values[1], "latent_mask": values[2, :1]}
         return encoded_pair(key, values[0], mask, border=3, image_uri=f"s3://in/{key}.jpg", mask_uri="m", **tensors)
 

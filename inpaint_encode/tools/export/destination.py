@@ -111,7 +111,7 @@ class Destination:
                 # They would be overwritten, or removed later as files of this export.
                 raise UsageError(
                     f"--output {self.uri} contains {pluralize(len(others), 'file')} ending in "
-                    f"{' or '.join(SUFFIXES[export['to']])} that export did not write, for example {min(others)}; "
+                    f"{' or '.join(_SUFFIXES[export['to']])} that export did not write, for example {min(others)}; "
                     "choose another folder"
                 )
             self.write(_EXPORT, json.dumps(export, indent=2).encode())
