@@ -292,7 +292,7 @@ class OutputState:
             storage.write(self.uri(path), parquet_bytes(pa.Table.from_pylist(rows, RECEIPT)))
 
     def committed_chunks(
-        self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk]
+        self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk], *, read_only: bool = False
     ) -> dict[str, ChunkResult]:
         """Return the results of the chunks that are committed at their newest revision.
 
@@ -302,6 +302,7 @@ class OutputState:
         Args:
             inventory: the files of the output.
             planned: every chunk of the plan.
+            read_only: do not write rejects files; then some results have no version of them.
 
         Raises:
             JobFailed: a data file has pairs that are not planned for it.
@@ -317,7 +318,10 @@ class OutputState:
         for chunk, found in zip(others, map_concurrently(self._read_footer, others), strict=True):
             self._check_hash(chunk, found, planned[chunk])
             if found.revision == planned[chunk].revision:
-                results[chunk] = self._align_rejects(chunk, found)
+                if read_only:
+                    results[chunk] = _chunk_result(found.rows, found.rejects, found.size, found.version, "")
+                else:
+                    results[chunk] = self._align_rejects(chunk, found)
         return results
 
     def _results_of_index(
