@@ -157,6 +157,27 @@ def test_the_whole_plan_is_lost(whole, verify):
     assert whole.data_files() == before
 
 
+@pytest.mark.parametrize("commits", [3, 5, 1_000])
+def test_the_plan_of_two_prefixes_is_lost(listed, tmp_path, verify, commits):
+    """Rows have the versions that were listed, so no pair counts as changed but the rejected ones."""
+    for number in range(24):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / "000").mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / "000" / f"{number:06}.png").write_bytes(b"x" * (number + 1))
+    listed.source = {"images": str(tmp_path / "images"), "masks": str(tmp_path / "masks")}
+    listed.encode(commits=commits)
+    before = listed.data_files()
+    for path in (listed.output / "_plan").iterdir():
+        path.unlink()
+    assert verify(listed.output, repair=True).remaining == []
+    report = listed.encode()
+    assert listed.keys() == [f"000/{number:06}" for number in range(24)]
+    assert (report["pairs"], report["rejected"]) == (24, 1)
+    assert report["changed_pairs"] == sum(b"000/000010" in data for _, data in before.values())
+    assert before.items() <= listed.data_files().items()
+    verify(listed.output).check_complete()
+
+
 @pytest.mark.parametrize("lost", [r"\.0\.json", r"\.0-.*\.parquet", r"\.(json|parquet)"])
 @pytest.mark.parametrize("commits", [1, 4, 5, 8])
 def test_a_killed_run_s_plan_is_lost(listed, verify, lost, commits):
