@@ -57,13 +57,13 @@ class ListedOutput:
             chunks = dict(left.done)
             for table in left.work():
                 for work in table.to_pylist():
+                    if len(self.encoded) == commits:
+                        return {}
                     chunks[work["chunk"]] = result = self._commit(state, work, metadata)
                     values = {name: getattr(result, name) for name in result.__slots__}
                     values |= {"errors": list(result.errors.items()), "counters": [], "fatal": None}
                     receipts.append({name: ({**work, **values})[name] for name in RECEIPT.names})
                     self.encoded.append(work["chunk"])
-                    if len(self.encoded) == commits:
-                        return {}
             if receipts:
                 state.write_receipts(f"2026-{lease.token[:4]}", 0, receipts)
             state.finish(chunks, left.unused_parts())
