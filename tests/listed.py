@@ -1,4 +1,4 @@
-"""An output of a list of pairs: the product plans and commits it, and only the rows are not encoded but random."""
+"""An output of a source of pairs: the product plans and commits it, and only the rows are not encoded but random."""
 
 import json
 import zlib
@@ -26,7 +26,7 @@ Line = dict[str, Any]
 
 
 class ListedOutput:
-    """An output and its list of pairs.
+    """An output and its list of pairs, or its two prefixes.
 
     Args:
         folder: for both.
@@ -38,6 +38,7 @@ class ListedOutput:
     def __init__(self, folder: Path, make_job: Any, chunk_rows: int = 3, rejected: Collection[str] = ()) -> None:
         self.output, self.list = folder / "out", folder / "pairs.jsonl"
         self._make_job, self._chunk_rows, self._rejected = make_job, chunk_rows, rejected
+        self.source: Line = {"images": "", "masks": "", "pairs": str(self.list)}
         self.encoded: list[str] = []
         """Names of the chunks that the last `encode` has committed."""
 
@@ -47,7 +48,7 @@ class ListedOutput:
     def encode(self, commits: int = 1_000, **options: Any) -> dict[str, Any]:
         """Run the job; stop without an end after so many commits, as if it was killed."""
         output = str(self.output)
-        job = self._make_job("", "", output, pairs=str(self.list), chunk_rows=self._chunk_rows, **options)
+        job = self._make_job(output=output, chunk_rows=self._chunk_rows, **self.source, **options)
         metadata, source = job_metadata(job.rows, job.decoding, VAE), open_source(job.source)
         record, self.encoded, receipts = job_record(job, metadata, source.extra_columns), [], []
         with acquire_lease(f"{output}/_lease.json", print) as lease:
@@ -56,13 +57,13 @@ class ListedOutput:
             chunks = dict(left.done)
             for table in left.work():
                 for work in table.to_pylist():
+                    if len(self.encoded) == commits:
+                        return {}
                     chunks[work["chunk"]] = result = self._commit(state, work, metadata)
                     values = {name: getattr(result, name) for name in result.__slots__}
                     values |= {"errors": list(result.errors.items()), "counters": [], "fatal": None}
                     receipts.append({name: ({**work, **values})[name] for name in RECEIPT.names})
                     self.encoded.append(work["chunk"])
-                    if len(self.encoded) == commits:
-                        return {}
             if receipts:
                 state.write_receipts(f"2026-{lease.token[:4]}", 0, receipts)
             state.finish(chunks, left.unused_parts())
@@ -103,10 +104,10 @@ class ListedOutput:
 
 
 def random_row(pair: Pair) -> Any:
-    """Return a row whose size and values depend on the key; a reader finds other versions than the list has."""
+    """Return a row whose size and values depend on the key; a reader finds versions where the source has none."""
     rng = np.random.default_rng(zlib.crc32(pair.key.encode()))
     height, width = rng.integers(2, 9, 2).tolist()
     samples = rng.normal(size=(4, height, width)).astype(np.float32)
     mask = rng.integers(0, 2, (8 * height, 8 * width), np.uint8)
-    found = pair._replace(image_version="5-1", mask_version="6-1")
-    return encoded_pair(pair.key, samples, mask, pair=found)
+    versions = {"image_version": pair.image_version or "5-1", "mask_version": pair.mask_version or "6-1"}
+    return encoded_pair(pair.key, samples, mask, pair=pair._replace(**versions))

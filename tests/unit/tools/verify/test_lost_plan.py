@@ -157,6 +157,58 @@ def test_the_whole_plan_is_lost(whole, verify):
     assert whole.data_files() == before
 
 
+@pytest.mark.parametrize("options", [{"refresh": True}, {"retry_rejected": True}])
+@pytest.mark.parametrize("lost", ["*", "*.parquet", "*-000001.*"])
+def test_a_rebuilt_plan_is_refreshed_and_retried(whole, verify, lost, options):
+    for path in (whole.output / "_plan").glob(lost):
+        path.unlink()
+    verify(whole.output, repair=True)
+    check_exact(whole, verify)
+    whole.encode(**options)
+    check_exact(whole, verify)
+
+
+def test_a_refresh_whose_chunk_is_not_encoded_is_lost(listed, verify):
+    """The row of the old caption is kept, and the next refresh encodes it again."""
+    listed.encode()
+    lines = [*LINES]
+    lines[REVISED] = line(REVISED, caption="it has changed")
+    listed.write_list(lines)
+    listed.encode(refresh=True, commits=0)
+    before = listed.data_files()
+    for path in (listed.output / "_plan").glob("*-000002.1-*"):
+        path.unlink()
+    with pytest.raises(JobFailed, match="the plan of this output is damaged"):
+        listed.encode()
+    verify(listed.output, repair=True)
+    assert check_exact(listed, verify)["changed_pairs"] == 1
+    assert listed.data_files() == before
+    listed.encode(refresh=True)
+    assert listed.encoded == ["000002-00000"]
+    check_exact(listed, verify)
+
+
+@pytest.mark.parametrize("commits", [3, 5, 1_000])
+def test_the_plan_of_two_prefixes_is_lost(listed, tmp_path, verify, commits):
+    """Rows have the versions that were listed, so no pair counts as changed but the rejected ones."""
+    for number in range(24):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / "000").mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / "000" / f"{number:06}.png").write_bytes(b"x" * (number + 1))
+    listed.source = {"images": str(tmp_path / "images"), "masks": str(tmp_path / "masks")}
+    listed.encode(commits=commits)
+    before = listed.data_files()
+    for path in (listed.output / "_plan").iterdir():
+        path.unlink()
+    assert verify(listed.output, repair=True).remaining == []
+    report = listed.encode()
+    assert listed.keys() == [f"000/{number:06}" for number in range(24)]
+    assert (report["pairs"], report["rejected"]) == (24, 1)
+    assert report["changed_pairs"] == sum(b"000/000010" in data for _, data in before.values())
+    assert before.items() <= listed.data_files().items()
+    verify(listed.output).check_complete()
+
+
 @pytest.mark.parametrize("lost", [r"\.0\.json", r"\.0-.*\.parquet", r"\.(json|parquet)"])
 @pytest.mark.parametrize("commits", [1, 4, 5, 8])
 def test_a_killed_run_s_plan_is_lost(listed, verify, lost, commits):
