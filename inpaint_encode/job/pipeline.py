@@ -28,6 +28,7 @@ from inpaint_encode.output.state import ChunkResult, OutputState
 from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob, label_selector
 from inpaint_encode.sources import open_source
+from inpaint_encode.sources.pairs import PairSource
 from inpaint_encode.stores import storage
 from inpaint_encode.vae.encode import warm_up
 from inpaint_encode.vae.latents import check_supported
@@ -175,20 +176,7 @@ def run_job(
                 display.say("waiting for Ray")
                 with connect_ray(job.run.address), WorkFeed(first, work, stopped) as feed:
                     run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
-            whole = RunStats.of(left.finish(run.chunks, display.say).values())
-            state.check_lease()
-            report = write_report(
-                state.uri("_report.json"),
-                {"job": state.job, **record},
-                left.planned(),
-                left.left_out(source.left_out),
-                whole,
-                run.stats,
-                limit=job.run.limit,
-                partial=bool(job.run.limit or job.run.shard),
-            )
-            run.check_rejected(finished=True)
-            return report
+            return run.finish(left, source, {"job": state.job, **record})
 
 
 def vae_backend(job: EncodeJob) -> Backend:
@@ -236,6 +224,22 @@ class _Run:
         finally:
             self._write_receipts()
         self._check_masks()
+
+    def finish(self, left: Remaining, source: PairSource, about: dict[str, Any]) -> dict[str, Any]:
+        """Complete the output, write the report and return it.
+
+        Args:
+            left: what the run has encoded.
+            source: has been read.
+            about: the job, for the report.
+        """
+        whole = RunStats.of(left.finish(self.chunks, self._display.say).values())
+        self._state.check_lease()
+        limit, partial = self._options.limit, bool(self._options.limit or self._options.shard)
+        uri, left_out = self._state.uri("_report.json"), left.left_out(source.left_out)
+        report = write_report(uri, about, left.planned(), left_out, whole, self.stats, limit=limit, partial=partial)
+        self.check_rejected(finished=True)
+        return report
 
     def check_rejected(self, *, finished: bool) -> None:
         """Raise `TooManyRejected` if the whole output has more rejects than ``--max-rejected`` allows."""

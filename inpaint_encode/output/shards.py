@@ -89,7 +89,7 @@ class SharedRemaining(Remaining):
         whole = self.state.committed_chunks(self.state.inventory(), self.log.chunks)
         if others := sorted({plan.split_chunk_name(name)[0] for name in self.log.chunks.keys() - whole.keys()}):
             self._on_status(
-                f"{len(others):,} of {len(self.log.units):,} units are left to other runs, the first is unit {others[0]}"
+                f"{len(others):,} of {len(self.log.units):,} units are left to other runs, first unit {others[0]}"
             )
         return whole
 

@@ -34,7 +34,7 @@ def output(request, tmp_path):
 
 def check_rows(output: str, expected: list[str]) -> None:
     """Check that all rows are read, and each by its number and its key."""
-    dataset = pickle.loads(pickle.dumps(open_latents(output)))  # noqa: S301 - of this process
+    dataset = pickle.loads(pickle.dumps(open_latents(output)))
     assert keys(dataset) == list(dataset.keys()) == expected
     for number, key in enumerate(expected):
         assert dataset[key]["key"] == dataset[number]["key"] == key
