@@ -72,8 +72,7 @@ class ListedOutput:
             return write_report(f"{output}/_report.json", record, left.planned(), left_out, *stats)
 
     def _commit(self, state: Any, work: Line, metadata: Any) -> Any:
-        pairs = plan.read_chunk(work["part"], work["chunk"])
-        plan.check_hash(work["part"], work["chunk"], pairs, work["hash"])
+        pairs = plan.read_chunk(work["part"], work["chunk"], work["hash"])
         pairs = pairs.filter(pairs["encode"]) if work["keep"] else pairs
         kind = pairs.schema.field(EXTRA_COLUMNS).type if EXTRA_COLUMNS in pairs.column_names else None
         rows, extra, rejects = [], [], []

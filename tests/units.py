@@ -81,7 +81,7 @@ class UnitOutput:
             planned = self.log.chunks[name]
             work = {"chunk": name, "revision": planned.revision, "hash": planned.hash, "part": planned.part}
             work["keep"] = planned.revision > 0
-            pairs = [pair for pair in plan.read_chunk(planned.part, name).to_pylist() if pair["encode"]]
+            pairs = [pair for pair in plan.read_chunk(planned.part, name, planned.hash).to_pylist() if pair["encode"]]
             rows = [self._row(pair["key"], seed) for pair in pairs]
             kept = [row for row in rows if row.pair.key not in rejected]
             rejects = [Reject(row.pair, "image.truncated", "cut") for row in rows if row.pair.key in rejected]

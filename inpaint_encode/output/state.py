@@ -196,7 +196,7 @@ class OutputState:
             before = _parse_footer(self.data_uri(chunk), pa.BufferReader(blob.data), len(blob.data), blob.version)
             if before.revision >= work["revision"]:
                 return self.accept_existing(work)
-            pairs = plan.read_chunk(work["part"], chunk)
+            pairs = plan.read_chunk(work["part"], chunk, work["hash"])
             kept = pairs.filter(pc.invert(pairs["encode"]))["key"].combine_chunks()
             rows_before = read_data(blob.data, schema)
             data = chain(data, row_groups(rows_before.filter(pc.is_in(rows_before["key"], kept)), schema))
