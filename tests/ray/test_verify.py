@@ -12,6 +12,7 @@ from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Display
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.settings import ExportOptions, VerifyOptions
+from inpaint_encode.stores import storage
 from inpaint_encode.tools.export.pipeline import export_output
 from inpaint_encode.tools.verify import pipeline
 from inpaint_encode.tools.verify.pipeline import verify_output
@@ -31,7 +32,7 @@ from tests.damage import (
     with_first,
     wrong_receipts,
 )
-from tests.outputs import rejects_of, rows_of, whole_output
+from tests.outputs import files_of, rejects_of, rows_of, whole_output
 
 CHUNKS = 8
 
@@ -127,6 +128,12 @@ def test_an_output_in_a_bucket_is_repaired(output, s3):
     assert [problem.check for problem in verify_output(options, print).problems] == ["file", "orphan"]
     after = verify_output(options, print)
     assert (after.problems, after.incomplete) == ([], chunks(2))
+    (marker,) = (path for path in files_of(uri) if re.fullmatch(r"_plan/.*\.json", path))
+    storage.write(f"{uri}/{marker}", storage.read(f"{uri}/{marker}").data[:-100])
+    repaired = verify_output(options, print)
+    assert f"{uri}/{marker}" in {problem.file for problem in repaired.problems}
+    assert (repaired.remaining, repaired.incomplete) == ([], chunks(2))
+    assert verify_output(options, print).problems == []
 
 
 @pytest.mark.parametrize("lost", ["*.json", "*.parquet", "*"])

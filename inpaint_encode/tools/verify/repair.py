@@ -80,14 +80,13 @@ class Repair:
 
         The rows of a file that cannot be read are None.
         """
-        paths = self._inventory.receipts
+        paths, names = self._inventory.receipts, pa.array(sorted(set(known) - set(chunks)), pa.string())
         for path, data in zip(paths, map_concurrently(self._state.read, paths), strict=True):
             try:
                 table = read_parquet(self._state.uri(path), data, RECEIPT)
             except JobFailed:
                 yield path, None
                 continue
-            names = pa.array(sorted(set(known) - set(chunks)), pa.string())
             kept = table.filter(pc.is_in(table["chunk"], value_set=names))
             if kept.num_rows < table.num_rows:
                 yield path, kept
