@@ -199,6 +199,22 @@ class TestRefresh:
         again = run_of(LINES).plan()
         assert sorted(again.keys()) == sorted([*keys_of(LINES), "new"])
 
+    def test_a_line_and_its_repetition_that_change_alike_are_one_changed_pair(self, run_of, small_units):
+        run_of([*LINES, LINES[2]]).plan()
+        changed = {**LINES[2], "caption": "changed"}
+        lines = [*LINES[:2], changed, *LINES[3:], changed]
+        for options in ({}, {"refresh": True}):
+            run = run_of(lines, **options).plan()
+            assert len(run.keys()) == 23
+            assert [row["error"] for row in run.pairs() if row["error"]] == []
+            assert run.planner.changed == 1
+
+    def test_a_rejected_pair_does_not_vanish(self, run_of, small_units):
+        lines = [*LINES, {**LINES[2], "caption": "another"}, {**LINES[2], "caption": "a third"}]
+        before = sorted(run_of(lines).plan().keys())
+        run = run_of([*lines, line("new")], refresh=True, drop_vanished=True).plan()
+        assert sorted(run.keys()) == sorted([*before, "new"])
+
 
 class TestTwoPlanners:
     """Nothing rests on a lease: whoever writes a unit's marker has planned it."""
