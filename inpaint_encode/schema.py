@@ -92,23 +92,55 @@ REJECTS = pa.schema(
 )
 """A pair that did not become a row, with the stable name of the error and a message."""
 
+_RESULT = [
+    pa.field("revision", pa.int32()),
+    pa.field("hash", pa.string()),
+    pa.field("encoded", pa.int64()),
+    pa.field("rejected", pa.int64()),
+    pa.field("errors", pa.map_(pa.string(), pa.int64())),
+    pa.field("data_bytes", pa.int64()),
+    pa.field("version", pa.string()),
+    pa.field("rejects_version", pa.string()),
+    pa.field("group_rows", pa.list_(pa.int32())),
+    pa.field("group_bytes", pa.list_(pa.int64())),
+    pa.field("footer_bytes", pa.int32()),
+]
+
 RECEIPT = pa.schema(
     [
         ("chunk", pa.string()),
-        ("revision", pa.int32()),
-        ("hash", pa.string()),
-        ("encoded", pa.int64()),
-        ("rejected", pa.int64()),
-        ("errors", pa.map_(pa.string(), pa.int64())),
-        ("data_bytes", pa.int64()),
-        ("version", pa.string()),
-        ("rejects_version", pa.string()),
+        *_RESULT,
+        ("key_hashes", pa.binary()),
         ("counters", pa.map_(pa.string(), pa.float64())),
         ("fatal", pa.string()),
     ]
 )
-"""The result of a chunk: counts, file versions, and ``counters`` (seconds by stage, retries, ...). ``fatal`` is a
-message if the chunk could not be committed; it ends the job."""
+"""The result of a chunk: counts, file versions, row groups, and ``counters`` (seconds by stage, retries, ...).
+``fatal`` is a message if the chunk could not be committed; it ends the job.
+
+``group_rows`` and ``group_bytes`` have one element per row group of the data file. The first row group begins at byte
+4, each other one where the one before it ends, and the last one is followed by the footer of ``footer_bytes``.
+``key_hashes`` are the hashes of the rows' keys in file order, 8 bytes each, see `inpaint_encode.output.known_keys`. All
+of these are null if the chunk had been committed before."""
+
+UNIT_INDEX = pa.schema([("chunk", pa.int32()), *_RESULT])
+"""The index of a unit: one row for each committed chunk, sorted by number; the other columns are those of `RECEIPT`."""
+
+FILE_INDEX = pa.schema(
+    [
+        ("unit", pa.int32()),
+        ("chunk", pa.int32()),
+        ("data_bytes", pa.int64()),
+        ("version", pa.string()),
+        ("footer_bytes", pa.int32()),
+        ("group_rows", pa.list_(pa.int32())),
+    ]
+)
+"""The index of a finished output: one row for each data file, in the order of their names."""
+
+KEY_INDEX = pa.schema([("hash", pa.uint64()), ("file", pa.uint32()), ("group", pa.uint16())])
+"""Where keys are, sorted by hash: the number of the file's row in the unit's or the output's index, and the number of
+the row group in the file. Different keys may have one hash."""
 
 
 COLUMNS = frozenset(

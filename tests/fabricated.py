@@ -130,11 +130,9 @@ class JobOutput:
 
     def keep_receipts(self):
         """Write the receipts of the chunks since the last call, as a run does every 30 s."""
-        receipts = []
-        for work, one in self.committed[self.kept :]:
-            rest = {"errors": list(one.errors.items()), "counters": [], "fatal": None}
-            counts = {name: getattr(one, name) for name in ("encoded", "rejected", "data_bytes", "version")}
-            receipts.append({**work, **counts, "rejects_version": one.rejects_version, **rest})
+        receipts = [
+            {**work, **one.to_receipt(), "counters": [], "fatal": None} for work, one in self.committed[self.kept :]
+        ]
         self.state.write_receipts("1", self.kept, [{k: r[k] for k in RECEIPT.names} for r in receipts])
         self.kept = len(self.committed)
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -173,31 +172,11 @@ def run_job(
             first = next(work, None)
             run = _Run(job, state, left, lease, display)
             if first is not None:
+                left.index.remove_note()
                 display.say("waiting for Ray")
                 with connect_ray(job.run.address), WorkFeed(first, work, stopped) as feed:
                     run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
-            state.finish(run.chunks, left.unused_parts())
-            return _report(run, left, source, {"job": state.job, **record}, job)
-
-
-def _report(run: _Run, left: Remaining, source: PairSource, about: dict[str, Any], job: EncodeJob) -> dict[str, Any]:
-    """Write the report of a finished run and return it."""
-    state, whole = left.state, run.totals
-    state.check_lease()
-    if job.run.shard:  # other runs have written receipts too
-        whole = RunStats.of(state.committed_chunks(state.inventory(), left.log.chunks).values())
-    report = write_report(
-        state.uri("_report.json"),
-        about,
-        left.planned(),
-        left.left_out(source.left_out),
-        whole,
-        run.stats,
-        limit=job.run.limit,
-        partial=bool(job.run.limit or job.run.shard),
-    )
-    run.check_rejected(finished=True)
-    return report
+            return run.finish(left, source, {"job": state.job, **record})
 
 
 def vae_backend(job: EncodeJob) -> Backend:
@@ -222,7 +201,7 @@ class _Run:
         self._unwritten: list[dict[str, Any]] = []
         self._receipt_files, self._written_at = 0, time.monotonic()
         self._rate_from: tuple[float, int] | None = None
-        self._log = left.log
+        self._log, self._index = left.log, left.index
         self._masks_checked = False
         display.start(self._log.pairs, self.totals.decided)
 
@@ -246,6 +225,22 @@ class _Run:
             self._write_receipts()
         self._check_masks()
 
+    def finish(self, left: Remaining, source: PairSource, about: dict[str, Any]) -> dict[str, Any]:
+        """Complete the output, write the report and return it.
+
+        Args:
+            left: what the run has encoded.
+            source: has been read.
+            about: the job, for the report.
+        """
+        whole = RunStats.of(left.finish(self.chunks, self._display.say).values())
+        self._state.check_lease()
+        limit, partial = self._options.limit, bool(self._options.limit or self._options.shard)
+        uri, left_out = self._state.uri("_report.json"), left.left_out(source.left_out)
+        report = write_report(uri, about, left.planned(), left_out, whole, self.stats, limit=limit, partial=partial)
+        self.check_rejected(finished=True)
+        return report
+
     def check_rejected(self, *, finished: bool) -> None:
         """Raise `TooManyRejected` if the whole output has more rejects than ``--max-rejected`` allows."""
         rejected, decided = self.totals.rejected, self.totals.decided
@@ -264,14 +259,14 @@ class _Run:
                 f"another run has taken over this output (see {self._lease.uri}); this run stops; its finished "
                 "chunks are kept"
             )
-        values = {one.name: receipt[one.name] for one in fields(ChunkResult)}
-        result = ChunkResult(**values | {"errors": dict(receipt["errors"])})
+        result = ChunkResult.from_receipt(receipt)
         self.chunks[receipt["chunk"]] = result
         self.totals.add(result)
         self.stats.add(result, receipt["counters"])
         metrics.add(result.encoded, result.errors, dict(receipt["counters"]))
         self._display.update(self.totals.decided, self._log.pairs, self.totals.rejected, self._rate())
         self._unwritten.append(receipt)
+        self._index.add(receipt, self.chunks)
         if self.stats.encoded >= MASK_CHECK_AFTER:
             self._check_masks()
         if time.monotonic() - self._written_at > FLUSH_S:

@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -35,7 +34,7 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.errors import EncodeError, JobFailed
 from inpaint_encode.output import plan
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
-from inpaint_encode.output.state import OutputState
+from inpaint_encode.output.state import ChunkResult, OutputState
 from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, PAIRS, RECEIPT, REJECTS, WORK
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
@@ -151,13 +150,13 @@ def commit_stage(row: pa.Table, *, state: OutputState, make_schema: Callable[[],
     """Write a chunk's rows and rejects into the output; return its receipt (`inpaint_encode.schema.RECEIPT`)."""
     work, before, fatal, (rows, rejects) = unpack_chunk(row, "rows", "rejects")
     schema, counters, retries = make_schema(), Counters(float, before), storage.retry_count()
-    receipt: dict[str, Any] = dict.fromkeys(RECEIPT.names, 0) | {"errors": [], "version": "", "rejects_version": ""}
+    receipt: dict[str, Any] = ChunkResult(0, 0, {}, 0, version="", rejects_version="").to_receipt()
     receipt |= {"chunk": work["chunk"], "revision": work["revision"], "hash": work["hash"], "fatal": fatal}
     if fatal is None:
         try:
             with counters.timed("write"):
                 committed = state.commit(work, row_groups(rows, schema), schema, rejects.cast(REJECTS))
-            receipt |= {**asdict(committed), "errors": list(committed.errors.items())}
+            receipt |= committed.to_receipt()
             for name, count in mask_coverage.coverage_counters(rows["mask_coverage"].to_numpy()):
                 counters[name] += count
             for reject in rejects.select(["key", "error", "message"]).to_pylist():

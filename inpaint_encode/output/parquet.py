@@ -93,8 +93,5 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 
 def _damaged(uri: str, error: Exception) -> str:
-    if "/_plan/" in uri:
-        remedy = "start again with another --output or with --overwrite"
-    else:
-        remedy = "`inpaint-encode verify OUTPUT --repair` removes it"
-    return f"{uri} is damaged ({str(error).strip()}); {remedy}"
+    remedy = "rebuilds" if "/_plan/" in uri else "removes"
+    return f"{uri} is damaged ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` {remedy} it"

@@ -40,6 +40,12 @@ class PlannedChunk(NamedTuple):
     part: str
     """URI of its part."""
     pairs: int
+    footer_hash: str = ""
+    """See `plan_log.MarkedChunk`."""
+
+    def has_hash(self, found: str) -> bool:
+        """Return whether a data file with this hash in its footer has the planned pairs."""
+        return found in (self.hash, self.footer_hash or self.hash)
 
 
 class ChunkSummary(NamedTuple):

@@ -7,7 +7,7 @@ import platform
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +26,8 @@ from inpaint_encode.sources.pairs import LeftOut, PairSource
 from inpaint_encode.stores import storage
 
 from . import plan
+from .index import IndexWriter
+from .index_files import NOTE
 from .plan_log import PlanLog
 from .planner import Planner
 from .state import ChunkResult, Inventory, OutputState
@@ -147,7 +149,7 @@ def open_output(
             storage.write(uri, json.dumps(whole, indent=2).encode(), expect=version)
         except storage.Conflict:  # another run has begun the output
             return open_output(output, record, overwrite=False, token=token, lease=lease)
-        storage.delete(state.uri("_report.json"))
+        state.delete(["_report.json", NOTE])
     state.check_lease()
     state.delete(inventory.replaced_files)
     return state, inventory
@@ -214,6 +216,7 @@ class Remaining:
         self.planner = self.new_planner(job, source)
         self.state, self._inventory, self._run = state, inventory, job.run
         self._old_plan = set(inventory.plan)
+        self.index = IndexWriter(state, self.log, inventory.receipts)
 
     def new_planner(self, job: EncodeJob, source: PairSource) -> Planner:
         """Begin to plan the source from the units that the log has now."""
@@ -297,6 +300,34 @@ class Remaining:
             ignored_files=found.ignored_files + ignored,
         )
 
-    def unused_parts(self) -> list[str]:
-        """Return the parts of the plan that no marker names and none will."""
-        return self.log.unused_parts(self._old_plan)
+    def finish(
+        self, results: Mapping[str, ChunkResult], on_warning: Callable[[str], None]
+    ) -> Mapping[str, ChunkResult]:
+        """Complete the output, and return the results of all its committed chunks.
+
+        See `OutputState.finish` and `IndexWriter.complete`.
+
+        Args:
+            results: of the chunks that were committed before and by this run.
+            on_warning: called with a sentence if the index cannot be written.
+
+        Raises:
+            JobFailed: another run has taken the lease, or a committed chunk's file is gone.
+            OSError: the store fails.
+        """
+        inventory = self.state.finish(results, self.log.unused_parts(self._old_plan))
+        whole = self._whole(results)
+        try:
+            if self._is_last(whole):
+                self.index.complete(whole, inventory)
+        except OSError as error:
+            on_warning(f"warning: the index cannot be written ({error}); readers list the output instead")
+        return whole
+
+    def _whole(self, results: Mapping[str, ChunkResult]) -> Mapping[str, ChunkResult]:
+        """Return the results of all committed chunks."""
+        return results
+
+    def _is_last(self, whole: Mapping[str, ChunkResult]) -> bool:
+        """Whether no other run will add to these results."""
+        return True

@@ -8,7 +8,7 @@ work only: two runs that encode the same chunk commit it once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from inpaint_encode.settings import EncodeJob, RunOptions
@@ -19,7 +19,7 @@ from . import plan
 from .lease import Lease, LeaseCandidate, acquire_lease, check_no_lease
 from .plan_log import PlanTaken
 from .resume import Remaining
-from .state import Inventory, OutputState
+from .state import ChunkResult, Inventory, OutputState
 
 LEASE = "_lease.json"
 _LEASES = "_leases"
@@ -81,6 +81,20 @@ class SharedRemaining(Remaining):
     def close(self) -> None:
         """Release the leases of shards that were taken over."""
         self._leases.close()
+
+    def _whole(self, results: Mapping[str, ChunkResult]) -> Mapping[str, ChunkResult]:
+        """Return the results of all committed chunks, those of other runs included."""
+        for _ in self.log.read_on():
+            pass
+        whole = self.state.committed_chunks(self.state.inventory(), self.log.chunks)
+        if others := sorted({plan.split_chunk_name(name)[0] for name in self.log.chunks.keys() - whole.keys()}):
+            self._on_status(
+                f"{len(others):,} of {len(self.log.units):,} units are left to other runs, first unit {others[0]}"
+            )
+        return whole
+
+    def _is_last(self, whole: Mapping[str, ChunkResult]) -> bool:
+        return len(whole) == len(self.log.chunks)
 
     def _names(self) -> Iterator[list[str]]:
         yield self._undone(self._shard)

@@ -4,6 +4,8 @@
 ``_rejected/<job>-<chunk>.parquet``  the chunk's rejected pairs: a copy of what its data file's footer has
 ``_plan/<job>-....json, .parquet``   the plan, see `plan_log`
 ``_receipts/<job>-....parquet``      the results of committed chunks: a cache of the files' footers
+``_index/<job>-....parquet``         files, row groups and keys: a cache of the data files, see `index`
+``_index.json``                      names the index of a finished output; missing while a run changes the data files
 ``_job.json``                        the settings of all rows
 ``_lease.json``                      the run that is writing now
 ``_report.json``                     counts and rates, written last
@@ -19,22 +21,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.schema import RECEIPT, REJECTS
+from inpaint_encode.schema import RECEIPT, REJECTS, UNIT_INDEX
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import plan
+from .index_files import is_hidden, newest_unit_indexes, read_index_file
+from .known_keys import hash_keys
 from .lease import check_lease_token
 from .parquet import parquet_bytes, parquet_file, read_data, read_parquet, translate_errors
 from .rows import row_groups
@@ -43,10 +47,42 @@ CHUNK_KEY = b"inpaint_encode.chunk"
 """Key of the JSON in a data file's metadata: its chunk and revision, the hash of its planned pairs, and its rejects."""
 
 _NAME = re.compile(
-    r"(?P<folder>_plan/|_receipts/)(?P<job>[0-9a-f]{8})-[0-9a-z.-]+\.(?:parquet|json)"
+    r"(?P<folder>_plan/|_receipts/|_index/)(?P<job>[0-9a-f]{8})-[0-9a-z.-]+\.(?:parquet|json)"
     r"|(?P<chunk_folder>|_rejected/)(?P<chunk_job>[0-9a-f]{8})-(?P<chunk>\d{6}-\d{5}|\d{8})\.parquet"
 )
 """Files of this version, and of version 0.1, whose chunks have eight digits."""
+
+_RECEIPTS = re.compile(r"_receipts/[0-9a-f]{8}-(?P<unit>\d{6})-[0-9a-z-]+\.parquet")
+
+_RESULT = ["chunk", "revision", "hash", "encoded", "rejected", "errors", "data_bytes", "version", "rejects_version"]
+"""Columns of receipts and of the index that a resumed run needs."""
+
+
+class RowGroups(NamedTuple):
+    """The row groups of a data file; columns of `inpaint_encode.schema.RECEIPT`."""
+
+    group_rows: list[int]
+    group_bytes: list[int]
+    footer_bytes: int
+    key_hashes: bytes
+
+
+def read_row_groups(file: Any) -> RowGroups:
+    """Read the footer and the keys of a data file.
+
+    Args:
+        file: as `pyarrow.parquet.ParquetFile` accepts it.
+    """
+    with pq.ParquetFile(file) as parquet:
+        metadata = parquet.metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        columns = range(metadata.num_columns)
+        return RowGroups(
+            group_rows=[group.num_rows for group in groups],
+            group_bytes=[sum(group.column(at).total_compressed_size for at in columns) for group in groups],
+            footer_bytes=metadata.serialized_size + 8,
+            key_hashes=hash_keys(parquet.read(columns=["key"])["key"]).tobytes(),
+        )
 
 
 @dataclass(frozen=True, slots=True)  # one per chunk of the job
@@ -61,6 +97,20 @@ class ChunkResult:
     """Version of the data file."""
     rejects_version: str
     """Version of the rejects file; empty if there is none."""
+    row_groups: RowGroups | None = field(default=None, compare=False)
+    """Only in what `OutputState.commit` returns for a new file."""
+
+    @classmethod
+    def from_receipt(cls, receipt: Mapping[str, Any]) -> ChunkResult:
+        """Return the result from a row of `RECEIPT`, without its row groups."""
+        names = ("encoded", "rejected", "data_bytes", "version", "rejects_version")
+        return cls(**{name: receipt[name] for name in names}, errors=dict(receipt["errors"]))
+
+    def to_receipt(self) -> dict[str, Any]:
+        """Return the columns of `RECEIPT` that the result has."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "row_groups"}
+        groups = self.row_groups._asdict() if self.row_groups else dict.fromkeys(RowGroups._fields)
+        return values | groups | {"errors": list(self.errors.items())}
 
 
 @dataclass
@@ -74,6 +124,8 @@ class Inventory:
     plan: dict[str, int] = field(default_factory=dict)
     """Sizes of the plan's files, by path relative to the output."""
     receipts: list[str] = field(default_factory=list)
+    index: list[str] = field(default_factory=list)
+    """Files below ``_index/``."""
     replaced_files: list[str] = field(default_factory=list)
     """Files of overwritten jobs, to be deleted."""
     unknown_files: list[str] = field(default_factory=list)
@@ -162,8 +214,9 @@ class OutputState:
             return self.accept_existing(work)
         if work["keep"] and not rejects.num_rows:
             storage.delete(self.rejects_uri(chunk))
-        rows = pq.read_metadata(pa.BufferReader(encoded)).num_rows
-        return _chunk_result(rows, rejects, len(encoded), version, rejects_version)
+        groups = read_row_groups(pa.BufferReader(encoded))
+        result = _chunk_result(sum(groups.group_rows), rejects, len(encoded), version, rejects_version)
+        return replace(result, row_groups=groups)
 
     def accept_existing(self, work: Mapping[str, Any]) -> ChunkResult:
         """Return what a committed chunk's file contains, and write the rejects file accordingly.
@@ -177,15 +230,16 @@ class OutputState:
                 f"a worker of an earlier, killed run has just written outdated rows to {self.data_uri(work['chunk'])}; "
                 "run the same command again to replace them"
             )
-        self._check_hash(work["chunk"], found, work["revision"], work["hash"])
+        self._check_hash(work["chunk"], found, plan.PlannedChunk(work["revision"], work["hash"], "", 0))
         return self._align_rejects(work["chunk"], found)
 
-    def _check_hash(self, chunk: str, found: _ChunkFile, revision: int, planned: str) -> None:
+    def _check_hash(self, chunk: str, found: _ChunkFile, planned: plan.PlannedChunk) -> None:
         """Check that a data file has the pairs that are planned for its chunk."""
-        if found.revision > revision or (found.revision == revision and found.hash != planned):
+        newer = found.revision > planned.revision
+        if newer or (found.revision == planned.revision and not planned.has_hash(found.hash)):
             raise JobFailed(
                 f"{self.data_uri(chunk)} has other pairs than the plan has for this chunk, so a part of the plan was "
-                "lost or replaced; nothing was changed; restore _plan/, or use another --output"
+                "lost or replaced; nothing was changed; restore _plan/, or run `inpaint-encode verify --repair`"
             )
 
     def _align_rejects(self, chunk: str, found: _ChunkFile) -> ChunkResult:
@@ -204,12 +258,13 @@ class OutputState:
             for path, version, size in zip(listed.paths, listed.versions, listed.sizes, strict=True):
                 self._sort(path, version, size, found)
         found.receipts.sort()
+        found.index.sort()
         return found
 
     def _sort(self, path: str, version: str, size: int, found: Inventory) -> None:
         name = _NAME.fullmatch(path)
         if name is None:
-            if not path.startswith("_"):
+            if not is_hidden(path):
                 found.unknown_files.append(path)
         elif (job := name["job"] or name["chunk_job"]) != self.job:
             if job in self.replaces:
@@ -220,23 +275,29 @@ class OutputState:
             found.plan[path] = size
         elif name["folder"] == "_receipts/":
             found.receipts.append(path)
+        elif name["folder"] == "_index/":
+            found.index.append(path)
         elif name["chunk_folder"]:
             found.rejects_versions[name["chunk"]] = version
         else:
             found.versions[name["chunk"]] = version
 
     def write_receipts(self, run: str, number: int, receipts: list[dict[str, Any]]) -> None:
-        """Write the results of chunks, so that the next run need not open their files."""
-        table = pa.Table.from_pylist(receipts, RECEIPT)
-        storage.write(self.uri("_receipts", f"{self.job}-{run}-{number:06d}.parquet"), parquet_bytes(table))
+        """Write the results of chunks, so that the next run need not open their files; each unit's into one file."""
+        by_unit: dict[str, list[dict[str, Any]]] = {}
+        for receipt in receipts:
+            by_unit.setdefault(receipt["chunk"].partition("-")[0], []).append(receipt)
+        for unit, rows in by_unit.items():
+            path = f"_receipts/{self.job}-{unit}-{run}-{number:06d}.parquet"
+            storage.write(self.uri(path), parquet_bytes(pa.Table.from_pylist(rows, RECEIPT)))
 
     def committed_chunks(
         self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk], *, read_only: bool = False
     ) -> dict[str, ChunkResult]:
         """Return the results of the chunks that are committed at their newest revision.
 
-        Most come from receipts. Only chunks of a run's last moments are opened, and their rejects files are written
-        again, since the worker may have died in between.
+        Those of finished units come from the index, most others from receipts. Only chunks of a run's last moments are
+        opened, and their rejects files are written again, since the worker may have died in between.
 
         Args:
             inventory: the files of the output.
@@ -249,12 +310,13 @@ class OutputState:
         for chunk in inventory.versions.keys() - planned.keys():
             raise JobFailed(
                 f"{self.data_uri(chunk)} belongs to a chunk that is not in the plan, so a part of the plan was lost; "
-                "nothing was changed; restore _plan/, or use another --output"
+                "nothing was changed; restore _plan/, or run `inpaint-encode verify --repair`"
             )
-        results = self._results_of_receipts(inventory, planned)
+        results = self._results_of_index(inventory, planned)
+        results |= self._results_of_receipts(inventory, planned, inventory.versions.keys() - results.keys())
         others = sorted(inventory.versions.keys() - results.keys())
         for chunk, found in zip(others, map_concurrently(self._read_footer, others), strict=True):
-            self._check_hash(chunk, found, planned[chunk].revision, planned[chunk].hash)
+            self._check_hash(chunk, found, planned[chunk])
             if found.revision == planned[chunk].revision:
                 if read_only:
                     results[chunk] = _chunk_result(found.rows, found.rejects, found.size, found.version, "")
@@ -262,28 +324,42 @@ class OutputState:
                     results[chunk] = self._align_rejects(chunk, found)
         return results
 
-    def _results_of_receipts(
+    def _results_of_index(
         self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk]
     ) -> dict[str, ChunkResult]:
-        """Return the results of chunks whose receipts have their planned pairs and the version of their file."""
-        names = ("encoded", "rejected", "data_bytes", "version", "rejects_version")
+        """Return the results of chunks whose unit's index has their planned pairs and the version of their file."""
         results = {}
-        for path, data in zip(inventory.receipts, map_concurrently(self.read, inventory.receipts), strict=True):
-            for row in read_parquet(self.uri(path), data, RECEIPT).to_pylist():
-                chunk = planned.get(row["chunk"])
-                if chunk is None or inventory.versions.get(row["chunk"]) != row["version"]:
-                    continue
-                if (chunk.revision, chunk.hash) == (row["revision"], row["hash"]):
-                    values = {name: row[name] for name in names}
-                    results[row["chunk"]] = ChunkResult(**values, errors=dict(row["errors"]))
+        indexes = newest_unit_indexes(inventory.index)
+        tables = map_concurrently(lambda path: read_index_file(self.uri(path), UNIT_INDEX, _RESULT), indexes.values())
+        for (_, unit), table in zip(indexes, tables, strict=True):
+            for row in table.to_pylist() if table else ():
+                chunk = plan.chunk_name(unit, row["chunk"])
+                if _is_current(row, planned.get(chunk), inventory.versions.get(chunk)):
+                    results[chunk] = ChunkResult.from_receipt(row)
+        return results
+
+    def _results_of_receipts(
+        self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk], wanted: Collection[str]
+    ) -> dict[str, ChunkResult]:
+        """Return the results of wanted chunks whose receipts have their pairs and the version of their file."""
+        results = {}
+        units = {plan.split_chunk_name(chunk)[0] for chunk in wanted}
+        paths = [path for path in inventory.receipts if unit_of_receipts(path) in units | {None}]
+        for path, data in zip(paths, map_concurrently(self.read, paths), strict=True):
+            for row in read_parquet(self.uri(path), data, RECEIPT).select(_RESULT).to_pylist():
+                chunk = row["chunk"]
+                if _is_current(row, planned.get(chunk), inventory.versions.get(chunk)):
+                    results[chunk] = ChunkResult.from_receipt(row)
         return results
 
     def _read_footer(self, chunk: str) -> _ChunkFile:
         file = RangedFile(self.data_uri(chunk), storage.DEFAULT_ACCESS)
         return _parse_footer(self.data_uri(chunk), file, file.size, file.version)
 
-    def finish(self, chunks: Mapping[str, ChunkResult], unused: Iterable[str]) -> None:
+    def finish(self, chunks: Mapping[str, ChunkResult], unused: Iterable[str]) -> Inventory:
         """Correct what late workers left: rejects files that differ from the footers, files that nothing refers to.
+
+        Returns the files of the output before that.
 
         Args:
             chunks: the committed chunks.
@@ -306,6 +382,7 @@ class OutputState:
         ]
         for chunk, found in zip(wrong, map_concurrently(self._read_footer, wrong), strict=True):
             self._align_rejects(chunk, found)
+        return inventory
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files of the output."""
@@ -318,6 +395,19 @@ class OutputState:
         read = zip(paths, map_concurrently(self.read, paths), strict=True)
         tables = [read_parquet(self.uri(path), data, REJECTS) for path, data in read]
         return pa.concat_tables([REJECTS.empty_table(), *tables])["key"].combine_chunks()
+
+
+def unit_of_receipts(path: str) -> int | None:
+    """Return the number of the unit that a file of receipts belongs to; None if its name has none."""
+    name = _RECEIPTS.fullmatch(path)
+    return int(name["unit"]) if name else None
+
+
+def _is_current(row: Mapping[str, Any], planned: plan.PlannedChunk | None, version: str | None) -> bool:
+    """Whether a result has the planned pairs of its chunk and the version of its data file."""
+    if planned is None or row["version"] != version:
+        return False
+    return row["revision"] == planned.revision and planned.has_hash(row["hash"])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.stores import storage
 
-from .output import DataFile, Output, as_rows
+from .files import DataFile
+from .output import Output, as_rows
 
 __all__ = ["DataFile", "Output", "as_rows", "iter_rows"]
 

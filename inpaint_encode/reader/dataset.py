@@ -33,9 +33,10 @@ _KEY_THREADS = 32
 def open_latents(output: str, *, columns: Sequence[str] | None = None) -> LatentDataset:
     """Open the output of a job, on a disk or in a bucket, as a torch dataset. Rows are dicts by column.
 
-    Opening lists the output: one request per 1,000 files. The first operation that needs row numbers, such as ``len``,
-    access to a row or `LatentDataset.stream`, reads the footers of all files once: one request of at most 64 KiB per
-    file, 32 at a time.
+    Opening a finished output takes two requests, for its index. Any other output is listed: one request per 1,000
+    files, and one per finished unit of work. Of the other files, the first operation that needs row numbers, such as
+    ``len``, access to a row or `LatentDataset.stream`, reads the footers: one request of at most 64 KiB per file, 32 at
+    a time.
 
     Args:
         output: folder or URI prefix that a job wrote. The job may be unfinished: every file is complete.
@@ -96,9 +97,9 @@ class LatentDataset(Dataset[Row]):
         """
         if not isinstance(row, str):
             return self.__getitems__([row])[0]
-        if (place := self.groups.find(row)) is None:
+        if (found := self.groups.row(row)) is None:
             raise KeyError(row)
-        return apply_transforms(read_rows(self.groups, [place])[0], self.transforms)
+        return apply_transforms(to_tensors(found), self.transforms)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Row]:
         """Return rows by their numbers. Each row group is read once."""

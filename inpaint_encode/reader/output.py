@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -21,45 +22,49 @@ from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
 
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """A Parquet file of rows. Files are written atomically, so every file is complete."""
-
-    path: str
-    """Relative to the output."""
-    size: int
-    """Bytes."""
-    version: str
-    """ETag; on a disk, size and modification time."""
+from .files import DataFile, DataFiles, KeyIndex, list_files, open_files
 
 
 @dataclass(frozen=True)
 class Output:
-    """The data files of an output, as listed once. Small and picklable, for use in workers."""
+    """The data files of an output, as its index or a listing had them. Picklable, for use in workers."""
 
     uri: str
-    files: tuple[DataFile, ...]
+    files: Sequence[DataFile]
     """Sorted by name, which is the order of their chunks."""
+    keys: KeyIndex | None = None
+    """Where the keys of indexed files are."""
+    opened: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False, repr=False)
+    """Changes when an output is opened again, so that changed files are noticed then."""
 
     @classmethod
     def open(cls, output: str) -> Output:
-        """List the data files of ``output``, a folder or URI prefix that a job wrote.
+        """Find the data files of ``output``, a folder or URI prefix that a job wrote.
+
+        A finished output is read from its index in two requests. Any other output is listed; the row groups of its
+        finished units come from their indexes.
 
         Raises:
-            UsageError: the URI is invalid, or it has no data files.
+            UsageError: the URI is invalid, it has no data files, or it holds the files of other outputs.
             PermissionError, OSError: the store's error.
         """
-        try:
-            uri = storage.normalize_uri(output)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        pages = storage.list_objects(uri)
-        objects = (one for page in pages for one in zip(page.paths, page.sizes, page.versions, strict=True))
-        files = sorted(one for one in objects if one[0].endswith(".parquet") and not one[0].startswith("_"))
-        if not files:
-            raise UsageError(f"{uri} has no rows; give the folder or prefix that was --output of encode")
-        return cls(uri, tuple(DataFile(*one) for one in files))
+        uri = _normalized(output)
+        return cls(uri, *open_files(uri))
+
+    @classmethod
+    def list(cls, output: str) -> Output:
+        """List the data files of ``output`` without its index.
+
+        Raises:
+            UsageError, PermissionError, OSError: as `open`.
+        """
+        uri = _normalized(output)
+        return cls(uri, list_files(uri))
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of all data files."""
+        return int(self.files.sizes.sum()) if isinstance(self.files, DataFiles) else sum(one.size for one in self.files)
 
     @cached_property
     def metadata(self) -> RowMetadata:
@@ -90,22 +95,26 @@ class Output:
     @property
     def is_reported(self) -> bool:
         """Whether number and size of the files are those in the report. If not, a later run has begun."""
-        files = len(self.files), sum(file.size for file in self.files)
+        files = len(self.files), self.data_bytes
         return bool(self.report) and (self.report["files"], self.report["data_bytes"]) == files
 
     def footer(self, file: DataFile) -> pq.FileMetaData:
-        """Return the Parquet footer of a data file: one request for its last 64 KiB. 256 footers are cached."""
-        return _footer(self.uri, file)
+        """Return the Parquet footer of a data file: one request. 256 footers are cached.
+
+        If a file has another version than in the output's index, the footer is that of the present file.
+        """
+        return _footer(self.uri, file, self.opened)[1]
 
     def parquet(self, file: DataFile) -> pq.ParquetFile:
         """Open a data file: reads the footer now, and columns by range requests later.
 
         Raises:
-            Changed: now or later, if the file was replaced after the output was listed.
+            Changed: now or later, if the file was replaced after the output was listed, or after its footer was read.
             FileNotFoundError, PermissionError, OSError: the store's error.
         """
-        source, on_disk = _open_source(self.uri, file), "://" not in self.uri
-        return pq.ParquetFile(source, metadata=self.footer(file), memory_map=on_disk, pre_buffer=not on_disk)
+        present, footer = _footer(self.uri, file, self.opened)
+        source, on_disk = _open_source(self.uri, present), "://" not in self.uri
+        return pq.ParquetFile(source, metadata=footer, memory_map=on_disk, pre_buffer=not on_disk)
 
     def read(self, file: DataFile) -> pq.ParquetFile:
         """Read a data file into memory with one request, and open it."""
@@ -127,10 +136,35 @@ def footer_metadata(file: pq.ParquetFile) -> RowMetadata:
     return RowMetadata.from_dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
 
 
+def _normalized(output: str) -> str:
+    try:
+        return storage.normalize_uri(output)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 @lru_cache(maxsize=256)
-def _footer(uri: str, file: DataFile) -> pq.FileMetaData:
-    with translate_errors(storage.join(uri, file.path)):
+def _footer(uri: str, file: DataFile, _opened: str) -> tuple[DataFile, pq.FileMetaData]:
+    """Return a data file as it is now, and its footer."""
+    where = storage.join(uri, file.path)
+    with translate_errors(where):
+        try:
+            return file, _read_footer(uri, file)
+        except Changed:
+            if not file.footer_bytes:
+                raise
+            present = DataFile(file.path, *storage.stat(where))
+            return present, _read_footer(uri, present)
+
+
+def _read_footer(uri: str, file: DataFile) -> pq.FileMetaData:
+    where = storage.join(uri, file.path)
+    if not file.footer_bytes or "://" not in where:
         return pq.read_metadata(_open_source(uri, file))
+    data, version = storage.read_range(where, file.size - file.footer_bytes, file.footer_bytes)
+    if version != file.version:
+        raise Changed(errno.ESTALE, f"{where} has changed since its index was written")
+    return pq.read_metadata(pa.BufferReader(data))
 
 
 def _open_source(uri: str, file: DataFile) -> RangedFile | str:

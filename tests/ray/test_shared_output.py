@@ -24,6 +24,9 @@ def sources(tmp_path_factory, s3):
     folder = tmp_path_factory.mktemp("shared")
     keys = write_random_pairs(folder / "first", PAIRS, seed=3, smallest=24, largest=48)
     more = write_random_pairs(folder / "more", MORE, seed=4, smallest=24, largest=48)
+    for side in ("images", "masks"):
+        (folder / "more" / side / "000").rename(folder / "more" / side / "new")
+    more = [key.replace("000/", "new/", 1) for key in more]
     assert not set(keys) & set(more)
     upload(folder / "first", s3.uri("shared-in"))
     return s3.uri("shared-in"), keys, folder / "more", more
@@ -34,7 +37,8 @@ def start(sources, s3, driver, make_job, ray_cluster):
     """Start a driver on an output, with options of its own."""
 
     def begin(output, prefix=sources[0], **options):
-        job = make_job(f"{prefix}/images", f"{prefix}/masks", output, chunk_rows=6, **options)
+        cpus = {"fetch_cpus": 0.5, "encode_cpus": "0.5", "write_cpus": 0.25}  # two runs share four CPUs
+        job = make_job(f"{prefix}/images", f"{prefix}/masks", output, chunk_rows=6, **cpus, **options)
         return driver(run_in_small_units, job, Display())
 
     return begin

@@ -27,7 +27,7 @@ from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.resume import LAYOUT
 from inpaint_encode.output.state import CHUNK_KEY, Inventory, OutputState
 from inpaint_encode.reader import Output
-from inpaint_encode.reader.output import DataFile
+from inpaint_encode.reader.files import DataFile
 from inpaint_encode.schema import FOOTER_KEY, tensor_field
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently

@@ -23,7 +23,8 @@ from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.reader import Output
-from inpaint_encode.reader.output import DataFile, as_rows, footer_metadata
+from inpaint_encode.reader.files import DataFile
+from inpaint_encode.reader.output import as_rows, footer_metadata
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.inspect.summary import normalize_output_uri

@@ -62,18 +62,18 @@ def show_row(
 
 
 def find_row(output: Output, key: str) -> RowLocation:
-    """Return the location of the row with this key; reads the footers of all files.
+    """Return the location of the row with this key; if there is none, the footers of all files are read.
 
     Raises:
         UsageError: there is no such row; the message says why it was rejected, or names similar keys.
         JobFailed: a file is damaged.
         PermissionError, OSError: from the store.
     """
-    groups = RowGroupReader(output)
-    index = groups.index
-    if found := groups.find(key):
-        group, row = found
-        return RowLocation(output.files[index.files[group]], int(index.groups[group]), row)
+    for groups in (RowGroupReader(output), RowGroupReader(output).listed):
+        output, index = groups.output, groups.index
+        if found := groups.find(key):
+            group, row = found
+            return RowLocation(output.files[index.files[group]], int(index.groups[group]), row)
     before = pc.index(index.max_keys, pc.max(index.max_keys.filter(pc.less(index.max_keys, key)))).as_py()
     after = pc.index(index.min_keys, pc.min(index.min_keys.filter(pc.greater(index.min_keys, key)))).as_py()
     neighbors = [*index.candidates(key)[:_SUGGESTIONS], *(group for group in (before, after) if group >= 0)]

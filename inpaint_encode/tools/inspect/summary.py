@@ -79,7 +79,7 @@ def count_output(output: Output) -> OutputCounts:
         JobFailed: a file of receipts is damaged.
         PermissionError, OSError: from the store.
     """
-    report, size = output.report, sum(file.size for file in output.files)
+    report, size = output.report, output.data_bytes
     try:
         held = bool(storage.stat(storage.join(output.uri, "_lease.json")))
     except FileNotFoundError:

@@ -11,6 +11,7 @@ from inpaint_encode.settings import (
     RunOptions,
     Source,
     VaeSource,
+    VerifyOptions,
     Workers,
 )
 
@@ -106,3 +107,9 @@ def test_file_bytes_have_decimal_and_binary_units(text, size):
 def test_file_bytes_are_for_parquet():
     with pytest.raises(ValidationError, match="--file-bytes is for --to parquet"):
         ExportOptions(to="comfyui", output="o", file_bytes="1GB")
+
+
+def test_a_dry_run_needs_a_repair():
+    assert VerifyOptions(output="out", repair=True, dry_run=True).dry_run
+    with pytest.raises(ValidationError, match="--dry-run needs --repair; add it"):
+        VerifyOptions(output="out", dry_run=True)

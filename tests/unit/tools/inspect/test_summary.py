@@ -91,7 +91,7 @@ def test_requests_grow_only_with_pages_of_the_listing(s3, make_job, copies, monk
     forget_clients()
     assert found["files"] == copies
     assert found["encoded"] == (CHUNK_PAIRS if copies == 1 else None)
-    assert proxy.counts["requests"] == 9 + copies // 1_000
+    assert proxy.counts["requests"] == 10 + copies // 1_000
 
 
 def many(written, copies):
