@@ -133,8 +133,10 @@ def _finished_units(output: Output, files: Mapping[str, DataFile]) -> tuple[dict
         files: its data files by chunk.
     """
     state = OutputState(output.uri, output.job["job"], token="")
-    receipts = [f"_receipts/{path}" for path in list_paths(state.uri("_receipts")) if path.startswith(f"{state.job}-")]
-    inventory = Inventory({chunk: file.version for chunk, file in files.items()}, receipts=sorted(receipts))
+    inventory = Inventory({chunk: file.version for chunk, file in files.items()})
+    for folder, paths in (("_receipts", inventory.receipts), ("_index", inventory.index)):
+        found = list_paths(state.uri(folder))
+        paths += sorted(f"{folder}/{path}" for path in found if path.startswith(f"{state.job}-"))
     # Listed after the data files, so that each of them is planned even if a job is running.
     pages = storage.list_objects(state.uri("_plan"))
     sizes = {f"_plan/{path}": size for page in pages for path, size in zip(page.paths, page.sizes, strict=True)}

@@ -145,12 +145,15 @@ def test_files_are_divided_equally(sizes, file_bytes, expected):
     assert [file for part in parts for file in part] == files
 
 
-@pytest.mark.parametrize("receipts", [True, False])
-def test_unfinished_units_are_left_out(made, receipts):
+@pytest.mark.parametrize("known_from", ["footers", "receipts", "index"])
+def test_unfinished_units_are_left_out(made, known_from):
     """The second unit is revised and lacks a new row; the third lacks a chunk."""
+    if known_from == "index":
+        made.write_index()
+        storage.delete(f"{made.uri}/_index.json")  # the next run does
     third = made.plan(["c1", "c2"], 1)
     made.encode(third[:1])
-    if receipts:
+    if known_from == "receipts":
         made.keep_receipts()
     before = exported(made.uri)
     grouping = group_files(Output.open(made.uri), 10**9)
@@ -161,6 +164,12 @@ def test_unfinished_units_are_left_out(made, receipts):
     assert [group.path for group in grouping.groups] == [f"{JOB}-000001-000000.parquet"]
     assert grouping.about_unfinished() == "2 of 3 units are not finished yet (0, 2); run this command again later"
     assert {path: data for path, data in exported(made.uri).items() if path in before} == before
+
+
+def test_a_finished_output_with_an_index_is_exported_whole(made, tmp_path):
+    made.write_index()
+    assert compact(made.uri, f"{tmp_path}/to").rows == 23
+    assert table_of(f"{tmp_path}/to").equals(table_of(made.uri))
 
 
 def test_a_revised_unit_changes_only_its_own_files(made):
