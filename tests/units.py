@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pyarrow as pa
 
 from inpaint_encode.core.chunk import Reject
 from inpaint_encode.output import plan
+from inpaint_encode.output.index import IndexWriter
+from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.resume import LAYOUT
 from inpaint_encode.output.rows import rejects_table
-from inpaint_encode.output.state import OutputState
+from inpaint_encode.output.state import ChunkResult, OutputState
 from inpaint_encode.schema import EXTRA_COLUMNS, RECEIPT, SOURCE_PAIRS
 from inpaint_encode.stores import storage
 from tests.exports import JOB, METADATA, OWN_COLUMNS
@@ -40,6 +43,7 @@ class UnitOutput:
         rows = self.metadata.to_dict()
         job |= {"rows": rows, "vae_source": rows.pop("vae_source"), "source": {"pairs": "list.jsonl"}}
         storage.write(f"{self.uri}/_job.json", json.dumps(job).encode())
+        self.results: dict[str, ChunkResult] = {}
         self._receipts: list[dict[str, Any]] = []
 
     def plan(self, keys: Sequence[str], chunk_rows: int) -> list[str]:
@@ -87,13 +91,18 @@ class UnitOutput:
             rejects = [Reject(row.pair, "image.truncated", "cut") for row in rows if row.pair.key in rejected]
             groups = groups_of(kept, metadata, [_own(row.pair.key) for row in kept], OWN_COLUMNS)
             result = self.state.commit(work, *groups, rejects_table(rejects), check=lambda: None)
-            counts = {key: getattr(result, key) for key in ("encoded", "rejected", "data_bytes", "version")}
-            rest = {"rejects_version": result.rejects_version, "errors": list(result.errors.items()), "counters": []}
-            self._receipts.append({**work, **counts, **rest, "fatal": None})
+            self.results[name] = result
+            self._receipts.append({**work, **result.to_receipt(), "counters": [], "fatal": None})
 
     def keep_receipts(self) -> None:
         """Write the receipts of all chunks that were committed."""
         self.state.write_receipts("1", 0, [{name: one[name] for name in RECEIPT.names} for one in self._receipts])
+
+    def write_index(self) -> None:
+        """Write the index of all units and of the output, as a run does at its end."""
+        with acquire_lease(f"{self.uri}/_lease.json", print) as lease:
+            state = replace(self.state, token=lease.token)
+            IndexWriter(state, self.log, []).complete(self.results, state.inventory())
 
     def _row(self, key: str, seed: int) -> Any:
         rng = np.random.default_rng([seed, *key.encode()])

@@ -179,8 +179,8 @@ class ExportOptions(Frozen):
     file_bytes: Annotated[
         str, unit("SIZE"), matching(r"\d+(\.\d+)?([kKMG]i?)?B?", "a size such as 256MB, 0.5GB or 512MiB")
     ] = "256MB"
-    """Approximate maximum size of a file of --to parquet, 1MB to 4GB. A task holds its file in memory, about three
-    times this size. Readers open fewer files if files are larger."""
+    """Approximate maximum size of a file of --to parquet, 1MB to 4GB. Readers open fewer files if files are larger.
+    Each task needs about three times this much memory."""
     overwrite: bool = False
     """Remove the files of any earlier export at --output and start over."""
     address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""

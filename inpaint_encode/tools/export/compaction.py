@@ -2,7 +2,8 @@
 
 A unit of the plan is finished if each of its chunks has a data file at its newest revision. The data files of a
 finished unit, in the order of their chunks, are divided into groups of about ``--file-bytes``, and each group becomes
-one file. No file has rows of two units, so a unit that is revised changes its own files only.
+one file. No file has rows of two units, so a unit that is revised changes its own files only. While a revision is being
+encoded, the unit is not finished, and an export removes its files, which have outdated rows.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def group_files(output: Output, file_bytes: int) -> Grouping:
     else:
         if unknown := [file.path for name, file in files.items() if not re.fullmatch(r"\d{6}-\d{5}", name)]:
             raise UsageError(
-                f"{output.uri} contains {unknown[0]}, which its job did not write; move it out of the output"
+                f"{output.uri} contains {unknown[0]}, which is no data file of its job; move it out of the output, or "
+                "give the output that encode wrote"
             )
         units, unfinished = _finished_units(output, files)
     groups = []
@@ -131,8 +133,10 @@ def _finished_units(output: Output, files: Mapping[str, DataFile]) -> tuple[dict
         files: its data files by chunk.
     """
     state = OutputState(output.uri, output.job["job"], token="")
-    receipts = [f"_receipts/{path}" for path in list_paths(state.uri("_receipts")) if path.startswith(f"{state.job}-")]
-    inventory = Inventory({chunk: file.version for chunk, file in files.items()}, receipts=sorted(receipts))
+    inventory = Inventory({chunk: file.version for chunk, file in files.items()})
+    for folder, paths in (("_receipts", inventory.receipts), ("_index", inventory.index)):
+        found = list_paths(state.uri(folder))
+        paths += sorted(f"{folder}/{path}" for path in found if path.startswith(f"{state.job}-"))
     # Listed after the data files, so that each of them is planned even if a job is running.
     pages = storage.list_objects(state.uri("_plan"))
     sizes = {f"_plan/{path}": size for page in pages for path, size in zip(page.paths, page.sizes, strict=True)}

@@ -15,6 +15,7 @@ from inpaint_encode import iter_rows, open_latents
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.report import RunStats, write_report
+from inpaint_encode.output.resume import open_output
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.output import DataFile
 from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed
@@ -23,6 +24,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.tools.export import compaction
 from inpaint_encode.tools.export.compaction import CHUNKS_KEY, divide, group_files, write_group
 from inpaint_encode.tools.export.destination import Destination, ExportTotals
+from inpaint_encode.tools.inspect.info import read_info
 from tests.exports import JOB, exported, of_rows, write_chunk
 from tests.units import UnitOutput
 
@@ -143,12 +145,15 @@ def test_files_are_divided_equally(sizes, file_bytes, expected):
     assert [file for part in parts for file in part] == files
 
 
-@pytest.mark.parametrize("receipts", [True, False])
-def test_unfinished_units_are_left_out(made, receipts):
+@pytest.mark.parametrize("known_from", ["footers", "receipts", "index"])
+def test_unfinished_units_are_left_out(made, known_from):
     """The second unit is revised and lacks a new row; the third lacks a chunk."""
+    if known_from == "index":
+        made.write_index()
+        storage.delete(f"{made.uri}/_index.json")  # the next run does
     third = made.plan(["c1", "c2"], 1)
     made.encode(third[:1])
-    if receipts:
+    if known_from == "receipts":
         made.keep_receipts()
     before = exported(made.uri)
     grouping = group_files(Output.open(made.uri), 10**9)
@@ -159,6 +164,12 @@ def test_unfinished_units_are_left_out(made, receipts):
     assert [group.path for group in grouping.groups] == [f"{JOB}-000001-000000.parquet"]
     assert grouping.about_unfinished() == "2 of 3 units are not finished yet (0, 2); run this command again later"
     assert {path: data for path, data in exported(made.uri).items() if path in before} == before
+
+
+def test_a_finished_output_with_an_index_is_exported_whole(made, tmp_path):
+    made.write_index()
+    assert compact(made.uri, f"{tmp_path}/to").rows == 23
+    assert table_of(f"{tmp_path}/to").equals(table_of(made.uri))
 
 
 def test_a_revised_unit_changes_only_its_own_files(made):
@@ -254,3 +265,19 @@ def test_a_changed_and_a_damaged_data_file_are_named(made, tmp_path):
 
     refused("is damaged", change_a_page)
     assert of_rows(f"{tmp_path}/to") == {}
+
+
+def test_an_export_is_described_and_neither_encoded_to_nor_exported(made, tmp_path):
+    to = f"{tmp_path}/to"
+    compact(made.uri, to)
+    job = storage.read(f"{made.uri}/_job.json").data
+    storage.write(f"{to}/_job.json", job)
+    storage.write(f"{to}/_export.json", json.dumps({"source": made.uri, "to": "parquet"}).encode())
+    info = read_info(to)
+    assert (info["counts"]["state"], info["counts"]["files"]) == (f"an export of {made.uri}", 2)
+    assert info["source"] == {"pairs": "list.jsonl"}
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=f"contains {JOB}-000000-000000.parquet, which this job did not write"):
+            open_output(to, {**json.loads(job), "access": {}}, overwrite=overwrite, token="")
+    with pytest.raises(UsageError, match=f"{JOB}-000000-000000.parquet, which is no data file of its job"):
+        group_files(Output.open(to), 10**9)
