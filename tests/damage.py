@@ -1,23 +1,27 @@
-"""Damage the files of an output, whose keys are ``000/000000``, ``000/000001``, ... in chunks of `CHUNK_ROWS`."""
+"""Damage the files of an output of one unit, whose keys are ``000/000000``, ... in chunks of `CHUNK_ROWS`."""
 
 import json
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inpaint_encode.output import plan
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.parquet import parquet_bytes, read_data
-from inpaint_encode.output.state import OutputState
-from inpaint_encode.schema import FOOTER_KEY, PAIRS, data_schema
+from inpaint_encode.output.plan import chunk_name
+from inpaint_encode.output.plan_log import PlanLog
+from inpaint_encode.output.state import CHUNK_KEY, OutputState
+from inpaint_encode.schema import FOOTER_KEY, data_schema
 from tests.outputs import PLAIN
 
 CHUNK_ROWS = 3
 
 
 def data_file(output: Path, chunk: int) -> Path:
-    (path,) = output.glob(f"*-{chunk:08d}.parquet")
+    (path,) = output.glob(f"*-{chunk_name(0, chunk)}.parquet")
     return path
 
 
@@ -110,12 +114,24 @@ def settings_of_another_job(output):
 def file_of_an_overwritten_job(output):
     job = json.loads((output / "_job.json").read_text())
     (output / "_job.json").write_text(json.dumps({**job, "replaces": ["00000000"]}))
-    (output / "00000000-00000077.parquet").write_bytes(data_file(output, 1).read_bytes())
+    (output / "00000000-000000-00077.parquet").write_bytes(data_file(output, 1).read_bytes())
 
 
-def unplanned_chunk(output):
+def copy_of_a_file(output):
     path = data_file(output, 1)
-    path.with_name(path.name.replace("-00000001", "-00000099")).write_bytes(path.read_bytes())
+    path.with_name(path.name.replace("-00001", "-00099")).write_bytes(path.read_bytes())
+
+
+def other_hash(output):
+    """Change the hash of the planned pairs in a footer, as if the plan was another one."""
+    path = data_file(output, 2)
+    table = pq.read_table(path)
+    footer = {**json.loads(table.schema.metadata[CHUNK_KEY]), "hash": "0" * 32}
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, CHUNK_KEY: json.dumps(footer)}), path)
+
+
+def lost_marker(output):
+    next((output / "_plan").glob("*.json")).unlink()
 
 
 def unknown_file(output):
@@ -172,26 +188,36 @@ def lost_chunk(output, chunk=2):
 
 def plan_a_refresh(output):
     """Plan chunk 2 again: encode its first pair, keep the others."""
-    (path,) = (output / "_plan").glob("*.parquet")
-    pairs = pq.read_table(path, schema=PAIRS).slice(2 * CHUNK_ROWS, CHUNK_ROWS)
-    pairs = pairs.set_column(pairs.column_names.index("encode"), "encode", pa.array([True, False, False]))
+    with opened_log(output) as log:
+        current = log.read_unit(0)
+        revised = current.slice(2 * CHUNK_ROWS, 1).select(["key", "image_version"])
+        log.revise(0, plan.revise(current, revised, pa.array([], pa.string()), pa.array([], pa.int32())))
+
+
+@contextmanager
+def opened_log(output):
+    """Read the plan of an output, to add to it."""
     job = json.loads((output / "_job.json").read_text())["job"]
     with acquire_lease(str(output / "_lease.json"), print) as lease:
-        OutputState(str(output), job, lease.token).write_plan(1, pairs)
+        state = OutputState(str(output), job, lease.token)
+        yield PlanLog.read(state, state.inventory().plan, pa.schema([]))
 
 
 def repeat_a_key_in_the_plan(output):
-    (path,) = (output / "_plan").glob("*.parquet")
-    table = pq.read_table(path)
-    path.write_bytes(parquet_bytes(pa.concat_tables([table, table.slice(4, 1)])))
+    with opened_log(output) as log:
+        log.append(log.read_unit(0).slice(4, 1), (), 0)
 
 
-IN_CHUNK_2 = r"-00000002\.parquet"
+IN_CHUNK_2 = r"-000000-00002\.parquet"
 DAMAGES = {
     truncate: ("file", IN_CHUNK_2, "cannot be read"),
     flip_a_byte: ("file", IN_CHUNK_2, "CRC"),
     lost_chunk: ("file", IN_CHUNK_2, "was written earlier but is missing now"),
-    exchange_two_files: ("footer", IN_CHUNK_2, "has chunk 3 in its footer and chunk 2 in its name"),
+    exchange_two_files: (
+        "footer",
+        IN_CHUNK_2,
+        "has chunk 000000-00003 in its footer and chunk 000000-00002 in its name",
+    ),
     settings_of_another_job: ("settings", IN_CHUNK_2, "grow_mask_by 9"),
     other_columns: ("columns", IN_CHUNK_2, "has the columns key, samples"),
     drop_a_row: ("keys", IN_CHUNK_2, "has 1 planned keys that are neither rows nor rejects, the first 000/000008"),
@@ -207,15 +233,21 @@ DAMAGES = {
     in_row("source_width", lambda _: 0): ("shapes", IN_CHUNK_2, "a source of 0 x .* pixels cannot be encoded"),
     in_row("noise_mask", with_first(2)): ("noise_mask", IN_CHUNK_2, "pixels are neither 0 nor 1"),
     in_row("mask_coverage", lambda share: share + 1e-4): ("mask_coverage", IN_CHUNK_2, "mask_coverage is"),
-    file_of_an_overwritten_job: ("orphan", "00000000-00000077.parquet", "belongs to an overwritten job"),
-    unplanned_chunk: ("orphan", "-00000099.parquet", "belongs to chunk 99, which is not planned"),
+    file_of_an_overwritten_job: ("orphan", "00000000-000000-00077.parquet", "belongs to an overwritten job"),
+    copy_of_a_file: ("footer", "-00099.parquet", "has chunk 000000-00001 in its footer and chunk 000000-00099 in its"),
+    other_hash: ("footer", IN_CHUNK_2, "has other pairs than the plan has for this chunk"),
+    lost_marker: ("plan", IN_CHUNK_2, "belongs to a chunk that is not in the plan, so a part of the plan was lost"),
     unknown_file: ("unknown", "notes.txt", "move it away"),
     temporary_file: ("temporary", "_plan/_tmp-0123", "is a temporary file"),
     missing_rejects: ("rejects", "_rejected/", "does not exist, but its data file has 1 rejects"),
     extra_rejects: ("rejects", "_rejected/", "exists, but its data file has no rejects"),
     other_rejects: ("rejects", "_rejected/", "has 0 rejects that are not the 1 of its data file"),
     wrong_report: ("report", "_report.json", r"has encoded 100, not \d+"),
-    wrong_receipts: ("receipts", "_receipts/", "has 4 rows and 1 rejects for chunk 0, but its file has 2 and 1"),
+    wrong_receipts: (
+        "receipts",
+        "_receipts/",
+        "has 4 rows and 1 rejects for chunk 000000-00000, but its file has 2 and 1",
+    ),
     broken_receipts: ("receipts", "_receipts/", "cannot be read"),
 }
 """The check, the file and the sentence that ``verify`` reports for each damage."""

@@ -51,7 +51,7 @@ class IndexedRun:
         """Commit the next chunks, and write their receipts; these keys are rejected."""
         chunks, self.work = self.work[:most], self.work[len(self.work[:most]) :]
         for work in chunks:
-            pairs = plan.read_chunk(work["part"], work["chunk"])
+            pairs = plan.read_chunk(work["part"], work["chunk"], work["hash"])
             pairs = pairs.filter(pairs["encode"]) if work["keep"] else pairs
             keys = pairs["key"].to_pylist()
             rows = [encoded_pair(key, np.ones((4, 2, 2), np.float32), np.zeros((SIDE, SIDE), np.uint8)) for key in keys]

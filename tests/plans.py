@@ -8,12 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from inpaint_encode.job.pipeline import run_job
+from inpaint_encode.job.progress import Display
+from inpaint_encode.output import lease, planner, shards
 from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.planner import Planner
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import EXTRA_COLUMNS
-from inpaint_encode.settings import Chunks, RunOptions, Source
-from inpaint_encode.sources import open_source
+from inpaint_encode.settings import Chunks, EncodeJob, RunOptions, Source
+from inpaint_encode.sources import open_source, pairs, prefixes
 from inpaint_encode.sources.pairs import PairSource
 
 JOB = "0123abcd"
@@ -25,6 +28,15 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> str:
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
     return str(path)
+
+
+def run_in_small_units(job: EncodeJob, display: Display, lease_s: float = 1.5) -> None:
+    """Run a job, in a process of its own, whose units have about 24 pairs and whose leases end after ``lease_s``."""
+    for module in (pairs, planner, prefixes):
+        module.BATCH_PAIRS = 24  # type: ignore[attr-defined]
+    lease.LEASE_S, lease.RENEW_S = lease_s, lease_s / 5
+    shards._POLL_S = 0.2
+    run_job(job, display)
 
 
 class PlanningRun:

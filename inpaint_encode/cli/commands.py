@@ -213,9 +213,10 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
 
 @app.command(sort_key=8, usage="inpaint-encode export LATENTS --to CHOICE --output URI [OPTIONS]")
 def export(latents: str, /, *, options: Annotated[ExportOptions, Parameter(name="*")]) -> None:
-    """Export the rows of an output as files for ComfyUI, WebDataset or safetensors.
+    """Export the rows of an output as files for ComfyUI, WebDataset or safetensors, or as large Parquet files.
 
     inpaint-encode export s3://bucket/latents --to comfyui --output ComfyUI/input
+    inpaint-encode export s3://bucket/latents --to parquet --output s3://bucket/large
 
     After an interruption, or when the output has new rows, run the same command again.
     It exports the missing rows.
@@ -234,3 +235,5 @@ def export(latents: str, /, *, options: Annotated[ExportOptions, Parameter(name=
         f"{made.whole.rows:,} rows for {options.to}; this run {made.rows_now:,} in {made.seconds:,.1f} s\n"
         f"{made.uri}: {made.whole.files:,} files, {made.whole.bytes:,} bytes"
     )
+    if made.unfinished:
+        print(made.unfinished)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _STOP_S = 10.0
@@ -52,15 +53,32 @@ def read_queue(_row: pa.Table, *, queue: Any) -> Iterator[pa.Table]:
         index += 1
 
 
+def read_work(queue: Any) -> ray.data.Dataset:
+    """Return the rows of a `WorkQueue`, each as soon as it is planned."""
+    dataset = ray.data.from_arrow(pa.table({"queue": [0]})).map_batches(
+        read_queue,
+        fn_kwargs={"queue": queue},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0,
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+    )
+    # Ray collects the rows of a generator into blocks of this size, so that one byte means one row. The stages of a
+    # pipeline return one row each anyway.
+    dataset.context.target_max_block_size = 1
+    return dataset
+
+
 class WorkFeed:
     """Moves work from an iterator into a `WorkQueue`, in a thread.
 
     Args:
         first: the first table.
         work: the further tables; iterated in the thread.
+        stopped: set when no further work is wanted.
     """
 
-    def __init__(self, first: pa.Table, work: Iterator[pa.Table]) -> None:
+    def __init__(self, first: pa.Table, work: Iterator[pa.Table], stopped: threading.Event) -> None:
         self.error: BaseException | None = None
         """What ended the iterator early."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -68,7 +86,7 @@ class WorkFeed:
             scheduling_strategy=here
         ).remote()
         self._first, self._work = first, work
-        self._stopped = threading.Event()
+        self._stopped = stopped
         self._thread = threading.Thread(target=self._run, name="planning", daemon=True)
 
     def __enter__(self) -> WorkFeed:

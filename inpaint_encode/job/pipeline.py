@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +20,10 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed, TooManyRejected, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
-from inpaint_encode.output.lease import Lease, acquire_lease
+from inpaint_encode.output.lease import Lease
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata, validate_sizes
+from inpaint_encode.output.shards import SharedRemaining, hold_output, lease_path
 from inpaint_encode.output.state import ChunkResult, OutputState
 from inpaint_encode.schema import data_schema
 from inpaint_encode.settings import EncodeJob, label_selector
@@ -33,7 +36,7 @@ from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.registry import vae_metadata
 
 from .cluster import connect_ray, needed_resources, translate_ray_errors, vae_workers
-from .feed import WorkFeed, read_queue
+from .feed import WorkFeed, read_work
 from .metrics import JobMetrics
 from .progress import Display, Reminder, open_display
 from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
@@ -78,15 +81,8 @@ def build_pipeline(
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     schema = data_schema(metadata, plan_schema)
     make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
-    pipeline = (
-        ray.data.from_arrow(pa.table({"queue": [0]}))
-        .map_batches(
-            read_queue,
-            fn_kwargs={"queue": work},
-            num_cpus=0,
-            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-            **one_chunk,
-        )
+    return (
+        read_work(work)
         .map_batches(
             fetch_stage,
             fn_kwargs={
@@ -121,10 +117,6 @@ def build_pipeline(
             **one_chunk,
         )
     )
-    # Ray collects the rows of a generator into blocks of this size. With one byte, a chunk goes on as soon as it is
-    # planned. All other stages return one row.
-    pipeline.context.target_max_block_size = 1
-    return pipeline
 
 
 def run_job(
@@ -165,30 +157,26 @@ def run_job(
     backend = (backend_of or vae_backend)(job)
     metadata = row_metadata(job.rows, job.decoding, backend.vae)
     validate_sizes(metadata)
-    with acquire_lease(storage.join(output, "_lease.json"), display.say) as lease:
+    with hold_output(output, job.run, display.say) as lease:
         record = job_record(job, metadata, source.extra_columns)
-        state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token)
-        left = Remaining(state, inventory, job, source)
+        path = lease_path(job.run)
+        state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token, lease=path)
         display.say("reading the list of pairs" if job.source.pairs else "listing the images and the masks")
-        work = left.work()
-        first = next(work, None)
-        run = _Run(job, state, left, lease, display)
-        if first is not None:
-            state.remove_note()
-            display.say("waiting for Ray")
-            with connect_ray(job.run.address), WorkFeed(first, work) as feed:
-                run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
-        left.finish(run.chunks, display.say)
-        return _report(run, left, source, {"job": state.job, **record}, job)
-
-
-def _report(run: _Run, left: Remaining, source: PairSource, about: dict[str, Any], job: EncodeJob) -> dict[str, Any]:
-    """Write the report of a finished run and return it."""
-    left.state.check_lease()
-    uri, planned, left_out = left.state.uri("_report.json"), left.planned(), left.left_out(source.left_out)
-    report = write_report(uri, about, planned, left_out, run.totals, run.stats, limit=job.run.limit)
-    run.check_rejected(finished=True)
-    return report
+        stopped = threading.Event()
+        if job.run.shard:
+            left: Remaining = SharedRemaining(state, inventory, job, source, display.say, stopped)
+        else:
+            left = Remaining(state, inventory, job, source)
+        with closing(left):
+            work = left.work()
+            first = next(work, None)
+            run = _Run(job, state, left, lease, display)
+            if first is not None:
+                state.remove_note()
+                display.say("waiting for Ray")
+                with connect_ray(job.run.address), WorkFeed(first, work, stopped) as feed:
+                    run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
+            return run.finish(left, source, {"job": state.job, **record})
 
 
 def vae_backend(job: EncodeJob) -> Backend:
@@ -236,6 +224,22 @@ class _Run:
         finally:
             self._write_receipts()
         self._check_masks()
+
+    def finish(self, left: Remaining, source: PairSource, about: dict[str, Any]) -> dict[str, Any]:
+        """Complete the output, write the report and return it.
+
+        Args:
+            left: what the run has encoded.
+            source: has been read.
+            about: the job, for the report.
+        """
+        whole = RunStats.of(left.finish(self.chunks, self._display.say).values())
+        self._state.check_lease()
+        limit, partial = self._options.limit, bool(self._options.limit or self._options.shard)
+        uri, left_out = self._state.uri("_report.json"), left.left_out(source.left_out)
+        report = write_report(uri, about, left.planned(), left_out, whole, self.stats, limit=limit, partial=partial)
+        self.check_rejected(finished=True)
+        return report
 
     def check_rejected(self, *, finished: bool) -> None:
         """Raise `TooManyRejected` if the whole output has more rejects than ``--max-rejected`` allows."""

@@ -58,8 +58,7 @@ def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_byte
     counters, retries = Counters(float), storage.retry_count()
     try:
         with counters.timed("fetch"):
-            planned = plan.read_chunk(work["part"], work["chunk"])
-            plan.check_hash(work["part"], work["chunk"], planned, work["hash"])
+            planned = plan.read_chunk(work["part"], work["chunk"], work["hash"])
     except (OSError, JobFailed) as error:
         fatal = f"the list of planned pairs cannot be read: {error}"
         return pack_chunk(work, counters, fatal, decoded=DECODED.empty_table())

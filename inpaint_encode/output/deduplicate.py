@@ -32,6 +32,8 @@ class Deduplicated(NamedTuple):
     """Pairs to add to the plan, with their final keys and a column ``error``; pairs of one image are neighbors."""
     changed: pa.Table
     """Pairs that the plan has with other contents, with the plan's keys and mask numbers."""
+    changed_hashes: NDArray[np.uint64]
+    """Hashes of their contents, not 0."""
     met: NDArray[np.int64]
     """Rows of ``planned`` that the batch has, changed or not."""
     repeated: int
@@ -75,7 +77,8 @@ def deduplicate(
     Args:
         pairs: `inpaint_encode.schema.SOURCE_PAIRS` of a batch, in the source's order.
         planned: rows of `inpaint_encode.schema.PAIRS`, all whose keys or `base_keys` are keys of the batch. A column
-            ``met`` says which of them this reading of the source has had already.
+            ``met`` says which of them this reading of the source has had already, and ``changed_hash`` is the hash of
+            the contents that it had, 0 for those of the plan.
         numbers_masks: see `inpaint_encode.sources.pairs.PairSource`.
         describe: returns where the source has a pair, for the message about a repeated key; called with rows of both
             tables.
@@ -91,7 +94,8 @@ def deduplicate(
         doubtful = pc.or_(doubtful, pc.is_in(rest["key"], value_set=taken))
     new = _with_error(rest)
     if not pc.any(doubtful).as_py():
-        return Deduplicated(_with_neighbors(new), new.slice(0, 0), met, 0, new.slice(0, 0))
+        nothing, no_hash = new.slice(0, 0), np.empty(0, np.uint64)
+        return Deduplicated(_with_neighbors(new), nothing, no_hash, met, 0, nothing)
     if numbers_masks:  # a numbered key may be that of an image, a/1 of a/1.png
         images = pc.replace_substring_regex(rest["key"], r"/\d+$", "")
         doubtful = pc.or_(doubtful, pc.is_in(images, value_set=rest["key"].filter(doubtful)))
@@ -105,7 +109,8 @@ def deduplicate(
     changed = decisions.rows(new, decisions.changed)
     met = np.concatenate([met, np.array(decisions.met, np.int64)])
     postponed = new.take(pa.array(decisions.postponed, pa.int64()))
-    return Deduplicated(_with_neighbors(fresh), changed, met, decisions.repeated, postponed)
+    hashes = np.array(decisions.changed_hashes, np.uint64)
+    return Deduplicated(_with_neighbors(fresh), changed, hashes, met, decisions.repeated, postponed)
 
 
 def _without_unchanged(
@@ -156,6 +161,12 @@ class _Member:
     planned_row: int = -1
     """Number in the plan's table; -1: it is from the batch."""
     met: bool = True
+    changed_hash: int = 0
+    """Of the contents that the source has now; 0: those of the row."""
+
+    def equals(self, row: Row) -> bool:
+        """Return whether a line repeats this pair as the source has it."""
+        return _hash(row) == self.changed_hash if self.changed_hash else _contents(row) == _contents(self.row)
 
 
 @dataclass
@@ -180,6 +191,7 @@ class _Decisions:
         self.fresh: list[tuple[int, str, int, str | None]] = []
         """Position in the batch, key, mask number and error."""
         self.changed: list[tuple[int, str, int, str | None]] = []
+        self.changed_hashes: list[int] = []
         self.met: list[int] = []
         self.postponed: list[int] = []
         self.repeated = 0
@@ -190,7 +202,7 @@ class _Decisions:
         """Add the planned pairs; rows in ``met`` were met in this batch."""
         bases = base_keys(planned, numbers_masks=self._numbers_masks).to_pylist()
         for number, (base, row) in enumerate(zip(bases, planned.to_pylist(), strict=True)):
-            member = _Member(row, number, row["met"] or number in met)
+            member = _Member(row, number, row["met"] or number in met, row["changed_hash"])
             self._add(row["key"], row, member, 1 if row["key"] != base else row["mask_index"] + 1)
             if row["error"] is not None:  # it took a number, but not the key
                 if base in self._groups:
@@ -229,20 +241,29 @@ class _Decisions:
 
     def _decide_known(self, position: int, row: Row, member: _Member, group: _Group) -> None:
         if not member.met:
-            member.met = True
-            self.met.append(member.planned_row)
-            if _contents(row) != _contents(member.row):
+            self._meet(member)
+            if not member.equals(row):
+                member.changed_hash = _hash(row)
                 self.changed.append((position, member.row["key"], member.row["mask_index"], None))
-        elif _contents(row) == _contents(member.row):
+                self.changed_hashes.append(member.changed_hash)
+        elif member.equals(row):
             self.repeated += 1
         else:
             self._reject(position, row, row["key"], group, row["mask_index"])
 
+    def _meet(self, member: _Member) -> None:
+        member.met = True
+        self.met.append(member.planned_row)
+
     def _reject(self, position: int, row: Row, taken: str, owner: _Group, number: int) -> None:
         """Add the pair under a key of its own, which the same line gets again in a later reading of the source."""
         key = _rejected_key(row)
-        if key in self._groups:
-            self.repeated += 1
+        if rejected := self._groups.get(key):
+            member = next(iter(rejected.members.values()))
+            if member.met:
+                self.repeated += 1
+            else:
+                self._meet(member)
             return
         self._add(key, row, _Member(row), 1)
         first = next(iter(owner.members.values())).row
@@ -284,7 +305,12 @@ def _contents(row: Row) -> tuple[str, ...]:
     return (*(row[name] for name in COMPARED), repr(row.get(EXTRA_COLUMNS)))
 
 
+def _hash(row: Row) -> int:
+    """Return a hash of the contents, not 0."""
+    contents = repr(_contents(row)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "big") or 1
+
+
 def _rejected_key(row: Row) -> str:
     """Return the key of a pair whose own key is another pair's: with a hash of the contents."""
-    contents = repr(_contents(row)).encode("utf-8", "surrogatepass")
-    return f"{row['key']}#{hashlib.blake2b(contents, digest_size=8).hexdigest()}"
+    return f"{row['key']}#{_hash(row):016x}"

@@ -1,9 +1,11 @@
-"""The lease of an output: only one run writes to it at a time.
+"""Leases of an output: they save double work. No result depends on them, see `plan_log` and `state`.
 
-The lease is a small object. Its holder renews it; if nobody renews it for `LEASE_S` seconds, another run may take it.
-This relies on the store's conditional writes: If-None-Match and If-Match on S3, links and locks on disks. If a store
-ignores conditions, two runs that start within the same second may both continue. Then the workers of all runs except
-the last find another token than theirs and stop before they commit.
+``_lease.json``              the only run of an output, or a command that changes it
+``_leases/<i>-of-<n>.json``  a run with ``--shard i/n``
+``_leases/plan.json``        the one of these runs that is planning
+
+A lease is a small object. Its holder renews it; if nobody renews it for `LEASE_S` seconds, another run may take it.
+This relies on the store's conditional writes: If-None-Match and If-Match on S3, links and locks on disks.
 """
 
 from __future__ import annotations
@@ -15,17 +17,17 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.stores import storage
 
-LEASE_S = 16.0
-"""Seconds without a renewal after which another run may take the lease."""
+LEASE_S = 45.0
+"""Seconds without a renewal after which another run may take the lease: longer than a renewal is retried."""
 
-RENEW_S = 4.0
+RENEW_S = 10.0
 """Seconds between two renewals."""
 
 
@@ -63,7 +65,8 @@ class Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            if not self.lost.is_set() and _read(self.uri)[0].token == self.token:
+            holder = _read(self.uri)[0]
+            if not self.lost.is_set() and holder is not None and holder.token == self.token:
                 storage.delete(self.uri)
 
     def _renew(self) -> None:
@@ -86,7 +89,7 @@ class Lease:
         except OSError:
             return  # the next renewal conflicts again
         else:
-            if holder.token != self.token:
+            if holder is None or holder.token != self.token:
                 self.lost.set()
 
 
@@ -100,16 +103,90 @@ def acquire_lease(uri: str, on_status: Callable[[str], None]) -> Lease:
     Raises:
         UsageError: another run renews the lease.
     """
-    me = _this_process()
-    while True:
-        with contextlib.suppress(storage.Conflict):
-            return Lease(uri, me, storage.write(uri, me.encode(0), expect=storage.ABSENT))
-        with contextlib.suppress(FileNotFoundError, storage.Conflict):
-            holder, version = _read(uri)
-            if holder.token != me.token:  # it is ours if the response to our own write was lost
-                _wait_for_expiry(uri, holder, version, on_status)
-                version = storage.write(uri, me.encode(0), expect=version)
-            return Lease(uri, me, version)
+    candidate = LeaseCandidate(uri, on_status)
+    while (lease := candidate.try_acquire()) is None:
+        candidate.check_not_renewed()
+        time.sleep(0.5)
+    return lease
+
+
+def check_no_lease(uris: Iterable[str], on_status: Callable[[str], None]) -> None:
+    """Check that no other run holds one of these leases; wait at most `LEASE_S` seconds to see it.
+
+    Raises:
+        UsageError: another run renews one of them.
+    """
+    candidates = [LeaseCandidate(uri, on_status) for uri in uris]
+    while held := [candidate for candidate in candidates if not candidate.is_free()]:
+        for candidate in held:
+            candidate.check_not_renewed()
+        time.sleep(0.5)
+
+
+class LeaseCandidate:
+    """Watches a lease that another run may hold, and takes it when it is free.
+
+    Args:
+        uri: of the lease's object.
+        on_status: called with a line when it begins to wait, and about the run whose lease is free.
+    """
+
+    def __init__(self, uri: str, on_status: Callable[[str], None]) -> None:
+        self._uri, self._on_status, self._me = uri, on_status, _this_process()
+        self._process = ""
+        self._first_version = self._version = ""
+        """Versions of the lease when it was seen first, and last; empty if there was none."""
+        self._seen = 0.0
+        """When the last version was seen first."""
+
+    def try_acquire(self) -> Lease | None:
+        """Take the lease if it is free now; this returns at once."""
+        if not self.is_free():
+            return None
+        try:
+            return Lease(self._uri, self._me, storage.write(self._uri, self._me.encode(0), expect=self._version))
+        except storage.Conflict:
+            with contextlib.suppress(FileNotFoundError):
+                holder, version = _read(self._uri)
+                if holder is not None and holder.token == self._me.token:  # the answer to our own write was lost
+                    return Lease(self._uri, self._me, version)
+            return None
+
+    def is_free(self) -> bool:
+        """Whether there is no lease, or its holder has ended, or nobody has renewed it for `LEASE_S` seconds."""
+        try:
+            holder, version = _read(self._uri)
+        except FileNotFoundError:
+            self._version = storage.ABSENT
+            return True
+        if version != self._version:
+            self._version, self._seen = version, time.monotonic()
+            self._first_version = self._first_version or version
+        self._process = f"process {holder.pid} on {holder.host}" if holder else f"a process with the lease {self._uri}"
+        if holder is not None and _has_ended(holder):
+            self._say(f"{self._process} was writing to this output and has died; this run takes over")
+            return True
+        if time.monotonic() - self._seen >= LEASE_S:
+            return True
+        self._say(
+            f"{self._process} may still be writing to this output; waiting up to {LEASE_S:.0f} s to see whether it is "
+            "alive"
+        )
+        return False
+
+    def check_not_renewed(self) -> None:
+        """Raise UsageError if the holder has renewed the lease since it was seen first."""
+        if self._version != self._first_version:
+            raise UsageError(
+                f"{self._process} is writing to this output; wait for it, stop it, or use another --output"
+            )
+
+    def _say(self, line: str) -> None:
+        if line != self._said:
+            self._on_status(line)
+        self._said = line
+
+    _said = ""
 
 
 def check_lease_token(uri: str, token: str) -> None:
@@ -119,35 +196,19 @@ def check_lease_token(uri: str, token: str) -> None:
         JobFailed: it does not, so that the caller must not commit.
     """
     with contextlib.suppress(FileNotFoundError):
-        if json.loads(storage.read(uri).data)["token"] == token:
+        holder = _read(uri)[0]
+        if holder is not None and holder.token == token:
             return
     raise JobFailed(f"another run has taken over this output (see {uri}); this run stops; its finished chunks are kept")
 
 
-def _wait_for_expiry(uri: str, holder: _Holder, version: str, on_status: Callable[[str], None]) -> None:
-    """Return when the holder has ended, or has not renewed this version for `LEASE_S` seconds.
-
-    Raises:
-        UsageError: the holder has renewed the lease.
-    """
-    process = f"process {holder.pid} on {holder.host}"
-    if _has_ended(holder):
-        on_status(f"{process} was writing to this output and has died; this run takes over")
-        return
-    on_status(
-        f"{process} may still be writing to this output; waiting up to {LEASE_S:.0f} s to see whether it is alive"
-    )
-    deadline = time.monotonic() + LEASE_S
-    while time.monotonic() < deadline:
-        time.sleep(0.5)
-        current = _read(uri)[1]
-        if current != version:
-            raise UsageError(f"{process} is writing to this output; wait for it, stop it, or use another --output")
-
-
-def _read(uri: str) -> tuple[_Holder, str]:
+def _read(uri: str) -> tuple[_Holder | None, str]:
+    """Return the holder, or None if the lease is damaged, and its version."""
     blob = storage.read(uri)
-    return _Holder(**json.loads(blob.data)), blob.version
+    try:
+        return _Holder(**json.loads(blob.data)), blob.version
+    except (ValueError, TypeError):
+        return None, blob.version
 
 
 def _this_process() -> _Holder:

@@ -20,7 +20,16 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def parquet_file(groups: Iterable[pa.Table], schema: pa.Schema) -> bytes:
-    """Encode tables as one Parquet file in memory, each as a row group, so that one request can write it.
+    """Encode tables as one Parquet file in memory, each as a row group, so that one request can write it."""
+    out = io.BytesIO()
+    with open_writer(out, schema) as writer:
+        for table in groups:
+            write_row_group(writer, table)
+    return out.getvalue()
+
+
+def open_writer(out: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a writer with the compression and the encodings of data files.
 
     Compression is zstd, with page checksums. Only float32 tensors use the byte-stream split: DuckDB cannot read it on
     float16. Masks have no dictionary: it would save a kilobyte of a row's thirty, and cost a third of its writing.
@@ -29,8 +38,7 @@ def parquet_file(groups: Iterable[pa.Table], schema: pa.Schema) -> bytes:
     float32 = pa.large_list(pa.float32())
     tensors = {name: schema.field(name).type for name in TENSORS if name in schema.names}
     split = [name for name, kind in tensors.items() if kind != PACKED_MASK and kind.field("data").type == float32]
-    out = io.BytesIO()
-    with pq.ParquetWriter(
+    return pq.ParquetWriter(
         out,
         schema,
         compression="zstd",
@@ -38,10 +46,12 @@ def parquet_file(groups: Iterable[pa.Table], schema: pa.Schema) -> bytes:
         use_byte_stream_split=[f"{name}.data.list.element" for name in split] or False,
         write_statistics=strings,
         write_page_checksum=True,
-    ) as writer:
-        for table in groups:
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
-    return out.getvalue()
+    )
+
+
+def write_row_group(writer: pq.ParquetWriter, table: pa.Table) -> None:
+    """Write a table as one row group."""
+    writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
 def read_data(data: bytes, schema: pa.Schema) -> pa.Table:
@@ -83,8 +93,5 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 
 def _damaged(uri: str, error: Exception) -> str:
-    if "/_plan/" in uri:
-        remedy = "start again with another --output or with --overwrite"
-    else:
-        remedy = "`inpaint-encode verify OUTPUT --repair` removes it"
-    return f"{uri} is damaged ({str(error).strip()}); {remedy}"
+    remedy = "rebuilds" if "/_plan/" in uri else "removes"
+    return f"{uri} is damaged ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` {remedy} it"

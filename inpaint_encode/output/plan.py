@@ -40,6 +40,12 @@ class PlannedChunk(NamedTuple):
     part: str
     """URI of its part."""
     pairs: int
+    footer_hash: str = ""
+    """See `plan_log.MarkedChunk`."""
+
+    def has_hash(self, found: str) -> bool:
+        """Return whether a data file with this hash in its footer has the planned pairs."""
+        return found in (self.hash, self.footer_hash or self.hash)
 
 
 class ChunkSummary(NamedTuple):
@@ -157,16 +163,6 @@ def chunk_hash(chunk: pa.Table) -> str:
     return digest.hexdigest()[:32]
 
 
-def check_hash(part_uri: str, chunk: str, pairs: pa.Table, expected: str) -> None:
-    """Check that the pairs of a chunk, as read from a plan file, are those that were planned.
-
-    Raises:
-        JobFailed: they are not, so the file is damaged.
-    """
-    if chunk_hash(pairs) != expected:
-        raise JobFailed(f"{part_uri} has other pairs for chunk {chunk} than its marker says")
-
-
 def differs(now: pa.Table, before: pa.Table) -> pa.ChunkedArray:
     """Return for each pair whether its URIs, versions or extra columns differ.
 
@@ -228,11 +224,23 @@ def sorted_by_chunk(stated: pa.Table) -> pa.Table:
     return stated.take(pc.sort_indices(stated.select(["chunk"]), [("chunk", "ascending")]))
 
 
-def read_chunk(part_uri: str, chunk: str) -> pa.Table:
-    """Return the `schema.PAIRS` of the chunk with this name; the plan file is cached for the next call."""
+def read_chunk(part_uri: str, chunk: str, expected_hash: str = "") -> pa.Table:
+    """Return the `schema.PAIRS` of the chunk with this name; the plan file is cached for the next call.
+
+    Args:
+        part_uri: the plan file.
+        chunk: name of the chunk.
+        expected_hash: the chunk's hash; empty: any.
+
+    Raises:
+        JobFailed: the file has other pairs than were planned, so it is damaged.
+    """
     part = _read_part(part_uri)
     number = split_chunk_name(chunk)[1]
-    return part.filter(pc.and_(pc.equal(part["chunk"], number), pc.is_valid(part["key"])))
+    pairs = part.filter(pc.and_(pc.equal(part["chunk"], number), pc.is_valid(part["key"])))
+    if expected_hash and chunk_hash(pairs) != expected_hash:
+        raise JobFailed(f"{part_uri} has other pairs for chunk {chunk} than its marker says")
+    return pairs
 
 
 def other_images(part_uri: str, chunk: str) -> list[str]:

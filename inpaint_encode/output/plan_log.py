@@ -1,4 +1,4 @@
-"""The plan of an output: a log of units, to which files are added and in which no file is ever replaced.
+"""The plan of an output: a log of units. Runs add files to it, and replace none; `rebuild` replaces damaged ones.
 
 ``_plan/<job>-<unit>.<revision>.json``                    a marker: makes a revision of a unit valid
 ``_plan/<job>-<unit>.<revision>-<token>-<part>.parquet``  a part: pairs of some chunks, `inpaint_encode.schema.PAIRS`
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -56,6 +56,8 @@ class MarkedChunk(NamedTuple):
     """Index of its part."""
     revision: int
     """The marker's own, or that of the chunk's data file if the marker was rebuilt from it."""
+    footer_hash: str = ""
+    """Of a chunk that was rebuilt from its data file: the hash in the file's footer, if its rows have another one."""
 
 
 class Marker(BaseModel):
@@ -75,6 +77,22 @@ class Marker(BaseModel):
     chunks: tuple[MarkedChunk, ...]
     replaces: str = ""
     """SHA-256 of a lost marker that this one was rebuilt for: the one that the next marker names."""
+
+    @classmethod
+    def without_pairs(
+        cls, unit: int, revision: int, previous: str, *, slices: tuple[Slice, ...] = (), replaces: str = ""
+    ) -> Marker:
+        """Return a marker without chunks."""
+        return cls(
+            unit=unit,
+            revision=revision,
+            previous=previous,
+            slices=slices,
+            repeated=0,
+            parts=(),
+            chunks=(),
+            replaces=replaces,
+        )
 
 
 class Unit:
@@ -129,24 +147,39 @@ class PlanLog:
         names = [match for match in map(MARKER.fullmatch, files) if match]
         names.sort(key=lambda name: (int(name["unit"]), int(name["revision"])))
         for name, data in zip(names, map_concurrently(lambda name: state.read(name[0]), names), strict=True):
-            log._add(parse_marker(state.uri(name[0]), data), data)
+            log.add(parse_marker(state.uri(name[0]), data), data)
         for unit in log.units:
-            for part in log._used_parts(unit.number):
+            for part in log.used_parts(unit.number):
                 if files.get(part.path) != part.size:
                     raise _damaged(state.uri(part.path), "is missing or cut")
         return log
 
-    def _add(self, marker: Marker, data: bytes) -> Unit:
+    def read_on(self) -> Iterator[list[str]]:
+        """Read the units that other runs have planned since, and yield the names of each one's chunks.
+
+        Raises:
+            JobFailed: a marker is damaged, or belongs to another plan.
+        """
+        while True:
+            path = self.marker_path(len(self.units), 0)
+            try:
+                data = self._state.read(path)
+            except FileNotFoundError:
+                return
+            unit = self.add(parse_marker(self._state.uri(path), data), data)
+            yield self.names(unit.number)
+
+    def add(self, marker: Marker, data: bytes) -> Unit:
         """Add the next marker of the log, after it was written or when it is read."""
-        uri = self._state.uri(self._marker_path(marker.unit, marker.revision))
+        uri = self._state.uri(self.marker_path(marker.unit, marker.revision))
         if marker.unit == len(self.units) and marker.revision == 0:
             self.units.append(Unit(marker.unit))
         if marker.unit >= len(self.units):
-            raise _damaged(self._state.uri(self._marker_path(len(self.units), 0)), "is missing")
+            raise _damaged(self._state.uri(self.marker_path(len(self.units), 0)), "is missing")
         unit = self.units[marker.unit]
         if marker.revision != len(unit.revisions):
-            raise _damaged(self._state.uri(self._marker_path(marker.unit, len(unit.revisions))), "is missing")
-        if marker.previous != self._previous(marker.unit, marker.revision):
+            raise _damaged(self._state.uri(self.marker_path(marker.unit, len(unit.revisions))), "is missing")
+        if marker.previous != self.previous(marker.unit, marker.revision):
             raise _damaged(uri, "does not follow the marker before it")
         unit.digest = marker.replaces or hashlib.sha256(data).hexdigest()
         unit.first_digest = unit.first_digest or unit.digest
@@ -155,11 +188,11 @@ class PlanLog:
         unit.chunks |= {chunk.number for chunk in marker.chunks}
         self.repeated += marker.repeated
         uris = [self._state.uri(part.path) for part in marker.parts]
-        for number, pairs, chunk_hash, part, revision in marker.chunks:
+        for number, pairs, chunk_hash, part, revision, footer_hash in marker.chunks:
             name = plan.chunk_name(marker.unit, number)
             before = self.chunks.get(name)
             self.pairs += pairs - (before.pairs if before else 0)
-            self.chunks[name] = plan.PlannedChunk(revision, chunk_hash, uris[part], pairs)
+            self.chunks[name] = plan.PlannedChunk(revision, chunk_hash, uris[part], pairs, footer_hash)
         return unit
 
     def append(self, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
@@ -185,21 +218,14 @@ class PlanLog:
         return self._write(unit, len(self.units[unit].revisions), table, (), 0)
 
     def _write(self, unit: int, revision: int, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
-        tables = [part for part in plan.parts(table) if part.num_rows]
-        encoded = [parquet_bytes(part.cast(self.schema)) for part in tables]
-        stem = f"_plan/{self._state.job}-{unit:06d}.{revision}-{self._state.token[:8]}"
-        paths = [f"{stem}-{number:05d}.parquet" for number in range(len(encoded))]
-        list(map_concurrently(self._write_part, zip(paths, encoded, strict=True)))
+        parts, tables = self.write_parts(unit, revision, table)
         marker = Marker(
             unit=unit,
             revision=revision,
-            previous=self._previous(unit, revision),
+            previous=self.previous(unit, revision),
             slices=slices,
             repeated=repeated,
-            parts=tuple(
-                Part(path, hashlib.sha256(data).hexdigest(), len(data))
-                for path, data in zip(paths, encoded, strict=True)
-            ),
+            parts=parts,
             chunks=tuple(
                 MarkedChunk(*chunk, part, revision)
                 for part, table in enumerate(tables)
@@ -207,7 +233,7 @@ class PlanLog:
             ),
         )
         data = marker.model_dump_json().encode()
-        uri = self._state.uri(self._marker_path(unit, revision))
+        uri = self._state.uri(self.marker_path(unit, revision))
         try:
             storage.write(uri, data, expect=storage.ABSENT)
         except storage.Conflict:
@@ -216,8 +242,18 @@ class PlanLog:
                     f"another run has written {uri}; this run stops planning, and its finished chunks are kept; run "
                     "the same command again to continue"
                 ) from None
-        self._add(marker, data)
+        self.add(marker, data)
         return [plan.chunk_name(unit, chunk.number) for chunk in marker.chunks]
+
+    def write_parts(self, unit: int, revision: int, table: pa.Table) -> tuple[tuple[Part, ...], list[pa.Table]]:
+        """Write the parts of a revision; return what its marker says about them, and the rows of each."""
+        tables = [part for part in plan.parts(table) if part.num_rows]
+        encoded = [parquet_bytes(part.cast(self.schema)) for part in tables]
+        stem = f"_plan/{self._state.job}-{unit:06d}.{revision}-{self._state.token[:8]}"
+        paths = [f"{stem}-{number:05d}.parquet" for number in range(len(encoded))]
+        list(map_concurrently(self._write_part, zip(paths, encoded, strict=True)))
+        parts = zip(paths, encoded, strict=True)
+        return tuple(Part(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in parts), tables
 
     def _write_part(self, part: tuple[str, bytes]) -> None:
         path, data = part
@@ -227,12 +263,14 @@ class PlanLog:
             if self._state.read(path) != data:
                 raise JobFailed(f"{self._state.uri(path)} has other contents than this run wrote") from None
 
-    def _previous(self, unit: int, revision: int) -> str:
+    def previous(self, unit: int, revision: int) -> str:
+        """Return the hash of the marker that a new one follows."""
         if revision:
             return self.units[unit].digest
         return self.units[unit - 1].first_digest if unit else ""
 
-    def _marker_path(self, unit: int, revision: int) -> str:
+    def marker_path(self, unit: int, revision: int) -> str:
+        """Return the path of a marker relative to the output."""
         return f"_plan/{self._state.job}-{unit:06d}.{revision}.json"
 
     def read_unit(self, unit: int) -> pa.Table:
@@ -244,22 +282,37 @@ class PlanLog:
         """
         return self._read_unit(unit, len(self.units[unit].revisions))
 
-    def _used_parts(self, unit: int) -> list[Part]:
+    def part_uri(self, part: Part) -> str:
+        """Return the URI of a part."""
+        return self._state.uri(part.path)
+
+    def used_parts(self, unit: int) -> list[Part]:
         """Return the parts with the newest revision of a chunk."""
         used = {self.chunks[name].part for name in self.names(unit)}
         parts = (part for parts in self.units[unit].revisions for part in parts)
         return [part for part in parts if self._state.uri(part.path) in used]
 
     def _read_unit_uncached(self, unit: int, _revisions: int) -> pa.Table:
-        parts = self._used_parts(unit)
+        return self.read_parts(unit, self.used_parts(unit))
+
+    def read_parts(self, unit: int, parts: Sequence[Part]) -> pa.Table:
+        """Return those rows of a unit's parts that are the newest of their chunks.
+
+        Raises:
+            JobFailed: a part is damaged.
+            OSError: the store fails.
+        """
         tables = [self.schema.empty_table()]
         for part, table in zip(parts, map_concurrently(self._read_part, parts), strict=True):
-            uri = self._state.uri(part.path)
-            newest = [
-                number for number in self.units[unit].chunks if self.chunks[plan.chunk_name(unit, number)].part == uri
-            ]
-            tables.append(table.filter(pc.is_in(table["chunk"], value_set=pa.array(newest, pa.int32()))))
+            tables.append(
+                table.filter(pc.is_in(table["chunk"], value_set=pa.array(self.newest(unit, part), pa.int32())))
+            )
         return plan.sorted_by_chunk(pa.concat_tables(tables))
+
+    def newest(self, unit: int, part: Part) -> list[int]:
+        """Return the numbers of the unit's chunks whose newest rows are in a part."""
+        uri, numbers = self._state.uri(part.path), self.units[unit].chunks
+        return [number for number in numbers if self.chunks[plan.chunk_name(unit, number)].part == uri]
 
     def _read_part(self, part: Part) -> pa.Table:
         data = self._state.read(part.path)
@@ -307,6 +360,6 @@ def parse_marker(uri: str, data: bytes) -> Marker:
 
 def _damaged(uri: str, what: str) -> JobFailed:
     return JobFailed(
-        f"the plan of this output is damaged: {uri} {what}; nothing was changed; restore the file, or start again with "
-        "--overwrite or another --output"
+        f"the plan of this output is damaged: {uri} {what}; nothing was changed; restore the file, or run "
+        "`inpaint-encode verify --repair`"
     )

@@ -57,6 +57,7 @@ class Planner:
         """Units that were planned before."""
         self._keys: KnownKeys | None = None if log.units else KnownKeys()
         self._met: dict[int, NDArray[np.bool_]] = {}
+        self._changed_hashes: dict[int, NDArray[np.uint64]] = {}
         fields = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
         schema = with_extra_columns(SOURCE_PAIRS, pa.schema(fields)).append(pa.field("error", pa.string()))
         self._no_pairs = schema.empty_table()
@@ -138,8 +139,11 @@ class Planner:
         if found.changed.num_rows:
             self.changed += found.changed.num_rows
             where = pc.index_in(found.changed["key"], value_set=planned["key"]).to_numpy()
+            units, rows = planned["unit"].to_numpy()[where], planned["row"].to_numpy()[where]
+            for unit in np.unique(units).tolist():
+                self._changed_hashes_of(unit)[rows[units == unit]] = found.changed_hashes[units == unit]
             if self._run.refresh:
-                self._changes.add(found.changed, planned["unit"].to_numpy()[where])
+                self._changes.add(found.changed, units)
         fresh = found.fresh
         lines = pc.add(fresh["line"], pa.scalar(sum(one.end - one.start for one in self._slices), pa.int32()))
         fresh = fresh.set_column(fresh.column_names.index("line"), "line", lines)
@@ -172,7 +176,7 @@ class Planner:
         """Return the planned and waiting pairs with these keys or base keys.
 
         Columns of `inpaint_encode.schema.PAIRS`; ``unit``, for a waiting pair the next unit's number; ``row``, the
-        pair's row in its unit; and ``met``, see `deduplicate`.
+        pair's row in its unit; ``met`` and ``changed_hash``, see `deduplicate`.
         """
         positions, units = self._known_keys.find(hash_keys(keys))
         candidates = keys.take(np.unique(positions))
@@ -190,11 +194,17 @@ class Planner:
             "unit": pa.repeat(pa.scalar(unit, pa.int64()), rows.num_rows),
             "row": pa.array(np.arange(rows.num_rows)),
             "met": pa.array(self._met_rows(unit)),
+            "changed_hash": pa.array(self._changed_hashes.get(unit, np.zeros(rows.num_rows, np.uint64))),
         }
         for name, column in columns.items():
             rows = rows.append_column(name, column)
         bases = base_keys(rows, numbers_masks=self._source.numbers_masks)
         return rows.filter(pc.or_(pc.is_in(rows["key"], value_set=keys), pc.is_in(bases, value_set=keys)))
+
+    def _changed_hashes_of(self, unit: int) -> NDArray[np.uint64]:
+        if unit not in self._changed_hashes:
+            self._changed_hashes[unit] = np.zeros(self._log.read_unit(unit).num_rows, np.uint64)
+        return self._changed_hashes[unit]
 
     def _met_rows(self, unit: int) -> NDArray[np.bool_]:
         """Return which rows of a unit this reading of the source has had, with skipped lines and new units."""

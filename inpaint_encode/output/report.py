@@ -113,6 +113,7 @@ def write_report(
     run: RunStats,
     *,
     limit: int = 0,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """Write the report of a finished run and return it.
 
@@ -124,12 +125,13 @@ def write_report(
         whole: of all chunks of the output.
         run: of the chunks of this run.
         limit: ``--limit``, 0 without one.
+        partial: whether planned pairs may be undecided: because of a limit, or because other runs encode them.
 
     Raises:
-        JobFailed: encoded and rejected pairs do not add up to the planned ones, and there is no limit.
+        JobFailed: encoded and rejected pairs do not add up to the planned ones, and it is not ``partial``.
     """
     pairs = planned["pairs"]
-    if whole.decided != pairs and not limit:
+    if whole.decided != pairs and not partial:
         raise JobFailed(
             f"{pairs:,} pairs were planned, but {whole.encoded:,} encoded and {whole.rejected:,} rejected add "
             f"up to {whole.decided:,}; run `inpaint-encode verify` to find the incomplete chunks"
@@ -145,7 +147,8 @@ def write_report(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **planned,
         **whole.as_dict(),
-        **({"limit": limit, "pairs_left": pairs - whole.decided} if limit else {}),
+        **({"limit": limit} if limit else {}),
+        **({"pairs_left": pairs - whole.decided} if partial else {}),
         **left_out_record(left_out),
         "this_run": {
             **run.as_dict(),

@@ -114,7 +114,7 @@ def _source_record(source: Source, extra_columns: Sequence[pa.Field]) -> dict[st
 
 
 def open_output(
-    output: str, record: Mapping[str, Any], *, overwrite: bool, token: str
+    output: str, record: Mapping[str, Any], *, overwrite: bool, token: str, lease: str = "_lease.json"
 ) -> tuple[OutputState, Inventory]:
     """Begin or resume an output: write or compare ``_job.json``, delete files of overwritten jobs, list the rest.
 
@@ -123,35 +123,55 @@ def open_output(
         record: of `job_record`.
         overwrite: whether to begin a new job in place of the present one.
         token: of the lease.
+        lease: path of the lease in the output.
 
     Raises:
         UsageError: the output was written with other settings, or data files of another tool.
     """
     uri = storage.join(output, "_job.json")
-    try:
-        present = json.loads(storage.read(uri).data)
-    except FileNotFoundError:
-        present = None
-    kept = None if overwrite else present
-    if kept is not None:
-        _validate_same_settings(output, kept, record)
-    replaced = present["replaces"] + ([present["job"]] if overwrite else []) if present else []
-    state = OutputState(output, kept["job"] if kept else uuid.uuid4().hex[:8], token, tuple(replaced))
+    present, version = _read_job(uri)
+    if present is not None and not overwrite:
+        _validate_same_settings(output, present, record)
+    replaced = present.get("replaces", []) + ([present["job"]] if overwrite else []) if present else []
+    job = present["job"] if present and not overwrite else uuid.uuid4().hex[:8]
+    state = OutputState(output, job, token, tuple(replaced), lease)
     inventory = state.inventory()
     if inventory.unknown_files:
         raise UsageError(
             f"{output} contains {inventory.unknown_files[0]}, which this job did not write (files of this kind: "
             f"{len(inventory.unknown_files):,}); choose an empty folder, since readers read all files of a folder"
         )
-    if kept is None:
+    if present is None or overwrite:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         whole = {"job": state.job, "replaces": replaced, "created": created, **record}
         state.check_lease()
-        storage.write(uri, json.dumps(whole, indent=2).encode())
+        try:
+            storage.write(uri, json.dumps(whole, indent=2).encode(), expect=version)
+        except storage.Conflict:  # another run has begun the output
+            return open_output(output, record, overwrite=False, token=token, lease=lease)
         state.delete(["_report.json", NOTE])
     state.check_lease()
     state.delete(inventory.replaced_files)
     return state, inventory
+
+
+def _read_job(uri: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the contents of ``_job.json`` and its version; None if it does not exist.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    try:
+        blob = storage.read(uri)
+    except FileNotFoundError:
+        return None, storage.ABSENT
+    try:
+        present = dict(json.loads(blob.data))
+        return {"replaces": [], **present, "job": str(present["job"])}, blob.version
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(
+            f"{uri} cannot be read ({error}); restore it from a copy, or choose another --output"
+        ) from error
 
 
 def _validate_same_settings(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -193,10 +213,18 @@ class Remaining:
         extra = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
         self.log = PlanLog.read(state, inventory.plan, pa.schema(extra))
         self.done: dict[str, ChunkResult] = state.committed_chunks(inventory, self.log.chunks)
-        self.planner = Planner(self.log, source, job.output, job.run, self._undecided)
+        self.planner = self.new_planner(job, source)
         self.state, self._inventory, self._run = state, inventory, job.run
         self._old_plan = set(inventory.plan)
         self.index = IndexWriter(state, self.log, inventory.receipts)
+
+    def new_planner(self, job: EncodeJob, source: PairSource) -> Planner:
+        """Begin to plan the source from the units that the log has now."""
+        self.planner = Planner(self.log, source, job.output, job.run, self._undecided)
+        return self.planner
+
+    def close(self) -> None:
+        """Release what `work` holds."""
 
     def work(self) -> Iterator[pa.Table]:
         """Yield `inpaint_encode.schema.WORK` with a ``pairs`` column: first planned chunks, then each new unit's.
@@ -272,11 +300,15 @@ class Remaining:
             ignored_files=found.ignored_files + ignored,
         )
 
-    def finish(self, results: Mapping[str, ChunkResult], on_warning: Callable[[str], None]) -> None:
-        """Complete the output: see `OutputState.finish` and `IndexWriter.complete`.
+    def finish(
+        self, results: Mapping[str, ChunkResult], on_warning: Callable[[str], None]
+    ) -> Mapping[str, ChunkResult]:
+        """Complete the output, and return the results of all its committed chunks.
+
+        See `OutputState.finish` and `IndexWriter.complete`.
 
         Args:
-            results: of all committed chunks.
+            results: of the chunks that were committed before and by this run.
             on_warning: called with a sentence if the index cannot be written.
 
         Raises:
@@ -284,7 +316,18 @@ class Remaining:
             OSError: the store fails.
         """
         inventory = self.state.finish(results, self.log.unused_parts(self._old_plan))
+        whole = self._whole(results)
         try:
-            self.index.complete(results, inventory)
+            if self._is_last(whole):
+                self.index.complete(whole, inventory)
         except OSError as error:
             on_warning(f"warning: the index cannot be written ({error}); readers list the output instead")
+        return whole
+
+    def _whole(self, results: Mapping[str, ChunkResult]) -> Mapping[str, ChunkResult]:
+        """Return the results of all committed chunks."""
+        return results
+
+    def _is_last(self, whole: Mapping[str, ChunkResult]) -> bool:
+        """Whether no other run will add to these results."""
+        return True

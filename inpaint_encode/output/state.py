@@ -141,6 +141,8 @@ class OutputState:
     token: str
     replaces: tuple[str, ...] = ()
     """Overwritten jobs; their late workers may still write."""
+    lease: str = "_lease.json"
+    """The lease of this run, relative to the output."""
 
     def uri(self, *parts: str) -> str:
         """Return the URI of a path in the output."""
@@ -164,7 +166,7 @@ class OutputState:
         Raises:
             JobFailed: another run has taken it.
         """
-        check_lease_token(f"{self.output}/_lease.json", self.token)
+        check_lease_token(self.uri(self.lease), self.token)
 
     def commit(
         self,
@@ -194,7 +196,7 @@ class OutputState:
             before = _parse_footer(self.data_uri(chunk), pa.BufferReader(blob.data), len(blob.data), blob.version)
             if before.revision >= work["revision"]:
                 return self.accept_existing(work)
-            pairs = plan.read_chunk(work["part"], chunk)
+            pairs = plan.read_chunk(work["part"], chunk, work["hash"])
             kept = pairs.filter(pc.invert(pairs["encode"]))["key"].combine_chunks()
             rows_before = read_data(blob.data, schema)
             data = chain(data, row_groups(rows_before.filter(pc.is_in(rows_before["key"], kept)), schema))
@@ -228,15 +230,16 @@ class OutputState:
                 f"a worker of an earlier, killed run has just written outdated rows to {self.data_uri(work['chunk'])}; "
                 "run the same command again to replace them"
             )
-        self._check_hash(work["chunk"], found, work["revision"], work["hash"])
+        self._check_hash(work["chunk"], found, plan.PlannedChunk(work["revision"], work["hash"], "", 0))
         return self._align_rejects(work["chunk"], found)
 
-    def _check_hash(self, chunk: str, found: _ChunkFile, revision: int, planned: str) -> None:
+    def _check_hash(self, chunk: str, found: _ChunkFile, planned: plan.PlannedChunk) -> None:
         """Check that a data file has the pairs that are planned for its chunk."""
-        if found.revision > revision or (found.revision == revision and found.hash != planned):
+        newer = found.revision > planned.revision
+        if newer or (found.revision == planned.revision and not planned.has_hash(found.hash)):
             raise JobFailed(
                 f"{self.data_uri(chunk)} has other pairs than the plan has for this chunk, so a part of the plan was "
-                "lost or replaced; nothing was changed; restore _plan/, or use another --output"
+                "lost or replaced; nothing was changed; restore _plan/, or run `inpaint-encode verify --repair`"
             )
 
     def _align_rejects(self, chunk: str, found: _ChunkFile) -> ChunkResult:
@@ -289,7 +292,7 @@ class OutputState:
             storage.write(self.uri(path), parquet_bytes(pa.Table.from_pylist(rows, RECEIPT)))
 
     def committed_chunks(
-        self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk]
+        self, inventory: Inventory, planned: Mapping[str, plan.PlannedChunk], *, read_only: bool = False
     ) -> dict[str, ChunkResult]:
         """Return the results of the chunks that are committed at their newest revision.
 
@@ -299,6 +302,7 @@ class OutputState:
         Args:
             inventory: the files of the output.
             planned: every chunk of the plan.
+            read_only: do not write rejects files; then some results have no version of them.
 
         Raises:
             JobFailed: a data file has pairs that are not planned for it.
@@ -306,15 +310,18 @@ class OutputState:
         for chunk in inventory.versions.keys() - planned.keys():
             raise JobFailed(
                 f"{self.data_uri(chunk)} belongs to a chunk that is not in the plan, so a part of the plan was lost; "
-                "nothing was changed; restore _plan/, or use another --output"
+                "nothing was changed; restore _plan/, or run `inpaint-encode verify --repair`"
             )
         results = self._results_of_index(inventory, planned)
         results |= self._results_of_receipts(inventory, planned, inventory.versions.keys() - results.keys())
         others = sorted(inventory.versions.keys() - results.keys())
         for chunk, found in zip(others, map_concurrently(self._read_footer, others), strict=True):
-            self._check_hash(chunk, found, planned[chunk].revision, planned[chunk].hash)
+            self._check_hash(chunk, found, planned[chunk])
             if found.revision == planned[chunk].revision:
-                results[chunk] = self._align_rejects(chunk, found)
+                if read_only:
+                    results[chunk] = _chunk_result(found.rows, found.rejects, found.size, found.version, "")
+                else:
+                    results[chunk] = self._align_rejects(chunk, found)
         return results
 
     def _results_of_index(
@@ -406,7 +413,9 @@ def unit_of_receipts(path: str) -> int | None:
 
 def _is_current(row: Mapping[str, Any], planned: plan.PlannedChunk | None, version: str | None) -> bool:
     """Whether a result has the planned pairs of its chunk and the version of its data file."""
-    return planned is not None and (row["revision"], row["hash"], row["version"]) == (*planned[:2], version)
+    if planned is None or row["version"] != version:
+        return False
+    return row["revision"] == planned.revision and planned.has_hash(row["hash"])
 
 
 @dataclass(frozen=True)

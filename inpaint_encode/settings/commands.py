@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 from pydantic import Field, model_validator
 
-from .base import Frozen, section, unit
+from .base import Frozen, matching, section, unit
 from .job import Chunks, Output, RowSettings, RunOptions, VaeSource, Workers
 from .source import MASK_PRESETS, Decoding, Limits, Source, SourceAccess
 
@@ -77,6 +79,12 @@ class EncodeJob(_Pairs):
     workers: Workers = Workers()
     run: RunOptions = RunOptions()
 
+    @model_validator(mode="after")
+    def _validate_overwrite(self) -> Self:
+        if self.run.shard and self.output.overwrite:
+            raise ValueError("--overwrite cannot be combined with --shard; run it once without --shard")
+        return self
+
 
 @section("Verification", 1)
 class VerifyOptions(Frozen):
@@ -92,11 +100,19 @@ class VerifyOptions(Frozen):
     """VAE to use for --sample. Give it if the job's path or hub id is not available here. Its weights must be the same
     as the job's."""
     repair: bool = False
-    """Remove damaged and unexpected files. Then run the same encode command again to complete the output. Do not use
-    --repair while an encode job runs."""
+    """Remove damaged files, and rebuild a damaged plan from the data files. Then run the same encode command again to
+    complete the output. Do not use --repair while an encode job runs."""
+    dry_run: bool = False
+    """Print what --repair would change, and change nothing. Use it with --repair."""
     address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
     """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
     this machine."""
+
+    @model_validator(mode="after")
+    def _check_dry_run(self) -> Self:
+        if self.dry_run and not self.repair:
+            raise ValueError("--dry-run needs --repair; add it")
+        return self
 
 
 @section("VAE", 2)
@@ -147,22 +163,44 @@ class PlanOptions(_Pairs):
 class ExportOptions(Frozen):
     """Options of ``inpaint-encode export``."""
 
-    to: Literal["comfyui", "webdataset", "safetensors"]
+    to: Literal["comfyui", "webdataset", "safetensors", "parquet"]
     """Format of the exported files. comfyui: for each row a/042.latent, unscaled float32 for LoadLatent, and
     a/042_mask.png, the dilated mask, where white is repainted. Latents of the unmasked images (encode --also-original)
     go to the folder _original. webdataset: one tar per Parquet file of the output, with a/042.json, a/042.samples.npy,
     a/042.noise_mask.png and the other columns. safetensors: for each row a/042.safetensors, with all tensors as they
-    are stored and all other columns as strings. The mask takes one byte per pixel, which is most of the file."""
+    are stored and all other columns as strings. The mask takes one byte per pixel, which is most of the file. parquet:
+    few large Parquet files with the same rows, in the same order, which all readers of an output can read. Only
+    finished units of the plan are exported: about 65,000 pairs each, all of them encoded or rejected."""
     output: Annotated[str, unit("URI")]
     """Target of the export: folder or prefix to write, on s3:// or a disk. File names are the rows' keys. A character
     that is not allowed in a file name is written as % and two hexadecimal digits; in tars, dots in the last part of a
     key are escaped too. An empty part of a key, as in a//b, becomes %. A name of more than 200 bytes is cut and ends in
     a hash."""
+    file_bytes: Annotated[
+        str, unit("SIZE"), matching(r"\d+(\.\d+)?([kKMG]i?)?B?", "a size such as 256MB, 0.5GB or 512MiB")
+    ] = "256MB"
+    """Approximate maximum size of a file of --to parquet, 1MB to 4GB. Readers open fewer files if files are larger.
+    Each task needs about three times this much memory."""
     overwrite: bool = False
     """Remove the files of any earlier export at --output and start over."""
     address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
     """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
     this machine."""
+
+    @property
+    def max_file_bytes(self) -> int:
+        """``file_bytes`` as a number."""
+        number, prefix = re.fullmatch(r"([\d.]+)(\w*?)B?", self.file_bytes).groups()  # type: ignore[union-attr]
+        base = 1024 if prefix.endswith("i") else 1000
+        return int(Decimal(number) * base ** " KMG".index(prefix[:1].upper() or " "))
+
+    @model_validator(mode="after")
+    def _check_file_bytes(self) -> Self:
+        if self.to != "parquet" and self.file_bytes != type(self).model_fields["file_bytes"].default:
+            raise ValueError("--file-bytes is for --to parquet; leave it out, or use --to parquet")
+        if not 10**6 <= self.max_file_bytes <= 4 * 10**9:
+            raise ValueError(f"--file-bytes {self.file_bytes} must be 1MB to 4GB")
+        return self
 
 
 @section("VAE", 3)

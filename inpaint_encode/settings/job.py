@@ -138,6 +138,10 @@ class RunOptions(Frozen):
     kept."""
     drop_vanished: bool = False
     """With --refresh, remove rows whose image or mask is no longer in the source."""
+    shard: Annotated[str, unit("I/N"), matching(r"(\d+/[1-9]\d*)?", "two numbers such as 0/4, counted from 0")] = ""
+    """Share the output with other runs: N runs with --shard 0/N to N-1/N encode different parts at the same time, each
+    on a Ray cluster of its own. Give all of them the same other options. A run that ends takes over what runs that have
+    died left. Without --shard, only one run can write to an output."""
     address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
     """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
     this machine."""
@@ -146,7 +150,20 @@ class RunOptions(Frozen):
     def _validate_drop_vanished(self) -> Self:
         if self.drop_vanished and not self.refresh:
             raise ValueError("--drop-vanished needs --refresh; add it")
+        if self.shard and not self.shard_numbers[0] < self.shard_numbers[1]:
+            raise ValueError(f"--shard {self.shard}: the first number must be less than the second; count from 0")
+        if self.shard and (self.refresh or self.retry_rejected or self.limit):
+            raise ValueError(
+                "--shard cannot be combined with --refresh, --retry-rejected or --limit; run these without --shard "
+                "when no other run writes to the output"
+            )
         return self
+
+    @property
+    def shard_numbers(self) -> tuple[int, int]:
+        """Return the two numbers of ``--shard``; (0, 1) without it."""
+        number, _, count = (self.shard or "0/1").partition("/")
+        return int(number), int(count)
 
     def allows(self, rejected: int, decided: int, *, finished: bool) -> bool:
         """Return whether ``rejected`` of ``decided`` pairs are at most ``max_rejected``.

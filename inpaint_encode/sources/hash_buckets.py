@@ -5,13 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, NamedTuple
 from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from inpaint_encode.errors import UsageError
 
 MEMORY_ROWS = 262_144
 """Largest number of rows, of all tables together, that stay in memory. Then there is one bucket."""
@@ -54,7 +56,8 @@ class HashBuckets:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._resources.close()
+        with suppress(OSError):  # a full disk; what is left to write is not needed
+            self._resources.close()
 
     @property
     def numbers(self) -> range:
@@ -65,7 +68,7 @@ class HashBuckets:
         """Add rows to a table.
 
         Raises:
-            OSError: the disk of the temporary files is full.
+            UsageError: the rows cannot be written to the folder of temporary files.
         """
         if not rows.num_rows:
             return
@@ -74,7 +77,8 @@ class HashBuckets:
         self._rows += rows.num_rows
         self._on_disk = self._on_disk or (self._rows > MEMORY_ROWS and not self._is_read)
         if self._on_disk and self._pending_rows[table] >= min(_WRITTEN_ROWS, MEMORY_ROWS):
-            self._write(table)
+            with _translate_errors():
+                self._write(table)
 
     def read(self, table: str, bucket: int, columns: tuple[str, ...] = ()) -> pa.Table:
         """Return the rows of a bucket as one chunk a column.
@@ -83,11 +87,15 @@ class HashBuckets:
             table: name of the table.
             bucket: one of `numbers`.
             columns: names of the columns to read; empty: all.
+
+        Raises:
+            UsageError: as `add`.
         """
         self._is_read = True
         if self._on_disk:
-            self._write(table)
-            batches = self._files[table].read(bucket, columns)
+            with _translate_errors():
+                self._write(table)
+                batches = self._files[table].read(bucket, columns)
         else:
             batches = self._pending[table]
         rows = pa.Table.from_batches(batches, None if batches else self._layouts[table].schema)
@@ -95,10 +103,23 @@ class HashBuckets:
 
     def _write(self, table: str) -> None:
         if table not in self._files:
-            self._files[table] = self._resources.enter_context(_bucket_file(self._layouts[table]))
+            file: IO[bytes] = tempfile.TemporaryFile(prefix="inpaint-encode-")  # noqa: SIM115 - closed by __exit__
+            self._resources.enter_context(file)
+            self._files[table] = _BucketFile(self._layouts[table], file)
         if rows := self._pending.pop(table, []):
             self._files[table].write(pa.Table.from_batches(rows))
             self._pending_rows[table] = 0
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"the listing cannot be written to the folder of temporary files ({error.strerror or error}); set TMPDIR "
+            "to a folder with more space, about 150 bytes for each object"
+        ) from error
 
 
 class _BucketFile:
@@ -129,12 +150,6 @@ class _BucketFile:
             self._readers[columns] = pa.ipc.open_file(self._file, options=options)
         reader = self._readers[columns]
         return [reader.get_batch(number * BUCKETS + bucket) for number in range(self._writes)]
-
-
-@contextmanager
-def _bucket_file(layout: Layout) -> Iterator[_BucketFile]:
-    with tempfile.TemporaryFile(prefix="inpaint-encode-") as file:
-        yield _BucketFile(layout, file)
 
 
 def _hashes(rows: pa.Table, keys: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:

@@ -25,20 +25,21 @@ from inpaint_encode.stores.base import Access
 
 from .hash_buckets import HashBuckets, Layout
 from .image_files import FILES, NAMES, RepeatedKeys, add_examples, list_image_files, paths_of, uris_of
-from .pairs import BATCH_PAIRS, LeftOut, PairBatch, PairSource, Slice, normalize_uri
+from .pairs import BATCH_PAIRS, LeftOut, PairBatch, PairSource, Slice, list_pages, normalize_uri
 from .random_masks import with_random_masks
 
 _IMAGE_FILES = Layout(FILES, ("key",))
 
 
 def open_prefixes(source: Source, access: Access) -> PairSource:
-    """Return the source of ``--images`` and ``--masks``. Nothing is listed before `PairSource.batches`.
+    """Return the source of ``--images`` and ``--masks``. Of each prefix, the first page is listed.
 
     Raises:
-        UsageError: a URI is not valid, or the options name no masks.
+        UsageError: a URI is not valid, the options name no masks, or a prefix is empty or cannot be listed.
     """
     images = normalize_uri("--images", source.images)
     if source.random_masks or source.is_own_mask:
+        next(list_pages("--images", images, access), None)
         return _Images(source, access, images)
     masks = normalize_uri("--masks", source.masks) if source.masks else images
     if images == masks and not source.mask_pattern:
@@ -46,6 +47,8 @@ def open_prefixes(source: Source, access: Access) -> PairSource:
             f"--images and --masks are both {source.images}; give each its own prefix, add --mask-pattern to find "
             "masks by their names, or leave out --masks if each image's alpha is its mask"
         )
+    for option, prefix in {"--images": images, "--masks": masks}.items():
+        next(list_pages(option, prefix, access), None)
     return _ImagesAndMasks(source, access, images, masks)
 
 

@@ -155,7 +155,10 @@ class _Listing:
         return [_NeighborFolders(self, group) if group[1:] else self._part(group[0]) for group in groups]
 
     def _part(self, folder: str) -> _Listing:
-        return _Listing(self._uri, self._access, folder, self._cut, self._skipped)
+        part = _Listing(self._uri, self._access, folder, self._cut, self._skipped)
+        if not _VALID_KEY.fullmatch(folder.removesuffix("/")):
+            part._next = part._page_by_botocore
+        return part
 
     def _page_by_obstore(self) -> Listed | None:
         if self._stream is None:
@@ -252,6 +255,8 @@ class _NeighborFolders(_Listing):
                 return page
             self._listing_of_first, self._after = None, first._after
             self._is_complete = self._after is None or first._token is not None  # nothing to start after
+            if first._next == first._page_by_botocore:  # obstore may not accept the key
+                self._next = self._page_by_botocore
         page = None if self._is_complete else super().next_page()
         self._is_complete = self._is_complete or page is None
         return page

@@ -16,6 +16,9 @@ from .base import ABSENT, Access, Blob, Conflict, Listed, Stat, check_size, is_u
 TEMPORARY = "_tmp-"
 """Prefix of the names of unfinished files; readers and listings skip them, `verify --repair` removes them."""
 
+_PAGE_FILES = 4_096
+"""Largest number of files in a page of a listing."""
+
 
 def read(uri: str, access: Access, max_bytes: int) -> Blob:
     """See `storage.read`."""
@@ -39,7 +42,7 @@ def stat(uri: str, access: Access) -> Stat:
 
 
 def listing(prefix: str, access: Access) -> _Listing:
-    """List one folder a page. Links to folders are followed, except to a folder that contains the link."""
+    """List folder by folder. Links to folders are followed, except to a folder that contains the link."""
     return _Listing(prefix)
 
 
@@ -89,39 +92,62 @@ def temporary_files(prefix: str) -> Iterator[str]:
 
 class _Listing:
     def __init__(self, prefix: str) -> None:
-        self._folders = _walk(prefix)
+        self._pages = _walk(prefix)
 
     def next_page(self) -> Listed | None:
-        return next(self._folders, None)
+        return next(self._pages, None)
 
     def split(self) -> Sequence[_Listing]:
         return ()
 
 
 def _walk(prefix: str) -> Iterator[Listed]:
+    """Yield the files of each folder, in pages of up to `_PAGE_FILES`: a folder may have more files than memory."""
     prefix = str(Path(prefix))
-    for folder, folders, names in os.walk(prefix, onerror=_raise_unless_gone, followlinks=True):
-        folders[:] = [name for name in folders if not _links_to_parent(f"{folder}/{name}")]
+    folders = [prefix]
+    while folders:
+        folder = folders.pop()
         relative = "" if folder == prefix else f"{folder[len(prefix) + 1 :]}/"
-        found = [(relative + name, _stat(f"{folder}/{name}")) for name in sorted(names)]
-        files = [(path, stat) for path, stat in found if stat and not path[len(relative) :].startswith(TEMPORARY)]
-        named = [(path, stat) for path, stat in files if is_utf8(path)]
-        yield Listed(
-            paths=[path for path, _ in named],
-            sizes=[stat.st_size for _, stat in named],
-            versions=[_version(stat) for _, stat in named],
-            unreadable=tuple(ascii(path) for path, _ in files if not is_utf8(path)),
-        )
+        files: list[tuple[str, os.stat_result]] = []
+        subfolders = []
+        for entry in _entries(folder):
+            if _is_folder(entry):
+                subfolders += [] if _links_to_parent(entry.path) else [entry.path]
+            elif not entry.name.startswith(TEMPORARY) and (stat := _stat(entry.path)):
+                files.append((relative + entry.name, stat))
+                if len(files) == _PAGE_FILES:
+                    yield _page(files)
+                    files = []
+        yield _page(files)
+        folders += sorted(subfolders, reverse=True)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of a folder; none if it was removed."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from entries
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _page(files: list[tuple[str, os.stat_result]]) -> Listed:
+    named = sorted((path, stat) for path, stat in files if is_utf8(path))
+    return Listed(
+        paths=[path for path, _ in named],
+        sizes=[stat.st_size for _, stat in named],
+        versions=[_version(stat) for _, stat in named],
+        unreadable=tuple(sorted(ascii(path) for path, _ in files if not is_utf8(path))),
+    )
 
 
 def _links_to_parent(folder: str) -> bool:
     parent, target = os.path.realpath(folder.rpartition("/")[0]), os.path.realpath(folder)
     return Path(folder).is_symlink() and f"{parent}/".startswith(f"{target}/")
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
 
 
 def _stat(path: str) -> os.stat_result | None:

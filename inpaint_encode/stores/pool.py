@@ -14,18 +14,18 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-def map_concurrently(call: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Yield ``call(item)`` of each item, in order. At most twice `THREADS` results wait to be taken.
+def map_concurrently(call: Callable[[_T], _R], items: Iterable[_T], threads: int = THREADS) -> Iterator[_R]:
+    """Yield ``call(item)`` of each item, in order. At most twice ``threads`` results wait to be taken.
 
     Raises:
         Exception: what ``call`` raises, when its result is due; calls that have not begun are dropped.
     """
     waiting: deque[Future[_R]] = deque()
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="requests")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="requests")
     try:
         for item in items:
             waiting.append(pool.submit(call, item))
-            if len(waiting) >= 2 * THREADS:
+            if len(waiting) >= 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -1,15 +1,18 @@
 """Exports to disks and to an S3 server: complete, resumed, killed, and of outputs that change."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from inpaint_encode import iter_rows
 from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job
@@ -19,8 +22,9 @@ from inpaint_encode.stores import storage
 from inpaint_encode.tools.export import pipeline as export_pipeline
 from inpaint_encode.tools.export.formats import SUFFIXES, key_to_path
 from inpaint_encode.tools.export.pipeline import export_output
-from tests.exports import by_key, exported, load_latent, load_mask, of_rows, write_chunk
-from tests.outputs import files_of
+from tests.exports import JOB, by_key, exported, load_latent, load_mask, of_rows, write_chunk
+from tests.outputs import data_files, files_of, rows_of
+from tests.units import UnitOutput
 
 CHUNKS = [["a/042", "a/042/1", "v1.5/x.y"], ["b", "../c"], [], ["d//e", "ü%"]]
 
@@ -163,6 +167,119 @@ def test_a_damaged_file_ends_the_command_and_keeps_the_rest(output, tmp_path, sh
     assert files == fresh
 
 
+def test_an_output_that_grows_becomes_large_parquet_files(tmp_path, s3, ray_cluster, make_job, shell):
+    """Each unit has files of its own: a new unit adds some, and a changed image redoes those of its unit."""
+    write_random_pairs(tmp_path / "first", 10, seed=5, smallest=24, largest=72)
+    write_random_pairs(tmp_path / "second", 6, seed=6, smallest=24, largest=72)
+    source, encoded, to = s3.uri("compact-in"), s3.uri("compact-encoded"), s3.uri("compact-out")
+
+    def step(folder: str | None, **options) -> dict[str, str]:
+        """Upload and encode a folder of pairs, export the output, and return the versions of the exported files."""
+        if folder:
+            for path in (tmp_path / folder).rglob("*.*"):
+                name = path.relative_to(tmp_path / folder).with_stem(f"{folder}-{path.stem}")
+                storage.write(f"{source}/{name}", path.read_bytes())
+        run_job(make_job(f"{source}/images", f"{source}/masks", encoded, chunk_rows=4, **options), Display())
+        done = shell("export", encoded, "--to", "parquet", "--output", to)
+        assert done.returncode == 0, done.stderr
+        assert rows_of(to) == rows_of(encoded)
+        versions = versions_of(to)
+        return {path: versions[path] for path in data_files(to)}
+
+    first = step("first")
+    assert len(first) == 1
+    second = step("second")
+    assert len(second) == 2
+    assert first.items() < second.items()
+    image = min(path for path in files_of(source) if re.search("images/.*first", path))
+    storage.write(f"{source}/{image}", storage.read(f"{source}/{image}").data + b"\0")  # decoders ignore the end
+    third = step(None, refresh=True)
+    assert third.keys() == second.keys()
+    assert [path for path in third if third[path] != second[path]] == list(first)
+
+
+def test_file_sizes_on_s3_and_on_a_disk(tmp_path, s3, ray_cluster, shell):
+    """The rows are the same for two values of --file-bytes; another value needs --overwrite."""
+    made = UnitOutput(tmp_path / "out", sides=(32, 32))
+    made.encode(made.plan([f"{row:03d}" for row in range(300)], 20))
+    there, here = s3.uri("compact-sizes"), str(tmp_path / "to")
+    export(made.uri, "parquet", here, file_bytes="1MB")
+    sizes = [Path(here, path).stat().st_size for path in data_files(here)]
+    assert len(sizes) == -(-sum(file.stat().st_size for file in Path(made.uri).glob("*.parquet")) // 10**6) > 2
+    assert max(sizes) < 1.1e6
+    assert digest_of(here) == digest_of(made.uri)
+    export(made.uri, "parquet", there, file_bytes="1MB")
+    assert of_rows(there) == of_rows(here)
+    done = shell("export", made.uri, "--to", "parquet", "--output", here)
+    assert done.returncode == 2
+    assert "an export with another --file-bytes (file_bytes: 1000000 there, 256000000 now)" in " ".join(
+        done.stderr.split()
+    )
+    whole = export(made.uri, "parquet", here, overwrite=True).whole
+    assert (whole.rows, whole.files) == (300, 1)
+    assert digest_of(here) == digest_of(there)
+
+
+def test_units_that_are_not_finished_are_left_out_and_added_later(tmp_path, ray_cluster, shell):
+    made, to = UnitOutput(tmp_path / "out"), tmp_path / "to"
+    made.encode(made.plan([f"a{row}" for row in range(9)], 4))
+    last = made.plan([f"b{row}" for row in range(9)], 4)
+    made.encode(last[:2])
+    done = shell("export", made.uri, "--to", "parquet", "--output", to)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("9 rows for parquet; this run 9 in ")
+    assert done.stdout.splitlines()[2] == "1 of 2 units is not finished yet (1); run this command again later"
+    assert data_files(str(to)) == [f"{JOB}-000000-000000.parquet"]
+    made.encode(last[2:])
+    made.encode(made.revise(["a0"]), seed=1)
+    made_now = export(made.uri, "parquet", to)
+    assert (made_now.rows_now, made_now.unfinished) == (18, "")
+    export(made.uri, "parquet", tmp_path / "fresh")
+    assert exported(str(to)) == exported(str(tmp_path / "fresh"))
+    assert digest_of(to) == digest_of(made.uri)
+
+
+def test_an_export_to_parquet_never_joins_the_files_of_a_job(tmp_path, ray_cluster):
+    made = UnitOutput(tmp_path / "out")
+    made.encode(made.plan(["a"], 4))
+    other = UnitOutput(tmp_path / "new-job")
+    with pytest.raises(
+        UsageError, match=r"contains 1 file ending in \.parquet or _job\.json that export did not write"
+    ):
+        export(made.uri, "parquet", other.uri)
+    to = tmp_path / "to"
+    export(made.uri, "parquet", to)
+    export(made.uri, "safetensors", to, overwrite=True)
+    assert {path for path in files_of(str(to)) if not path.startswith("_export")} == {"a.safetensors"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_rate_of_an_export_to_parquet(tmp_path, ray_cluster):
+    made = UnitOutput(tmp_path / "out", sides=(64, 64))
+    begun = time.monotonic()
+    made.encode(made.plan([f"{row:06d}" for row in range(RATE_ROWS)], 256))
+    print(f"{RATE_ROWS:,} rows made in {time.monotonic() - begun:,.0f} s")
+    for size in ("64MB", "256MB"):
+        done = export(made.uri, "parquet", tmp_path / size, file_bytes=size)
+        rate, speed = done.whole.rows / done.seconds, done.whole.bytes / done.seconds / 1e6
+        print(f"--file-bytes {size}: {done.whole.files} files, {rate:,.0f} rows/s, {speed:,.1f} MB/s")
+        assert done.whole.rows == RATE_ROWS
+        assert digest_of(tmp_path / size) == digest_of(made.uri)
+
+
+def digest_of(output: object) -> str:
+    """Return a hash of the keys, latents and masks of all rows in order."""
+    digest = hashlib.sha256()
+    for row in iter_rows(str(output)):
+        digest.update(row["key"].encode() + row["samples"].tobytes() + row["noise_mask"].tobytes())
+    return digest.hexdigest()
+
+
+RATE_ROWS = 48 * 256
+"""Rows of the size of 512 x 512 pixels, in files of 8 MB."""
+
+
 KILLED_CHUNKS = 24
 
 
@@ -179,7 +296,7 @@ def export_and_die(source: str, to: str, destination: str, done: int) -> None:
     """Export in this process, which kills itself when ``done`` data files are exported."""
 
     def say(line: str) -> None:
-        exported = re.match(r"([\d,]+) of [\d,]+ data files are exported", line)
+        exported = re.match(r"([\d,]+) of [\d,]+ (?:data )?files are exported", line)
         if exported and int(exported[1]) >= done:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -196,13 +313,13 @@ def done_in(destination: str) -> int:
 def killed_and_finished(large, driver):
     """Start an export and kill it after each of some numbers of data files; then let it end."""
 
-    def run(to: str, destination: str, *when: int) -> None:
+    def run(to: str, destination: str, *when: int, source: str = large) -> None:
         for done in when:
-            process = driver(export_and_die, large, to, destination, done)
+            process = driver(export_and_die, source, to, destination, done)
             process.join(600)
             assert process.exitcode == -signal.SIGKILL
             assert done <= done_in(destination) < KILLED_CHUNKS
-        process = driver(export, large, to, destination)
+        process = driver(export, source, to, destination)
         process.join(600)
         assert process.exitcode == 0
 
@@ -214,6 +331,32 @@ def test_a_killed_export_resumes(large, killed_and_finished, tmp_path):
     export(large, "comfyui", tmp_path / "undisturbed")
     assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "undisturbed"))
     assert list(storage.temporary_files(str(tmp_path / "to"))) == []
+
+
+@pytest.fixture(scope="module")
+def many_units(tmp_path_factory, ray_cluster):
+    """An output with enough units to kill an export to Parquet in the middle."""
+    made = UnitOutput(tmp_path_factory.mktemp("many") / "out")
+    for unit in range(KILLED_CHUNKS):
+        made.encode(made.plan([f"{unit:03d}/{row:02d}" for row in range(12)], 5))
+    made.keep_receipts()
+    return made.uri
+
+
+def test_a_killed_export_to_parquet_resumes(many_units, killed_and_finished, tmp_path):
+    killed_and_finished("parquet", str(tmp_path / "to"), 6, source=many_units)
+    export(many_units, "parquet", tmp_path / "undisturbed")
+    assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "undisturbed"))
+    assert list(storage.temporary_files(str(tmp_path / "to"))) == []
+
+
+@pytest.mark.long
+def test_an_export_to_parquet_on_s3_that_is_killed_six_times_resumes(many_units, killed_and_finished, s3, tmp_path):
+    destination = s3.uri("export-killed", "parquet")
+    killed_and_finished("parquet", destination, 1, 3, 6, 9, 12, 15, source=many_units)
+    export(many_units, "parquet", tmp_path)
+    assert exported(destination) == exported(str(tmp_path))
+    print("parquet: killed six times, exact")
 
 
 @pytest.mark.long

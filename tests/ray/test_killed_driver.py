@@ -15,6 +15,7 @@ from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Display
 from tests.outputs import rows_of, whole_output
+from tests.plans import run_in_small_units
 
 PAIRS = 160
 
@@ -46,7 +47,7 @@ class KillsItself(Display):
     def start(self, total: int, done: int) -> None:
         self._kill_at_zero()
 
-    def update(self, done: int, rejected: int, rate: float) -> None:
+    def update(self, done: int, total: int, rejected: int, rate: float) -> None:
         self.left -= 1
         self._kill_at_zero()
 
@@ -94,7 +95,7 @@ def killed_job(source, undisturbed, s3, driver, make_job):
     def run(kills: int, seed: int, longest_s: float = 5.0, **options) -> int:
         output = s3.uri(f"killed-{kills}-{seed}")
         job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
-        start = partial(driver, run_job, job, Display(), **options)
+        start = partial(driver, run_in_small_units, job, Display(), **options)
         killed = kill_and_finish(start, kills=kills, seed=seed, longest_s=longest_s)
         check(source, output, undisturbed)
         return killed
@@ -107,8 +108,8 @@ def test_a_job_that_is_killed_between_chunks_resumes(source, undisturbed, s3, dr
     output = s3.uri("killed-between-chunks")
     job = make_job(*source[:2], output, chunk_rows=8, deterministic=True)
     for chunks in range(4):
-        assert wait(driver(run_job, job, KillsItself(chunks))) == -signal.SIGKILL
-    assert wait(driver(run_job, job, Display())) == 0
+        assert wait(driver(run_in_small_units, job, KillsItself(chunks))) == -signal.SIGKILL
+    assert wait(driver(run_in_small_units, job, Display())) == 0
     check(source, output, undisturbed)
 
 

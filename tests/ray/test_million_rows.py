@@ -128,7 +128,7 @@ def make_done(job) -> None:
             for work in table.to_pylist()
         ]
     for work in works:
-        planned = plan.read_chunk(work["part"], work["chunk"]).select(Pair._fields).to_pylist()
+        planned = plan.read_chunk(work["part"], work["chunk"], work["hash"]).select(Pair._fields).to_pylist()
         rows = [encoded_pair(pair.pop("key"), SAMPLES, MASK, **pair) for pair in planned]
         state.commit(work, *groups_of(rows, metadata), REJECTS.empty_table(), check=lambda: None)
 

@@ -1,1 +1,1 @@
-"""The command ``export``: writes an output's rows as files for other tools, one Ray task per data file."""
+"""The command ``export``: writes an output's rows as files for other tools, in Ray tasks."""

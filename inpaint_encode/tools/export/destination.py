@@ -1,7 +1,8 @@
 """The destination of an export, whose own files say what is done.
 
 ``_export.json``               the exported output and the format, which a later run must have too
-``_export/<data file>.json``   an `ExportRecord`: written before the files of a data file, and again after them
+``_export/<data file>.json``   an `ExportRecord`: written before the files of a data file, and again after them; with
+                               ``--to parquet``, of each exported file
 ``_lease.json``                the run that is exporting now
 
 The files of a data file that has changed or was deleted are removed before any file is written. A row that moved to
@@ -13,22 +14,31 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.lease import check_lease_token
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.tools import pluralize
 from inpaint_encode.tools.inspect.summary import list_paths
 
 from .formats import SUFFIXES
 
-_THREADS = 16
+_FILES_PER_CHECK = 16
+"""Files that are deleted between two checks of the lease."""
+
 _TEMPORARY = re.compile(rf"/{storage.TEMPORARY}[0-9a-f]{{32}}$")
 _EXPORT, _RECORDS, _DATA_SUFFIX = "_export.json", "_export", ".parquet"
+JOB_FILE = "_job.json"
+"""Copy of the output's file, written with ``--to parquet``: readers find the settings of the rows in it."""
+
+_SUFFIXES = {**SUFFIXES, "parquet": (_DATA_SUFFIX, JOB_FILE)}
+
+_DIFFERENCES = {"to": "in another format", "file_bytes": "with another --file-bytes"}
+"""What differs in an existing export, by the only name in ``_export.json`` with another value."""
 
 
 class ExportTotals(NamedTuple):
@@ -46,16 +56,20 @@ class ExportTotals(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExportRecord:
-    """The files that one data file became."""
+    """The files that one data file became; or one file of ``--to parquet``."""
 
     version: str
-    """Version of the data file."""
+    """Version of the data file; or of `compaction.Group`."""
     done: bool
     """Whether all files were written."""
     rows: int
     bytes: int
     files: tuple[str, ...]
     """Paths relative to the destination."""
+    row_groups: int | None = None
+    """Of the file, with ``--to parquet``."""
+    unit: int | None = None
+    """Unit of the plan that the file's rows are from, with ``--to parquet``."""
 
     @property
     def totals(self) -> ExportTotals:
@@ -70,11 +84,11 @@ class Destination:
     uri: str
     token: str
 
-    def start(self, export: Mapping[str, str], *, overwrite: bool) -> None:
+    def start(self, export: Mapping[str, Any], *, overwrite: bool) -> None:
         """Write ``_export.json``, or check that the one at the destination is the same.
 
         Args:
-            export: which output is exported, and its format.
+            export: which output is exported, its format and the format's options.
             overwrite: remove the files of an earlier export.
 
         Raises:
@@ -88,54 +102,67 @@ class Destination:
                 existing = {}
         if existing and overwrite:
             self.remove_outdated({})
+            if existing.get("to") == "parquet":
+                storage.delete(self._uri(JOB_FILE))
             storage.delete(uri)
             existing = {}
         if not existing:
-            if others := [path for path in list_paths(self.uri) if path.endswith(SUFFIXES[export["to"]])]:
+            if others := [path for path in list_paths(self.uri) if path.endswith(_SUFFIXES[export["to"]])]:
                 # They would be overwritten, or removed later as files of this export.
                 raise UsageError(
                     f"--output {self.uri} contains {pluralize(len(others), 'file')} ending in "
-                    f"{' or '.join(SUFFIXES[export['to']])} that export did not write, for example {min(others)}; "
+                    f"{' or '.join(_SUFFIXES[export['to']])} that export did not write, for example {min(others)}; "
                     "choose another folder"
                 )
             self.write(_EXPORT, json.dumps(export, indent=2).encode())
             return
         different = {name: value for name, value in export.items() if existing.get(name) != value}
         if different:
-            which = "in another format" if list(different) == ["to"] else "of another output"
+            which = _DIFFERENCES.get(min(different) if len(different) == 1 else "", "of another output")
             values = "; ".join(f"{name}: {existing.get(name)} there, {value} now" for name, value in different.items())
             raise UsageError(
                 f"--output {self.uri} contains an export {which} ({values}); choose another --output, or use "
                 "--overwrite to remove the existing export"
             )
 
-    def remove_outdated(self, versions: Mapping[str, str]) -> dict[str, ExportTotals]:
-        """Remove the files of data files that changed or were deleted; return the totals of those that are done.
+    def remove_outdated(self, versions: Mapping[str, str]) -> tuple[set[str], ExportTotals]:
+        """Remove the files of data files that changed or were deleted.
+
+        Few records are in memory at a time: a record has the names of all its files.
 
         Args:
             versions: current versions by data file.
+
+        Returns:
+            The data files that are done, and their totals.
         """
         files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in list_paths(self._uri(_RECORDS))]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            records = dict(zip(files, pool.map(self._read_record, files), strict=True))
-            unfinished = {path for record in records.values() if not record.done for path in record.files}
-            # Temporary files of a killed run, only in its folders: other jobs may run below the destination.
-            folders = {self._uri(path).rpartition("/")[0] for path in unfinished} | {self._uri(_RECORDS), self.uri}
-            for uri in filter(_TEMPORARY.search, storage.temporary_files(self.uri)):
-                if uri.rpartition("/")[0] in folders:
-                    storage.delete(uri)
-            outdated = [file for file, record in records.items() if record.version != versions.get(file)]
-            for _ in pool.map(lambda file: self._remove_files(file, records[file]), outdated):
-                pass
-        return {file: one.totals for file, one in records.items() if one.done and file not in set(outdated)}
+        done, totals, outdated = set(), ExportTotals(), []
+        folders = {self._uri(_RECORDS), self.uri}
+        for file, record in zip(files, map_concurrently(self._read_record, files), strict=True):
+            if not record.done:
+                folders |= {self._uri(path).rpartition("/")[0] for path in record.files}
+            if record.version != versions.get(file):
+                outdated.append(file)
+            elif record.done:
+                done.add(file)
+                totals = ExportTotals.sum_of([totals, record.totals])
+        # Temporary files of a killed run, only in its folders: other jobs may run below the destination.
+        for uri in filter(_TEMPORARY.search, storage.temporary_files(self.uri)):
+            if uri.rpartition("/")[0] in folders:
+                storage.delete(uri)
+        for _ in map_concurrently(self._remove_files, outdated):
+            pass
+        return done, totals
 
-    def _remove_files(self, file: str, record: ExportRecord) -> None:
+    def _remove_files(self, file: str) -> None:
         """Remove the files of a data file, its record last."""
+        record = self._read_record(file)
         if record.done:
             self.write_record(file, replace(record, done=False))
-        for start in range(0, len(record.files), _THREADS):
+        for start in range(0, len(record.files), _FILES_PER_CHECK):
             self.check_lease()
-            for path in record.files[start : start + _THREADS]:
+            for path in record.files[start : start + _FILES_PER_CHECK]:
                 storage.delete(self._uri(path))
         storage.delete(self._uri(_record_path(file)))
 
@@ -151,7 +178,8 @@ class Destination:
             JobFailed: another run has taken the lease.
         """
         self.check_lease()
-        self.write(_record_path(file), json.dumps(asdict(record)).encode())
+        values = {name: value for name, value in asdict(record).items() if value is not None}
+        self.write(_record_path(file), json.dumps(values).encode())
 
     def check_lease(self) -> None:
         """Raise JobFailed if another run has taken the lease."""

@@ -32,7 +32,7 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "webdataset": (".tar",),
     "safetensors": (".safetensors",),
 }
-"""Suffixes of all files by ``--to``."""
+"""Suffixes of all files by ``--to``; see `compaction` for ``parquet``."""
 
 _METADATA_KEY = FOOTER_KEY.decode()
 """Key of `RowMetadata` in every file's metadata, as in the footers of data files."""

@@ -1,9 +1,12 @@
-"""Exports an output: the destination says which data files are done, and each of the others goes to a Ray task."""
+"""Exports an output: the destination says which data files are done, and each of the others goes to a Ray task.
+
+With ``--to parquet``, each `compaction.Group` of data files goes to a Ray task.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
@@ -11,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import ray.data
 
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
@@ -19,19 +23,26 @@ from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.reader import Output
+from inpaint_encode.reader.files import DataFile
 from inpaint_encode.reader.output import as_rows, footer_metadata
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.inspect.summary import normalize_output_uri
 
-from .destination import Destination, ExportRecord, ExportTotals
+from .compaction import MEMORY_FACTOR, Group, group_files, write_group
+from .destination import JOB_FILE, Destination, ExportRecord, ExportTotals
 from .formats import select_format, tar_bytes
 
 EXPORT_WORK = pa.schema([("path", pa.string()), ("version", pa.string())])
 """One Ray row per data file: its path in the output, and its version in the listing."""
 
+GROUP_WORK = EXPORT_WORK.append(
+    pa.field("files", pa.list_(pa.struct([("path", pa.string()), ("version", pa.string())])))
+)
+"""One Ray row per `compaction.Group`."""
+
 EXPORT_RESULT = pa.schema([("rows", pa.int64()), ("files", pa.int64()), ("bytes", pa.int64()), ("fatal", pa.string())])
-"""Totals of one data file; ``fatal`` is an error message that ends the job, or null."""
+"""Totals of one data file or group; ``fatal`` is an error message that ends the job, or null."""
 
 _BATCH_ROWS = 16
 """Rows that are unpacked at a time, and threads that write their files."""
@@ -42,11 +53,13 @@ class ExportResult(NamedTuple):
 
     uri: str
     whole: ExportTotals
-    """Of all data files."""
+    """Of all exported data files."""
     rows_now: int
     """Rows that this run exported."""
     seconds: float
     """Duration of this run, including Ray's start."""
+    unfinished: str = ""
+    """A sentence about the units that ``--to parquet`` left out; empty if there are none."""
 
 
 def export_output(source: str, options: ExportOptions, on_status: Callable[[str], None]) -> ExportResult:
@@ -66,47 +79,105 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
     """
     begun = time.monotonic()
     output = Output.open(source)
-    metadata = output.metadata  # raises UsageError if the files are not from encode
+    _ = output.metadata  # raises UsageError if the files are not from encode
     uri = normalize_output_uri(options.output, "--output")
     if f"{uri}/".startswith(f"{output.uri}/"):
         raise UsageError(
             f"--output {uri} is inside LATENTS, which must contain no other files; choose another --output"
         )
-    has_frames = options.to == "comfyui" and comfyui_has_frames(metadata)
+    work = _find_work(output, options)
     export = {"source": output.uri, "job": output.files[0].path.partition("-")[0], "to": options.to}
+    if options.to == "parquet":
+        export["file_bytes"] = str(options.max_file_bytes)
     if not output.report:
         on_status(f"no job has finished in {output.uri} yet; run this command again to export later rows")
     with acquire_lease(storage.join(uri, "_lease.json"), on_status) as lease:
         destination = Destination(uri, lease.token)
         destination.start(export, overwrite=options.overwrite)
-        versions = {file.path: file.version for file in output.files}
-        done = destination.remove_outdated(versions)
-        work = [{"path": path, "version": version} for path, version in versions.items() if path not in done]
-        on_status(f"{len(done):,} of {len(versions):,} data files are exported")
-        totals, reported = list(done.values()), time.monotonic()
-        arguments = {"source": output.uri, "destination": destination, "to": options.to, "has_frames": has_frames}
-        for made in _export_on_ray(work, arguments, options.address) if work else ():
-            totals.append(made)
+        if options.to == "parquet":
+            destination.write(JOB_FILE, storage.read(storage.join(output.uri, JOB_FILE)).data)
+        done, before = destination.remove_outdated({one.path: one.version for one in work.items})
+        count, totals, reported = len(done), before, time.monotonic()
+        on_status(f"{count:,} of {len(work.items):,} {work.noun} are exported")
+        left = [one for one in work.items if one.path not in done]
+        for made in _export_on_ray(left, work, destination, options) if left else ():
+            count, totals = count + 1, ExportTotals.sum_of([totals, made])
             if time.monotonic() - reported > EVERY_S:
-                reported, rows = time.monotonic(), ExportTotals.sum_of(totals).rows
-                on_status(f"{len(totals):,} of {len(versions):,} data files are exported, {rows:,} rows")
-    rows_now = ExportTotals.sum_of(totals[len(done) :]).rows
-    return ExportResult(uri, ExportTotals.sum_of(totals), rows_now, time.monotonic() - begun)
+                reported = time.monotonic()
+                on_status(f"{count:,} of {len(work.items):,} {work.noun} are exported, {totals.rows:,} rows")
+    return ExportResult(uri, totals, totals.rows - before.rows, time.monotonic() - begun, work.unfinished)
 
 
-def _export_on_ray(work: list[dict[str, str]], arguments: Mapping[str, Any], address: str) -> Iterator[ExportTotals]:
-    """Export each data file of ``work``, rows of `EXPORT_WORK`, in a Ray task; yield its totals when it is done."""
-    with connect_ray(address), translate_ray_errors():
+class _Work(NamedTuple):
+    """What to export, and the function of the Ray tasks that export it."""
+
+    items: Sequence[DataFile | Group]
+    noun: str
+    """Of the items, for status lines."""
+    task: Callable[..., pa.Table]
+    arguments: Mapping[str, Any]
+    """Of ``task``, besides the destination."""
+    unfinished: str = ""
+    """See `ExportResult`."""
+
+
+def _find_work(output: Output, options: ExportOptions) -> _Work:
+    if options.to == "parquet":
+        grouping = group_files(output, options.max_file_bytes)
+        return _Work(grouping.groups, "files", export_group, {"source": output.uri}, grouping.about_unfinished())
+    has_frames = options.to == "comfyui" and comfyui_has_frames(output.metadata)
+    arguments = {"source": output.uri, "to": options.to, "has_frames": has_frames}
+    return _Work(output.files, "data files", export_data_file, arguments)
+
+
+def _export_on_ray(
+    items: Sequence[DataFile | Group], work: _Work, destination: Destination, options: ExportOptions
+) -> Iterator[ExportTotals]:
+    """Export each item in a Ray task; yield its totals when it is done."""
+    columns = {"path": [one.path for one in items], "version": [one.version for one in items]}
+    table, resources = pa.table(columns, EXPORT_WORK), {}
+    with connect_ray(options.address), translate_ray_errors():
+        if options.to == "parquet":
+            files = pa.array([one.files for one in items if isinstance(one, Group)], GROUP_WORK.field("files").type)
+            table = table.append_column(GROUP_WORK.field("files"), files)
+            # Ray never starts a task that needs more memory than any node has.
+            largest = max(node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"])
+            resources = {"memory": min(MEMORY_FACTOR * options.max_file_bytes, largest)}
         results = (
-            ray.data.from_arrow(pa.Table.from_pylist(work, EXPORT_WORK))
+            ray.data.from_arrow(table)
             .repartition(target_num_rows_per_block=1)
-            .map_batches(export_data_file, fn_kwargs=dict(arguments), batch_size=1, batch_format="pyarrow")
+            .map_batches(
+                work.task,
+                fn_kwargs={**work.arguments, "destination": destination},
+                batch_size=1,
+                batch_format="pyarrow",
+                **resources,
+            )
         )
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for result in batch.to_pylist():
                 if fatal := result.pop("fatal"):
-                    raise JobFailed(f"{fatal}; exported data files stay, and the same command resumes from them")
+                    raise JobFailed(f"{fatal}; exported {work.noun} stay, and the same command resumes from them")
                 yield ExportTotals(**result)
+
+
+def export_group(row: pa.Table, *, source: str, destination: Destination) -> pa.Table:
+    """Export a group; return a row of `EXPORT_RESULT`.
+
+    Args:
+        row: one row of `GROUP_WORK`.
+        source: the output that contains the data files.
+        destination: where the file is written.
+    """
+    (work,) = row.to_pylist()
+    group = Group(work["path"], work["version"], tuple((file["path"], file["version"]) for file in work["files"]))
+    try:
+        result: dict[str, Any] = write_group(group, source=source, destination=destination)._asdict()
+    except EncodeError as error:
+        result = {"fatal": str(error)}
+    except (OSError, pa.ArrowException) as error:
+        result = {"fatal": f"{group.path} cannot be exported: {error}"}
+    return pa.Table.from_pylist([result], EXPORT_RESULT)
 
 
 def export_data_file(row: pa.Table, *, source: str, destination: Destination, to: str, has_frames: bool) -> pa.Table:

@@ -6,6 +6,7 @@ No row is read and neither torch nor Ray is imported. For the counts a listing, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,7 @@ class OutputCounts:
     """Counts of an output; a count is None if only reading rows would show it."""
 
     state: str
-    """A sentence: finished and when, in progress, or stopped."""
+    """A sentence: finished and when, in progress, stopped, or exported."""
     finished: bool
     """Whether the last run's report describes the present files."""
     planned: int | None
@@ -93,7 +94,18 @@ def count_output(output: Output) -> OutputCounts:
     state = "in progress, or its run was killed" if held else "not finished, and no run is writing to it"
     state += f"; _report.json is from the run that finished {report['finished']}" if report else ""
     encoded, rejected = _count_results(output)
-    return OutputCounts(state, False, _count_planned(output), encoded, rejected, len(output.files), size, {})
+    planned = _count_planned(output)
+    if planned is None and not report and (source := _source_of_export(output)):
+        state = f"an export of {source}"
+    return OutputCounts(state, False, planned, encoded, rejected, len(output.files), size, {})
+
+
+def _source_of_export(output: Output) -> str:
+    """Return the output that ``export --to parquet`` exported to here; empty if this is no export."""
+    try:
+        return str(json.loads(storage.read(storage.join(output.uri, "_export.json")).data)["source"])
+    except FileNotFoundError:
+        return ""
 
 
 def _count_planned(output: Output) -> int | None:
@@ -126,9 +138,9 @@ def _count_results(output: Output) -> tuple[int, int] | tuple[None, None]:
     }
     if not uncounted:
         return encoded, rejected
-    units = {path.split("-")[1] for path in uncounted}
+    units = {part for path in uncounted for part in path.split("-")[1:2]}
     prefix = storage.join(output.uri, "_receipts")
-    receipts = [path for path in list_paths(prefix) if path.split("-")[1] in units]
+    receipts = [path for path in list_paths(prefix) if set(path.split("-")[1:2]) & units]
     if len(receipts) > MAX_RECEIPT_FILES:
         return None, None
     for path in receipts:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.core.geometry import Sizing, format_size
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output import plan
+from inpaint_encode.output import plan, version_1
 from inpaint_encode.output.state import CHUNK_KEY, OutputState
 from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import FOOTER_KEY, REJECTS, TENSORS, data_schema, is_packed
@@ -44,8 +44,9 @@ def check_chunk(planned: PlannedChunk, state: OutputState, metadata: RowMetadata
     """
     findings = ChunkFindings(planned.chunk)
     data_uri, rejects_uri = state.data_uri(planned.chunk), state.rejects_uri(planned.chunk)
+    read_chunk = version_1.read_chunk if version_1.is_old(planned.chunk) else plan.read_chunk
     try:
-        pairs = plan.read_chunk(planned.part, planned.chunk)
+        pairs = read_chunk(planned.part, planned.chunk) if planned.part else None
         rejects = _read(rejects_uri) if planned.has_rejects else None
         data = _read(data_uri)
     except OSError as error:
@@ -55,12 +56,13 @@ def check_chunk(planned: PlannedChunk, state: OutputState, metadata: RowMetadata
         if data is None:
             raise Unreadable("it was listed, but is missing now")
         file = DataFile(data)
-        findings.generation, findings.encoded = file.generation, file.rows
-        findings.errors = dict(Counter(file.rejects["error"].to_pylist()))
-        for check, sentence in _data_problems(file, planned, pairs, metadata):
-            findings.add(check, data_uri, sentence)
+        findings.encoded, findings.errors = file.rows, dict(Counter(file.rejects["error"].to_pylist()))
+        if file.chunk == planned.chunk:
+            findings.revision, findings.hash = file.revision, file.hash
+        for check, sentence, is_intact in _data_problems(file, planned, pairs, metadata):
+            findings.add(check, data_uri, sentence, is_intact=is_intact)
     except Unreadable as error:
-        findings.generation = None
+        findings.revision = None
         findings.add("file", data_uri, f"cannot be read ({error})")
         return findings
     if problem := _rejects_problem(file.rejects, rejects):
@@ -76,32 +78,52 @@ def _read(uri: str) -> bytes | None:
 
 
 def _data_problems(
-    file: DataFile, planned: PlannedChunk, pairs: pa.Table, metadata: RowMetadata
-) -> Iterator[tuple[str, str]]:
-    """Yield the check and the sentence of each problem of a data file."""
-    chunk, generation = planned.chunk, planned.generation
-    if file.chunk != chunk:
-        yield "footer", f"has chunk {file.chunk} in its footer and chunk {chunk} in its name"
-    if file.generation > generation:
-        newest = f"the newest version of chunk {chunk} is {generation}"
-        yield "footer", f"has plan version {file.generation} in its footer, but {newest}"
+    file: DataFile, planned: PlannedChunk, pairs: pa.Table | None, metadata: RowMetadata
+) -> Iterator[tuple[str, str, bool]]:
+    """Yield the check and the sentence of each problem of a data file, and whether the file itself is intact.
+
+    The rows are checked against the settings in the file's own footer: if _job.json has others, the file is intact.
+    """
+    if file.chunk != planned.chunk:
+        yield "footer", f"has chunk {file.chunk} in its footer and chunk {planned.chunk} in its name", False
+        return
+    differs = _plan_problem(file, planned)
+    if differs:
+        yield "footer", differs, True
     written, expected = file.metadata.to_dict(), metadata.to_dict()
     names = sorted(expected.keys() - {"vae_source", "versions"})
     if differences := [f"{name} {written[name]}" for name in names if written[name] != expected[name]]:
-        yield "settings", f"has other settings than _job.json: {', '.join(differences)}"
-    if sentence := _columns_problem(file.schema, data_schema(metadata, pairs.schema)):
-        yield "columns", sentence
+        yield "settings", f"has other settings than _job.json: {', '.join(differences)}", True
+    own = data_schema(file.metadata)
+    if sentence := _columns_problem(pa.schema(list(file.schema)[: len(own)]), own):
+        yield "columns", sentence, False
         return
+    if pairs is not None and (sentence := _columns_problem(file.schema, data_schema(file.metadata, pairs.schema))):
+        yield "columns", sentence, True
     keys = list(file.rejects["key"].to_pylist())
     rows: defaultdict[str, list[str]] = defaultdict(list)
     for row in file.read_rows():
         keys.append(row["key"])
-        for check, sentence in _row_problems(row, metadata):
+        for check, sentence in _row_problems(row, file.metadata):
             rows[check].append(f"{row['key']}: {sentence}")
     for check, sentences in rows.items():
-        yield check, f"has {len(sentences):,} wrong rows of {file.rows:,}, the first {sentences[0]}"
-    for sentence in _key_problems(keys, pairs, outdated=file.generation < generation):
-        yield "keys", sentence
+        yield check, f"has {len(sentences):,} wrong rows of {file.rows:,}, the first {sentences[0]}", False
+    compared = None if differs else pairs
+    for sentence in _key_problems(keys, compared, outdated=file.revision < planned.revision):
+        yield "keys", sentence, False
+
+
+def _plan_problem(file: DataFile, planned: PlannedChunk) -> str | None:
+    """Compare the revision and the hash in a data file's footer with the plan."""
+    if planned.revision < 0:
+        return None  # it is not planned, which is a problem of the plan
+    if file.revision > planned.revision:
+        newest = f"the newest one of chunk {planned.chunk} in the plan is {planned.revision}"
+        return f"has revision {file.revision} in its footer, but {newest}"
+    planned_hashes = (planned.hash, planned.footer_hash or planned.hash)
+    if file.revision == planned.revision and planned.hash and file.hash not in planned_hashes:
+        return "has other pairs than the plan has for this chunk, so a part of the plan was lost or replaced"
+    return None
 
 
 def _columns_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
@@ -181,16 +203,16 @@ def _shapes_problem(row: Row, metadata: RowMetadata) -> str | None:
     return None
 
 
-def _key_problems(keys: list[str], pairs: pa.Table, *, outdated: bool) -> Iterator[str]:
+def _key_problems(keys: list[str], pairs: pa.Table | None, *, outdated: bool) -> Iterator[str]:
     """Compare the keys of rows and rejects with the plan; an outdated file must only have the rows that are kept."""
     counts = Counter(keys)
-    planned = zip(pairs["key"].to_pylist(), pairs["encode"].to_pylist(), strict=True)
-    expected = {key for key, encode in planned if not (outdated and encode)}
-    wrong = {
-        "repeated keys": [key for key, count in counts.items() if count > 1],
-        "planned keys that are neither rows nor rejects": expected - counts.keys(),
-        "keys that are not planned for this chunk": set() if outdated else counts.keys() - expected,
-    }
+    wrong = {"repeated keys": [key for key, count in counts.items() if count > 1]}
+    if pairs is not None:
+        planned = zip(pairs["key"].to_pylist(), pairs["encode"].to_pylist(), strict=True)
+        expected = {key for key, encode in planned if not (outdated and encode)}
+        wrong["planned keys that are neither rows nor rejects"] = sorted(expected - counts.keys())
+        if not outdated:
+            wrong["keys that are not planned for this chunk"] = sorted(counts.keys() - expected, key=str)
     for what, some in wrong.items():
         if some:
             yield f"has {len(some):,} {what}, the first {min(map(str, some))}"
@@ -264,7 +286,10 @@ class DataFile:
                     raise ValueError(f"its footer has no {key.decode()}")
             self.metadata = RowMetadata.from_dict(json.loads(footer[FOOTER_KEY]))
             chunk = json.loads(footer[CHUNK_KEY])
-            self.chunk, self.generation = int(chunk["chunk"]), int(chunk["generation"])
+            is_old = "generation" in chunk
+            self.chunk = version_1.chunk_name(chunk["chunk"]) if is_old else str(chunk["chunk"])
+            self.revision = int(chunk["generation"] if is_old else chunk["revision"])
+            self.hash = "" if is_old else str(chunk["hash"])
             self.rejects: pa.Table = pa.Table.from_pylist(chunk["rejected"], REJECTS)
             if self.rejects["error"].null_count:
                 raise ValueError("its footer has rejects without an error")

@@ -18,7 +18,7 @@ MAX_PROBLEMS = 20
 
 DATA_CHECKS = {
     "file": "every data file exists and is readable",
-    "footer": "its footer has the right chunk number and a known plan version",
+    "footer": "its footer has the name, the revision and the hash of the planned chunk",
     "settings": "its footer has the settings of _job.json",
     "columns": "its columns have the expected names and types",
     "keys": "its rows and rejects are the planned pairs, each once",
@@ -29,15 +29,15 @@ DATA_CHECKS = {
     "mask_coverage": "mask_coverage is the mean of noise_mask",
     "reencode": "re-encoding the sources gives the stored rows",
 }
-"""Checks of a data file. If one fails, the chunk must be encoded again."""
+"""Checks of a data file. If one fails, the chunk must be encoded again, unless the file itself is intact."""
 
 CHECKS = {
-    "plan": "the plan is complete and has every pair once",
+    "plan": "the plan is complete, has every chunk that is encoded, and every pair once",
     **DATA_CHECKS,
     "rejects": "rejected pairs in _rejected/ agree with the data files",
     "receipts": "cached counts in _receipts/ agree with the data files",
     "report": "counts in _report.json agree with the data files",
-    "orphan": "no file belongs to another job or to an unplanned chunk",
+    "orphan": "no file belongs to an overwritten job",
     "unknown": "no file was written by another program",
     "temporary": "no temporary file is left",
 }
@@ -53,18 +53,25 @@ class Problem(NamedTuple):
     """Its URI."""
     sentence: str
     """What is wrong; the file is the subject."""
-    chunk: int = -1
-    """The chunk of the file; -1 if it has none."""
+    chunk: str = ""
+    """The chunk of the file; empty if it has none."""
+    is_intact: bool = False
+    """Whether the data file is intact and only disagrees with the plan or with _job.json, so that it is never removed.
+    """
 
 
 class PlannedChunk(NamedTuple):
-    """A chunk of the plan."""
+    """A chunk of the plan, or a chunk with a data file that is not planned."""
 
-    chunk: int
-    generation: int
-    """The newest one that contains the chunk."""
+    chunk: str
+    revision: int
+    """The newest one that contains the chunk; -1 if it is not planned."""
+    hash: str
+    """Of the planned pairs; empty in an output of version 0.1, or if it is not planned."""
+    footer_hash: str
+    """See `inpaint_encode.output.plan_log.MarkedChunk`."""
     part: str
-    """URI of its plan file."""
+    """URI of its plan file; empty if it is lost."""
     has_rejects: bool
     """Whether a rejects file exists."""
 
@@ -73,9 +80,11 @@ class PlannedChunk(NamedTuple):
 class ChunkFindings:
     """What the files of one chunk contain, and their problems."""
 
-    chunk: int
-    generation: int | None = None
-    """Generation of the plan in the data file's footer; None if the file is not readable."""
+    chunk: str
+    revision: int | None = None
+    """In the data file's footer; None if the file is not readable, or has the footer of another chunk."""
+    hash: str = ""
+    """The same."""
     encoded: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     """Number of rejected pairs by the name of the error."""
@@ -83,9 +92,9 @@ class ChunkFindings:
     fatal: str | None = None
     """Why the chunk could not be checked, which ends the command."""
 
-    def add(self, check: str, file: str, sentence: str) -> None:
+    def add(self, check: str, file: str, sentence: str, *, is_intact: bool = False) -> None:
         """Add a problem."""
-        self.problems.append(Problem(check, file, sentence, self.chunk))
+        self.problems.append(Problem(check, file, sentence, self.chunk, is_intact))
 
 
 @dataclass
@@ -109,30 +118,38 @@ class VerifyResult:
     """The problems of an output, and what a repair did about them."""
 
     output: str
-    chunks: dict[int, PlannedChunk] = field(default_factory=dict)
+    chunks: dict[str, PlannedChunk] = field(default_factory=dict)
     """All planned chunks."""
     pairs: int = 0
     """Number of planned pairs."""
-    findings: dict[int, ChunkFindings] = field(default_factory=dict)
+    findings: dict[str, ChunkFindings] = field(default_factory=dict)
     """Of the planned chunks that have a data file."""
-    incomplete: set[int] = field(default_factory=set)
+    unplanned: dict[str, ChunkFindings] = field(default_factory=dict)
+    """Of other chunks that have a data file."""
+    incomplete: set[str] = field(default_factory=set)
     """Planned chunks that are not encoded, or not since the plan last changed; a repair adds those it removes."""
+    is_finished: bool = True
+    """Whether a run has planned the whole source, and has written the report of this plan."""
+    is_old: bool = False
+    """Whether version 0.1 wrote the output."""
     problems: list[Problem] = field(default_factory=list)
     reencoded: ReencodeResult | None = None
     repairs: list[str] | None = None
-    """What a repair did, in sentences; None without ``--repair``."""
+    """What a repair does, a sentence for each file; None without ``--repair``."""
+    is_repaired: bool = False
+    """Whether the repair was done, not only listed."""
     unrepaired: list[Problem] = field(default_factory=list)
     """Problems that a repair could not remove."""
 
     @property
     def remaining(self) -> list[Problem]:
         """Problems that still exist."""
-        return self.problems if self.repairs is None else self.unrepaired
+        return self.unrepaired if self.is_repaired else self.problems
 
     @property
-    def damaged(self) -> set[int]:
-        """Chunks whose data file is missing or has failed one of `DATA_CHECKS`."""
-        return {problem.chunk for problem in self.problems if problem.check in DATA_CHECKS}
+    def damaged(self) -> set[str]:
+        """Chunks whose data file is missing, or is damaged according to one of `DATA_CHECKS`."""
+        return {one.chunk for one in self.problems if one.check in DATA_CHECKS and not one.is_intact}
 
     @property
     def plan_is_damaged(self) -> bool:
@@ -160,13 +177,17 @@ class VerifyResult:
         Raises:
             IncompleteOutput: otherwise; the message has the counts and says what to do.
         """
-        if not self.remaining and not self.incomplete:
+        if not self.remaining and not self.incomplete and self.is_finished:
             return
         reasons = [pluralize(len(self.remaining), "problem")] if self.remaining else []
         if self.incomplete:
             reasons.append(f"{len(self.incomplete):,} of {pluralize(len(self.chunks), 'chunk')} not encoded yet")
+        elif not self.is_finished:
+            reasons.append("no run has finished since the plan last changed")
         advice = "run the same encode command again"
-        if self.remaining and self.repairs is None:
+        if self.is_old:
+            advice = "use the version of inpaint-encode that wrote it"
+        elif self.remaining and not self.is_repaired:
             advice = "run verify with --repair, then run the same encode command again"
         elif self.remaining:
             advice = "--repair cannot remove the problems that are left"
@@ -202,5 +223,6 @@ def print_result(result: VerifyResult, console: Console) -> None:
             file = problem.file.removeprefix(f"{result.output}/")
             table.add_row(escape(file), problem.check, escape(problem.sentence))
         console.print(table)
+    done = "done" if result.is_repaired else "not done yet"
     for line in result.repairs or ():
-        console.print(f"repair: {escape(line)}", highlight=False)
+        console.print(f"repair ({done}): {escape(line)}", highlight=False)

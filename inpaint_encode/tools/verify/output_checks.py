@@ -1,120 +1,114 @@
-"""The checks of a whole output (plan, unexpected files, receipts, report), and its repair. Needs no Ray."""
+"""The checks of a whole output: plan, unexpected files, receipts, report. Needs no Ray."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.output.plan import newest
+from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output import version_1
+from inpaint_encode.output.parquet import read_parquet
+from inpaint_encode.output.plan import split_chunk_name
+from inpaint_encode.output.plan_check import CheckedPlan, check_plan, find_extra_columns
 from inpaint_encode.output.state import Inventory, OutputState
-from inpaint_encode.schema import PAIRS, RECEIPT
+from inpaint_encode.schema import RECEIPT
 from inpaint_encode.stores import storage
-from inpaint_encode.tools import pluralize
+from inpaint_encode.stores.pool import map_concurrently
 
-from .chunk_checks import Unreadable, read_table
-from .findings import DATA_CHECKS, ChunkFindings, PlannedChunk, Problem, VerifyResult
+from .findings import ChunkFindings, PlannedChunk, Problem, VerifyResult
 
-_THREADS = 16
-
-_FILE_CHECKS = frozenset({"orphan", "temporary", "report"})
-"""Checks that are repaired by removing the file."""
-
-_NOT_REPAIRED = frozenset({"plan", "unknown"})
-
-_KEYS = pa.schema([PAIRS.field("chunk"), PAIRS.field("key"), ("generation", pa.int32()), ("part", pa.int32())])
-"""Keys of a plan; ``part`` is the index of the plan file."""
+_NOT_PLANNED = "belongs to a chunk that is not in the plan, so a part of the plan was lost"
 
 
 def check_output(
-    state: OutputState, inventory: Inventory, check_chunks: Callable[[list[PlannedChunk]], Iterable[ChunkFindings]]
-) -> VerifyResult:
-    """Check an output; rows are not encoded again.
+    state: OutputState,
+    inventory: Inventory,
+    metadata: RowMetadata,
+    check_chunks: Callable[[list[PlannedChunk]], Iterable[ChunkFindings]],
+    *,
+    is_old: bool = False,
+) -> tuple[VerifyResult, CheckedPlan]:
+    """Check an output; rows are not encoded again. Return the result and the plan.
 
     Args:
         state: of the output; nothing is written.
         inventory: its files.
+        metadata: of the rows, by ``_job.json``.
         check_chunks: yields the findings of the chunks.
+        is_old: whether version 0.1 wrote the output.
 
     Raises:
         JobFailed: a file cannot be read, though it is not damaged.
     """
-    result = VerifyResult(state.output)
-    _read_plan(state, inventory, result)
+    result = VerifyResult(state.output, is_old=is_old)
+    if is_old:
+        checked = version_1.check_plan(state, inventory.plan)
+    else:
+        checked = check_plan(state, inventory.plan, find_extra_columns(state, inventory, metadata))
+    _add_plan(checked, state, inventory, result)
     result.problems += _unexpected_files(state, inventory, result)
-    existing = [result.chunks[chunk] for chunk in sorted(inventory.chunks & result.chunks.keys())]
+    unplanned = {
+        chunk: PlannedChunk(chunk, -1, "", "", "", chunk in inventory.rejects_versions)
+        for chunk in inventory.versions.keys() - result.chunks.keys()
+    }
+    existing = [(result.chunks | unplanned)[chunk] for chunk in sorted(inventory.versions)]
     result.incomplete = set(result.chunks)
     for findings in check_chunks(existing) if existing else ():
-        result.findings[findings.chunk] = findings
         result.problems += findings.problems
-        if findings.generation in (None, result.chunks[findings.chunk].generation):
+        if findings.chunk in unplanned:
+            result.unplanned[findings.chunk] = findings
+            continue
+        result.findings[findings.chunk] = findings
+        if findings.revision is None or findings.revision >= result.chunks[findings.chunk].revision:
             result.incomplete.remove(findings.chunk)
     result.problems += _receipts_problems(state, inventory, result)
     result.problems += _report_problems(state, result)
-    return result
+    if not is_old:
+        _drop_planned_since(result, checked, state, inventory)
+    return result, checked
 
 
-def _read_plan(state: OutputState, inventory: Inventory, result: VerifyResult) -> None:
-    """Add the plan to ``result``. Only chunks and keys are read, so that millions of pairs fit into memory."""
-    parts = inventory.parts
-    if not parts:
+def _drop_planned_since(result: VerifyResult, checked: CheckedPlan, state: OutputState, inventory: Inventory) -> None:
+    """Drop problems of chunks that a running job has planned since the output was listed."""
+
+    @cache
+    def is_new(unit: int, revision: int) -> bool:
+        path = checked.log.marker_path(unit, revision)
+        if path in inventory.plan:
+            return False
+        try:
+            return bool(storage.stat(state.uri(path)))
+        except FileNotFoundError:
+            return False
+
+    found = result.findings | result.unplanned
+
+    def is_current(problem: Problem) -> bool:
+        if problem.check not in ("plan", "footer") or not problem.chunk:
+            return True
+        unit = split_chunk_name(problem.chunk)[0]
+        revision = (found[problem.chunk].revision if problem.chunk in found else None) or 0
+        return not (is_new(unit, 0) or is_new(unit, revision))
+
+    result.problems = [problem for problem in result.problems if is_current(problem)]
+
+
+def _add_plan(checked: CheckedPlan, state: OutputState, inventory: Inventory, result: VerifyResult) -> None:
+    result.problems += [Problem("plan", state.uri(path), sentence) for path, sentence in checked.problems]
+    for name, one in checked.log.chunks.items():
+        part = "" if one.part in checked.lost_parts else one.part
+        has_rejects = name in inventory.rejects_versions
+        result.chunks[name] = PlannedChunk(name, one.revision, one.hash, one.footer_hash, part, has_rejects)
+    result.pairs = checked.keys.count
+    if checked.keys.repeated:
+        sentence = f"has {checked.keys.repeated:,} repeated keys, the first {checked.keys.first_repeated}"
+        result.problems.append(Problem("plan", state.uri("_plan"), sentence))
+    if not (result.chunks or checked.log.units or result.problems or inventory.versions):
         sentence = "has no complete plan; run the same encode command again"
         result.problems.append(Problem("plan", state.uri("_plan"), sentence))
-        return
-    with ThreadPoolExecutor(_THREADS) as pool:
-        read = list(pool.map(_read_part, map(state.uri, parts)))
-    tables, rows_of_generations = [_KEYS.empty_table()], Counter[str]()
-    for number, (part, table) in enumerate(zip(parts, read, strict=True)):
-        if isinstance(table, Problem):
-            result.problems.append(table)
-            continue
-        generation = pa.repeat(pa.scalar(int(part.split("-")[1]), pa.int32()), table.num_rows)
-        numbers = pa.repeat(pa.scalar(number, pa.int32()), table.num_rows)
-        tables.append(pa.table([*table.columns, generation, numbers], schema=_KEYS))
-        rows_of_generations[part.rpartition("-")[0]] += table.num_rows
-    if not result.problems:
-        result.problems += _marker_problems(state, rows_of_generations)
-    pairs = newest(pa.concat_tables(tables))
-    first = pairs.group_by("chunk").aggregate([("generation", "min"), ("part", "max")])
-    rows = zip(*(first[name].to_pylist() for name in ("chunk", "generation_min", "part_max")), strict=True)
-    for chunk, generation, part in rows:
-        result.chunks[chunk] = PlannedChunk(chunk, generation, state.uri(parts[part]), chunk in inventory.rejects)
-    keys = pairs["key"].drop_null()  # null: a chunk that has lost all its pairs
-    result.pairs = len(keys)
-    if repeated := len(keys) - pc.count_distinct(keys).as_py():
-        counts = keys.value_counts()
-        first_key = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
-        sentence = f"has {repeated:,} repeated keys, the first {first_key}"
-        result.problems.append(Problem("plan", state.uri("_plan"), sentence))
-
-
-def _read_part(uri: str) -> pa.Table | Problem:
-    try:
-        return read_table(storage.read(uri).data, PAIRS, ["chunk", "key"])
-    except Unreadable as error:
-        return Problem("plan", uri, f"cannot be read, so its chunks are not checked ({error})")
-    except OSError as error:
-        raise JobFailed(f"{uri} cannot be read: {error}") from error
-
-
-def _marker_problems(state: OutputState, rows: Mapping[str, int]) -> Iterator[Problem]:
-    """Check the ``.json`` of each generation, which has the number of rows of its parts."""
-    for stem, found in sorted(rows.items()):
-        uri = state.uri(f"{stem}.json")
-        try:
-            expected = json.loads(storage.read(uri).data)["pairs"]
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            yield Problem("plan", uri, f"cannot be read ({error})")
-            continue
-        if found != expected:
-            yield Problem("plan", uri, f"has {expected:,} pairs, but its Parquet files have {found:,}")
 
 
 def _unexpected_files(state: OutputState, inventory: Inventory, result: VerifyResult) -> Iterator[Problem]:
@@ -128,31 +122,36 @@ def _unexpected_files(state: OutputState, inventory: Inventory, result: VerifyRe
         )
     for uri in storage.temporary_files(state.output):
         yield Problem("temporary", uri, "is a temporary file, left by a killed run or in use by a running one")
-    if result.plan_is_damaged:
-        return  # the plan may have lost chunks
-    for chunks, uri_of in ((inventory.chunks, state.data_uri), (inventory.rejects, state.rejects_uri)):
-        for chunk in sorted(chunks - result.chunks.keys()):
-            yield Problem("orphan", uri_of(chunk), f"belongs to chunk {chunk}, which is not planned")
+    for chunks, uri_of in ((inventory.versions, state.data_uri), (inventory.rejects_versions, state.rejects_uri)):
+        for chunk in sorted(chunks.keys() - result.chunks.keys()):
+            yield Problem("plan", uri_of(chunk), _NOT_PLANNED, chunk)
 
 
 def _receipts_problems(state: OutputState, inventory: Inventory, result: VerifyResult) -> Iterator[Problem]:
     """Compare the receipts with the data files: a resumed run reads the counts from receipts.
 
-    If a chunk and generation has several, the last counts. File names begin with the start time of their run.
+    If a chunk and revision has several, the last counts. File names begin with the start time of their run.
     """
-    last: dict[tuple[int, int], tuple[str, int, dict[str, int]]] = {}
-    for uri in map(state.uri, inventory.receipts):
+    last: dict[tuple[str, int], tuple[str, str, int, dict[str, int]]] = {}
+    for path, data in zip(inventory.receipts, map_concurrently(state.read, inventory.receipts), strict=True):
+        uri = state.uri(path)
         try:
-            receipts = read_table(storage.read(uri).data, RECEIPT).to_pylist()
-        except Unreadable as error:
-            yield Problem("receipts", uri, f"cannot be read ({error})")
+            receipts = parse_receipts(uri, data, is_old=result.is_old)
+        except JobFailed as error:
+            yield Problem("receipts", uri, f"cannot be read ({error.__cause__})")
             continue
-        last |= {(one["chunk"], one["generation"]): (uri, one["encoded"], dict(one["errors"])) for one in receipts}
+        last |= {
+            (one["chunk"], one["revision"]): (uri, one["hash"], one["encoded"], dict(one["errors"])) for one in receipts
+        }
+        if lost := sorted({one["chunk"] for one in receipts} - result.chunks.keys()):
+            yield Problem("plan", uri, f"has {len(lost):,} chunks, the first {lost[0]}; each {_NOT_PLANNED}", lost[0])
     damaged = result.damaged
-    for (chunk, generation), (uri, encoded, errors) in sorted(last.items()):
-        if chunk not in result.chunks or generation != result.chunks[chunk].generation:
+    for (chunk, revision), (uri, pairs_hash, encoded, errors) in sorted(last.items()):
+        planned, found = result.chunks.get(chunk), result.findings.get(chunk)
+        if planned is None or revision != planned.revision:
             continue
-        found = result.findings.get(chunk)
+        if pairs_hash not in (planned.hash, planned.footer_hash or planned.hash):
+            continue  # a run does not use it
         if found is None:
             yield Problem("file", state.data_uri(chunk), "was written earlier but is missing now", chunk)
         elif chunk not in damaged and (encoded, errors) != (found.encoded, found.errors):
@@ -161,93 +160,37 @@ def _receipts_problems(state: OutputState, inventory: Inventory, result: VerifyR
             yield Problem("receipts", uri, f"has {counts} for chunk {chunk}, but its file has {file_counts}", chunk)
 
 
+def parse_receipts(uri: str, data: bytes, *, is_old: bool = False) -> list[dict[str, Any]]:
+    """Return the rows of a file of receipts.
+
+    Raises:
+        JobFailed: it is damaged.
+    """
+    if is_old:
+        return version_1.parse_receipts(uri, data)
+    rows: list[dict[str, Any]] = read_parquet(uri, data, RECEIPT).to_pylist()
+    return rows
+
+
 def _report_problems(state: OutputState, result: VerifyResult) -> Iterator[Problem]:
     """Check that the report's counts add up, and that those of a finished job are the counts of the data files."""
     uri = state.uri("_report.json")
     try:
         report = json.loads(storage.read(uri).data)
         left = report.get("pairs_left", 0)  # of a run with --limit
+        if not left and report["pairs"] < result.pairs:
+            result.is_finished = result.is_old
         expected: dict[str, Any] = {"pairs": report["encoded"] + report["rejected"] + left}
-        if not (left or result.plan_is_damaged or result.incomplete or result.damaged):
+        certain = result.is_finished and not (left or result.plan_is_damaged or result.incomplete or result.damaged)
+        if certain:
             rejects = result.rejects
             expected = {"pairs": result.pairs, "encoded": result.encoded, "rejected": rejects.total()}
             expected["rejected_by_error"] = dict(rejects)
         wrong = [f"{name} {report[name]}, not {value}" for name, value in expected.items() if report[name] != value]
     except FileNotFoundError:
-        return
+        result.is_finished = result.is_old
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         yield Problem("report", uri, f"cannot be read ({type(error).__name__}: {error})")
     else:
         if wrong:
             yield Problem("report", uri, f"has {', '.join(wrong)}")
-
-
-def repair(result: VerifyResult, state: OutputState, inventory: Inventory) -> None:
-    """Remove damaged and unexpected files, and record in ``result`` what was done and what remains.
-
-    The receipts of a damaged chunk are removed first, so that no later run counts it as committed; then its data file
-    and its rejects file. Unknown files and a damaged plan are not changed. If the plan is damaged, or all data files
-    are, or all rows that were encoded again differ, no data file is removed: the cause is probably elsewhere.
-
-    Raises:
-        JobFailed: another run has taken the lease.
-    """
-    kept = _kept_chunks(result)
-    removed = result.damaged - kept
-    receipts, rejects = (
-        {one.chunk for one in result.problems if one.check == check and one.chunk >= 0}
-        for check in ("receipts", "rejects")
-    )
-    _remove_receipts(state, inventory.receipts, removed | receipts)
-    rejects -= removed
-    for chunk in sorted(rejects):
-        state.check_lease()
-        state.accept_existing({"chunk": chunk, "generation": result.findings[chunk].generation})
-    files = {problem.file for problem in result.problems if problem.check in _FILE_CHECKS}
-    of_chunks = [uri_of(chunk) for chunk in sorted(removed) for uri_of in (state.data_uri, state.rejects_uri)]
-    for file in [*of_chunks, *sorted(files | ({state.uri("_report.json")} if removed else set()))]:
-        state.check_lease()
-        storage.delete(file)
-    result.incomplete |= removed
-    result.unrepaired = [
-        one for one in result.problems if one.check in _NOT_REPAIRED or (one.check in DATA_CHECKS and one.chunk in kept)
-    ]
-    advice = "; run the same encode command again to re-encode them" if removed else ""
-    result.repairs = [
-        f"{pluralize(len(removed), 'damaged chunk')} removed{advice}",
-        f"{pluralize(len(rejects), 'rejects file')} rewritten from the data files",
-        f"{pluralize(len(files), 'other file')} removed",
-    ]
-    if kept:
-        result.repairs.append(
-            f"{pluralize(len(kept), 'damaged data file')} kept: if the plan is damaged or everything fails, the "
-            "cause is probably elsewhere (the plan, _job.json, this machine or this version of inpaint-encode); to "
-            "replace the files anyway, run encode with --overwrite"
-        )
-
-
-def _kept_chunks(result: VerifyResult) -> set[int]:
-    """Return the damaged chunks that must not be removed, because the cause is probably not in their files."""
-    damaged, reencoded = result.damaged, result.reencoded
-    if result.plan_is_damaged:
-        return damaged
-    if len(result.findings) > 1 and damaged >= result.findings.keys():
-        return set(result.findings)
-    if reencoded and reencoded.rows == len(reencoded.problems) > 1:
-        return damaged - {one.chunk for one in result.problems if one.check in DATA_CHECKS and one.check != "reencode"}
-    return set()
-
-
-def _remove_receipts(state: OutputState, paths: list[str], chunks: set[int]) -> None:
-    """Remove the receipts of ``chunks``, and files of receipts that cannot be read."""
-    for uri in map(state.uri, paths):
-        try:
-            table = read_table(storage.read(uri).data, RECEIPT)
-        except Unreadable:
-            state.check_lease()
-            storage.delete(uri)
-            continue
-        kept = table.filter(pc.invert(pc.is_in(table["chunk"], pa.array(sorted(chunks), pa.int64()))))
-        if kept.num_rows < table.num_rows:
-            state.check_lease()
-            storage.write(uri, parquet_bytes(kept))

@@ -7,6 +7,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,42 +17,50 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
-from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.plan import CHUNKS_PER_PART
-from inpaint_encode.output.resume import metadata_of_job
+from inpaint_encode.output.resume import LAYOUT, metadata_of_job
+from inpaint_encode.output.shards import hold_output
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.settings import VerifyOptions
+from inpaint_encode.settings import RunOptions, VerifyOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.inspect.summary import normalize_output_uri
 
 from .chunk_checks import check_chunk
 from .findings import CHECKS, ChunkFindings, PlannedChunk, VerifyResult
-from .output_checks import check_output, repair
+from .output_checks import check_output
+from .repair import Repair
 
 _SINGLE_CHUNK_TASKS = 1_000
 """Chunks up to which each has its own task."""
 
 
 def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> VerifyResult:
-    """Check an output, and with ``--repair`` remove what is wrong; nothing else is written.
+    """Check an output, and with ``--repair`` repair it; nothing else is written.
 
     Args:
         options: of the command.
         on_status: called with a line about the progress.
 
     Raises:
-        UsageError: the output does not exist, or with ``--repair`` another run is writing to it.
+        UsageError: the output does not exist; or with ``--repair`` version 0.1 wrote it, or another run writes to it.
         JobFailed: a file cannot be read, though it is not damaged.
     """
     output = normalize_output_uri(options.output)
-    _read_job(output)  # before the lease, which would be written where no output is
-    with acquire_lease(storage.join(output, "_lease.json"), on_status) if options.repair else nullcontext() as lease:
+    is_old = _read_job(output).get("layout", 1) == 1  # before the lease, which would be written where no output is
+    if options.repair and is_old:
+        raise UsageError(
+            f"{output} was written by version 0.1 of inpaint-encode, whose outputs this version checks but does not "
+            "repair; leave out --repair, or repair it with the version that wrote it"
+        )
+    writes = options.repair and not options.dry_run
+    with hold_output(output, RunOptions(), on_status) if writes else nullcontext() as lease:
         job = _read_job(output)
         state = OutputState(output, job["job"], lease.token if lease else "", tuple(job["replaces"]))
         inventory, metadata = state.inventory(), metadata_of_job(job)
-        result = check_output(
-            state, inventory, lambda chunks: _check_on_ray(chunks, state, metadata, options.address, on_status)
+        check_chunks = partial(
+            _check_on_ray, state=state, metadata=metadata, address=options.address, on_status=on_status
         )
+        result, checked = check_output(state, inventory, metadata, check_chunks, is_old=is_old)
         if options.sample:
             from .reencode import draw_rows, reencode_rows  # imports torch, which takes seconds
 
@@ -62,9 +71,12 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
             result.problems += result.reencoded.problems
         order = list(CHECKS)
         result.problems.sort(key=lambda problem: (order.index(problem.check), problem.file))
-        if lease:
-            on_status("repairing")
-            repair(result, state, inventory)
+        if options.repair:
+            repair = Repair(result, checked, state, inventory)
+            for line in result.repairs or () if lease else ():
+                on_status(f"repair: {line}")
+            if lease:
+                repair.run()
     return result
 
 
@@ -72,7 +84,9 @@ def _read_job(output: str) -> dict[str, Any]:
     uri = storage.join(output, "_job.json")
     try:
         job = dict(json.loads(storage.read(uri).data))
-        contract = metadata_of_job(job).contract
+        contract, layout = metadata_of_job(job).contract, job.get("layout", 1)
+        if not (isinstance(job["job"], str) and isinstance(job["replaces"], list)):
+            raise TypeError("job or replaces has a wrong type")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{uri} cannot be read ({type(error).__name__}: {error}); give the folder or prefix that was encode's "
@@ -83,6 +97,8 @@ def _read_job(output: str) -> dict[str, Any]:
             f"{uri} was written with version {contract} of the transform, but this inpaint-encode has version "
             f"{CONTRACT_VERSION}; verify it with the inpaint-encode that wrote it"
         )
+    if layout not in (1, LAYOUT):
+        raise UsageError(f"{uri} was written by a newer version of inpaint-encode; verify it with that version")
     return job
 
 

@@ -47,7 +47,7 @@ half step of float16.
 """
 
 
-def draw_rows(encoded: Mapping[int, int], count: int, seed: int) -> dict[int, list[int]]:
+def draw_rows(encoded: Mapping[str, int], count: int, seed: int) -> dict[str, list[int]]:
     """Draw rows at random, each with the same probability; return indices of rows by chunk.
 
     Args:
@@ -58,7 +58,7 @@ def draw_rows(encoded: Mapping[int, int], count: int, seed: int) -> dict[int, li
     chunks = sorted(encoded)
     starts = [0, *accumulate(encoded[chunk] for chunk in chunks)]
     picks = random.Random(seed).sample(range(starts[-1]), min(count, starts[-1]))  # noqa: S311 - not a secret
-    drawn: defaultdict[int, list[int]] = defaultdict(list)
+    drawn: defaultdict[str, list[int]] = defaultdict(list)
     for pick in sorted(picks):
         at = bisect_right(starts, pick) - 1
         drawn[chunks[at]].append(pick - starts[at])
@@ -66,7 +66,7 @@ def draw_rows(encoded: Mapping[int, int], count: int, seed: int) -> dict[int, li
 
 
 def reencode_rows(
-    rows: Mapping[int, list[int]], state: OutputState, job: Mapping[str, Any], vae: str
+    rows: Mapping[str, list[int]], state: OutputState, job: Mapping[str, Any], vae: str
 ) -> ReencodeResult:
     """Encode rows again and compare them. Rows whose source has changed are counted and not compared.
 

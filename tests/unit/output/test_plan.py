@@ -1,14 +1,12 @@
-"""The plan: chunks, and what a changed manifest adds to it."""
+"""Chunks of a unit, their names and their hashes."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from inpaint_encode.output import plan
-from inpaint_encode.output.lease import acquire_lease
-from inpaint_encode.output.resume import remaining
-from inpaint_encode.output.state import OutputState
-from inpaint_encode.sources import find_pairs
-from tests.unit.sources.make_sources import write_manifest
+from inpaint_encode.output.parquet import parquet_bytes
+from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS
 
 
 def planned(images_and_bytes):
@@ -17,6 +15,7 @@ def planned(images_and_bytes):
     columns = {"image_uri": [name for name, _ in images_and_bytes], "mask_uri": table["key"]}
     columns |= {"mask_index": pa.repeat(0, table.num_rows), "image_version": table["key"], "mask_version": table["key"]}
     columns |= {"image_bytes": pa.array([size for _, size in images_and_bytes], pa.int64())}
+    columns |= {"line": pa.repeat(0, table.num_rows)}
     return pa.table({"key": table["key"], **columns})
 
 
@@ -37,55 +36,60 @@ def test_a_chunk_ends_between_images_and_counts_an_image_once(images, size, chun
     assert "".join(map(str, cut["chunk"].to_pylist())) == chunks
 
 
-class TestPlanOfAManifest:
-    """What a run finds to be done when the manifest is another one than at the last run."""
+class TestChunkHash:
+    """The hash says whether two chunks have the same planned pairs."""
 
-    LINES = [  # noqa: RUF012
-        {"image": f"{name}.jpg", "mask": f"{name}.png", "caption": name, "tags": [name], "score": float("nan")}
-        for name in "abcdef"
-    ]
-
-    @pytest.fixture
-    def encode(self, tmp_path, make_job):
-        """Plan what the lines ask for, and commit nothing; return the work and the newest plan."""
-
-        def run(lines, **options):
-            path = write_manifest(tmp_path / "m.parquet", lines)
-            job = make_job("", "", tmp_path / "out", pairs=str(path), chunk_rows=4, **options)
-            with acquire_lease(str(tmp_path / "out/_lease.json"), print) as lease:
-                state = OutputState(str(tmp_path / "out"), "0123abcd", lease.token)
-                left = remaining(state, state.inventory(), job, find_pairs(job.source))
-            chunks = [plan.read_chunk(work["part"], work["chunk"]) for work in left.work.to_pylist()]
-            return left, pa.concat_tables(chunks)
-
-        return run
-
-    def test_lines_at_the_end_are_new_chunks(self, encode):
-        before, table = encode(self.LINES)
-        assert (before.work["chunk"].to_pylist(), before.pairs) == ([0, 1], 6)
-        after, more = encode([*self.LINES, {**self.LINES[0], "mask": "second.png"}])
-        assert (after.work["chunk"].to_pylist(), after.pairs) == ([0, 1, 2], 7)
-        assert more.slice(0, 6).drop("extra_columns").equals(table.drop("extra_columns"))
-        assert more["key"][6].as_py() == "a/1"
-
-    def test_a_refresh_states_anew_what_has_changed(self, encode):
-        _, before = encode(self.LINES)
-        lines = [dict(line) for line in self.LINES]
-        lines[1]["caption"], lines[2]["tags"] = None, ["c", "c"]
-        left, table = encode(lines, refresh=True)
-        assert left.work["generation"].to_pylist() == [1, 0]
-        assert table["key"].to_pylist() == before["key"].to_pylist()
-        expected = [{name: line[name] for name in ("caption", "tags")} for line in lines]
-        assert [{**row, "score": 0} for row in table["extra_columns"].to_pylist()] == [
-            {**row, "score": 0} for row in expected
+    def chunk(self, **changes):
+        rows = [
+            {"chunk": 0, "key": key, "image_uri": f"{key}.jpg", "mask_uri": f"{key}.png", "mask_index": 0, "line": at}
+            | {"image_version": "1", "mask_version": "", "encode": True, "error": None}
+            for at, key in enumerate("abc")
         ]
-        again, _ = encode(lines, refresh=True)
-        assert again.work["generation"].to_pylist() == [1, 0]
+        rows[1] |= changes
+        return pa.Table.from_pylist(rows, PAIRS)
 
-    def test_another_uri_is_a_change(self, encode):
-        encode(self.LINES)
-        lines = [dict(line) for line in self.LINES]
-        lines[5]["mask"] = "elsewhere.png"
-        left, table = encode(lines, refresh=True)
-        assert left.work["generation"].to_pylist() == [0, 1]
-        assert table["mask_uri"][5].as_py().endswith("/elsewhere.png")
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"key": "b2"},
+            {"image_uri": "b2.jpg"},
+            {"mask_index": 1},
+            {"image_version": "2"},
+            {"encode": False},
+            {"error": "message"},
+            {"mask_uri": "b.pn", "image_version": "g1"},
+        ],
+    )
+    def test_every_planned_value_counts(self, change):
+        assert plan.chunk_hash(self.chunk(**change)) != plan.chunk_hash(self.chunk())
+
+    @pytest.mark.parametrize("change", [{"line": 99}, {"chunk": 7}])
+    def test_the_place_in_the_source_does_not_count(self, change):
+        assert plan.chunk_hash(self.chunk(**change)) == plan.chunk_hash(self.chunk())
+
+    def test_null_and_empty_differ(self):
+        assert plan.chunk_hash(self.chunk(error="")) != plan.chunk_hash(self.chunk())
+
+    def test_it_does_not_depend_on_how_the_table_is_stored(self):
+        table = self.chunk()
+        pieces = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+        read = pq.read_table(pa.BufferReader(parquet_bytes(pieces)))
+        assert plan.chunk_hash(read) == plan.chunk_hash(pieces) == plan.chunk_hash(table)
+
+    def test_extra_columns_count(self):
+        def table(caption):
+            extra = pa.array([{"caption": caption, "tags": ["x"]}] * 3)
+            return self.chunk().append_column(EXTRA_COLUMNS, extra)
+
+        assert plan.chunk_hash(table("a")) != plan.chunk_hash(table("b"))
+        assert plan.chunk_hash(table("a")) != plan.chunk_hash(self.chunk())
+
+    def test_its_value_is_fixed(self):
+        """Outputs store it: another value would make every chunk look like one of another plan."""
+        assert plan.chunk_hash(self.chunk()) == "2ff547b8686d3bdaabcb0a0028b93f4e"
+
+
+def test_names_of_chunks_sort_by_unit_and_number():
+    names = [plan.chunk_name(unit, number) for unit in (0, 9, 10, 99_999) for number in (0, 9, 10, 65_535)]
+    assert names == sorted(names)
+    assert [plan.split_chunk_name(name) for name in names[:2]] == [(0, 0), (0, 9)]

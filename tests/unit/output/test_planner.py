@@ -1,8 +1,11 @@
 """Units of a list: every line once, whatever the sizes of batches, and whatever was planned before."""
 
+import itertools
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output import planner
@@ -196,6 +199,22 @@ class TestRefresh:
         again = run_of(LINES).plan()
         assert sorted(again.keys()) == sorted([*keys_of(LINES), "new"])
 
+    def test_a_line_and_its_repetition_that_change_alike_are_one_changed_pair(self, run_of, small_units):
+        run_of([*LINES, LINES[2]]).plan()
+        changed = {**LINES[2], "caption": "changed"}
+        lines = [*LINES[:2], changed, *LINES[3:], changed]
+        for options in ({}, {"refresh": True}):
+            run = run_of(lines, **options).plan()
+            assert len(run.keys()) == 23
+            assert [row["error"] for row in run.pairs() if row["error"]] == []
+            assert run.planner.changed == 1
+
+    def test_a_rejected_pair_does_not_vanish(self, run_of, small_units):
+        lines = [*LINES, {**LINES[2], "caption": "another"}, {**LINES[2], "caption": "a third"}]
+        before = sorted(run_of(lines).plan().keys())
+        run = run_of([*lines, line("new")], refresh=True, drop_vanished=True).plan()
+        assert sorted(run.keys()) == sorted([*before, "new"])
+
 
 class TestTwoPlanners:
     """Nothing rests on a lease: whoever writes a unit's marker has planned it."""
@@ -267,3 +286,72 @@ class TestDamage:
         path.write_bytes(bytes(data))
         with pytest.raises(JobFailed, match=rf"{path.name} has other contents"):
             run_of(LINES).keys()
+
+
+IMAGES = st.sampled_from(["a.jpg", "a.png", "a/1.jpg", "b.jpg", "b/1.jpg", "c.jpg"])
+SOME_LINES = st.lists(
+    st.fixed_dictionaries(
+        {"image": IMAGES, "mask": st.sampled_from(["m0.png", "m1.png", "m2.png"]), "caption": st.sampled_from("xy")}
+    ),
+    max_size=30,
+)
+
+
+def planned(folder, lines, batch, output="out"):
+    """Plan the lines in batches of this size; return the pairs by key, and the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source_pairs, "BATCH_PAIRS", batch)
+        patch.setattr(planner, "BATCH_PAIRS", batch)
+        path = write_lines(folder / "list.jsonl", [{"image": "z.jpg", "mask": "z.png", "caption": "z"}, *lines])
+        run = PlanningRun(folder / output, Source(pairs=path)).plan()
+        pairs = run.pairs()
+    by_key = {
+        row["key"]: (row["image_uri"], row["mask_uri"], row["extra_columns"]["caption"], row["error"] is None)
+        for row in pairs
+    }
+    assert len(by_key) == len(pairs), "a key is planned twice"
+    return by_key, run
+
+
+def contents(by_key):
+    return sorted(values[:3] for values in by_key.values())
+
+
+@pytest.fixture
+def new_folder(tmp_path):
+    numbers = itertools.count()
+
+    def make():
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        return folder
+
+    return make
+
+
+class TestAnyList:
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(lines=SOME_LINES, batch=st.integers(1, 9))
+    def test_the_plan_does_not_depend_on_batches(self, new_folder, lines, batch):
+        folder = new_folder()
+        small, run = planned(folder, lines, batch)
+        again, _ = planned(folder, lines, 1000)
+        large, other = planned(folder, lines, 1000, "another")
+        assert small == again == large
+        assert run.log.repeated == other.log.repeated
+        distinct = {(one["image"], one["mask"], one["caption"]) for one in lines}
+        assert len(small) == len(distinct) + 1
+        assert len(small) + run.log.repeated == len(lines) + 1
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(lines=SOME_LINES, more=SOME_LINES, batch=st.integers(1, 9), cut=st.integers(0, 30))
+    def test_a_list_that_grows_gains_its_new_lines_and_no_line_twice(self, new_folder, lines, more, batch, cut):
+        folder = new_folder()
+        before, _ = planned(folder, lines, batch)
+        grown = [*lines[:cut], *more, *lines[cut:]]
+        after, _ = planned(folder, grown, batch)
+        assert {key: after[key] for key in before} == before
+        known = {(image, mask, caption) for image, mask, caption, _ in before.values()}
+        missing = [one for one in contents(after) if one not in known]
+        assert len(missing) == len(set(missing))
+        assert planned(folder, grown, 1000)[0] == after

@@ -7,11 +7,16 @@ import pyarrow as pa
 import pytest
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.output import planner
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
+from inpaint_encode.output.state import OutputState
 from inpaint_encode.settings import Decoding
+from inpaint_encode.sources import open_source
+from inpaint_encode.sources import pairs as source_pairs
 from inpaint_encode.stores import storage
 from tests.metadata import VAE
+from tests.plans import JOB, write_lines
 
 FIRST = {
     *("contract", "grow_mask_by", "compute_dtype", "samples_dtype", "posterior", "mask_encoding", "deterministic"),
@@ -63,10 +68,19 @@ def test_another_configuration_is_another_vae(tmp_path, make_job):
             open_output(output, other, overwrite=False, token=lease.token)
 
 
-@pytest.mark.parametrize(
-    ("limit", "chunks", "excluded"), [(0, 3, 0), (1, 1, 7), (4, 1, 7), (5, 2, 3), (11, 3, 0), (99, 3, 0)]
-)
-def test_a_limit_is_reached_by_whole_chunks(limit, chunks, excluded):
-    work = pa.table({"chunk": [0, 1, 2], "pairs": [4, 4, 3]})
-    limited = Remaining(work, {}, 11).limited(limit)
-    assert (limited.work.num_rows, limited.excluded, limited.pairs) == (chunks, excluded, 11)
+@pytest.mark.parametrize("unit_pairs", [4, 8, 1000])
+@pytest.mark.parametrize(("limit", "chunks"), [(0, 3), (1, 1), (4, 1), (5, 2), (11, 3), (99, 3)])
+def test_a_limit_is_reached_by_whole_chunks(tmp_path, make_job, monkeypatch, limit, chunks, unit_pairs):
+    """Eleven pairs in chunks of four, whether they are one unit or three; what is not needed is not planned."""
+    for module in (source_pairs, planner):
+        monkeypatch.setattr(module, "BATCH_PAIRS", unit_pairs)
+    path = write_lines(tmp_path / "list.jsonl", ({"image": f"{n:02}.jpg", "mask": f"{n:02}.png"} for n in range(11)))
+    job = make_job("", "", tmp_path / "out", pairs=path, chunk_rows=4, limit=limit)
+    state = OutputState(str(tmp_path / "out"), JOB, "0" * 32)
+    left = Remaining(state, state.inventory(), job, open_source(job.source))
+    work = pa.concat_tables(left.work())
+    assert work["chunk"].to_pylist() == sorted(work["chunk"].to_pylist())
+    assert work["pairs"].to_pylist() == [4, 4, 3][:chunks]
+    if limit == 1 and unit_pairs == 4:
+        assert len(left.log.units) == 1
+        assert not left.planner.complete

@@ -3,7 +3,17 @@
 import pytest
 from pydantic import ValidationError
 
-from inpaint_encode.settings import EncodeJob, Output, RowSettings, RunOptions, Source, VaeSource, Workers
+from inpaint_encode.settings import (
+    EncodeJob,
+    ExportOptions,
+    Output,
+    RowSettings,
+    RunOptions,
+    Source,
+    VaeSource,
+    VerifyOptions,
+    Workers,
+)
 
 SOURCE = Source(images="s3://in/images", masks="s3://in/masks")
 JOB = EncodeJob(source=SOURCE, vae=VaeSource(vae="some/vae"), output=Output(output="s3://out"))
@@ -61,6 +71,13 @@ RANGES = [
     (Workers, {}, "max_workers", [0, 1, 9], [-1]),
     (Workers, {}, "fetch_threads", [1, 256], [0, 257]),
     (
+        ExportOptions,
+        {"to": "parquet", "output": "o"},
+        "file_bytes",
+        ["1MB", "256MB", "0.5GB", "512MiB", "1000000", "4GB", "2000kB"],
+        ["", "0", "999kB", "4.1GB", "1TB", "-1MB", "large", "256 MB"],
+    ),
+    (
         RunOptions,
         {},
         "max_rejected",
@@ -77,3 +94,22 @@ def test_each_field_accepts_its_range_and_nothing_else(part, given, field, good,
     for value in bad:
         with pytest.raises(ValidationError, match=field.replace("_", "[-_]")):
             part(**given, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("256MB", 256_000_000), ("512MiB", 2**29), ("0.5GB", 500_000_000), ("1.5GiB", 3 * 2**29), ("1500K", 1_500_000)],
+)
+def test_file_bytes_have_decimal_and_binary_units(text, size):
+    assert ExportOptions(to="parquet", output="o", file_bytes=text).max_file_bytes == size
+
+
+def test_file_bytes_are_for_parquet():
+    with pytest.raises(ValidationError, match="--file-bytes is for --to parquet"):
+        ExportOptions(to="comfyui", output="o", file_bytes="1GB")
+
+
+def test_a_dry_run_needs_a_repair():
+    assert VerifyOptions(output="out", repair=True, dry_run=True).dry_run
+    with pytest.raises(ValidationError, match="--dry-run needs --repair; add it"):
+        VerifyOptions(output="out", dry_run=True)

@@ -235,6 +235,23 @@ def test_one_prefix_without_a_pattern_is_an_error(tmp_path):
         open_prefixes(Source(images=str(tmp_path), masks=str(tmp_path)), DEFAULT_ACCESS)
 
 
+def test_temporary_files_without_space_are_an_error(tmp_path):
+    touch(tmp_path, *(f"{number}.png" for number in range(50)))
+    code = """
+import resource, sys
+from inpaint_encode.settings import Source
+from inpaint_encode.sources import hash_buckets
+from inpaint_encode.sources.prefixes import open_prefixes
+from inpaint_encode.stores.base import DEFAULT_ACCESS
+
+hash_buckets.MEMORY_ROWS = 20
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+next(open_prefixes(Source(images=sys.argv[1]), DEFAULT_ACCESS).batches({}))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert "UsageError: the listing cannot be written to the folder of temporary files (File too large)" in done.stderr
+
+
 @pytest.mark.usefixtures("place")
 def test_below_a_prefix(prefix):
     for name in ("b/a.png", "c.webp", "d.gif", "notes.txt"):

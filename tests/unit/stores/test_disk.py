@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from inpaint_encode.stores import storage
+from inpaint_encode.stores import disk, storage
 from inpaint_encode.stores.storage import ABSENT
 from tests.buckets import fill, listed, run_python
 
@@ -19,6 +19,15 @@ def test_links_are_listed_and_cycles_are_not_followed(tmp_path):
         (tmp_path / "files" / name).symlink_to(target)
     (tmp_path / "others" / "c" / "back").symlink_to("..")
     assert listed(str(tmp_path / "files")).keys() == {"a", "b", "dead", "self", "folder/c/d"}
+
+
+def test_a_folder_with_many_files_has_several_pages(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_PAGE_FILES", 4)
+    fill(str(tmp_path / "files"), names := [f"{number}.png" for number in range(10)])
+    fill(str(tmp_path / "files" / "more"), names)
+    pages = list(storage.list_objects(str(tmp_path / "files")))
+    assert [len(page.paths) for page in pages] == [4, 4, 2, 4, 4, 2]
+    assert sorted(path for page in pages for path in page.paths) == [*names, *(f"more/{name}" for name in names)]
 
 
 def test_a_name_that_is_not_utf8_is_returned_as_unreadable(tmp_path):

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.unit.sources.make_sources import write_manifest
+
 from .conftest import PAIRS, write_run
 
 
@@ -38,6 +40,22 @@ def test_the_config_file_of_an_encode_job_is_accepted(folder, tmp_path, shell):
     (tmp_path / "job.toml").write_text("chunk_row = 50")
     done = shell("plan", "--config", tmp_path / "job.toml")
     assert (done.returncode, "did you mean 'chunk_rows'?" in done.stderr) == (2, True)
+
+
+def test_repeated_lines_and_duplicate_keys_are_printed(folder, tmp_path, shell):
+    images, masks = folder / "images/a/rotated.jpg", sorted((folder / "masks/a").glob("*.png"))
+    lines = [{"image": str(images), "mask": str(mask), "id": str(at)} for at, mask in enumerate(masks[:1] * 4)]
+    path = write_manifest(tmp_path / "list.csv", [*lines, lines[0], lines[1], {**lines[0], "mask": str(images)}])
+    arguments = ("plan", "--pairs", path, "--key-column", "id")
+    done = shell(*arguments)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "pairs 5 " in text
+    assert "repeated lines 2 not counted as pairs: an earlier line has the same contents" in text
+    assert "rejects 20.0% detected from headers: none; 1 list.duplicate_key in the whole source" in text
+    assert "The headers of all images were read" in text
+    printed = json.loads(shell(*arguments, "--as-json").stdout)
+    assert (printed["repeated_lines"], printed["duplicate_keys"], printed["all_sampled"]) == (2, 1, True)
 
 
 def test_hours_and_cost_are_printed(sources, tmp_path, shell):

@@ -11,6 +11,7 @@ import pytest
 from inpaint_encode.core.chunk import EncodedPair
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import parquet_bytes
+from inpaint_encode.output.plan import chunk_hash
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import PAIRS, REJECTS
 from inpaint_encode.stores import storage
@@ -20,7 +21,11 @@ from tests.metadata import row_metadata
 from tests.rows import encoded_pair, groups_of
 
 HEIGHT, WIDTH = 3, 4
-PLANNED = {"image_uri": "i", "mask_uri": "m", "mask_index": 0, "image_version": "", "mask_version": "", "encode": True}
+PAIR = {"image_uri": "i", "mask_uri": "m", "mask_index": 0, "image_version": "", "mask_version": "", "encode": True}
+CHUNK = "000000-00000"
+
+
+OTHER = PlannedChunk("000000-00005", 1, "", "", "", has_rejects=True)
 
 
 def metadata(**changes: object) -> RowMetadata:
@@ -38,15 +43,15 @@ def row(channels: int = 4, **values: object) -> EncodedPair:
 
 @pytest.fixture
 def check(tmp_path) -> Callable[..., ChunkFindings]:
-    """Write a chunk of these rows and check it, by default as chunk 0 of generation 0."""
+    """Write a chunk of these rows and check it, planned with revision 1, by default with the hash of its pairs."""
 
-    def run(rows: list[EncodedPair], written: RowMetadata, **planned: int) -> ChunkFindings:
+    def run(rows: list[EncodedPair], written: RowMetadata, **planned: object) -> ChunkFindings:
         state, part = OutputState(str(tmp_path), "0a1b2c3d", ""), f"{tmp_path}/_plan/part"
-        pairs = [{**PLANNED, "key": one.pair.key, "chunk": 0} for one in rows]
-        storage.write(part, parquet_bytes(pa.Table.from_pylist(pairs, PAIRS)))
-        work = {"chunk": 0, "generation": 1, "part": part, "keep": False}
-        state.commit(work, *groups_of(rows, written), REJECTS.empty_table(), check=lambda: None)
-        about = {"chunk": 0, "generation": 1, "part": part, "has_rejects": False}
+        pairs = pa.Table.from_pylist([{**PAIR, "key": one.pair.key, "chunk": 0, "line": 0} for one in rows], PAIRS)
+        storage.write(part, parquet_bytes(pairs))
+        about = {"chunk": CHUNK, "revision": 1, "hash": chunk_hash(pairs), "part": part}
+        state.commit({**about, "keep": False}, *groups_of(rows, written), REJECTS.empty_table(), check=lambda: None)
+        about |= {"footer_hash": "", "has_rejects": False}
         return check_chunk(PlannedChunk(**about | planned), state, written)
 
     return run
@@ -56,7 +61,7 @@ def check(tmp_path) -> Callable[..., ChunkFindings]:
 @pytest.mark.parametrize(("posterior", "channels"), [("mean", 4), ("moments", 8)])
 def test_correct_rows_have_no_problem(check, mask_encoding, posterior, channels):
     findings = check([row(channels)], metadata(mask_encoding=mask_encoding, posterior=posterior))
-    assert (findings.problems, findings.fatal, findings.encoded, findings.generation) == ([], None, 1, 1)
+    assert (findings.problems, findings.fatal, findings.encoded, findings.revision) == ([], None, 1, 1)
 
 
 def test_the_size_of_packed_masks_need_not_be_a_multiple_of_8(check):
@@ -88,23 +93,40 @@ def test_original_samples_must_be_finite(check):
     assert (problem.check, "48 of 96 values are not finite" in problem.sentence) == ("samples", True)
 
 
-def test_a_file_of_a_generation_that_is_not_planned_is_a_problem(check):
-    (problem,) = check([row()], metadata(), generation=0).problems
-    assert problem.sentence == "has plan version 1 in its footer, but the newest version of chunk 0 is 0"
+@pytest.mark.parametrize(
+    ("planned", "sentence"),
+    [
+        ({"revision": 0}, "has revision 1 in its footer, but the newest one of chunk 000000-00000 in the plan is 0"),
+        ({"hash": "0" * 32}, "has other pairs than the plan has for this chunk, so a part of the plan was lost or"),
+        ({"revision": -1, "hash": "", "part": ""}, ""),
+        ({"part": ""}, ""),
+    ],
+)
+def test_a_file_that_disagrees_with_the_plan_is_intact(check, planned, sentence):
+    problems = check([row()], metadata(), **planned).problems
+    assert [one.sentence[: len(sentence)] for one in problems] == ([sentence] if sentence else [])
+    assert all(one.is_intact and one.check == "footer" for one in problems)
+
+
+def test_a_rebuilt_chunk_has_the_hash_of_its_data_file_or_its_own(check):
+    planned_hash = check([row()], metadata()).hash
+    assert check([row()], metadata(), hash="1" * 32, footer_hash=planned_hash).problems == []
+    assert check([row()], metadata(), footer_hash="1" * 32).problems == []
+    assert len(check([row()], metadata(), hash="1" * 32, footer_hash="2" * 32).problems) == 1
 
 
 def test_a_file_that_vanished_after_it_was_listed_is_a_problem(check, tmp_path):
     check([row()], metadata())
     state = OutputState(str(tmp_path), "0a1b2c3d", "")
-    findings = check_chunk(PlannedChunk(5, 1, f"{tmp_path}/_plan/part", has_rejects=True), state, metadata())
+    findings = check_chunk(OTHER._replace(part=f"{tmp_path}/_plan/part"), state, metadata())
     (problem,) = findings.problems
     assert (problem.check, "is missing now" in problem.sentence) == ("file", True)
-    assert findings.generation is None
+    assert findings.revision is None
 
 
 def test_a_plan_file_that_cannot_be_read_is_fatal(check, tmp_path):
     state = OutputState(str(tmp_path), "0a1b2c3d", "")
-    findings = check_chunk(PlannedChunk(5, 1, f"{tmp_path}/_plan/none", has_rejects=False), state, metadata())
+    findings = check_chunk(OTHER._replace(part=f"{tmp_path}/_plan/none"), state, metadata())
     assert re.search("its rejects or its plan cannot be read", findings.fatal)
     assert findings.problems == []
 
@@ -113,6 +135,7 @@ def test_a_file_without_the_footer_of_a_chunk_is_unreadable(check, tmp_path):
     check([row()], metadata())
     state = OutputState(str(tmp_path), "0a1b2c3d", "")
     groups, schema = groups_of([row()], metadata())
-    Path(state.data_uri(0)).write_bytes(parquet_bytes(pa.concat_tables(groups).cast(schema)))
-    (problem,) = check_chunk(PlannedChunk(0, 1, f"{tmp_path}/_plan/part", False), state, metadata()).problems
+    Path(state.data_uri(CHUNK)).write_bytes(parquet_bytes(pa.concat_tables(groups).cast(schema)))
+    planned = OTHER._replace(chunk=CHUNK, part=f"{tmp_path}/_plan/part", has_rejects=False)
+    (problem,) = check_chunk(planned, state, metadata()).problems
     assert (problem.check, "its footer has no inpaint_encode.chunk" in problem.sentence) == ("file", True)

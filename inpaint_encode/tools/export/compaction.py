@@ -1,0 +1,290 @@
+"""The format ``parquet``: the small data files of an output become a few large ones with the same rows.
+
+A unit of the plan is finished if each of its chunks has a data file at its newest revision. The data files of a
+finished unit, in the order of their chunks, are divided into groups of about ``--file-bytes``, and each group becomes
+one file. No file has rows of two units, so a unit that is revised changes its own files only. While a revision is being
+encoded, the unit is not finished, and an export removes its files, which have outdated rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.output.parquet import open_writer, translate_errors, write_row_group
+from inpaint_encode.output.plan_log import PlanLog
+from inpaint_encode.output.resume import LAYOUT
+from inpaint_encode.output.state import CHUNK_KEY, Inventory, OutputState
+from inpaint_encode.reader import Output
+from inpaint_encode.reader.files import DataFile
+from inpaint_encode.schema import FOOTER_KEY, tensor_field
+from inpaint_encode.stores import storage
+from inpaint_encode.stores.pool import map_concurrently
+from inpaint_encode.tools import pluralize
+from inpaint_encode.tools.inspect.summary import list_paths
+
+from .destination import Destination, ExportRecord, ExportTotals
+
+CHUNKS_KEY = b"inpaint_encode.chunks"
+"""Key of JSON in the footer of an exported file: its data files, in order, see `_describe`."""
+
+ROW_GROUP_BYTES = 2**20
+"""Compressed bytes up to which neighboring row groups are joined. Larger row groups stay as they are."""
+
+MEMORY_FACTOR = 3
+"""Memory of a task in bytes per byte of its file: the file itself, and what the store's client copies of it."""
+
+_MAX_NAMED = 10
+"""Unfinished units that are named."""
+
+_READ_AHEAD = 2
+"""Threads that read the next data files of a group; at most four files wait."""
+
+
+class Group(NamedTuple):
+    """Data files that become one file."""
+
+    path: str
+    """Of the new file, relative to the destination."""
+    version: str
+    """Hash of the paths and versions of the data files."""
+    files: tuple[tuple[str, str], ...]
+    """Path in the output and version of each data file, in order."""
+
+
+class Grouping(NamedTuple):
+    """The groups of an output."""
+
+    groups: list[Group]
+    units: int
+    """Number of planned units."""
+    unfinished: list[int]
+    """Units that are left out."""
+
+    def about_unfinished(self) -> str:
+        """Return a sentence about the units that are left out; empty if there are none."""
+        if not self.unfinished:
+            return ""
+        named = ", ".join(f"{unit}" for unit in self.unfinished[:_MAX_NAMED])
+        named += ", ..." if len(self.unfinished) > _MAX_NAMED else ""
+        verb = "is" if len(self.unfinished) == 1 else "are"
+        return (
+            f"{len(self.unfinished):,} of {pluralize(self.units, 'unit')} {verb} not finished yet ({named}); run this "
+            "command again later"
+        )
+
+
+def group_files(output: Output, file_bytes: int) -> Grouping:
+    """Divide the data files of an output's finished units into groups. The output is only read.
+
+    An output of version 0.1, whose plan has no units, counts as one unit.
+
+    Args:
+        output: finished or not.
+        file_bytes: approximate maximum size of a group.
+
+    Raises:
+        UsageError: the output has files of another tool; or it is of version 0.1 and not finished.
+        JobFailed: the plan is damaged.
+        OSError: from the store.
+    """
+    job = output.job.get("job", "")
+    files = {file.path.removesuffix(".parquet").removeprefix(f"{job}-"): file for file in output.files}
+    if output.job.get("layout") != LAYOUT:
+        if not output.is_reported:
+            raise UsageError(
+                f"--to parquet exports finished units, and {output.uri} has no plan with units and no report of a "
+                "finished job; finish the job first, or choose another --to"
+            )
+        units = {0: list(output.files)}
+        unfinished: list[int] = []
+    else:
+        if unknown := [file.path for name, file in files.items() if not re.fullmatch(r"\d{6}-\d{5}", name)]:
+            raise UsageError(
+                f"{output.uri} contains {unknown[0]}, which is no data file of its job; move it out of the output, or "
+                "give the output that encode wrote"
+            )
+        units, unfinished = _finished_units(output, files)
+    groups = []
+    for unit, members in units.items():
+        for number, part in enumerate(divide(members, file_bytes)):
+            sources = tuple((file.path, file.version) for file in part)
+            digest = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+            groups.append(Group(f"{job}-{unit:06d}-{number:06d}.parquet", digest, sources))
+    return Grouping(groups, len(units) + len(unfinished), unfinished)
+
+
+def _finished_units(output: Output, files: Mapping[str, DataFile]) -> tuple[dict[int, list[DataFile]], list[int]]:
+    """Return the data files of each finished unit that has any, and the numbers of the unfinished units.
+
+    Args:
+        output: with a plan of units.
+        files: its data files by chunk.
+    """
+    state = OutputState(output.uri, output.job["job"], token="")
+    inventory = Inventory({chunk: file.version for chunk, file in files.items()})
+    for folder, paths in (("_receipts", inventory.receipts), ("_index", inventory.index)):
+        found = list_paths(state.uri(folder))
+        paths += sorted(f"{folder}/{path}" for path in found if path.startswith(f"{state.job}-"))
+    # Listed after the data files, so that each of them is planned even if a job is running.
+    pages = storage.list_objects(state.uri("_plan"))
+    sizes = {f"_plan/{path}": size for page in pages for path, size in zip(page.paths, page.sizes, strict=True)}
+    log = PlanLog.read(state, sizes, pa.schema([]))
+    committed = state.committed_chunks(inventory, log.chunks, read_only=True).keys()
+    finished, unfinished = {}, []
+    for unit in log.units:
+        names = log.names(unit.number)
+        if not committed >= set(names):
+            unfinished.append(unit.number)
+        elif names:
+            finished[unit.number] = [files[name] for name in names]
+    return finished, unfinished
+
+
+def divide(files: Sequence[DataFile], file_bytes: int) -> Iterator[list[DataFile]]:
+    """Yield consecutive files as the smallest number of equal groups that have about ``file_bytes`` bytes at most."""
+    total, end = sum(file.size for file in files), 0
+    count = -(-total // file_bytes)
+    groups = defaultdict(list)
+    for file in files:
+        end += file.size
+        groups[(2 * end - file.size) * count // (2 * total)].append(file)  # by the middle of the file
+    yield from groups.values()
+
+
+def write_group(group: Group, *, source: str, destination: Destination) -> ExportTotals:
+    """Write the file of a group, and return its totals. Without rows, no file is written.
+
+    The new file is in memory until it is written in one request. Of the data files, at most five are in memory.
+
+    Args:
+        group: what to write.
+        source: the output that contains the data files.
+        destination: where the file is written.
+
+    Raises:
+        JobFailed: a data file has changed since it was listed, is damaged, or has other columns than the first; or
+            another run has taken the lease.
+        OSError: from the store.
+    """
+    unit = int(group.path.split("-")[1])
+    record = ExportRecord(group.version, done=False, rows=0, bytes=0, files=(group.path,), unit=unit)
+    destination.write_record(group.path, record)
+    files = _read_files(source, group.files)
+    first = next(files)
+    schema = _plain_schema(first.parquet).with_metadata({FOOTER_KEY: first.metadata_json})
+    described: list[dict[str, Any]] = []
+    out, rows, row_groups = io.BytesIO(), 0, 0
+    with open_writer(out, schema) as writer:
+        for table in _join(_read_row_groups(chain([first], files), schema, described)):
+            write_row_group(writer, table)
+            rows, row_groups = rows + table.num_rows, row_groups + 1
+        writer.add_key_value_metadata({CHUNKS_KEY: json.dumps(described)})
+    destination.check_lease()
+    size = destination.write(group.path, out.getvalue()) if rows else 0
+    written = (group.path,) if rows else ()
+    record = replace(record, done=True, rows=rows, bytes=size, files=written, row_groups=row_groups)
+    destination.write_record(group.path, record)
+    return record.totals
+
+
+class _SourceFile(NamedTuple):
+    """A data file in memory."""
+
+    uri: str
+    path: str
+    version: str
+    parquet: pq.ParquetFile
+    metadata_json: bytes
+    """`RowMetadata` as JSON."""
+
+
+def _read_files(source: str, files: Iterable[tuple[str, str]]) -> Iterator[_SourceFile]:
+    """Read data files, given as (path, version), in order; each is one request."""
+
+    def read(file: tuple[str, str]) -> _SourceFile:
+        path, version = file
+        uri = storage.join(source, path)
+        blob = storage.read(uri)
+        if blob.version != version:
+            raise JobFailed(f"{uri} has changed since it was listed: an encode job is running; wait until it ends")
+        with translate_errors(uri):
+            parquet = pq.ParquetFile(pa.BufferReader(blob.data), page_checksum_verification=True)
+            return _SourceFile(uri, path, version, parquet, parquet.schema_arrow.metadata[FOOTER_KEY])
+
+    return map_concurrently(read, files, _READ_AHEAD)
+
+
+def _plain_schema(file: pq.ParquetFile) -> pa.Schema:
+    """Return the columns of a data file, whether or not Ray's tensor type is registered in this process."""
+    fields = [
+        tensor_field(one.name, one.type.storage_type.field("data").type.value_type)
+        if isinstance(one.type, pa.ExtensionType)
+        else one
+        for one in file.schema_arrow
+    ]
+    return pa.schema(fields)
+
+
+def _read_row_groups(
+    files: Iterable[_SourceFile], schema: pa.Schema, described: list[dict[str, Any]]
+) -> Iterator[tuple[pa.Table, int]]:
+    """Yield each row group that has rows, and its compressed size in bytes.
+
+    Args:
+        files: the data files.
+        schema: that all files must have.
+        described: the description of each file is appended.
+    """
+    for file in files:
+        if not _plain_schema(file.parquet).equals(schema):
+            raise JobFailed(f"{file.uri} has other columns than the data file before it; it cannot be exported")
+        footer = file.parquet.metadata
+        described.append(_describe(file, json.loads(schema.metadata[FOOTER_KEY])))
+        for number in range(footer.num_row_groups):
+            group = footer.row_group(number)
+            if group.num_rows:  # a chunk whose pairs were all rejected has one empty group
+                with translate_errors(file.uri):
+                    columns = file.parquet.read_row_group(number, use_threads=False).combine_chunks().columns
+                plain = [one.chunk(0).storage if isinstance(one.type, pa.ExtensionType) else one for one in columns]
+                size = sum(group.column(at).total_compressed_size for at in range(group.num_columns))
+                yield pa.table(plain, schema=schema), size
+
+
+def _describe(file: _SourceFile, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return what the footer of an exported file says about one of its data files.
+
+    Args:
+        file: the data file.
+        metadata: `RowMetadata` of the exported file; only fields with other values, such as versions, are described.
+    """
+    chunk = json.loads(file.parquet.metadata.metadata.get(CHUNK_KEY, "{}"))
+    chunk.pop("rejected", None)
+    others = {name: value for name, value in json.loads(file.metadata_json).items() if metadata.get(name) != value}
+    about = {"path": file.path, "version": file.version, "rows": file.parquet.metadata.num_rows, **chunk}
+    return {**about, "metadata": others} if others else about
+
+
+def _join(row_groups: Iterable[tuple[pa.Table, int]]) -> Iterator[pa.Table]:
+    """Join neighboring row groups that together have at most `ROW_GROUP_BYTES` compressed bytes."""
+    waiting: list[pa.Table] = []
+    size = 0
+    for table, table_bytes in row_groups:
+        if waiting and size + table_bytes > ROW_GROUP_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting, size = [], 0
+        waiting.append(table)
+        size += table_bytes
+    if waiting:
+        yield pa.concat_tables(waiting)
