@@ -277,13 +277,19 @@ def index_problems(state: OutputState, inventory: Inventory, rows: Mapping[str, 
     except ValueError as error:
         yield NOTE, f"cannot be read ({error})"
         return
-    if note.digest != digest_versions(inventory.versions):
-        yield NOTE, "describes other data files than the output has"
     files = read_index_file(state.uri(note.files), FILE_INDEX)
     if files is None or files.num_rows != note.data_files:
         yield note.files, "cannot be read, or has another number of data files than _index.json"
-    else:
-        yield from ((note.files, sentence) for sentence in _wrong_rows(files, None, inventory, rows))
+        return
+    if note.files not in inventory.index:  # a run has ended since the output was listed
+        return
+    yield from ((note.files, sentence) for sentence in _wrong_rows(files, None, inventory, rows))
+    indexed = map(plan.chunk_name, files["unit"].to_pylist(), files["chunk"].to_pylist())
+    if others := inventory.versions.keys() - set(indexed):
+        yield (
+            NOTE,
+            f"lacks {len(others):,} data files, so readers do not find them; the first is of chunk {min(others)}",
+        )
     tables = map_concurrently(lambda path: read_index_file(state.uri(path), KEY_INDEX), note.buckets)
     found = 0
     for bucket, (path, keys) in enumerate(zip(note.buckets, tables, strict=True)):

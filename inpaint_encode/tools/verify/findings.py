@@ -36,6 +36,7 @@ CHECKS = {
     **DATA_CHECKS,
     "rejects": "rejected pairs in _rejected/ agree with the data files",
     "receipts": "cached counts in _receipts/ agree with the data files",
+    "index": "row groups and keys in _index/ agree with the data files",
     "report": "counts in _report.json agree with the data files",
     "orphan": "no file belongs to an overwritten job",
     "unknown": "no file was written by another program",

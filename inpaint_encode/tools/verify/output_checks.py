@@ -10,6 +10,7 @@ from typing import Any
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import version_1
+from inpaint_encode.output.index import index_problems
 from inpaint_encode.output.parquet import read_parquet
 from inpaint_encode.output.plan import split_chunk_name
 from inpaint_encode.output.plan_check import CheckedPlan, check_plan, find_extra_columns
@@ -65,6 +66,11 @@ def check_output(
         if findings.revision is None or findings.revision >= result.chunks[findings.chunk].revision:
             result.incomplete.remove(findings.chunk)
     result.problems += _receipts_problems(state, inventory, result)
+    found = (result.findings | result.unplanned).items()
+    rows = {chunk: one.encoded for chunk, one in found if one.revision is not None}
+    result.problems += (
+        Problem("index", state.uri(path), text) for path, text in index_problems(state, inventory, rows)
+    )
     result.problems += _report_problems(state, result)
     if not is_old:
         _drop_planned_since(result, checked, state, inventory)

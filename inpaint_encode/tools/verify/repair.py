@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output import plan
+from inpaint_encode.output.index_files import NOTE, read_note
 from inpaint_encode.output.parquet import parquet_bytes, read_parquet
 from inpaint_encode.output.plan_check import CheckedPlan
 from inpaint_encode.output.rebuild import Committed, PlanRepair
@@ -19,7 +20,7 @@ from inpaint_encode.stores.pool import map_concurrently
 
 from .findings import DATA_CHECKS, ChunkFindings, PlannedChunk, Problem, VerifyResult
 
-_FILE_CHECKS = frozenset({"orphan", "temporary", "report"})
+_FILE_CHECKS = frozenset({"orphan", "temporary", "report", "index"})
 """Checks that are repaired by removing the file."""
 
 
@@ -59,6 +60,8 @@ class Repair:
         self._files = {one.file for one in result.problems if one.check in _FILE_CHECKS}
         if self._removed or self._rebuilds:
             self._files |= {state.uri("_report.json")} if result.is_finished else set()
+        if self._removed and read_note(state.output):
+            self._files |= {state.uri(NOTE)}
         for chunk in sorted(self._removed):
             self._files |= {state.data_uri(chunk)} if chunk in inventory.versions else set()
             self._files |= {state.rejects_uri(chunk)} if chunk in inventory.rejects_versions else set()
@@ -123,9 +126,9 @@ class Repair:
             state.check_lease()
             one = self._found[chunk]
             state.accept_existing({"chunk": chunk, "revision": one.revision, "hash": one.hash})
-        for file in sorted(self._files):
+        for file in sorted(self._files, key=lambda file: (file != state.uri(NOTE), file)):
             state.check_lease()
-            storage.delete(file)
+            storage.delete(file)  # the note first, so that no reader looks for files that are removed
         result.is_repaired = True
         result.is_finished = result.is_finished and state.uri("_report.json") not in self._files
         result.incomplete |= self._removed & result.chunks.keys()

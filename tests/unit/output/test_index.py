@@ -201,14 +201,15 @@ def test_problems_of_the_index_are_named(output, pairs, make_job):
     expected = [("_index/token-000000.0.parquet", sentence), ("_index/token-files-token.parquet", sentence)]
     assert problems(**{"000000-00001": 4}) == expected
     storage.write(run.state.data_uri("000000-00002"), b"changed")
-    assert problems(**{"000000-00002": 9}) == [("_index.json", "describes other data files than the output has")]
+    assert problems(**{"000000-00002": 9}) == []  # readers read the footer of a file with another version
+    storage.write(run.state.data_uri("000001-00000"), b"another")
+    sentence = "lacks 1 data files, so readers do not find them; the first is of chunk 000001-00000"
+    assert problems() == [("_index.json", sentence)]
     for path in run.state.inventory().index:
         storage.write(f"{output}/{path}", storage.read(f"{output}/{path}").data[:-9])
     assert {path for path, _ in problems()} == {
-        "_index.json",
         "_index/token-000000.0.parquet",
         "_index/token-files-token.parquet",
-        "_index/token-keys-token-00000.parquet",
     }
     storage.write(f"{output}/_index.json", b"{}")
     assert "_index.json" in dict(problems())

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from inpaint_encode import open_latents
 from inpaint_encode.errors import IncompleteOutput, JobFailed
 from inpaint_encode.output import plan_check
 from inpaint_encode.output.lease import acquire_lease
@@ -242,3 +243,21 @@ class TestRepair:
         ):
             repair.run()
         assert data_file(output, 2).exists()
+
+
+def test_a_damaged_index_is_removed(output, verify):
+    (path,) = output.glob("_index/*-files-*.parquet")
+    path.write_bytes(path.read_bytes()[:-9])
+    (problem,) = verify(output, repair=True).problems
+    assert (problem.check, problem.file) == ("index", str(path))
+    assert not path.exists()
+    assert verify(output).problems == []
+
+
+def test_the_note_of_the_index_is_removed_with_a_data_file(output, verify):
+    path = sorted(output.glob("*.parquet"))[1]
+    path.write_bytes(b"PAR1")
+    verify(output, repair=True)
+    assert not path.exists()
+    assert not (output / "_index.json").exists()
+    assert len(open_latents(str(output))) == (CHUNKS - 1) * CHUNK_ROWS - 1
