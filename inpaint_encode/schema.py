@@ -130,6 +130,7 @@ FILE_INDEX = pa.schema(
     [
         ("unit", pa.int32()),
         ("chunk", pa.int32()),
+        ("rejected", pa.int64()),
         ("data_bytes", pa.int64()),
         ("version", pa.string()),
         ("footer_bytes", pa.int32()),

@@ -45,7 +45,7 @@ class IndexedRun:
         self.work = [row for table in self.left.work() for row in table.to_pylist()]
         self.results, self.receipts, self.warnings = dict(self.left.done), [], []
         if self.work:
-            self.left.index.remove_note()
+            self.state.remove_note()
 
     def commit(self, most: int | None = None, rejected: Iterable[str] = ()) -> "IndexedRun":
         """Commit the next chunks, and write their receipts; these keys are rejected."""

@@ -31,6 +31,7 @@ from .index_files import (
     NOTE,
     IndexNote,
     encode_index_file,
+    newest_unit_indexes,
     read_index_file,
     read_note,
     unit_index_path,
@@ -77,14 +78,6 @@ class IndexWriter:
         """Chunks of these units that are not committed."""
         self._pool = ThreadPoolExecutor(1, "index")
         self._writes: list[Future[None]] = []
-
-    def remove_note(self) -> None:
-        """Remove the note of the output; call it before a data file changes.
-
-        Raises:
-            OSError: the store fails.
-        """
-        storage.delete(self._state.uri(NOTE))
 
     def add(self, receipt: _Receipt, results: Mapping[str, ChunkResult]) -> None:
         """Note a committed chunk; if it is the last of its unit, write the unit's index in a thread.
@@ -251,6 +244,64 @@ def digest_versions(versions: Mapping[str, str]) -> str:
     """
     lines = (f"{chunk} {version}\n" for chunk, version in sorted(versions.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def index_problems(state: OutputState, inventory: Inventory, rows: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Compare the index with the data files. To repair a problem, delete the file.
+
+    Args:
+        state: of the output.
+        inventory: its files.
+        rows: number of rows of each readable data file, by chunk.
+
+    Yields:
+        The path of a file of the index, relative to the output, and what is wrong with it; the file is the subject.
+
+    Raises:
+        OSError: the store fails.
+    """
+    for (_, unit), path in newest_unit_indexes(inventory.index).items():
+        table = read_index_file(state.uri(path), UNIT_INDEX)
+        keys = read_index_file(state.uri(unit_keys_path(path)), KEY_INDEX)
+        if table is None:
+            yield path, "cannot be read"
+        elif keys is None or keys.num_rows != (pc.sum(table["encoded"]).as_py() or 0):
+            yield unit_keys_path(path), "cannot be read, or has other keys than the index of its unit"
+        else:
+            yield from ((path, sentence) for sentence in _wrong_rows(table, unit, inventory, rows))
+    try:
+        note = IndexNote.parse(state.read(NOTE))
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        yield NOTE, f"cannot be read ({error})"
+        return
+    if note.digest != digest_versions(inventory.versions):
+        yield NOTE, "describes other data files than the output has"
+    files = read_index_file(state.uri(note.files), FILE_INDEX)
+    if files is None or files.num_rows != note.data_files:
+        yield note.files, "cannot be read, or has another number of data files than _index.json"
+    else:
+        yield from ((note.files, sentence) for sentence in _wrong_rows(files, None, inventory, rows))
+    tables = map_concurrently(lambda path: read_index_file(state.uri(path), KEY_INDEX), note.buckets)
+    found = 0
+    for bucket, (path, keys) in enumerate(zip(note.buckets, tables, strict=True)):
+        hashes = np.empty(0, np.uint64) if keys is None else keys["hash"].to_numpy()
+        found += len(hashes)
+        ends = [int(hashes[0]), int(hashes[-1])] if len(hashes) else []
+        if keys is None or (hashes[1:] < hashes[:-1]).any() or any(note.bucket_of(end) != bucket for end in ends):
+            yield path, "cannot be read, or has keys that are not sorted"
+    if found != note.rows:
+        yield NOTE, f"has {note.rows:,} rows, but its files of keys have {found:,}"
+
+
+def _wrong_rows(table: pa.Table, unit: int | None, inventory: Inventory, rows: Mapping[str, int]) -> Iterator[str]:
+    """Yield a sentence for each data file that a table describes with its present version and other rows."""
+    for row in table.select([*(["unit"] if unit is None else []), "chunk", "version", "group_rows"]).to_pylist():
+        chunk = plan.chunk_name(row["unit"] if unit is None else unit, row["chunk"])
+        described = sum(row["group_rows"])
+        if inventory.versions.get(chunk) == row["version"] and rows.get(chunk, described) != described:
+            yield f"has {described:,} rows for chunk {chunk}, but its file has {rows[chunk]:,}"
 
 
 class _KeyBuckets:

@@ -132,8 +132,8 @@ def read_index_file(uri: str, schema: pa.Schema, columns: Sequence[str] | None =
     except FileNotFoundError:
         return None
     try:
-        file = pa.BufferReader(data)
-        return pq.read_table(file, columns=kept.names, use_threads=False, page_checksum_verification=True).cast(kept)
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            return file.read(kept.names, use_threads=False).cast(kept)
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         _LOG.warning("%s is damaged (%s) and is ignored; delete it and run encode again to write a new one", uri, error)
         return None

@@ -37,7 +37,7 @@ from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import plan
-from .index_files import is_hidden, newest_unit_indexes, read_index_file
+from .index_files import NOTE, is_hidden, newest_unit_indexes, read_index_file
 from .known_keys import hash_keys
 from .lease import check_lease_token
 from .parquet import parquet_bytes, parquet_file, read_data, read_parquet, translate_errors
@@ -383,6 +383,14 @@ class OutputState:
         for chunk, found in zip(wrong, map_concurrently(self._read_footer, wrong), strict=True):
             self._align_rejects(chunk, found)
         return inventory
+
+    def remove_note(self) -> None:
+        """Remove the note of the output's index; call it before a data file is replaced or removed.
+
+        Raises:
+            OSError: the store fails.
+        """
+        storage.delete(self.uri(NOTE))
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files of the output."""

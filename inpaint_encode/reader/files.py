@@ -27,7 +27,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
 
 _LISTED = pa.schema([("path", pa.string()), ("size", pa.int64()), ("version", pa.string())])
-_INDEXED = ["data_bytes", "version", "footer_bytes", "group_rows"]
+_INDEXED = ["rejected", "data_bytes", "version", "footer_bytes", "group_rows"]
 """Columns of `FILE_INDEX` and `UNIT_INDEX` that are read."""
 
 
@@ -55,6 +55,8 @@ class DataFiles(Sequence[DataFile]):
     footer_bytes: NDArray[np.int32]
     group_rows: pa.ListArray
     """Rows of each row group; null if the file is not in the output's index."""
+    rejected: NDArray[np.int64]
+    """Rejected pairs of the file's chunk; 0 if the file is not in the output's index."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -137,7 +139,7 @@ def _read_keys(uri: str, path: str) -> _Keys | None:
     return None if table is None else _Keys(*(column.to_numpy() for column in table.columns))
 
 
-def open_files(uri: str) -> tuple[DataFiles, KeyIndex]:
+def open_files(uri: str) -> tuple[DataFiles, KeyIndex | None]:
     """Return the data files of an output and the index of their keys.
 
     A finished output is read from its index, in two requests. Any other output is listed, and the row groups of
@@ -166,21 +168,21 @@ def _files_of_note(uri: str, note: IndexNote) -> DataFiles | None:
     table = read_index_file(storage.join(uri, note.files), FILE_INDEX)
     if table is None or not table.num_rows:
         return None
-    table = table.combine_chunks()
     return DataFiles(
-        paths=_paths(note.job, table["unit"], table["chunk"]),
+        paths=pa.concat_arrays([_paths(note.job, part["unit"], part["chunk"]) for part in table.to_batches(2**16)]),
         sizes=table["data_bytes"].to_numpy(),
         versions=table["version"].combine_chunks(),
         footer_bytes=table["footer_bytes"].to_numpy(),
         group_rows=table["group_rows"].combine_chunks(),
+        rejected=table["rejected"].to_numpy(),
     )
 
 
-def _paths(job: str, units: pa.ChunkedArray, chunks: pa.ChunkedArray) -> pa.StringArray:
+def _paths(job: str, units: pa.Int32Array, chunks: pa.Int32Array) -> pa.StringArray:
     """Return the paths of data files."""
     numbers = [pc.utf8_lpad(units.cast(pa.string()), 6, "0"), pc.utf8_lpad(chunks.cast(pa.string()), 5, "0")]
     names = pc.binary_join_element_wise(pa.scalar(job), *numbers, "-")
-    return pc.binary_join_element_wise(names, ".parquet", "").combine_chunks()
+    return pc.binary_join_element_wise(names, ".parquet", "")
 
 
 def _list(uri: str) -> tuple[pa.Table, dict[tuple[str, int], str]]:
@@ -204,7 +206,7 @@ def _list(uri: str) -> tuple[pa.Table, dict[tuple[str, int], str]]:
 
 def _with_unit_indexes(
     uri: str, listed: pa.Table, indexes: Mapping[tuple[str, int], str]
-) -> tuple[DataFiles, KeyIndex]:
+) -> tuple[DataFiles, KeyIndex | None]:
     """Return listed files, with what the indexes of units have of the files that have not changed since."""
     columns = ["chunk", *_INDEXED]
     paths = [pa.array([], pa.string())]
@@ -214,8 +216,7 @@ def _with_unit_indexes(
     )
     for ((job, unit), path), table in zip(indexes.items(), read, strict=True):
         if table is not None and table.num_rows:
-            number = pa.chunked_array([pa.repeat(pa.scalar(unit), table.num_rows)])
-            paths.append(_paths(job, number, table["chunk"]))
+            paths.append(_paths(job, pa.repeat(pa.scalar(unit), table.num_rows), table["chunk"].combine_chunks()))
             tables.append(table)
             units.append((unit_keys_path(path), slice(start, start + table.num_rows)))
             start += table.num_rows
@@ -231,5 +232,7 @@ def _with_unit_indexes(
         versions=listed["version"].combine_chunks(),
         footer_bytes=pc.fill_null(table["footer_bytes"].take(rows), 0).to_numpy(),
         group_rows=table["group_rows"].take(rows).combine_chunks(),
+        rejected=pc.fill_null(table["rejected"].take(rows), 0).to_numpy(),
     )
-    return found, KeyIndex(uri, None, tuple(UnitKeys(path, numbers[part]) for path, part in units))
+    keys = tuple(UnitKeys(path, numbers[part]) for path, part in units)
+    return found, KeyIndex(uri, None, keys) if keys else None

@@ -21,6 +21,8 @@ from inpaint_encode.stores.ranged_file import Changed
 from .files import DataFiles
 from .output import Output, Row, RowBatch
 
+_NO_STATISTICS = np.empty(0, np.int64), pa.array([], pa.string()), pa.array([], pa.string())
+
 
 @dataclass(frozen=True)
 class RowGroupIndex:
@@ -56,24 +58,40 @@ class RowGroupIndex:
             indexed = pa.nulls(len(output.files), pa.list_(pa.int32()))
         counts = pc.fill_null(pc.list_value_length(indexed), 0).to_numpy()
         files = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        groups = np.arange(len(files)) - np.repeat(np.cumsum(counts) - counts, counts)
+        groups = np.arange(len(files), dtype=np.int32)
+        groups -= np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
         sizes = indexed.flatten().to_numpy()
+        kept = np.flatnonzero(sizes) if not sizes.all() else slice(None)
+        one = cls(files[kept], groups[kept], np.cumsum(sizes[kept], dtype=np.int64), *_NO_STATISTICS)
         others = np.flatnonzero(np.asarray(indexed.is_null()))
-        read = map_concurrently(lambda number: _groups_of(output, int(number)), others)
+        return one.merged(cls._of_footers(output, others)) if len(others) else one
+
+    @classmethod
+    def _of_footers(cls, output: Output, numbers: NDArray[np.int64]) -> RowGroupIndex:
+        """Return the index of these files of the output."""
+        read = map_concurrently(lambda number: _groups_of(output, int(number)), numbers)
         found = [group for of_file in read for group in of_file]
-        columns = zip(*found, strict=True) if found else [()] * 5
-        more_files, more_groups, more_sizes, min_keys, max_keys = columns
-        is_indexed = np.repeat([True, False], [len(files), len(found)])
-        files = np.concatenate([files, np.array(more_files, np.int32)])
-        order = np.argsort(files, kind="stable")
-        order = order[np.concatenate([sizes, np.array(more_sizes, np.int32)])[order] > 0]
+        files, groups, sizes, min_keys, max_keys = zip(*found, strict=True) if found else [()] * 5
         return cls(
-            files=files[order],
-            groups=np.concatenate([groups, np.array(more_groups, np.int64)])[order].astype(np.int32),
-            ends=np.cumsum(np.concatenate([sizes, np.array(more_sizes, np.int32)])[order], dtype=np.int64),
-            not_indexed=np.flatnonzero(~is_indexed[order]),
+            files=np.array(files, np.int32),
+            groups=np.array(groups, np.int32),
+            ends=np.cumsum(sizes, dtype=np.int64),
+            not_indexed=np.arange(len(files)),
             min_keys=pa.array(min_keys, pa.string()),
             max_keys=pa.array(max_keys, pa.string()),
+        )
+
+    def merged(self, other: RowGroupIndex) -> RowGroupIndex:
+        """Return the index with the row groups of ``other``, an index of other files that are not indexed."""
+        files = np.concatenate([self.files, other.files])
+        order = np.argsort(files, kind="stable")
+        return RowGroupIndex(
+            files=files[order],
+            groups=np.concatenate([self.groups, other.groups])[order],
+            ends=np.cumsum(np.concatenate([self.sizes, other.sizes])[order]),
+            not_indexed=np.flatnonzero(order >= len(self.files)),
+            min_keys=other.min_keys,
+            max_keys=other.max_keys,
         )
 
     def __len__(self) -> int:

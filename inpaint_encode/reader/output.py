@@ -33,7 +33,7 @@ class Output:
     files: Sequence[DataFile]
     """Sorted by name, which is the order of their chunks."""
     keys: KeyIndex | None = None
-    """Where the keys of indexed files are."""
+    """Where the keys of indexed files are; None if no file is indexed."""
     opened: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False, repr=False)
     """Changes when an output is opened again, so that changed files are noticed then."""
 

@@ -69,11 +69,15 @@ def find_row(output: Output, key: str) -> RowLocation:
         JobFailed: a file is damaged.
         PermissionError, OSError: from the store.
     """
-    for groups in (RowGroupReader(output), RowGroupReader(output).listed):
-        output, index = groups.output, groups.index
-        if found := groups.find(key):
-            group, row = found
-            return RowLocation(output.files[index.files[group]], int(index.groups[group]), row)
+    groups = RowGroupReader(output)
+    found = groups.find(key)
+    if found is None and output.keys:  # the footers have the ranges of keys, which the index lacks
+        groups = groups.listed
+        found = groups.find(key)
+    output, index = groups.output, groups.index
+    if found:
+        group, row = found
+        return RowLocation(output.files[index.files[group]], int(index.groups[group]), row)
     before = pc.index(index.max_keys, pc.max(index.max_keys.filter(pc.less(index.max_keys, key)))).as_py()
     after = pc.index(index.min_keys, pc.min(index.min_keys.filter(pc.greater(index.min_keys, key)))).as_py()
     neighbors = [*index.candidates(key)[:_SUGGESTIONS], *(group for group in (before, after) if group >= 0)]

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed, UsageError
@@ -19,6 +21,7 @@ from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.plan_log import parse_marker
 from inpaint_encode.reader import Output
+from inpaint_encode.reader.files import DataFiles
 from inpaint_encode.schema import RECEIPT
 from inpaint_encode.settings import Decoding, RowSettings
 from inpaint_encode.stores import storage
@@ -90,6 +93,7 @@ def count_output(output: Output) -> OutputCounts:
         return OutputCounts(state, True, *counts, rejected_by_error=dict(report["rejected_by_error"]))
     state = "in progress, or its run was killed" if held else "not finished, and no run is writing to it"
     state += f"; _report.json is from the run that finished {report['finished']}" if report else ""
+<<<<<<< HEAD
     encoded, rejected = _count_receipts(output)
     planned = _count_planned(output)
     if planned is None and not report and (source := _source_of_export(output)):
@@ -103,6 +107,10 @@ def _source_of_export(output: Output) -> str:
         return str(json.loads(storage.read(storage.join(output.uri, "_export.json")).data)["source"])
     except FileNotFoundError:
         return ""
+=======
+    encoded, rejected = _count_results(output)
+    return OutputCounts(state, False, _count_planned(output), encoded, rejected, len(output.files), size, {})
+>>>>>>> h-index
 
 
 def _count_planned(output: Output) -> int | None:
@@ -121,14 +129,25 @@ def _count_planned(output: Output) -> int | None:
     return sum(pairs for _, pairs in newest.values())
 
 
-def _count_receipts(output: Output) -> tuple[int, int] | tuple[None, None]:
-    """Return rows and rejected pairs according to receipts; None if data files have no receipt, or there are many."""
+def _count_results(output: Output) -> tuple[int, int] | tuple[None, None]:
+    """Return rows and rejected pairs according to the index, and to receipts of files that are not in it.
+
+    None if data files have no receipt, or if there are many files of receipts.
+    """
+    files = output.files
+    if not isinstance(files, DataFiles):
+        return None, None
+    encoded, rejected = pc.sum(files.group_rows.flatten()).as_py() or 0, int(files.rejected.sum())
+    uncounted = {
+        files[number].path: files[number].version for number in np.flatnonzero(files.footer_bytes == 0).tolist()
+    }
+    if not uncounted:
+        return encoded, rejected
+    units = {path.split("-")[1] for path in uncounted}
     prefix = storage.join(output.uri, "_receipts")
-    receipts = list_paths(prefix)
+    receipts = [path for path in list_paths(prefix) if path.split("-")[1] in units]
     if len(receipts) > MAX_RECEIPT_FILES:
         return None, None
-    uncounted = {file.path: file.version for file in output.files}
-    encoded = rejected = 0
     for path in receipts:
         for one in read_table(storage.join(prefix, path), RECEIPT).to_pylist():
             name = f"{path.partition('-')[0]}-{one['chunk']}.parquet"

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inpaint_encode.output import index
+from inpaint_encode.output.index import index_problems
 from inpaint_encode.output.index_files import read_index_file, read_note
 from inpaint_encode.output.known_keys import hash_keys
 from inpaint_encode.reader import Output
@@ -183,3 +184,31 @@ def test_a_note_of_a_run_that_lost_its_lease_is_replaced(output, pairs, make_job
     storage.write(f"{output}/_index.json", json.dumps({"format": 99}).encode())
     run.commit().finish()
     assert read_note(output).rows == 10
+
+
+def test_problems_of_the_index_are_named(output, pairs, make_job):
+    run = IndexedRun(output, make_job, pairs).commit(rejected=["k004"]).finish()
+    rows = {chunk: result.encoded for chunk, result in run.results.items()}
+
+    def problems(**changed):
+        return [
+            (re.sub(r"[0-9a-f]{8}(?=[-.])", "token", path), sentence)
+            for path, sentence in index_problems(run.state, run.state.inventory(), rows | changed)
+        ]
+
+    assert problems() == []
+    sentence = "has 3 rows for chunk 000000-00001, but its file has 4"
+    expected = [("_index/token-000000.0.parquet", sentence), ("_index/token-files-token.parquet", sentence)]
+    assert problems(**{"000000-00001": 4}) == expected
+    storage.write(run.state.data_uri("000000-00002"), b"changed")
+    assert problems(**{"000000-00002": 9}) == [("_index.json", "describes other data files than the output has")]
+    for path in run.state.inventory().index:
+        storage.write(f"{output}/{path}", storage.read(f"{output}/{path}").data[:-9])
+    assert {path for path, _ in problems()} == {
+        "_index.json",
+        "_index/token-000000.0.parquet",
+        "_index/token-files-token.parquet",
+        "_index/token-keys-token-00000.parquet",
+    }
+    storage.write(f"{output}/_index.json", b"{}")
+    assert "_index.json" in dict(problems())
