@@ -162,7 +162,6 @@ def run_job(
         path = lease_path(job.run)
         state, inventory = open_output(output, record, overwrite=job.output.overwrite, token=lease.token, lease=path)
         display.say("reading the list of pairs" if job.source.pairs else "listing the images and the masks")
-<<<<<<< HEAD
         stopped = threading.Event()
         if job.run.shard:
             left: Remaining = SharedRemaining(state, inventory, job, source, display.say, stopped)
@@ -173,32 +172,11 @@ def run_job(
             first = next(work, None)
             run = _Run(job, state, left, lease, display)
             if first is not None:
-                left.index.remove_note()
+                state.remove_note()
                 display.say("waiting for Ray")
                 with connect_ray(job.run.address), WorkFeed(first, work, stopped) as feed:
                     run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
             return run.finish(left, source, {"job": state.job, **record})
-=======
-        work = left.work()
-        first = next(work, None)
-        run = _Run(job, state, left, lease, display)
-        if first is not None:
-            state.remove_note()
-            display.say("waiting for Ray")
-            with connect_ray(job.run.address), WorkFeed(first, work) as feed:
-                run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
-        left.finish(run.chunks, display.say)
-        return _report(run, left, source, {"job": state.job, **record}, job)
-
-
-def _report(run: _Run, left: Remaining, source: PairSource, about: dict[str, Any], job: EncodeJob) -> dict[str, Any]:
-    """Write the report of a finished run and return it."""
-    left.state.check_lease()
-    uri, planned, left_out = left.state.uri("_report.json"), left.planned(), left.left_out(source.left_out)
-    report = write_report(uri, about, planned, left_out, run.totals, run.stats, limit=job.run.limit)
-    run.check_rejected(finished=True)
-    return report
->>>>>>> h-index
 
 
 def vae_backend(job: EncodeJob) -> Backend:

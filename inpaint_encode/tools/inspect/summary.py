@@ -93,8 +93,7 @@ def count_output(output: Output) -> OutputCounts:
         return OutputCounts(state, True, *counts, rejected_by_error=dict(report["rejected_by_error"]))
     state = "in progress, or its run was killed" if held else "not finished, and no run is writing to it"
     state += f"; _report.json is from the run that finished {report['finished']}" if report else ""
-<<<<<<< HEAD
-    encoded, rejected = _count_receipts(output)
+    encoded, rejected = _count_results(output)
     planned = _count_planned(output)
     if planned is None and not report and (source := _source_of_export(output)):
         state = f"an export of {source}"
@@ -107,10 +106,6 @@ def _source_of_export(output: Output) -> str:
         return str(json.loads(storage.read(storage.join(output.uri, "_export.json")).data)["source"])
     except FileNotFoundError:
         return ""
-=======
-    encoded, rejected = _count_results(output)
-    return OutputCounts(state, False, _count_planned(output), encoded, rejected, len(output.files), size, {})
->>>>>>> h-index
 
 
 def _count_planned(output: Output) -> int | None:
