@@ -135,7 +135,8 @@ class IndexWriter:
         except storage.Conflict:  # a note of other data files, or of a run that has lost its lease since
             self._state.check_lease()
             storage.write(self._state.uri(NOTE), note.to_json())
-        self._state.delete(path for path in inventory.index if path not in used | note.paths)
+        if read_note(self._state.output) == note:  # else another run has written one, which may name these files
+            self._state.delete(path for path in inventory.index if path not in used | note.paths)
 
     def _unit_path(self, unit: int) -> str:
         return unit_index_path(self._state.job, unit, len(self._log.units[unit].revisions) - 1)

@@ -138,9 +138,9 @@ def _count_results(output: Output) -> tuple[int, int] | tuple[None, None]:
     }
     if not uncounted:
         return encoded, rejected
-    units = {path.split("-")[1] for path in uncounted}
+    units = {part for path in uncounted for part in path.split("-")[1:2]}
     prefix = storage.join(output.uri, "_receipts")
-    receipts = [path for path in list_paths(prefix) if path.split("-")[1] in units]
+    receipts = [path for path in list_paths(prefix) if set(path.split("-")[1:2]) & units]
     if len(receipts) > MAX_RECEIPT_FILES:
         return None, None
     for path in receipts:
