@@ -60,8 +60,11 @@ def export(output: Any, to: str, destination: Any, *, has_frames: bool = False) 
 
 
 def exported(output: str) -> dict[str, bytes]:
-    """Return the contents of all files of an export by path, records included."""
-    return {path: storage.read(f"{output}/{path}").data for path in files_of(output)}
+    """Return the contents of all files of an export by path, records included.
+
+    The index is left out: it has the versions of files, which are times on a disk.
+    """
+    return {path: storage.read(f"{output}/{path}").data for path in files_of(output) if not path.startswith("_index")}
 
 
 def of_rows(output: str) -> dict[str, bytes]:

@@ -60,13 +60,12 @@ class ListedOutput:
                     if len(self.encoded) == commits:
                         return {}
                     chunks[work["chunk"]] = result = self._commit(state, work, metadata)
-                    values = {name: getattr(result, name) for name in result.__slots__}
-                    values |= {"errors": list(result.errors.items()), "counters": [], "fatal": None}
-                    receipts.append({name: ({**work, **values})[name] for name in RECEIPT.names})
+                    values = {**work, **result.to_receipt(), "counters": [], "fatal": None}
+                    receipts.append({name: values[name] for name in RECEIPT.names})
                     self.encoded.append(work["chunk"])
             if receipts:
                 state.write_receipts(f"2026-{lease.token[:4]}", 0, receipts)
-            state.finish(chunks, left.unused_parts())
+            left.finish(chunks, print)
             left_out = left.left_out(source.left_out)
             stats = RunStats.of(chunks.values()), RunStats()
             return write_report(f"{output}/_report.json", record, left.planned(), left_out, *stats)

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -121,18 +121,14 @@ class IndexWriter:
             job=self._state.job,
             files=f"{stem}-files-{self._state.token[:8]}.parquet",
             keys=f"{stem}-keys-{self._state.token[:8]}",
-            key_bits=max(0, (rows - 1) // KEYS_PER_BUCKET).bit_length(),
+            key_bits=key_bits(rows),
             data_files=len(results),
             rows=rows,
             rejected=sum(result.rejected for result in results.values()),
             data_bytes=sum(result.data_bytes for result in results.values()),
             digest=digest,
         )
-        with tempfile.TemporaryDirectory(prefix="inpaint-encode-index-") as folder:
-            buckets = _KeyBuckets(Path(folder), note)
-            self._write(note.files, self._merge(results, buckets))
-            for _ in map_concurrently(lambda one: self._write(*one), zip(note.buckets, buckets.tables(), strict=True)):
-                pass
+        write_merged_index(note, self._unit_indexes(results), self._write)
         self._state.check_lease()
         try:
             storage.write(self._state.uri(NOTE), note.to_json(), expect=storage.ABSENT)
@@ -150,9 +146,8 @@ class IndexWriter:
         names = ((chunk, plan.chunk_name(unit, chunk)) for chunk in sorted(self._log.units[unit].chunks))
         return {chunk: results[name] for chunk, name in names if name in results}
 
-    def _merge(self, results: Mapping[str, ChunkResult], buckets: _KeyBuckets) -> pa.Table:
-        """Return the `FILE_INDEX` of the output, and add the keys to ``buckets``; writes indexes that units lack."""
-        tables, files = [FILE_INDEX.empty_table()], 0
+    def _unit_indexes(self, results: Mapping[str, ChunkResult]) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Yield the `FILE_INDEX` and the `KEY_INDEX` of each unit; writes indexes that units lack."""
 
         def unit_index(unit: int) -> _UnitIndex:
             own = self._results_of(unit, results)
@@ -161,11 +156,7 @@ class IndexWriter:
         units = [unit.number for unit in self._log.units]
         for unit, (table, keys) in zip(units, map_concurrently(unit_index, units), strict=True):
             number = pa.repeat(pa.scalar(unit, pa.int32()), table.num_rows)
-            tables.append(table.append_column("unit", number).select(FILE_INDEX.names))
-            buckets.add(keys, files)
-            files += table.num_rows
-        buckets.flush()
-        return pa.concat_tables(tables)
+            yield table.append_column("unit", number).select(FILE_INDEX.names), keys
 
     def _read_unit(self, path: str, results: Mapping[int, ChunkResult]) -> _UnitIndex | None:
         """Return the index of a unit; None if it is missing, damaged, or does not describe these results."""
@@ -187,20 +178,13 @@ class IndexWriter:
         """Write the index of a unit's committed chunks and return it."""
         groups = self._row_groups(unit, results)
         rows: list[dict[str, Any]] = []
-        parts = [np.empty(0, _KEY)]
         for chunk, result in results.items():
             planned = self._log.chunks[plan.chunk_name(unit, chunk)]
             row = {**result.to_receipt(), **groups[chunk]._asdict()}
-            part = np.empty(result.encoded, _KEY)
-            part["hash"] = np.frombuffer(row["key_hashes"], np.uint64)
-            part["file"] = len(rows)
-            part["group"] = np.repeat(np.arange(len(row["group_rows"])), row["group_rows"])
-            parts.append(part)
             rows.append({**row, "chunk": chunk, "revision": planned.revision, "hash": planned.hash})
-        keys = _sorted_by_hash(np.concatenate(parts))
         index = _UnitIndex(
             pa.Table.from_pylist([{name: row[name] for name in UNIT_INDEX.names} for row in rows], UNIT_INDEX),
-            _key_table(keys),
+            unit_key_index([(row["key_hashes"], row["group_rows"]) for row in rows]),
         )
         path = self._unit_path(unit)
         self._write(unit_keys_path(path), index.keys)  # first, so that no index lacks its keys
@@ -235,6 +219,50 @@ class IndexWriter:
         uri = self._state.data_uri(plan.chunk_name(unit, chunk))
         stat = storage.Stat(result.data_bytes, result.version)
         return read_row_groups(RangedFile(uri, storage.DEFAULT_ACCESS, stat))
+
+
+def key_bits(rows: int) -> int:
+    """Return `IndexNote.key_bits` of an output with this number of rows."""
+    return max(0, (rows - 1) // KEYS_PER_BUCKET).bit_length()
+
+
+def write_merged_index(
+    note: IndexNote, parts: Iterable[tuple[pa.Table, pa.Table]], write: Callable[[str, pa.Table], object]
+) -> None:
+    """Write the files that a note names, and not the note itself.
+
+    Args:
+        note: of the output.
+        parts: `FILE_INDEX` and `KEY_INDEX` of consecutive data files; file numbers of each begin at 0.
+        write: writes a table at a path relative to the output.
+    """
+    tables, files = [FILE_INDEX.empty_table()], 0
+    with tempfile.TemporaryDirectory(prefix="inpaint-encode-index-") as folder:
+        buckets = _KeyBuckets(Path(folder), note)
+        for table, keys in parts:
+            tables.append(table)
+            buckets.add(keys, files)
+            files += table.num_rows
+        buckets.flush()
+        write(note.files, pa.concat_tables(tables))
+        for _ in map_concurrently(lambda one: write(*one), zip(note.buckets, buckets.tables(), strict=True)):
+            pass
+
+
+def unit_key_index(files: Sequence[tuple[bytes, Sequence[int]]]) -> pa.Table:
+    """Return the `KEY_INDEX` of consecutive data files.
+
+    Args:
+        files: hashes of the keys, as `RowGroups.key_hashes`, and number of rows of each row group.
+    """
+    parts = [np.empty(0, _KEY)]
+    for number, (hashes, group_rows) in enumerate(files):
+        part = np.empty(sum(group_rows), _KEY)
+        part["hash"] = np.frombuffer(hashes, np.uint64)
+        part["file"] = number
+        part["group"] = np.repeat(np.arange(len(group_rows)), group_rows)
+        parts.append(part)
+    return _key_table(_sorted_by_hash(np.concatenate(parts)))
 
 
 def digest_versions(versions: Mapping[str, str]) -> str:

@@ -222,7 +222,7 @@ class OutputState:
         """Return what a committed chunk's file contains, and write the rejects file accordingly.
 
         Raises:
-            JobFailed: the file is of an older generation of the plan than this run's.
+            JobFailed: the file is of an older revision of the chunk than this run's.
         """
         found = self._read_footer(work["chunk"])
         if found.revision < work["revision"]:

@@ -17,9 +17,12 @@ from inpaint_encode.demo.pairs import upload, write_random_pairs
 from inpaint_encode.errors import UsageError
 from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Display
+from inpaint_encode.reader import Output
+from inpaint_encode.reader.groups import RowGroupReader
 from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.export import pipeline as export_pipeline
+from inpaint_encode.tools.export.compaction import export_id
 from inpaint_encode.tools.export.formats import SUFFIXES, key_to_path
 from inpaint_encode.tools.export.pipeline import export_output
 from tests.exports import JOB, by_key, exported, load_latent, load_mask, of_rows, write_chunk
@@ -183,6 +186,7 @@ def test_an_output_that_grows_becomes_large_parquet_files(tmp_path, s3, ray_clus
         done = shell("export", encoded, "--to", "parquet", "--output", to)
         assert done.returncode == 0, done.stderr
         assert rows_of(to) == rows_of(encoded)
+        check_index(to)
         versions = versions_of(to)
         return {path: versions[path] for path in data_files(to)}
 
@@ -227,9 +231,10 @@ def test_units_that_are_not_finished_are_left_out_and_added_later(tmp_path, ray_
     made.encode(last[:2])
     done = shell("export", made.uri, "--to", "parquet", "--output", to)
     assert done.returncode == 0, done.stderr
+    check_index(str(to))
     assert done.stdout.splitlines()[0].startswith("9 rows for parquet; this run 9 in ")
     assert done.stdout.splitlines()[2] == "1 of 2 units is not finished yet (1); run this command again later"
-    assert data_files(str(to)) == [f"{JOB}-000000-000000.parquet"]
+    assert data_files(str(to)) == [f"{export_id(JOB)}-000000-00000.parquet"]
     made.encode(last[2:])
     made.encode(made.revise(["a0"]), seed=1)
     made_now = export(made.uri, "parquet", to)
@@ -348,6 +353,16 @@ def test_a_killed_export_to_parquet_resumes(many_units, killed_and_finished, tmp
     export(many_units, "parquet", tmp_path / "undisturbed")
     assert exported(str(tmp_path / "to")) == exported(str(tmp_path / "undisturbed"))
     assert list(storage.temporary_files(str(tmp_path / "to"))) == []
+    check_index(str(tmp_path / "to"))
+
+
+def check_index(output: str) -> None:
+    """Check that readers open the export by its index, and find the keys of all rows in it."""
+    opened = Output.open(output)
+    assert [file.path for file in opened.files] == data_files(output)
+    assert all(file.footer_bytes for file in opened.files)
+    reader = RowGroupReader(opened)
+    assert all(reader.find(row["key"]) for row in iter_rows(output))
 
 
 @pytest.mark.long
@@ -356,6 +371,7 @@ def test_an_export_to_parquet_on_s3_that_is_killed_six_times_resumes(many_units,
     killed_and_finished("parquet", destination, 1, 3, 6, 9, 12, 15, source=many_units)
     export(many_units, "parquet", tmp_path)
     assert exported(destination) == exported(str(tmp_path))
+    check_index(destination)
     print("parquet: killed six times, exact")
 
 

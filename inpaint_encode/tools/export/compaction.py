@@ -13,22 +13,32 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.output.index import digest_versions, key_bits, unit_key_index, write_merged_index
+from inpaint_encode.output.index_files import (
+    NOTE,
+    IndexNote,
+    encode_index_file,
+    read_index_file,
+    read_note,
+)
+from inpaint_encode.output.known_keys import hash_keys
 from inpaint_encode.output.parquet import open_writer, translate_errors, write_row_group
 from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.resume import LAYOUT
 from inpaint_encode.output.state import CHUNK_KEY, Inventory, OutputState
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFile
-from inpaint_encode.schema import FOOTER_KEY, tensor_field
+from inpaint_encode.schema import FILE_INDEX, FOOTER_KEY, KEY_INDEX, tensor_field
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.tools import pluralize
@@ -121,8 +131,17 @@ def group_files(output: Output, file_bytes: int) -> Grouping:
         for number, part in enumerate(divide(members, file_bytes)):
             sources = tuple((file.path, file.version) for file in part)
             digest = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
-            groups.append(Group(f"{job}-{unit:06d}-{number:06d}.parquet", digest, sources))
+            groups.append(Group(f"{export_id(job)}-{unit:06d}-{number:05d}.parquet", digest, sources))
     return Grouping(groups, len(units) + len(unfinished), unfinished)
+
+
+def export_id(job: str) -> str:
+    """Return what the names of an export's files begin with; a job never takes them for its data files.
+
+    Args:
+        job: name of the exported job.
+    """
+    return hashlib.sha256(f"export of {job}".encode()).hexdigest()[:8]
 
 
 def _finished_units(output: Output, files: Mapping[str, DataFile]) -> tuple[dict[int, list[DataFile]], list[int]]:
@@ -179,22 +198,29 @@ def write_group(group: Group, *, source: str, destination: Destination) -> Expor
         OSError: from the store.
     """
     unit = int(group.path.split("-")[1])
-    record = ExportRecord(group.version, done=False, rows=0, bytes=0, files=(group.path,), unit=unit)
+    keys = keys_path(group.path)
+    record = ExportRecord(group.version, done=False, rows=0, bytes=0, files=(group.path,), unit=unit, keys=keys)
     destination.write_record(group.path, record)
     files = _read_files(source, group.files)
     first = next(files)
     schema = _plain_schema(first.parquet).with_metadata({FOOTER_KEY: first.metadata_json})
     described: list[dict[str, Any]] = []
-    out, rows, row_groups = io.BytesIO(), 0, 0
+    out, group_rows, hashes = io.BytesIO(), [], b""
     with open_writer(out, schema) as writer:
         for table in _join(_read_row_groups(chain([first], files), schema, described)):
             write_row_group(writer, table)
-            rows, row_groups = rows + table.num_rows, row_groups + 1
+            group_rows.append(table.num_rows)
+            hashes += hash_keys(table["key"]).tobytes()
         writer.add_key_value_metadata({CHUNKS_KEY: json.dumps(described)})
     destination.check_lease()
-    size = destination.write(group.path, out.getvalue()) if rows else 0
-    written = (group.path,) if rows else ()
-    record = replace(record, done=True, rows=rows, bytes=size, files=written, row_groups=row_groups)
+    record = replace(record, done=True, rows=sum(group_rows), group_rows=tuple(group_rows))
+    if group_rows:
+        data = out.getvalue()
+        destination.write(keys, encode_index_file(unit_key_index([(hashes, group_rows)])))
+        size, footer_bytes = destination.write(group.path, data), int.from_bytes(data[-8:-4], "little") + 8
+        record = replace(record, bytes=size, footer_bytes=footer_bytes)
+    else:
+        record = replace(record, files=(), keys=None)
     destination.write_record(group.path, record)
     return record.totals
 
@@ -288,3 +314,61 @@ def _join(row_groups: Iterable[tuple[pa.Table, int]]) -> Iterator[pa.Table]:
         size += table_bytes
     if waiting:
         yield pa.concat_tables(waiting)
+
+
+def write_index(destination: Destination, job: str, paths: Collection[str]) -> None:
+    """Write the index of the exported files, which readers open instead of all footers; nothing if it is there.
+
+    Args:
+        destination: with a done record of every file.
+        job: name of the exported job.
+        paths: of all exported files.
+
+    Raises:
+        JobFailed: another run has taken the lease, or a file is damaged.
+        OSError: from the store.
+    """
+    pages = storage.list_objects(destination.uri)
+    versions = {path: version for page in pages for path, version in zip(page.paths, page.versions, strict=True)}
+    paths = sorted(versions.keys() & set(paths))
+    digest = digest_versions({path: versions[path] for path in paths})
+    if (note := read_note(destination.uri)) and note.digest == digest:
+        return
+
+    def describe(path: str) -> pa.Table:
+        record = destination.read_record(path)
+        unit, number = map(int, path.removesuffix(".parquet").split("-")[1:])
+        values = (unit, number, record.bytes, versions[path], record.footer_bytes, record.group_rows)
+        return pa.Table.from_pylist([dict(zip(FILE_INDEX.names, values, strict=True))], FILE_INDEX)
+
+    def read_keys(path: str) -> pa.Table:
+        keys = read_index_file(uri := storage.join(destination.uri, keys_path(path)), KEY_INDEX)
+        if keys is None:
+            raise JobFailed(f"{uri} is missing or damaged; run the command with --overwrite to export again")
+        return keys
+
+    files = list(map_concurrently(describe, paths))
+    rows, stem = sum(pc.sum(pc.list_flatten(file["group_rows"])).as_py() for file in files), f"_index/{export_id(job)}"
+    note = IndexNote(
+        job=export_id(job),
+        files=f"{stem}-files-{digest[:8]}.parquet",
+        keys=f"{stem}-keys-{digest[:8]}",
+        key_bits=key_bits(rows),
+        data_files=len(files),
+        rows=rows,
+        rejected=0,
+        data_bytes=sum(file["data_bytes"][0].as_py() for file in files),
+        digest=digest,
+    )
+    parts = zip(files, map_concurrently(read_keys, paths), strict=True)
+    write_merged_index(note, parts, lambda path, table: destination.write(path, encode_index_file(table)))
+    destination.check_lease()
+    destination.write(NOTE, note.to_json())
+    for path in versions.keys() - note.paths:
+        if path.startswith("_index/"):
+            storage.delete(storage.join(destination.uri, path))
+
+
+def keys_path(path: str) -> str:
+    """Return the path of the `KEY_INDEX` of an exported file."""
+    return f"_export/{path.removesuffix('.parquet')}-keys.parquet"

@@ -2,7 +2,8 @@
 
 ``_export.json``               the exported output and the format, which a later run must have too
 ``_export/<data file>.json``   an `ExportRecord`: written before the files of a data file, and again after them; with
-                               ``--to parquet``, of each exported file
+                               ``--to parquet``, of each exported file, beside the index of its keys
+``_index.json``, ``_index/``   with ``--to parquet``, the index, see `inpaint_encode.output.index_files`
 ``_lease.json``                the run that is exporting now
 
 The files of a data file that has changed or was deleted are removed before any file is written. A row that moved to
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.output.index_files import NOTE
 from inpaint_encode.output.lease import check_lease_token
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
@@ -66,10 +68,14 @@ class ExportRecord:
     bytes: int
     files: tuple[str, ...]
     """Paths relative to the destination."""
-    row_groups: int | None = None
-    """Of the file, with ``--to parquet``."""
     unit: int | None = None
-    """Unit of the plan that the file's rows are from, with ``--to parquet``."""
+    """With ``--to parquet``, the unit of the plan that the rows are from; the other formats have none of these."""
+    group_rows: Sequence[int] | None = None
+    """Rows of each row group."""
+    footer_bytes: int | None = None
+    """Size of the Parquet footer."""
+    keys: str | None = None
+    """Path of the `inpaint_encode.schema.KEY_INDEX` of the file."""
 
     @property
     def totals(self) -> ExportTotals:
@@ -101,9 +107,11 @@ class Destination:
             except FileNotFoundError:
                 existing = {}
         if existing and overwrite:
+            self.remove_note()
             self.remove_outdated({})
             if existing.get("to") == "parquet":
-                storage.delete(self._uri(JOB_FILE))
+                for path in (JOB_FILE, *(f"_index/{path}" for path in list_paths(self._uri("_index")))):
+                    storage.delete(self._uri(path))
             storage.delete(uri)
             existing = {}
         if not existing:
@@ -136,10 +144,10 @@ class Destination:
         Returns:
             The data files that are done, and their totals.
         """
-        files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in list_paths(self._uri(_RECORDS))]
+        files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in list_paths(self._uri(_RECORDS), ".json")]
         done, totals, outdated = set(), ExportTotals(), []
-        folders = {self._uri(_RECORDS), self.uri}
-        for file, record in zip(files, map_concurrently(self._read_record, files), strict=True):
+        folders = {self._uri(_RECORDS), self._uri("_index"), self.uri}
+        for file, record in zip(files, map_concurrently(self.read_record, files), strict=True):
             if not record.done:
                 folders |= {self._uri(path).rpartition("/")[0] for path in record.files}
             if record.version != versions.get(file):
@@ -151,22 +159,35 @@ class Destination:
         for uri in filter(_TEMPORARY.search, storage.temporary_files(self.uri)):
             if uri.rpartition("/")[0] in folders:
                 storage.delete(uri)
+        if outdated:
+            self.remove_note()
         for _ in map_concurrently(self._remove_files, outdated):
             pass
         return done, totals
 
     def _remove_files(self, file: str) -> None:
         """Remove the files of a data file, its record last."""
-        record = self._read_record(file)
+        record = self.read_record(file)
         if record.done:
             self.write_record(file, replace(record, done=False))
-        for start in range(0, len(record.files), _FILES_PER_CHECK):
+        files = (*record.files, record.keys) if record.keys else record.files
+        for start in range(0, len(files), _FILES_PER_CHECK):
             self.check_lease()
-            for path in record.files[start : start + _FILES_PER_CHECK]:
+            for path in files[start : start + _FILES_PER_CHECK]:
                 storage.delete(self._uri(path))
         storage.delete(self._uri(_record_path(file)))
 
-    def _read_record(self, file: str) -> ExportRecord:
+    def remove_note(self) -> None:
+        """Remove the note of the index; call it before a file of ``--to parquet`` changes."""
+        self.check_lease()
+        storage.delete(self._uri(NOTE))
+
+    def read_record(self, file: str) -> ExportRecord:
+        """Read the record of a data file.
+
+        Raises:
+            JobFailed: it is damaged.
+        """
         with _translate_damage(uri := self._uri(_record_path(file))):
             record = json.loads(storage.read(uri).data)
             return ExportRecord(**{**record, "files": tuple(record["files"])})

@@ -29,7 +29,7 @@ from inpaint_encode.settings import ExportOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.inspect.summary import normalize_output_uri
 
-from .compaction import MEMORY_FACTOR, Group, group_files, write_group
+from .compaction import MEMORY_FACTOR, Group, group_files, write_group, write_index
 from .destination import JOB_FILE, Destination, ExportRecord, ExportTotals
 from .formats import select_format, tar_bytes
 
@@ -100,11 +100,15 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
         count, totals, reported = len(done), before, time.monotonic()
         on_status(f"{count:,} of {len(work.items):,} {work.noun} are exported")
         left = [one for one in work.items if one.path not in done]
+        if left:
+            destination.remove_note()
         for made in _export_on_ray(left, work, destination, options) if left else ():
             count, totals = count + 1, ExportTotals.sum_of([totals, made])
             if time.monotonic() - reported > EVERY_S:
                 reported = time.monotonic()
                 on_status(f"{count:,} of {len(work.items):,} {work.noun} are exported, {totals.rows:,} rows")
+        if options.to == "parquet":
+            write_index(destination, export["job"], {one.path for one in work.items})
     return ExportResult(uri, totals, totals.rows - before.rows, time.monotonic() - begun, work.unfinished)
 
 

@@ -13,30 +13,43 @@ import pytest
 
 from inpaint_encode import iter_rows, open_latents
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.output.index_files import IndexNote, read_note
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import open_output
 from inpaint_encode.reader import Output
+from inpaint_encode.reader.groups import RowGroupReader
 from inpaint_encode.reader.output import DataFile
 from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed
 from inpaint_encode.sources import LeftOut
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.export import compaction
-from inpaint_encode.tools.export.compaction import CHUNKS_KEY, divide, group_files, write_group
+from inpaint_encode.tools.export.compaction import (
+    CHUNKS_KEY,
+    divide,
+    export_id,
+    group_files,
+    write_group,
+    write_index,
+)
 from inpaint_encode.tools.export.destination import Destination, ExportTotals
 from inpaint_encode.tools.inspect.info import read_info
 from tests.exports import JOB, exported, of_rows, write_chunk
+from tests.outputs import data_files
 from tests.units import UnitOutput
 
 UNIT = [f"{row:03d}" for row in range(14)]
+EXPORTED = export_id(JOB)
 
 
 def compact(output: str, to: str, file_bytes: int = 10**9) -> ExportTotals:
-    """Write every group as workers do, in this process."""
+    """Write every group as workers do, in this process, and the index."""
     with acquire_lease(f"{to}/_lease.json", print) as lease:
         destination = Destination(to, lease.token)
         groups = group_files(Output.open(output), file_bytes).groups
-        return ExportTotals.sum_of(write_group(group, source=output, destination=destination) for group in groups)
+        made = [write_group(group, source=output, destination=destination) for group in groups]
+        write_index(destination, JOB, {group.path for group in groups})
+        return ExportTotals.sum_of(made)
 
 
 def table_of(folder: str) -> pa.Table:
@@ -83,7 +96,7 @@ def test_rows_and_their_order_are_the_same_in_every_column(changes, file_bytes, 
 
 def test_the_footer_has_the_metadata_and_names_the_data_files(made, tmp_path):
     compact(made.uri, f"{tmp_path}/to")
-    path = tmp_path / f"to/{JOB}-000000-000000.parquet"
+    path = tmp_path / f"to/{EXPORTED}-000000-00000.parquet"
     metadata = pq.read_metadata(path).metadata
     assert metadata[FOOTER_KEY] == pq.read_metadata(f"{made.uri}/{JOB}-000000-00000.parquet").metadata[FOOTER_KEY]
     first, *_, fourth = json.loads(metadata[CHUNKS_KEY])
@@ -101,18 +114,56 @@ def test_other_versions_of_packages_are_kept_in_the_footer(tmp_path):
     made.encode([first])
     made.encode([second], versions={"torch": "9.9"})
     compact(made.uri, f"{tmp_path}/to")
-    one, other = json.loads(pq.read_metadata(tmp_path / f"to/{JOB}-000000-000000.parquet").metadata[CHUNKS_KEY])
+    one, other = json.loads(pq.read_metadata(tmp_path / f"to/{EXPORTED}-000000-00000.parquet").metadata[CHUNKS_KEY])
     assert "metadata" not in one
     assert other["metadata"] == {"versions": {"torch": "9.9"}}
 
 
 def test_records_are_an_index_of_the_files(made, tmp_path):
     compact(made.uri, f"{tmp_path}/to")
-    record = json.loads((tmp_path / f"to/_export/{JOB}-000001-000000.json").read_text())
-    path = tmp_path / f"to/{JOB}-000001-000000.parquet"
+    record = json.loads((tmp_path / f"to/_export/{EXPORTED}-000001-00000.json").read_text())
+    path = tmp_path / f"to/{EXPORTED}-000001-00000.parquet"
     assert record.pop("version")
     expected = {"done": True, "rows": 14, "bytes": path.stat().st_size, "files": [path.name]}
-    assert record == {**expected, "row_groups": len(row_groups_of(path)), "unit": 1}
+    expected |= {"unit": 1, "group_rows": row_groups_of(path), "keys": f"_export/{path.stem}-keys.parquet"}
+    assert record == {**expected, "footer_bytes": pq.read_metadata(path).serialized_size + 8}
+
+
+def test_the_index_serves_readers_and_follows_the_files(made, tmp_path):
+    """Readers find every file, row group and key in it, before and after a revision; old files are removed."""
+    to = tmp_path / "to"
+    for seed in range(2):
+        compact(made.uri, str(to), 30_000)
+        note, opened = read_note(str(to)), Output.open(str(to))
+        assert isinstance(note, IndexNote)
+        assert (note.rows, note.data_files, note.data_bytes) == (23, 4, opened.data_bytes)
+        assert {path.name for path in (to / "_index").iterdir()} == {Path(path).name for path in note.paths}
+        assert [file.path for file in opened.files] == data_files(str(to))
+        for file in opened.files:
+            assert file.footer_bytes == pq.read_metadata(to / file.path).serialized_size + 8
+            assert file.version == storage.stat(f"{to}/{file.path}").version
+        reader = RowGroupReader(opened)
+        assert len(reader.index.not_indexed) == 0
+        assert reader.index.sizes.tolist() == [size for file in opened.files for size in row_groups_of(to / file.path)]
+        for key in pq.read_table(to, columns=["key"])["key"].to_pylist():
+            group, row = reader.find(key)
+            assert reader.keys(group)[row].as_py() == key
+        made.encode(made.revise(["000"]), seed=seed + 1)
+
+
+def test_a_complete_index_is_not_written_again(made, tmp_path):
+    compact(made.uri, f"{tmp_path}/to")
+    before = storage.stat(f"{tmp_path}/to/_index.json").version
+    with acquire_lease(f"{tmp_path}/to/_lease.json", print) as lease:
+        destination = Destination(f"{tmp_path}/to", lease.token)
+        paths = set(data_files(destination.uri))
+        write_index(destination, JOB, paths)
+        assert storage.stat(f"{tmp_path}/to/_index.json").version == before
+        destination.remove_note()
+        for path in (tmp_path / "to/_export").glob("*-keys.parquet"):
+            path.unlink()
+        with pytest.raises(JobFailed, match=r"-keys\.parquet is missing or damaged; run the command with --overwrite"):
+            write_index(destination, JOB, paths)
 
 
 def test_small_row_groups_are_joined_and_large_ones_stay(tmp_path, monkeypatch):
@@ -124,7 +175,7 @@ def test_small_row_groups_are_joined_and_large_ones_stay(tmp_path, monkeypatch):
     for limit, expected in ((10**6, [14]), (2.2 * size, [8, 6]), (size // 2, [4, 4, 4, 2])):
         monkeypatch.setattr(compaction, "ROW_GROUP_BYTES", limit)
         compact(made.uri, f"{tmp_path}/{limit}")
-        assert row_groups_of(tmp_path / f"{limit}/{JOB}-000000-000000.parquet") == expected
+        assert row_groups_of(tmp_path / f"{limit}/{EXPORTED}-000000-00000.parquet") == expected
 
 
 @pytest.mark.parametrize(
@@ -157,11 +208,11 @@ def test_unfinished_units_are_left_out(made, known_from):
         made.keep_receipts()
     before = exported(made.uri)
     grouping = group_files(Output.open(made.uri), 10**9)
-    assert [group.path for group in grouping.groups] == [f"{JOB}-{unit:06d}-000000.parquet" for unit in range(2)]
+    assert [group.path for group in grouping.groups] == [f"{EXPORTED}-{unit:06d}-00000.parquet" for unit in range(2)]
     assert grouping.about_unfinished() == "1 of 3 units is not finished yet (2); run this command again later"
     made.revise(["000"])
     grouping = group_files(Output.open(made.uri), 10**9)
-    assert [group.path for group in grouping.groups] == [f"{JOB}-000001-000000.parquet"]
+    assert [group.path for group in grouping.groups] == [f"{EXPORTED}-000001-00000.parquet"]
     assert grouping.about_unfinished() == "2 of 3 units are not finished yet (0, 2); run this command again later"
     assert {path: data for path, data in exported(made.uri).items() if path in before} == before
 
@@ -197,7 +248,7 @@ def test_an_output_of_version_0_1_is_one_unit_when_it_is_finished(tmp_path):
         RunStats(),
     )
     assert compact(output, f"{tmp_path}/to").rows == 12
-    assert list(of_rows(f"{tmp_path}/to")) == [f"{JOB}-000000-000000.parquet"]
+    assert list(of_rows(f"{tmp_path}/to")) == [f"{EXPORTED}-000000-00000.parquet"]
     assert table_of(f"{tmp_path}/to").equals(table_of(output))
 
 
@@ -277,7 +328,7 @@ def test_an_export_is_described_and_neither_encoded_to_nor_exported(made, tmp_pa
     assert (info["counts"]["state"], info["counts"]["files"]) == (f"an export of {made.uri}", 2)
     assert info["source"] == {"pairs": "list.jsonl"}
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match=f"contains {JOB}-000000-000000.parquet, which this job did not write"):
+        with pytest.raises(UsageError, match=f"contains {EXPORTED}-000000-00000.parquet, which this job did not write"):
             open_output(to, {**json.loads(job), "access": {}}, overwrite=overwrite, token="")
-    with pytest.raises(UsageError, match=f"{JOB}-000000-000000.parquet, which is no data file of its job"):
+    with pytest.raises(UsageError, match=f"{EXPORTED}-000000-00000.parquet, which is no data file of its job"):
         group_files(Output.open(to), 10**9)

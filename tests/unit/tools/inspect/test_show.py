@@ -52,7 +52,7 @@ def test_the_reason_is_named_for_chunks_without_rows(tmp_path):
         find_row(Output.open(str(output)), "lost")
 
 
-def test_later_generations_are_searched(output):
+def test_later_files_are_searched(output):
     later = write_output(output.parent / "later", [[row("aaa", latents(1)[0])]])
     (output / f"{JOB}-00000002.parquet").write_bytes((later / f"{JOB}-00000000.parquet").read_bytes())
     assert find_row(Output.open(str(output)), "aaa").row == 0

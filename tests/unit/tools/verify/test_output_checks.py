@@ -71,7 +71,7 @@ def test_missing_chunks_are_no_damage(output, verify):
 
 
 def test_a_chunk_planned_for_refresh_is_incomplete(output, verify):
-    """A run died after it had planned a refresh: the file is of the generation before."""
+    """A run died after it had planned a refresh: the file is of the revision before."""
     plan_a_refresh(output)
     result = verify(output)
     assert (result.problems, result.incomplete) == ([], {"000000-00002"})
