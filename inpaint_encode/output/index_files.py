@@ -34,6 +34,9 @@ FORMAT = 1
 KEYS_PER_BUCKET = 2**17
 """Number of keys in a bucket, at most on average: 1.5 MB, which one request reads."""
 
+_ROW_GROUP = 2**15
+"""Rows of a row group of the index; a reader needs the memory to decode one."""
+
 _UNIT_INDEX = re.compile(r"_index/(?P<job>[0-9a-f]{8})-(?P<unit>\d{6})\.(?P<revision>\d+)\.parquet")
 _LOG = logging.getLogger(__name__)
 
@@ -133,7 +136,8 @@ def read_index_file(uri: str, schema: pa.Schema, columns: Sequence[str] | None =
         return None
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            return file.read(kept.names, use_threads=False).cast(kept)
+            batches = list(file.iter_batches(_ROW_GROUP, columns=kept.names, use_threads=False))
+        return pa.Table.from_batches(batches, kept) if batches else kept.empty_table()
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         _LOG.warning("%s is damaged (%s) and is ignored; delete it and run encode again to write a new one", uri, error)
         return None
@@ -161,6 +165,7 @@ def encode_index_file(table: pa.Table) -> bytes:
     pq.write_table(
         table,
         out,
+        row_group_size=_ROW_GROUP,
         compression="zstd",
         use_dictionary=False,
         use_byte_stream_split=table.column_names if table.schema == KEY_INDEX else False,

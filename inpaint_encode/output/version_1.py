@@ -35,7 +35,8 @@ PAIRS = pa.schema([("chunk", pa.int64()), *PAIR_FIELDS, ("encode", pa.bool_())])
 
 _PART = re.compile(r"_plan/[0-9a-f]{8}-(?P<generation>\d{4})-\d{6}\.parquet")
 _MARKER = re.compile(r"_plan/[0-9a-f]{8}-(?P<generation>\d{4})\.json")
-_RECEIPT = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), *list(RECEIPT)[3:]])
+_COUNTS = ["encoded", "rejected", "errors", "data_bytes", "version", "rejects_version", "counters", "fatal"]
+_RECEIPT = pa.schema([("chunk", pa.int64()), ("generation", pa.int32()), *map(RECEIPT.field, _COUNTS)])
 
 
 class _Marker(BaseModel):

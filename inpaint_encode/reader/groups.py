@@ -88,7 +88,7 @@ class RowGroupIndex:
         return RowGroupIndex(
             files=files[order],
             groups=np.concatenate([self.groups, other.groups])[order],
-            ends=np.cumsum(np.concatenate([self.sizes, other.sizes])[order]),
+            ends=np.cumsum(np.concatenate([self.sizes, other.sizes])[order], dtype=np.int64),
             not_indexed=np.flatnonzero(order >= len(self.files)),
             min_keys=other.min_keys,
             max_keys=other.max_keys,
@@ -99,9 +99,9 @@ class RowGroupIndex:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
+    def sizes(self) -> NDArray[np.int32]:
         """Number of rows of each row group."""
-        return np.diff(self.ends, prepend=0)
+        return np.diff(self.ends, prepend=0).astype(np.int32)
 
     def sizes_of(self, groups: slice) -> list[int]:
         """Return the number of rows of consecutive row groups."""

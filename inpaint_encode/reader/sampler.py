@@ -58,7 +58,7 @@ def shard_quota(batches: int, rows: range, shard: range) -> int:
     return end - start
 
 
-def windows(sizes: NDArray[np.int64], shard: range, shuffle: Shuffle | None) -> Iterator[Window]:
+def windows(sizes: NDArray[np.int32] | NDArray[np.int64], shard: range, shuffle: Shuffle | None) -> Iterator[Window]:
     """Yield the windows of one worker in one epoch.
 
     The row groups are ordered first: in file order, or with ``shuffle`` in a random permutation that is the same for
@@ -75,7 +75,7 @@ def windows(sizes: NDArray[np.int64], shard: range, shuffle: Shuffle | None) -> 
         shuffle: None keeps file order.
     """
     groups = np.arange(len(sizes)) if shuffle is None else permutation(len(sizes), shuffle.seed, shuffle.epoch)
-    slices = _slices(sizes[groups], groups, shard)
+    slices = _slices(np.cumsum(sizes[groups], dtype=np.int64), groups, shard)
     start = shard.start
     while members := tuple(islice(slices, 1 if shuffle is None else shuffle.groups)):
         count = sum(len(one.rows) for one in members)
@@ -85,11 +85,10 @@ def windows(sizes: NDArray[np.int64], shard: range, shuffle: Shuffle | None) -> 
         start += count
 
 
-def _slices(sizes: NDArray[np.int64], groups: NDArray[np.int64], shard: range) -> Iterator[RowSlice]:
-    """Yield the slices of ``shard``; ``sizes`` are those of ``groups``, in the epoch's order."""
-    ends = np.cumsum(sizes)
+def _slices(ends: NDArray[np.int64], groups: NDArray[np.int64], shard: range) -> Iterator[RowSlice]:
+    """Yield the slices of ``shard``; ``ends`` counts the epoch's rows up to the end of each of ``groups``."""
     for number in range(int(np.searchsorted(ends, shard.start, side="right")), len(ends)):
-        start = int(ends[number] - sizes[number])
+        start = int(ends[number - 1]) if number else 0
         if start >= shard.stop:
             return
         if rows := range(max(shard.start, start) - start, min(shard.stop, int(ends[number])) - start):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, count
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -141,7 +142,8 @@ class LatentStream(IterableDataset[Row]):
             passes = count() if options.even else range(1)
             return chain.from_iterable(sampler.windows(index.sizes, rows, shuffle) for _ in passes)
 
-        fingerprint = f"{len(index.sizes):,} with {len(index):,} rows, {zlib.crc32(index.sizes.tobytes()):08x}"
+        sizes = index.sizes.astype(np.int64)
+        fingerprint = f"{len(sizes):,} with {len(index):,} rows, {zlib.crc32(sizes.tobytes()):08x}"
         identity = {"row_groups": fingerprint, **asdict(options), "worker": number, "workers": workers}
         start, state = _Position(epoch), self._resume
         if state is not None and state["epoch"] == epoch and state["of"]:

@@ -68,9 +68,8 @@ def check_output(
     result.problems += _receipts_problems(state, inventory, result)
     found = (result.findings | result.unplanned).items()
     rows = {chunk: one.encoded for chunk, one in found if one.revision is not None}
-    result.problems += (
-        Problem("index", state.uri(path), text) for path, text in index_problems(state, inventory, rows)
-    )
+    for path, sentence in index_problems(state, inventory, rows):
+        result.problems.append(Problem("index", state.uri(path), sentence))
     result.problems += _report_problems(state, result)
     if not is_old:
         _drop_planned_since(result, checked, state, inventory)

@@ -60,7 +60,8 @@ class Repair:
         self._files = {one.file for one in result.problems if one.check in _FILE_CHECKS}
         if self._removed or self._rebuilds:
             self._files |= {state.uri("_report.json")} if result.is_finished else set()
-        if self._removed and read_note(state.output):
+        has_problem = any(one.check == "index" for one in result.problems)
+        if (self._removed or has_problem) and read_note(state.output):
             self._files |= {state.uri(NOTE)}
         for chunk in sorted(self._removed):
             self._files |= {state.data_uri(chunk)} if chunk in inventory.versions else set()

@@ -90,6 +90,7 @@ def test_a_row_that_a_refresh_keeps_must_exist(output, verify):
 def test_without_any_file_the_plan_is_incomplete(output, verify):
     for path in [*(output / "_plan").iterdir(), *(output / "_receipts").iterdir(), *output.rglob("*.parquet")]:
         path.unlink(missing_ok=True)
+    (output / "_index.json").unlink()
     (problem,) = verify(output).problems
     assert (problem.check, "run the same encode command" in problem.sentence) == ("plan", True)
 
@@ -213,7 +214,12 @@ class TestRepair:
             line.split()[1].rstrip(",") for line in done.repairs if line.startswith("remove ") and "from" not in line
         }
         assert removed == {str(path.relative_to(output)) for path in before if not path.exists()}
-        assert {name[-13:] for name in removed} == {"00002.parquet", "_report.json", unreadable.name[-13:]}
+        assert {name[-13:] for name in removed} == {
+            "00002.parquet",
+            "_report.json",
+            "_index.json",
+            unreadable.name[-13:],
+        }
 
     @pytest.mark.parametrize("different", [1, 2])
     def test_nothing_is_removed_if_every_row_encodes_differently(self, output, verify, different):
@@ -251,6 +257,7 @@ def test_a_damaged_index_is_removed(output, verify):
     (problem,) = verify(output, repair=True).problems
     assert (problem.check, problem.file) == ("index", str(path))
     assert not path.exists()
+    assert not (output / "_index.json").exists()
     assert verify(output).problems == []
 
 
