@@ -338,7 +338,7 @@ def write_index(destination: Destination, job: str, paths: Collection[str]) -> N
     def describe(path: str) -> pa.Table:
         record = destination.read_record(path)
         unit, number = map(int, path.removesuffix(".parquet").split("-")[1:])
-        values = (unit, number, record.bytes, versions[path], record.footer_bytes, record.group_rows)
+        values = (unit, number, 0, record.bytes, versions[path], record.footer_bytes, record.group_rows)
         return pa.Table.from_pylist([dict(zip(FILE_INDEX.names, values, strict=True))], FILE_INDEX)
 
     def read_keys(path: str) -> pa.Table:
