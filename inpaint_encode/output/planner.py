@@ -217,7 +217,9 @@ class Planner:
             postponed = False  # their lines are behind those of the slices
             skipped = np.array([*(one.file in unchanged for one in slices), postponed], np.bool_)
             lines = self._log.read_unit(unit)["line"].to_numpy()
-            self._met[unit] = skipped[np.searchsorted(ends, lines, "right")] if slices else np.zeros(len(lines), np.bool_)
+            self._met[unit] = (
+                skipped[np.searchsorted(ends, lines, "right")] if slices else np.zeros(len(lines), np.bool_)
+            )
         return self._met[unit]
 
     @property
