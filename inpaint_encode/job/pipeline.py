@@ -201,7 +201,7 @@ class _Run:
         self._unwritten: list[dict[str, Any]] = []
         self._receipt_files, self._written_at = 0, time.monotonic()
         self._rate_from: tuple[float, int] | None = None
-        self._log, self._index = left.log, left.index
+        self._left, self._log, self._index = left, left.log, left.index
         self._masks_checked = False
         display.start(self._log.pairs, self.totals.decided)
 
@@ -267,6 +267,7 @@ class _Run:
         self._display.update(self.totals.decided, self._log.pairs, self.totals.rejected, self._rate())
         self._unwritten.append(receipt)
         self._index.add(receipt, self.chunks)
+        self._left.note_committed(receipt["chunk"])
         if self.stats.encoded >= MASK_CHECK_AFTER:
             self._check_masks()
         if time.monotonic() - self._written_at > FLUSH_S:

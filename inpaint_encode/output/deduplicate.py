@@ -229,6 +229,7 @@ class _Decisions:
         elif self._new_masks is NewMasks.POSTPONE and any(not one.met for one in group.members.values()):
             self.postponed.append(position)
         elif self._new_masks is NewMasks.REPLACE and (gone := group.first_unmet()):
+            group.members[row["mask_uri"]] = gone  # so that a repeated line is found
             self._decide_known(position, row, gone, group)
         elif taken := self._groups.get(key := f"{base}/{group.next_number}"):
             self._reject(position, row, key, taken, group.next_number)

@@ -214,10 +214,12 @@ class Planner:
         if unit not in self._met:
             slices, unchanged = self._log.units[unit].slices, self._source.unchanged
             ends = np.cumsum([one.end - one.start for one in slices])
-            skipped = np.array([one.file in unchanged for one in slices], np.bool_)
+            postponed = False  # their lines are behind those of the slices
+            skipped = np.array([*(one.file in unchanged for one in slices), postponed], np.bool_)
             lines = self._log.read_unit(unit)["line"].to_numpy()
-            met = skipped[np.searchsorted(ends, lines, "right")] if slices else np.zeros(len(lines), np.bool_)
-            self._met[unit] = met
+            self._met[unit] = (
+                skipped[np.searchsorted(ends, lines, "right")] if slices else np.zeros(len(lines), np.bool_)
+            )
         return self._met[unit]
 
     @property

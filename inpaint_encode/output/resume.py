@@ -212,9 +212,9 @@ class Remaining:
     def __init__(self, state: OutputState, inventory: Inventory, job: EncodeJob, source: PairSource) -> None:
         extra = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
         self.log = PlanLog.read(state, inventory.plan, pa.schema(extra))
-        self.done: dict[str, ChunkResult] = state.committed_chunks(inventory, self.log.chunks)
-        self.planner = self.new_planner(job, source)
         self.state, self._inventory, self._run = state, inventory, job.run
+        self.done = self._committed(inventory)
+        self.planner = self.new_planner(job, source)
         self._old_plan = set(inventory.plan)
         self.index = IndexWriter(state, self.log, inventory.receipts)
 
@@ -222,6 +222,10 @@ class Remaining:
         """Begin to plan the source from the units that the log has now."""
         self.planner = Planner(self.log, source, job.output, job.run, self._undecided)
         return self.planner
+
+    def _committed(self, inventory: Inventory) -> dict[str, ChunkResult]:
+        """Return the results of the chunks that a listing has, see `OutputState.committed_chunks`."""
+        return self.state.committed_chunks(inventory, self.log.chunks)
 
     def close(self) -> None:
         """Release what `work` holds."""
@@ -245,6 +249,9 @@ class Remaining:
                 yield table
             if left <= 0:
                 return
+
+    def note_committed(self, chunk: str) -> None:
+        """Note that a chunk of `work` is committed; only a run that shares the output needs to know."""
 
     def _names(self) -> Iterator[Sequence[str]]:
         """Yield the names of chunks to encode."""

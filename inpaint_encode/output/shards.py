@@ -8,8 +8,10 @@ work only: two runs that encode the same chunk commit it once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+
+import pyarrow as pa
 
 from inpaint_encode.settings import EncodeJob, RunOptions
 from inpaint_encode.sources.pairs import PairSource
@@ -24,6 +26,8 @@ from .state import ChunkResult, Inventory, OutputState
 LEASE = "_lease.json"
 _LEASES = "_leases"
 _PLAN_LEASE = f"{_LEASES}/plan.json"
+_PLANNED = "planned.json"
+"""Name of the note of the run that has planned the source last; it is no lease."""
 
 _POLL_S = 2.0
 """Interval of looking for new units while another run plans."""
@@ -47,7 +51,7 @@ def hold_output(output: str, run: RunOptions, on_status: Callable[[str], None]) 
         else:
             folder = storage.join(output, _LEASES)
             paths = [path for page in storage.list_objects(folder) for path in page.paths]
-            check_no_lease([storage.join(folder, path) for path in paths], on_status)
+            check_no_lease([storage.join(folder, path) for path in paths if path != _PLANNED], on_status)
         yield lease
 
 
@@ -77,16 +81,31 @@ class SharedRemaining(Remaining):
         self._job, self._source = job, source
         self._on_status, self._stopped = on_status, stopped
         self._leases = ExitStack()
+        self._uncommitted: set[str] = set()
+        """Chunks that `work` has yielded and that are not committed yet."""
 
     def close(self) -> None:
         """Release the leases of shards that were taken over."""
         self._leases.close()
 
+    def _committed(self, inventory: Inventory) -> dict[str, ChunkResult]:
+        for (
+            _
+        ) in self.log.read_on():  # after the listing, which may have data files of units that were planned meanwhile
+            pass
+        return super()._committed(inventory)
+
+    def note_committed(self, chunk: str) -> None:
+        """Note that a chunk of `work` is committed."""
+        self._uncommitted.discard(chunk)
+
+    def _work_of(self, names: Sequence[str]) -> pa.Table:
+        self._uncommitted.update(names)
+        return super()._work_of(names)
+
     def _whole(self, results: Mapping[str, ChunkResult]) -> Mapping[str, ChunkResult]:
         """Return the results of all committed chunks, those of other runs included."""
-        for _ in self.log.read_on():
-            pass
-        whole = self.state.committed_chunks(self.state.inventory(), self.log.chunks)
+        whole = self._committed(self.state.inventory())
         if others := sorted({plan.split_chunk_name(name)[0] for name in self.log.chunks.keys() - whole.keys()}):
             self._on_status(
                 f"{len(others):,} of {len(self.log.units):,} units are left to other runs, first unit {others[0]}"
@@ -102,10 +121,14 @@ class SharedRemaining(Remaining):
             yield [name for name in names if plan.split_chunk_name(name)[0] % self._shards == self._shard]
         for number in range(self._shard + 1, self._shard + self._shards):
             shard = number % self._shards
+            while self._uncommitted and not self._stopped.wait(_POLL_S):
+                pass  # a run that took shards before it is done would take those of runs that are about to start
+            if self._stopped.is_set():
+                return
             uri = self.state.uri(_LEASES, f"{shard}-of-{self._shards}.json")
             if lease := LeaseCandidate(uri, lambda _: None).try_acquire():
                 self._leases.enter_context(lease)
-                self.done |= self.state.committed_chunks(self.state.inventory(), self.log.chunks)
+                self.done |= self._committed(self.state.inventory())
                 if names := self._undone(shard):
                     self._on_status(f"taking over what the run with --shard {shard}/{self._shards} has left")
                     yield names
@@ -128,13 +151,13 @@ class SharedRemaining(Remaining):
                             yield from self.new_planner(self._job, self._source).plan()
                         except PlanTaken:  # by a run that took the lease; this one follows it
                             continue
-                        storage.write(self.state.uri(_LEASES, "planned.json"), self.state.token.encode())
+                        storage.write(self.state.uri(_LEASES, _PLANNED), self.state.token.encode())
                 return
             self._stopped.wait(_POLL_S)
 
     def _planned_note(self) -> bytes:
         """Return the token of the run that has planned the source last."""
         try:
-            return self.state.read(f"{_LEASES}/planned.json")
+            return self.state.read(f"{_LEASES}/{_PLANNED}")
         except FileNotFoundError:
             return b""

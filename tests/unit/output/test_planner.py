@@ -37,6 +37,12 @@ def small_units_of_4(monkeypatch):
 
 
 @pytest.fixture
+def small_units_of_1(monkeypatch):
+    monkeypatch.setattr(source_pairs, "BATCH_PAIRS", 1)
+    monkeypatch.setattr(planner, "BATCH_PAIRS", 1)
+
+
+@pytest.fixture
 def run_of(tmp_path):
     """Begin a run over these lines."""
 
@@ -181,6 +187,18 @@ class TestRefresh:
         run = run_of(more, refresh=True).plan()
         assert sorted(run.keys()) == ["a", "a/1", "a/2", "a/3", "b", "b/1", "b/2"]
         assert not any(chunk.revision for chunk in run.log.chunks.values())
+
+    def test_an_output_grows_after_a_refresh_that_added_a_mask_of_a_planned_image(self, run_of, small_units_of_1):
+        run_of([line("a", "first")]).plan()
+        lines = [line("a", "second"), line("a", "first")]
+        assert sorted(run_of(lines, refresh=True).plan().keys()) == ["a", "a/1"]
+        assert sorted(run_of([*lines, line("a", "third")]).plan().keys()) == ["a", "a/1", "a/2"]
+
+    def test_a_repeated_line_that_replaces_a_mask_is_planned_once(self, run_of, small_units):
+        run_of([line("a", "first")]).plan()
+        run = run_of([line("a", "second"), line("a", "second")], refresh=True).plan()
+        assert run.keys() == ["a"]
+        assert (run.planner.changed, run.log.repeated) == (1, 1)
 
     def test_a_second_refresh_changes_nothing(self, run_of, small_units):
         run_of(LINES).plan()
