@@ -267,9 +267,9 @@ class Remaining:
     def _revise(self) -> Iterator[list[str]]:
         if self._run.retry_rejected:
             rejected = defaultdict(list)
-            for name, result in self.done.items():
-                if result.rejected:
-                    rejected[plan.split_chunk_name(name)[0]].append(name)
+            pending = self._inventory.rejects_versions.keys() & self._inventory.versions.keys() - self.done.keys()
+            for name in [*sorted(pending), *(name for name, result in self.done.items() if result.rejected)]:
+                rejected[plan.split_chunk_name(name)[0]].append(name)
             yield from self.planner.retry(lambda unit: self.state.rejected_keys(rejected[unit]))
         yield from self.planner.plan()
 
