@@ -296,9 +296,11 @@ class Remaining:
     def left_out(self, found: LeftOut) -> LeftOut:
         """Add the counts of files that were not read again to what this run left out."""
         counts = np.zeros(3, np.int64)
+        last = self.log.last_slices()
         for unit in self.log.units[: self.planner.old_units]:
             for one in unit.slices:
-                counts += np.array(one.left_out) * (one.file in self.planner.unchanged)
+                is_current = one.file in self.planner.unchanged and one.version == last[one.file].version
+                counts += np.array(one.left_out) * is_current
         images, masks, ignored = counts.tolist()
         return replace(
             found,
