@@ -144,15 +144,29 @@ class PlanLog:
             JobFailed: a marker or a part is missing, damaged, or belongs to another plan.
         """
         log = cls(state, extra)
-        names = [match for match in map(MARKER.fullmatch, files) if match]
-        names.sort(key=lambda name: (int(name["unit"]), int(name["revision"])))
-        for name, data in zip(names, map_concurrently(lambda name: state.read(name[0]), names), strict=True):
-            log.add(parse_marker(state.uri(name[0]), data), data)
+        names = {(int(name["unit"]), int(name["revision"])): name[0] for name in map(MARKER.fullmatch, files) if name}
+        # While another run plans, a listing of a disk may have a unit and lack files that were written before it.
+        first_revisions = {(unit, 0): log.marker_path(unit, 0) for unit in range(max(names, default=(0, 0))[0])}
+        paths = [path for _, path in sorted((first_revisions | names).items())]
+        for path, data in zip(paths, map_concurrently(log._read_marker, paths), strict=True):
+            log.add(parse_marker(state.uri(path), data), data)
         for unit in log.units:
             for part in log.used_parts(unit.number):
-                if files.get(part.path) != part.size:
+                if part.size != (files[part.path] if part.path in files else log._size_of(part)):
                     raise _damaged(state.uri(part.path), "is missing or cut")
         return log
+
+    def _read_marker(self, path: str) -> bytes:
+        try:
+            return self._state.read(path)
+        except FileNotFoundError:
+            raise _damaged(self._state.uri(path), "is missing") from None
+
+    def _size_of(self, part: Part) -> int | None:
+        try:
+            return storage.stat(self.part_uri(part)).size
+        except FileNotFoundError:
+            return None
 
     def read_on(self) -> Iterator[list[str]]:
         """Read the units that other runs have planned since, and yield the names of each one's chunks.

@@ -267,9 +267,9 @@ class Remaining:
     def _revise(self) -> Iterator[list[str]]:
         if self._run.retry_rejected:
             rejected = defaultdict(list)
-            for name, result in self.done.items():
-                if result.rejected:
-                    rejected[plan.split_chunk_name(name)[0]].append(name)
+            pending = self._inventory.rejects_versions.keys() & self._inventory.versions.keys() - self.done.keys()
+            for name in [*sorted(pending), *(name for name, result in self.done.items() if result.rejected)]:
+                rejected[plan.split_chunk_name(name)[0]].append(name)
             yield from self.planner.retry(lambda unit: self.state.rejected_keys(rejected[unit]))
         yield from self.planner.plan()
 
@@ -296,9 +296,11 @@ class Remaining:
     def left_out(self, found: LeftOut) -> LeftOut:
         """Add the counts of files that were not read again to what this run left out."""
         counts = np.zeros(3, np.int64)
+        last = self.log.last_slices()
         for unit in self.log.units[: self.planner.old_units]:
             for one in unit.slices:
-                counts += np.array(one.left_out) * (one.file in self.planner.unchanged)
+                is_current = one.file in self.planner.unchanged and one.version == last[one.file].version
+                counts += np.array(one.left_out) * is_current
         images, masks, ignored = counts.tolist()
         return replace(
             found,

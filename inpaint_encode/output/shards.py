@@ -89,9 +89,8 @@ class SharedRemaining(Remaining):
         self._leases.close()
 
     def _committed(self, inventory: Inventory) -> dict[str, ChunkResult]:
-        for (
-            _
-        ) in self.log.read_on():  # after the listing, which may have data files of units that were planned meanwhile
+        # The listing may have data files of units that other runs planned after the plan was read.
+        for _ in self.log.read_on():
             pass
         return super()._committed(inventory)
 

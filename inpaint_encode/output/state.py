@@ -399,10 +399,14 @@ class OutputState:
 
     def rejected_keys(self, chunks: Iterable[str]) -> pa.Array:
         """Return the keys of the rejected pairs of committed chunks that have any."""
-        paths = [f"_rejected/{self.job}-{chunk}.parquet" for chunk in chunks]
-        read = zip(paths, map_concurrently(self.read, paths), strict=True)
-        tables = [read_parquet(self.uri(path), data, REJECTS) for path, data in read]
+        tables = map_concurrently(self._rejects, chunks)
         return pa.concat_tables([REJECTS.empty_table(), *tables])["key"].combine_chunks()
+
+    def _rejects(self, chunk: str) -> pa.Table:
+        try:
+            return read_parquet(self.rejects_uri(chunk), storage.read(self.rejects_uri(chunk)).data, REJECTS)
+        except FileNotFoundError:  # it is a copy
+            return self._read_footer(chunk).rejects
 
 
 def unit_of_receipts(path: str) -> int | None:

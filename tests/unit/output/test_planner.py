@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output import planner
-from inpaint_encode.output.plan_log import PlanTaken
+from inpaint_encode.output.plan_log import PlanLog, PlanTaken
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import pairs as source_pairs
 from tests.plans import PlanningRun, write_lines
@@ -260,6 +260,15 @@ class TestTwoPlanners:
         assert suspended.state.token[:8] in unused[0]
         run.state.delete(unused)
         assert run_of(LINES).keys() == other.keys()
+
+    def test_a_listing_made_while_another_run_plans_may_lack_files(self, run_of, small_units_of_4):
+        """A disk may list a file and not one that was written before it, if both are written during the listing."""
+        run = run_of(LINES).plan()
+        listed = run.state.inventory().plan
+        for path in listed:
+            if "-000005." not in path:
+                files = {name: size for name, size in listed.items() if name != path}
+                assert PlanLog.read(run.state, files, run.log.schema).pairs == len(LINES)
 
 
 class TestDamage:

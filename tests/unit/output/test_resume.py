@@ -12,11 +12,13 @@ from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.settings import Decoding
-from inpaint_encode.sources import open_source
+from inpaint_encode.sources import LeftOut, open_source
 from inpaint_encode.sources import pairs as source_pairs
 from inpaint_encode.stores import storage
+from tests.indexed import IndexedRun
 from tests.metadata import VAE
 from tests.plans import JOB, write_lines
+from tests.unit.sources.make_sources import write_tar
 
 FIRST = {
     *("contract", "grow_mask_by", "compute_dtype", "samples_dtype", "posterior", "mask_encoding", "deterministic"),
@@ -84,3 +86,14 @@ def test_a_limit_is_reached_by_whole_chunks(tmp_path, make_job, monkeypatch, lim
     if limit == 1 and unit_pairs == 4:
         assert len(left.log.units) == 1
         assert not left.planner.complete
+
+
+def test_files_left_out_of_a_tar_that_was_replaced_count_once(tmp_path, make_job):
+    members = {"0.png": b"0", "0.mask.png": b"0", "notes.bin": b""}
+    path = str(tmp_path / "pairs.tar")
+    for more in ({}, {"1.png": b"1", "1.mask.png": b"1"}):
+        write_tar(path, members | more)
+        IndexedRun(str(tmp_path / "out"), make_job, path).end()
+    run = IndexedRun(str(tmp_path / "out"), make_job, path).end()
+    assert run.left.planner.unchanged == {path}
+    assert run.left.left_out(LeftOut()).ignored_files == 1
