@@ -150,7 +150,7 @@ def test_another_vae_is_refused(job, output, display, tmp_path):
 
 def test_overwrite_removes_every_old_file(job, output, display, monkeypatch):
     """Old files go before anything is encoded; files that a late worker of the old job writes go at the end."""
-    old, data = set(files_of(output)) - {"_job.json", "_report.json"}, contents(output)
+    old, data = set(files_of(output)) - {"_job.json", "_report.json", "_index.json"}, contents(output)
 
     def late():
         assert not old & set(files_of(output))

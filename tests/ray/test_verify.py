@@ -102,7 +102,7 @@ def test_after_a_repair_the_same_command_restores_the_output(output, whole, enco
     wrong_receipts(output)
     damaged = verify(output)
     assert damaged.incomplete == chunks(6)
-    message = r"not complete: 16 problems, 1 of 8 chunks not encoded yet; run verify with --repair"
+    message = r"not complete: 17 problems, 1 of 8 chunks not encoded yet; run verify with --repair"
     with pytest.raises(IncompleteOutput, match=message):
         damaged.check_complete()
     repaired = verify(output, repair=True)
