@@ -310,7 +310,7 @@ def export_and_die(source: str, to: str, destination: str, done: int) -> None:
 
 
 def done_in(destination: str) -> int:
-    notes = [path for path in files_of(destination) if path.startswith("_export/")]
+    notes = [path for path in files_of(destination) if path.startswith("_export/") and path.endswith(".json")]
     return sum(json.loads(storage.read(f"{destination}/{path}").data)["done"] for path in notes)
 
 
