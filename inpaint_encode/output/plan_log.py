@@ -36,6 +36,9 @@ MARKER = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)\.json
 PART = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)-[0-9a-f]{8}-\d{5}\.parquet")
 
 
+_CHECKSUM = b',"sha256":"'
+
+
 class Part(NamedTuple):
     """A part, as its marker describes it."""
 
@@ -77,6 +80,11 @@ class Marker(BaseModel):
     chunks: tuple[MarkedChunk, ...]
     replaces: str = ""
     """SHA-256 of a lost marker that this one was rebuilt for: the one that the next marker names."""
+
+    def encode(self) -> bytes:
+        """Return the JSON of the marker; its last field is the SHA-256 of the JSON of all others."""
+        body = self.model_dump_json().encode()
+        return body[:-1] + _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b'"}'
 
     @classmethod
     def without_pairs(
@@ -246,7 +254,7 @@ class PlanLog:
                 for chunk in plan.summarize(table)
             ),
         )
-        data = marker.model_dump_json().encode()
+        data = marker.encode()
         uri = self._state.uri(self.marker_path(unit, revision))
         try:
             storage.write(uri, data, expect=storage.ABSENT)
@@ -366,8 +374,12 @@ def parse_marker(uri: str, data: bytes) -> Marker:
     Raises:
         JobFailed: it is damaged.
     """
+    body, _, checksum = data.rpartition(_CHECKSUM)
+    body += b"}"
+    if checksum != hashlib.sha256(body).hexdigest().encode() + b'"}':
+        raise _damaged(uri, "is cut, or was changed after it was written")
     try:
-        return Marker.model_validate_json(data)
+        return Marker.model_validate_json(body)
     except ValidationError as error:
         raise _damaged(uri, f"cannot be read ({error.errors()[0]['msg']})") from error
 

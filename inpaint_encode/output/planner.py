@@ -81,8 +81,10 @@ class Planner:
             self._add(batch, NewMasks.POSTPONE if self._run.refresh else NewMasks.ADD)
             if self._waiting.num_rows >= size // 2:
                 yield self._write_unit()
-        if self._postponed.num_rows:
-            self._add(PairBatch(self._postponed.drop_columns("error")), NewMasks.REPLACE)
+        for batch in self._postponed_batches(size):
+            self._add(batch, NewMasks.REPLACE)
+            if self._waiting.num_rows >= size // 2:
+                yield self._write_unit()
         if self._waiting.num_rows or self._slices:
             yield self._write_unit()
         if self._run.refresh:
@@ -106,6 +108,19 @@ class Planner:
                 current = self._log.read_unit(unit)
                 retried = current.filter(pc.is_in(current["key"], value_set=keys))
                 yield self._write_revision(unit, current, retried, pa.array([], pa.string()))
+
+    def _postponed_batches(self, size: int) -> Iterator[PairBatch]:
+        """Yield the postponed pairs in batches of about ``size``; the masks of an image are in one batch."""
+        pairs = self._postponed.drop_columns("error")
+        pairs = pairs.take(pc.sort_indices(pairs.select(["key"]), [("key", "ascending")]))
+        keys = pairs["key"].combine_chunks()
+        others = pc.not_equal(keys.slice(1), keys.slice(0, max(0, len(keys) - 1))).to_numpy(zero_copy_only=False)
+        ends = np.append(np.flatnonzero(others) + 1, len(keys))
+        start = 0
+        while start < len(keys):
+            end = int(ends[min(int(np.searchsorted(ends, start + size)), len(ends) - 1)])
+            yield PairBatch(pairs.slice(start, end - start))
+            start = end
 
     def _write_unit(self) -> list[str]:
         if self._on_unit:

@@ -153,7 +153,7 @@ class PlanRepair:
         for at in sorted({**self._checked.intact, **rebuilt}):
             if at in rebuilt:
                 marker = self._marker(log, rebuilt[at])
-                data = marker.model_dump_json().encode()
+                data = marker.encode()
                 writes.append((marker, data, rebuilt[at].lost.version))
             else:
                 marker, data = self._checked.intact[at]
@@ -161,7 +161,7 @@ class PlanRepair:
         if self._slices and writes:
             unit = len(log.units)
             marker = Marker.without_pairs(unit, 0, log.previous(unit, 0), slices=self._slices)
-            data = marker.model_dump_json().encode()
+            data = marker.encode()
             writes.insert(0, (marker, data, storage.ABSENT))
             log.add(marker, data)
         for marker, data, version in writes:

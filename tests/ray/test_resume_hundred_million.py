@@ -55,7 +55,7 @@ def add_finished_unit(log: PlanLog, state, unit: int, chunks: int) -> None:
         parts=parts,
         chunks=tuple(marked),
     )
-    data = marker.model_dump_json().encode()
+    data = marker.encode()
     storage.write(state.uri(log.marker_path(unit, 0)), data)
     log.add(marker, data)
     rows = []

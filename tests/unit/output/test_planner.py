@@ -1,7 +1,6 @@
 """Units of a list: every line once, whatever the sizes of batches, and whatever was planned before."""
 
 import itertools
-import json
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -233,6 +232,15 @@ class TestRefresh:
         run = run_of([*lines, line("new")], refresh=True, drop_vanished=True).plan()
         assert sorted(run.keys()) == sorted([*before, "new"])
 
+    def test_a_refresh_that_replaces_every_mask_is_planned_in_small_units(self, run_of, small_units):
+        run_of(LINES).plan()
+        lines = [{**one, "mask": f"new-{one['mask']}"} for one in LINES] + [line(f"z{n}", "z") for n in range(9)]
+        run = run_of(lines, refresh=True).plan()
+        rows = {row["key"]: row["mask_uri"] for row in run.pairs()}
+        assert len(rows) == 32
+        assert all("/new-" in uri for key, uri in rows.items() if not key.startswith("z"))
+        assert max(len(unit.chunks) for unit in run.log.units) <= 1 + max(1, small_units // 2)
+
 
 class TestTwoPlanners:
     """Nothing rests on a lease: whoever writes a unit's marker has planned it."""
@@ -287,15 +295,21 @@ class TestDamage:
         with pytest.raises(JobFailed, match=rf"{path.name} is missing"):
             run_of(LINES)
 
-    def test_a_cut_marker_is_named(self, run_of, output):
-        path = next(output.glob("*-000003.0.json"))
-        path.write_bytes(path.read_bytes()[:50])
-        with pytest.raises(JobFailed, match=rf"{path.name} cannot be read"):
+    @pytest.mark.parametrize("name", ["000000.0", "000003.0", "000005.0", "000005.1"])
+    @pytest.mark.parametrize("damage", ["cut", "edited"])
+    def test_a_damaged_marker_is_named(self, run_of, output, name, damage):
+        """Also the last one, which no other marker follows."""
+        path = next(output.glob(f"*-{name}.json"))
+        text = path.read_text()
+        path.write_text(text[:50] if damage == "cut" else text.replace('"repeated":0', '"repeated":5'))
+        with pytest.raises(JobFailed, match=rf"{path.name} is cut, or was changed"):
             run_of(LINES)
 
-    def test_an_edited_marker_is_named_by_the_one_that_follows(self, run_of, output):
+    def test_a_marker_of_another_plan_is_named(self, run_of, output, tmp_path):
+        """It is valid by itself, but does not follow the marker before it."""
         path = next(output.glob("*-000002.0.json"))
-        path.write_text(json.dumps({**json.loads(path.read_text()), "repeated": 5}))
+        other = PlanningRun(tmp_path / "other", Source(pairs=str(tmp_path / "list.jsonl")), chunk_rows=3).plan()
+        path.write_bytes(other.state.read(other.log.marker_path(2, 0)))
         with pytest.raises(JobFailed, match="does not follow"):
             run_of(LINES)
 
