@@ -38,6 +38,7 @@ _FILE_REASONS = {
 }
 
 REASONS: Mapping[str, str] = {
+    "list.duplicate_key": "another pair of the list has the same key and other contents; the message names both rows",
     "fetch.not_found": "the object was deleted after the listing, or the list of pairs names a missing object",
     "fetch.denied": "the store denies access to this object",
     "fetch.changed": "the file that contains it has changed since it was planned; --refresh plans it again",

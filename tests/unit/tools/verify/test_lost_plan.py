@@ -264,12 +264,10 @@ def test_an_edited_marker_is_rebuilt(listed, verify):
     path = one_file(listed, MARKERS["middle marker"])
     marker = json.loads(path.read_text())
     path.write_text(json.dumps({**marker, "chunks": marker["chunks"][1:]}))
-    with pytest.raises(JobFailed, match="does not follow the marker before it"):
+    with pytest.raises(JobFailed, match="is cut, or was changed after it was written"):
         listed.encode()
     problems = verify(listed.output).problems
-    assert (str(path), "has other contents than the marker after it says") in [
-        (one.file, one.sentence) for one in problems
-    ]
+    assert any(one.file == str(path) and "cannot be read" in one.sentence for one in problems)
     before = listed.data_files()
     verify(listed.output, repair=True)
     check_exact(listed, verify)
