@@ -6,6 +6,7 @@ A pair becomes a row of a data file (`data_schema`) or a row of a rejects file (
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,11 @@ PACKED_MASK = pa.struct([("bits", pa.large_binary()), ("shape", pa.list_(pa.int6
 def packed_field(name: str) -> pa.Field:
     """Return the field of a binary mask at one bit a pixel, with its unpacked shape."""
     return pa.field(name, PACKED_MASK, metadata={"inpaint_encode.mask": "bits, most significant first, 1 = repaint"})
+
+
+def extra_columns_schema(fields: Sequence[pa.Field]) -> pa.Schema:
+    """Return a schema with the `EXTRA_COLUMNS` column of these fields alone; it is empty if there are none."""
+    return pa.schema([(EXTRA_COLUMNS, pa.struct(fields))] if fields else [])
 
 
 def with_extra_columns(schema: pa.Schema, like: pa.Schema) -> pa.Schema:

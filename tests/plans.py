@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Display
 from inpaint_encode.output import lease, planner, shards
 from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.planner import Planner
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.schema import EXTRA_COLUMNS
+from inpaint_encode.schema import extra_columns_schema
 from inpaint_encode.settings import Chunks, EncodeJob, RunOptions, Source
 from inpaint_encode.sources import open_source, pairs, prefixes
 from inpaint_encode.sources.pairs import PairSource
@@ -52,9 +50,8 @@ class PlanningRun:
     def __init__(self, output: object, source: Source | PairSource, *, chunk_rows: int = 4, **options: Any) -> None:
         self.source = open_source(source) if isinstance(source, Source) else source
         self.state = OutputState(str(output), JOB, uuid.uuid4().hex)
-        extra = self.source.extra_columns
-        fields = [pa.field(EXTRA_COLUMNS, pa.struct(extra))] if extra else []
-        self.log = PlanLog.read(self.state, self.state.inventory().plan, pa.schema(fields))
+        extra = extra_columns_schema(self.source.extra_columns)
+        self.log = PlanLog.read(self.state, self.state.inventory().plan, extra)
         self.done: set[str] = set()
         """Chunks that count as committed."""
         run = RunOptions(**options)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.schema import EXTRA_COLUMNS, data_schema
+from inpaint_encode.schema import EXTRA_COLUMNS, data_schema, extra_columns_schema
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
@@ -124,7 +124,7 @@ def find_extra_columns(state: OutputState, inventory: Inventory, metadata: RowMe
         with suppress(pa.ArrowException, FileNotFoundError):
             found = pq.read_schema(RangedFile(state.data_uri(chunk), storage.DEFAULT_ACCESS))
             extra = list(found)[len(data_schema(metadata)) :]
-            return pa.schema([(EXTRA_COLUMNS, pa.struct(extra))] if extra else [])
+            return extra_columns_schema(extra)
     return pa.schema([])
 
 

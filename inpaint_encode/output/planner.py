@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from inpaint_encode.schema import EXTRA_COLUMNS, SOURCE_PAIRS, with_extra_columns
+from inpaint_encode.schema import SOURCE_PAIRS, extra_columns_schema, with_extra_columns
 from inpaint_encode.settings import Chunks, RunOptions
 from inpaint_encode.sources.pairs import BATCH_PAIRS, PairBatch, PairSource, Slice
 
@@ -58,9 +58,8 @@ class Planner:
         self._keys: KnownKeys | None = None if log.units else KnownKeys()
         self._met: dict[int, NDArray[np.bool_]] = {}
         self._changed_hashes: dict[int, NDArray[np.uint64]] = {}
-        fields = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
-        schema = with_extra_columns(SOURCE_PAIRS, pa.schema(fields)).append(pa.field("error", pa.string()))
-        self._no_pairs = schema.empty_table()
+        schema = with_extra_columns(SOURCE_PAIRS, extra_columns_schema(source.extra_columns))
+        self._no_pairs = schema.append(pa.field("error", pa.string())).empty_table()
         self._waiting = self._no_pairs
         """New pairs of the next unit."""
         self._postponed = self._no_pairs

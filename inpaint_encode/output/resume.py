@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
-from inpaint_encode.schema import EXTRA_COLUMNS, WORK
+from inpaint_encode.schema import WORK, extra_columns_schema
 from inpaint_encode.settings import Decoding, EncodeJob, RowSettings, Source
 from inpaint_encode.sources.pairs import LeftOut, PairSource
 from inpaint_encode.stores import storage
@@ -210,11 +210,10 @@ class Remaining:
     """
 
     def __init__(self, state: OutputState, inventory: Inventory, job: EncodeJob, source: PairSource) -> None:
-        extra = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
-        self.log = PlanLog.read(state, inventory.plan, pa.schema(extra))
+        self.log = PlanLog.read(state, inventory.plan, extra_columns_schema(source.extra_columns))
         self.state, self._inventory, self._run = state, inventory, job.run
         self.done = self._committed(inventory)
-        self.planner = self.new_planner(job, source)
+        self.new_planner(job, source)
         self._old_plan = set(inventory.plan)
         self.index = IndexWriter(state, self.log, inventory.receipts)
 

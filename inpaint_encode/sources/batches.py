@@ -1,17 +1,16 @@
-"""Joins and cuts the lines of files to batches of bounded size, and reads files ahead."""
+"""Joins and cuts the lines of files to batches of bounded size, and finds files that have not changed."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from inpaint_encode.schema import EXTRA_COLUMNS, SOURCE_PAIRS
 from inpaint_encode.settings import Source
+from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import pairs
@@ -19,8 +18,6 @@ from .pairs import PairBatch, Slice
 from .random_masks import slice_version, with_random_masks
 
 _CONCURRENT_STATS = 16
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 class Piece(NamedTuple):
@@ -96,22 +93,6 @@ def find_unchanged(
     candidates = [uri for uri in uris if uri in known]
     return {
         uri: file
-        for uri, file in zip(candidates, map_ahead(open_file, candidates, _CONCURRENT_STATS), strict=True)
+        for uri, file in zip(candidates, map_concurrently(open_file, candidates, _CONCURRENT_STATS), strict=True)
         if file.version and slice_version(file.version, source) == known[uri].version
     }
-
-
-def map_ahead(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[_R]:
-    """Yield ``function(item)`` in the order of the items; at most ``threads`` results are computed ahead."""
-    waiting: deque[Future[_R]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) == threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

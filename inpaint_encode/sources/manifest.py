@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.schema import COLUMNS, EXTRA_COLUMNS, SOURCE_PAIRS
+from inpaint_encode.schema import COLUMNS, EXTRA_COLUMNS, SOURCE_PAIRS, extra_columns_schema
 from inpaint_encode.settings import Source
 from inpaint_encode.stores.base import Access
+from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
 
-from .batches import Piece, find_unchanged, in_batches, map_ahead
+from .batches import Piece, find_unchanged, in_batches
 from .list_files import Lines, ListFile, open_list_file, translate_errors
 from .pairs import LeftOut, PairBatch, PairFiles, PairSource, Slice, check_access
 from .part_uris import without_suffix
@@ -65,7 +66,7 @@ class PairList(PairSource):
         if source.key_column:
             self._check_column("--key-column", source.key_column)
         self.extra_columns = self._find_extra_columns()
-        extra = [(EXTRA_COLUMNS, pa.struct(self.extra_columns))] if self.extra_columns else []
+        extra = extra_columns_schema(self.extra_columns)
         self._pairs_schema = pa.schema([*(field for field in SOURCE_PAIRS if field.name != "line"), *extra])
         self.numbers_masks = self._has_masks and not source.key_column
         self.left_out = LeftOut()
@@ -94,7 +95,9 @@ class PairList(PairSource):
         self.unchanged = frozenset(unchanged)
         starts = {uri: known[uri].end for uri in unchanged}
         uris = [uri for uri in self._files.uris if not (uri in unchanged and known[uri].is_last)]
-        for file in map_ahead(lambda uri: self._open(uri, unchanged.get(uri)), uris, _OPEN_AHEAD):
+        for file in map_concurrently(
+            lambda uri: self._open(uri, unchanged.get(uri)), uris, _OPEN_AHEAD, ahead=_OPEN_AHEAD
+        ):
             uri, version = file.uri, slice_version(file.version, self._source)
             start = end = starts.get(uri, 0)
             with translate_errors(uri):

@@ -24,10 +24,11 @@ from inpaint_encode.schema import EXTRA_COLUMNS, SOURCE_PAIRS
 from inpaint_encode.settings import Source
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
+from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import pairs
-from .batches import Piece, find_unchanged, in_batches, map_ahead
+from .batches import Piece, find_unchanged, in_batches
 from .pairs import (
     IMAGE_SUFFIXES,
     MAX_EXAMPLES,
@@ -107,8 +108,11 @@ class TarPairs(PairSource):
         self.unchanged = frozenset(unchanged)
         starts = {uri: known[uri].end for uri in unchanged}
         uris = [uri for uri in self._files.uris if not (uri in unchanged and known[uri].is_last)]
-        for tar in map_ahead(
-            lambda uri: self._index(uri, unchanged.get(uri), starts.get(uri, 0)), uris, _CONCURRENT_TARS
+        for tar in map_concurrently(
+            lambda uri: self._index(uri, unchanged.get(uri), starts.get(uri, 0)),
+            uris,
+            _CONCURRENT_TARS,
+            ahead=_CONCURRENT_TARS,
         ):
             end = tar.start
             for table in tar.tables:

@@ -14,8 +14,10 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-def map_concurrently(call: Callable[[_T], _R], items: Iterable[_T], threads: int = THREADS) -> Iterator[_R]:
-    """Yield ``call(item)`` of each item, in order. At most twice ``threads`` results wait to be taken.
+def map_concurrently(
+    call: Callable[[_T], _R], items: Iterable[_T], threads: int = THREADS, ahead: int | None = None
+) -> Iterator[_R]:
+    """Yield ``call(item)`` of each item, in order. At most ``ahead`` results wait, by default twice ``threads``.
 
     Raises:
         Exception: what ``call`` raises, when its result is due; calls that have not begun are dropped.
@@ -25,7 +27,7 @@ def map_concurrently(call: Callable[[_T], _R], items: Iterable[_T], threads: int
     try:
         for item in items:
             waiting.append(pool.submit(call, item))
-            if len(waiting) >= 2 * threads:
+            if len(waiting) >= (ahead or 2 * threads):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

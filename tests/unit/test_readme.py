@@ -19,7 +19,7 @@ from inpaint_encode.job.transfer import unpack_chunk, unpack_decoded
 from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.planner import Planner
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.schema import EXTRA_COLUMNS, WORK, unpack_mask
+from inpaint_encode.schema import WORK, extra_columns_schema, unpack_mask
 from inpaint_encode.settings import Chunks, EncodeJob, PlanOptions, RunOptions
 from inpaint_encode.sources import open_source
 from inpaint_encode.stores import storage
@@ -85,8 +85,7 @@ def job_of(options: str, folder: str) -> EncodeJob:
 def planned(job: EncodeJob, output: str) -> dict:
     """Plan the job's pairs in one chunk; return its work."""
     source = open_source(job.source, job.access.to_access())
-    extra = pa.schema([pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else [])
-    log = PlanLog(OutputState(output, "01234567", "01234567"), extra)
+    log = PlanLog(OutputState(output, "01234567", "01234567"), extra_columns_schema(source.extra_columns))
     ((chunk,),) = Planner(log, source, Chunks(), RunOptions(), lambda unit: ()).plan()
     planned = log.chunks[chunk]
     return {"chunk": chunk, "revision": 0, "hash": planned.hash, "part": planned.part, "keep": False}

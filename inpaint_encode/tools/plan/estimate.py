@@ -20,7 +20,7 @@ from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.planner import Planner
 from inpaint_encode.output.resume import row_metadata, validate_sizes
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, SOURCE_PAIRS
+from inpaint_encode.schema import DUPLICATE_KEY, SOURCE_PAIRS, extra_columns_schema
 from inpaint_encode.settings import PlanOptions, RunOptions
 from inpaint_encode.sources import PairReader, PairSource, open_source
 from inpaint_encode.sources.part_uris import ParquetRow, parse_part
@@ -172,9 +172,9 @@ class _SourceCounts:
         self._images_in_rows = self._masks_in_rows = False
         self.sample = Reservoir(options.estimation.sample, options.estimation.seed)
         self._source = source
-        extra = [pa.field(EXTRA_COLUMNS, pa.struct(source.extra_columns))] if source.extra_columns else []
+        extra = extra_columns_schema(source.extra_columns)
         with tempfile.TemporaryDirectory(prefix="inpaint-encode-plan-") as folder:
-            log = PlanLog(OutputState(folder, job="0" * 8, token="0" * 8), pa.schema(extra))
+            log = PlanLog(OutputState(folder, job="0" * 8, token="0" * 8), extra)
             for _ in Planner(log, source, options.chunks, RunOptions(), lambda unit: (), self._add).plan():
                 pass
         self.pairs, self.repeated_lines, self.chunks = log.pairs, log.repeated, len(log.chunks)

@@ -5,9 +5,10 @@ import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import PairBatch, Slice, batches, open_source
+from inpaint_encode.sources import PairBatch, Slice, open_source
 from inpaint_encode.sources.pairs import BATCH_BYTES, BATCH_PAIRS
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.pool import map_concurrently
 from tests.unit.sources.make_sources import (
     noise,
     read_all,
@@ -210,7 +211,7 @@ def test_results_are_computed_ahead_in_order():
         started.append(number)
         return 2 * number
 
-    results = batches.map_ahead(double, range(100), 4)
+    results = map_concurrently(double, range(100), 4, ahead=4)
     assert [next(results) for _ in range(10)] == list(range(0, 20, 2))
     assert max(started) <= 10 + 4
     results.close()
