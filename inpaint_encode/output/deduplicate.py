@@ -116,7 +116,7 @@ def deduplicate(
 def _without_unchanged(
     pairs: pa.Table, planned: pa.Table, *, numbers_masks: bool
 ) -> tuple[pa.Table, NDArray[np.int64]]:
-    """Return the pairs without those that the plan has with the same contents, and the rows of these in the plan.
+    """Return the pairs that are new or changed, and the rows of the plan that have the unchanged ones.
 
     Only pairs that occur once in the batch, and are met for the first time, are removed.
     """
@@ -313,5 +313,5 @@ def _hash(row: Row) -> int:
 
 
 def _rejected_key(row: Row) -> str:
-    """Return the key of a pair whose own key is another pair's: with a hash of the contents."""
+    """Return the key of a pair whose key is taken: its key and a hash of its contents."""
     return f"{row['key']}#{_hash(row):016x}"

@@ -75,7 +75,7 @@ class IndexWriter:
         self._receipts: defaultdict[int, dict[int, _Receipt]] = defaultdict(dict)
         """Receipts of units that are not finished."""
         self._left: dict[int, set[int]] = {}
-        """Chunks of these units that are not committed."""
+        """Chunks that are not committed, by unit; of unfinished units."""
         self._pool = ThreadPoolExecutor(1, "index")
         self._writes: list[Future[None]] = []
 

@@ -111,7 +111,7 @@ def acquire_lease(uri: str, on_status: Callable[[str], None]) -> Lease:
 
 
 def check_no_lease(uris: Iterable[str], on_status: Callable[[str], None]) -> None:
-    """Check that no other run holds one of these leases; wait at most `LEASE_S` seconds to see it.
+    """Check that no other run renews one of the leases; this takes at most `LEASE_S` seconds.
 
     Raises:
         UsageError: another run renews one of them.

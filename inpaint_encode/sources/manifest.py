@@ -163,7 +163,7 @@ class PairList(PairSource):
         return [pa.field(field.name, field.type) for field in read]
 
     def _pairs_of(self, lines: Lines, file: ListFile, start: int) -> pa.Table:
-        """Return the pairs of some lines, the first of which has the number ``start`` in its file."""
+        """Return the pairs of consecutive lines; ``start`` is the number of the first line in its file."""
         source, table = self._source, lines.table
         images = self._uris("--image-column", source.image_column, table, file, start)
         masks = self._uris("--mask-column", source.mask_column, table, file, start) if self._has_masks else images

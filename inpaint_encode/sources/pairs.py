@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "
 if Pillow can decode it."""
 
 BATCH_PAIRS = 65_536
-"""Largest number of pairs in a `PairBatch`, but for the random masks of its last image."""
+"""Largest number of pairs in a `PairBatch`; a single image may have more random masks."""
 
 BATCH_BYTES = 2**28
 """Bytes of a batch's strings from which it ends early: an Arrow array of strings must be smaller than 2 GiB."""
@@ -99,7 +99,7 @@ class PairSource(ABC):
 
     @abstractmethod
     def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
-        """Yield all pairs, but for lines that are ``known``.
+        """Yield all pairs, without the lines that are ``known``.
 
         Args:
             known: the last slice of each file that is in the plan, by URI. Its lines, and all before them, are skipped

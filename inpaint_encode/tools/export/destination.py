@@ -69,7 +69,7 @@ class ExportRecord:
     files: tuple[str, ...]
     """Paths relative to the destination."""
     unit: int | None = None
-    """With ``--to parquet``, the unit of the plan that the rows are from; the other formats have none of these."""
+    """The unit of the plan that the rows are from; only with ``--to parquet``."""
     group_rows: Sequence[int] | None = None
     """Rows of each row group."""
     footer_bytes: int | None = None
