@@ -205,7 +205,7 @@ def opened_log(output):
 
 def repeat_a_key_in_the_plan(output):
     with opened_log(output) as log:
-        log.append(log.read_unit(0).slice(4, 1), (), 0)
+        log.append(log.read_unit(0).slice(4, 1), ())
 
 
 IN_CHUNK_2 = r"-000000-00002\.parquet"

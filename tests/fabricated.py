@@ -110,7 +110,7 @@ class JobOutput:
         about = dict.fromkeys(("image_version", "mask_version"), "") | dict.fromkeys(("mask_index", "image_bytes"), 0)
         about |= {"image_uri": "i", "mask_uri": "m"}
         rows = [{**about, "key": f"k{number:03}", "line": number} for number in range(pairs)]
-        self.log.append(plan.split_into_chunks(pa.Table.from_pylist(rows, SOURCE_PAIRS), CHUNK_PAIRS, 1), (), 0)
+        self.log.append(plan.split_into_chunks(pa.Table.from_pylist(rows, SOURCE_PAIRS), CHUNK_PAIRS, 1), ())
 
     def chunk(self, number, rejected=0):
         """Commit a chunk of the first unit with `CHUNK_PAIRS` pairs, some of them rejected."""

@@ -61,7 +61,7 @@ class UnitOutput:
             for line, key in enumerate(keys)
         ]
         table = pa.Table.from_pylist(pairs, SOURCE_PAIRS.append(_EXTRA))
-        return self.log.append(plan.split_into_chunks(table, chunk_rows, 2**40), (), 0)
+        return self.log.append(plan.split_into_chunks(table, chunk_rows, 2**40), ())
 
     def revise(self, keys: Collection[str]) -> list[str]:
         """Plan to encode the rows of the first unit with these keys again; return the names of their chunks."""

@@ -36,21 +36,23 @@ class Deduplicated(NamedTuple):
     """Hashes of their contents, not 0."""
     met: NDArray[np.int64]
     """Rows of ``planned`` that the batch has, changed or not."""
-    repeated: int
-    """Lines that were dropped, because an earlier line has the same contents."""
+    superseded: NDArray[np.int64]
+    """Rows of ``planned`` that are rejected, and whose contents another planned pair has now."""
+    repeated: NDArray[np.int64]
+    """Positions in the batch of pairs that were dropped, because an earlier line has the same contents."""
     postponed: pa.Table
     """Pairs that may replace a planned pair, with the source's keys; only if they were to be postponed."""
 
 
-class NewMasks(Enum):
-    """What becomes of a mask that the plan does not have, of an image that it has."""
+class NewPairs(Enum):
+    """What becomes of a pair that the plan does not have, if its key is that of a planned pair."""
 
     ADD = "add"
-    """It is a further mask of the image."""
+    """A further mask of the same image gets a number; a pair of another image is rejected."""
     POSTPONE = "postpone"
     """That is known when all of the source has been read."""
     REPLACE = "replace"
-    """It replaces a mask that the source does not have any more; if there is none, it is added."""
+    """It replaces a pair with its key that the source does not have any more; if there is none, it is added."""
 
 
 def base_keys(planned: pa.Table, *, numbers_masks: bool) -> pa.ChunkedArray:
@@ -70,7 +72,7 @@ def deduplicate(
     *,
     numbers_masks: bool,
     describe: Callable[[Row], str],
-    new_masks: NewMasks = NewMasks.ADD,
+    new_pairs: NewPairs = NewPairs.ADD,
 ) -> Deduplicated:
     """Compare a batch with the planned pairs that have its keys.
 
@@ -82,7 +84,7 @@ def deduplicate(
         numbers_masks: see `inpaint_encode.sources.pairs.PairSource`.
         describe: returns where the source has a pair, for the message about a repeated key; called with rows of both
             tables.
-        new_masks: of planned images; a source that does not number masks has none.
+        new_pairs: see `NewPairs`.
     """
     rest, met = pairs, np.zeros(0, np.int64)
     if planned.num_rows:
@@ -94,12 +96,12 @@ def deduplicate(
         doubtful = pc.or_(doubtful, pc.is_in(rest["key"], value_set=taken))
     new = _with_error(rest)
     if not pc.any(doubtful).as_py():
-        nothing, no_hash = new.slice(0, 0), np.empty(0, np.uint64)
-        return Deduplicated(_with_neighbors(new), nothing, no_hash, met, 0, nothing)
+        nothing, no_hash, no_rows = new.slice(0, 0), np.empty(0, np.uint64), np.empty(0, np.int64)
+        return Deduplicated(_with_neighbors(new), nothing, no_hash, met, no_rows, no_rows, nothing)
     if numbers_masks:  # a numbered key may be that of an image, a/1 of a/1.png
         images = pc.replace_substring_regex(rest["key"], r"/\d+$", "")
         doubtful = pc.or_(doubtful, pc.is_in(images, value_set=rest["key"].filter(doubtful)))
-    decisions = _Decisions(numbers_masks, describe, new_masks)
+    decisions = _Decisions(numbers_masks, describe, new_pairs)
     decisions.add_planned(planned, set(met.tolist()))
     at = np.flatnonzero(doubtful.to_numpy())
     for position, row in zip(at.tolist(), rest.take(at).to_pylist(), strict=True):
@@ -107,10 +109,15 @@ def deduplicate(
     certain = np.flatnonzero(~doubtful.to_numpy())
     fresh = decisions.rows(new, decisions.fresh, certain)
     changed = decisions.rows(new, decisions.changed)
-    met = np.concatenate([met, np.array(decisions.met, np.int64)])
-    postponed = new.take(pa.array(decisions.postponed, pa.int64()))
-    hashes = np.array(decisions.changed_hashes, np.uint64)
-    return Deduplicated(_with_neighbors(fresh), changed, hashes, met, decisions.repeated, postponed)
+    return Deduplicated(
+        fresh=_with_neighbors(fresh),
+        changed=changed,
+        changed_hashes=np.array(decisions.changed_hashes, np.uint64),
+        met=np.concatenate([met, np.array(decisions.met, np.int64)]),
+        superseded=np.array(decisions.superseded, np.int64),
+        repeated=np.array(decisions.repeated, np.int64),
+        postponed=new.take(pa.array(decisions.postponed, pa.int64())),
+    )
 
 
 def _without_unchanged(
@@ -118,10 +125,12 @@ def _without_unchanged(
 ) -> tuple[pa.Table, NDArray[np.int64]]:
     """Return the pairs that are new or changed, and the rows of the plan that have the unchanged ones.
 
-    Only pairs that occur once in the batch, and are met for the first time, are removed.
+    Only pairs that occur once in the batch, are not rejected, and are met for the first time, are removed.
     """
     ours = _identities(pairs["key"], pairs, numbers_masks=numbers_masks)
     theirs = _identities(base_keys(planned, numbers_masks=numbers_masks), planned, numbers_masks=numbers_masks)
+    accepted = np.flatnonzero(planned["error"].is_null())
+    planned, theirs = planned.take(accepted), theirs.take(accepted)
     counts = ours.value_counts()
     once = pc.is_in(ours, value_set=counts.filter(pc.equal(counts.field("counts"), 1)).field("values"))
     where = pc.if_else(once, pc.index_in(ours, value_set=theirs), pa.scalar(None, pa.int32()))
@@ -131,7 +140,7 @@ def _without_unchanged(
     same = pc.invert(pc.or_(differs(both, before), before["met"]))
     met = rows.filter(same).to_numpy()
     unchanged = pc.is_in(where, value_set=pa.array(met, pa.int32()))
-    return pairs.filter(pc.invert(pc.fill_null(unchanged, False))), met.astype(np.int64)
+    return pairs.filter(pc.invert(pc.fill_null(unchanged, False))), accepted[met]
 
 
 def _identities(keys: pa.ChunkedArray, pairs: pa.Table, *, numbers_masks: bool) -> pa.ChunkedArray:
@@ -177,6 +186,12 @@ class _Group:
     members: dict[str, _Member] = field(default_factory=dict)
     """By mask URI if masks are numbered, else by an empty string."""
     next_number: int = 0
+    has_new_image: bool = False
+    """Whether another image has replaced the one of the plan."""
+
+    def has_met(self) -> bool:
+        """Return whether the source has had one of the pairs."""
+        return any(one.met for one in self.members.values())
 
     def first_unmet(self) -> _Member | None:
         """Return the first planned pair that the source has not had so far."""
@@ -187,15 +202,16 @@ class _Group:
 class _Decisions:
     """What becomes of the pairs whose key occurs more than once; in the order of the source."""
 
-    def __init__(self, numbers_masks: bool, describe: Callable[[Row], str], new_masks: NewMasks) -> None:
+    def __init__(self, numbers_masks: bool, describe: Callable[[Row], str], new_pairs: NewPairs) -> None:
         self.fresh: list[tuple[int, str, int, str | None]] = []
         """Position in the batch, key, mask number and error."""
         self.changed: list[tuple[int, str, int, str | None]] = []
         self.changed_hashes: list[int] = []
         self.met: list[int] = []
+        self.superseded: list[int] = []
+        self.repeated: list[int] = []
         self.postponed: list[int] = []
-        self.repeated = 0
-        self._numbers_masks, self._describe, self._new_masks = numbers_masks, describe, new_masks
+        self._numbers_masks, self._describe, self._new_pairs = numbers_masks, describe, new_pairs
         self._groups: dict[str, _Group] = {}
 
     def add_planned(self, planned: pa.Table, met: set[int]) -> None:
@@ -212,31 +228,48 @@ class _Decisions:
 
     def decide(self, position: int, row: Row) -> None:
         """Decide about one pair of the batch."""
-        base = row["key"]
-        group = self._groups.get(base)
+        group = self._groups.get(row["key"])
         if group is None:
-            self._add(base, row, _Member(row), row["mask_index"] + 1)
-            self.fresh.append((position, base, row["mask_index"], None))
+            self._add(row["key"], row, _Member(row), row["mask_index"] + 1)
+            self.fresh.append((position, row["key"], row["mask_index"], None))
             return
-        same_image = not self._numbers_masks or group.image_uri == row["image_uri"]
-        member = group.members.get(row["mask_uri"] if self._numbers_masks else "") if same_image else None
-        if member is None and (rejected := self._groups.get(_rejected_key(row))):
-            member = next(iter(rejected.members.values()))
-        if member is not None:
+        mask = row["mask_uri"] if self._numbers_masks else ""
+        has_image = not self._numbers_masks or group.image_uri == row["image_uri"]
+        member = group.members.get(mask) if has_image else None
+        rejected = _rejected_key(row) in self._groups
+        if member and (member.equals(row) or not rejected):
             self._decide_known(position, row, member, group)
-        elif not same_image:
-            self._reject(position, row, base, group, row["mask_index"])
-        elif self._new_masks is NewMasks.POSTPONE and any(not one.met for one in group.members.values()):
+        elif has_image and not member and (not rejected or self._may_accept(group)):
+            self._decide_new_mask(position, row, group)
+        elif self._new_pairs is NewPairs.ADD or (member.met if member else has_image or group.has_met()):
+            self._reject(position, row, row["key"], group, row["mask_index"])
+        elif self._new_pairs is NewPairs.POSTPONE:
             self.postponed.append(position)
-        elif self._new_masks is NewMasks.REPLACE and (gone := group.first_unmet()):
+        else:
+            gone = member or group.members.get(mask) or group.first_unmet()
+            assert gone  # the source has had none of the pairs
+            group.image_uri, group.members[mask], group.has_new_image = row["image_uri"], gone, True
+            self._decide_known(position, row, gone, group)
+
+    def _may_accept(self, group: _Group) -> bool:
+        """Return whether a mask of the group's image, which was rejected before, may have a key now."""
+        return group.has_new_image or bool(self._new_pairs is not NewPairs.ADD and group.first_unmet())
+
+    def _decide_new_mask(self, position: int, row: Row, group: _Group) -> None:
+        """Decide about a mask that the image does not have so far."""
+        gone = group.first_unmet()
+        if gone and self._new_pairs is NewPairs.POSTPONE:
+            self.postponed.append(position)
+        elif gone and self._new_pairs is NewPairs.REPLACE:
             group.members[row["mask_uri"]] = gone  # so that a repeated line is found
             self._decide_known(position, row, gone, group)
-        elif taken := self._groups.get(key := f"{base}/{group.next_number}"):
+        elif taken := self._groups.get(key := f"{row['key']}/{group.next_number}"):
             self._reject(position, row, key, taken, group.next_number)
             group.next_number += 1
         else:
             number, member = group.next_number, _Member(row)
-            self._add(base, row, member, number + 1)
+            self._supersede(row)
+            self._add(row["key"], row, member, number + 1)
             self._add(key, row, member, 1)
             self.fresh.append((position, key, number, None))
 
@@ -244,13 +277,19 @@ class _Decisions:
         if not member.met:
             self._meet(member)
             if not member.equals(row):
+                self._supersede(row)
                 member.changed_hash = _hash(row)
                 self.changed.append((position, member.row["key"], member.row["mask_index"], None))
                 self.changed_hashes.append(member.changed_hash)
         elif member.equals(row):
-            self.repeated += 1
+            self.repeated.append(position)
         else:
             self._reject(position, row, row["key"], group, row["mask_index"])
+
+    def _supersede(self, row: Row) -> None:
+        """Note that a pair is not rejected any more, if it was."""
+        if rejected := self._groups.get(_rejected_key(row)):
+            self.superseded += [one.planned_row for one in rejected.members.values()]
 
     def _meet(self, member: _Member) -> None:
         member.met = True
@@ -262,7 +301,7 @@ class _Decisions:
         if rejected := self._groups.get(key):
             member = next(iter(rejected.members.values()))
             if member.met:
-                self.repeated += 1
+                self.repeated.append(position)
             else:
                 self._meet(member)
             return

@@ -74,8 +74,6 @@ class Marker(BaseModel):
     """SHA-256 of the marker that it follows; empty for the first."""
     slices: tuple[Slice, ...]
     """The pieces of the source that are planned with it; also those without a new pair."""
-    repeated: int
-    """Lines of the slices that were dropped because an earlier line has the same contents."""
     parts: tuple[Part, ...]
     chunks: tuple[MarkedChunk, ...]
     replaces: str = ""
@@ -96,7 +94,6 @@ class Marker(BaseModel):
             revision=revision,
             previous=previous,
             slices=slices,
-            repeated=0,
             parts=(),
             chunks=(),
             replaces=replaces,
@@ -134,7 +131,6 @@ class PlanLog:
         self.chunks: dict[str, plan.PlannedChunk] = {}
         """Every chunk by its name."""
         self.pairs = 0
-        self.repeated = 0
         self._state = state
         self.schema = with_extra_columns(PAIRS, extra)
         self._read_unit = lru_cache(maxsize=4)(self._read_unit_uncached)
@@ -208,7 +204,6 @@ class PlanLog:
         unit.revisions.append(marker.parts)
         unit.slices += marker.slices
         unit.chunks |= {chunk.number for chunk in marker.chunks}
-        self.repeated += marker.repeated
         uris = [self._state.uri(part.path) for part in marker.parts]
         for number, pairs, chunk_hash, part, revision, footer_hash in marker.chunks:
             name = plan.chunk_name(marker.unit, number)
@@ -217,19 +212,18 @@ class PlanLog:
             self.chunks[name] = plan.PlannedChunk(revision, chunk_hash, uris[part], pairs, footer_hash)
         return unit
 
-    def append(self, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
+    def append(self, table: pa.Table, slices: tuple[Slice, ...]) -> list[str]:
         """Write a new unit, and return the names of its chunks.
 
         Args:
             table: of `plan.split_into_chunks`; may be empty if there are slices to remember.
             slices: what the unit covers of the source.
-            repeated: see `Marker`.
 
         Raises:
             PlanTaken: another run has planned this unit.
             OSError: the store fails.
         """
-        return self._write(len(self.units), 0, table, slices, repeated)
+        return self._write(len(self.units), 0, table, slices)
 
     def revise(self, unit: int, table: pa.Table) -> list[str]:
         """Write a further revision of a unit, and return the names of its chunks; ``table`` is of `plan.revise`.
@@ -237,16 +231,15 @@ class PlanLog:
         Raises:
             PlanTaken, OSError: as `append`.
         """
-        return self._write(unit, len(self.units[unit].revisions), table, (), 0)
+        return self._write(unit, len(self.units[unit].revisions), table, ())
 
-    def _write(self, unit: int, revision: int, table: pa.Table, slices: tuple[Slice, ...], repeated: int) -> list[str]:
+    def _write(self, unit: int, revision: int, table: pa.Table, slices: tuple[Slice, ...]) -> list[str]:
         parts, tables = self.write_parts(unit, revision, table)
         marker = Marker(
             unit=unit,
             revision=revision,
             previous=self.previous(unit, revision),
             slices=slices,
-            repeated=repeated,
             parts=parts,
             chunks=tuple(
                 MarkedChunk(*chunk, part, revision)
@@ -354,6 +347,14 @@ class PlanLog:
     def last_slices(self) -> dict[str, Slice]:
         """Return the last slice of each file of the source, by its URI."""
         return {one.file: one for unit in self.units for one in unit.slices}
+
+    @property
+    def repeated(self) -> int:
+        """Lines that are not planned because an earlier line has the same contents; of each file's last reading."""
+        found: dict[str, int] = {}
+        for one in (one for unit in self.units for one in unit.slices):
+            found[one.file] = one.repeated + (found.get(one.file, 0) if one.start else 0)
+        return sum(found.values())
 
     def unused_parts(self, paths: Iterable[str]) -> list[str]:
         """Return the parts that a run wrote for a revision that another run then planned, or that it wrote twice."""

@@ -17,7 +17,7 @@ from inpaint_encode.settings import Chunks, RunOptions
 from inpaint_encode.sources.pairs import BATCH_PAIRS, PairBatch, PairSource, Slice
 
 from . import plan
-from .deduplicate import Deduplicated, NewMasks, Row, base_keys, deduplicate
+from .deduplicate import Deduplicated, NewPairs, Row, base_keys, deduplicate
 from .known_keys import KnownKeys, hash_keys
 from .plan_log import PlanLog
 
@@ -63,8 +63,11 @@ class Planner:
         self._waiting = self._no_pairs
         """New pairs of the next unit."""
         self._postponed = self._no_pairs
+        self._superseded: defaultdict[int, list[str]] = defaultdict(list)
+        """Keys, by unit, of rejected pairs that are not rejected any more."""
         self._slices: tuple[Slice, ...] = ()
-        self._repeated = 0
+        self._last_slice: tuple[Slice, ...] = ()
+        """Empty if the source has no slices."""
         self._changes = _ChangedPairs()
 
     def plan(self) -> Iterator[list[str]]:
@@ -77,11 +80,11 @@ class Planner:
         """
         size = max(BATCH_PAIRS, self._chunks.chunk_rows)
         for batch in self._source.batches({} if self._run.refresh else self._log.last_slices()):
-            self._add(batch, NewMasks.POSTPONE if self._run.refresh else NewMasks.ADD)
+            self._add(batch, NewPairs.POSTPONE if self._run.refresh else NewPairs.ADD)
             if self._waiting.num_rows >= size // 2:
                 yield self._write_unit()
         for batch in self._postponed_batches(size):
-            self._add(batch, NewMasks.REPLACE)
+            self._add(batch, NewPairs.REPLACE)
             if self._waiting.num_rows >= size // 2:
                 yield self._write_unit()
         if self._waiting.num_rows or self._slices:
@@ -110,6 +113,7 @@ class Planner:
 
     def _postponed_batches(self, size: int) -> Iterator[PairBatch]:
         """Yield the postponed pairs in batches of about ``size``; the masks of an image are in one batch."""
+        end_of_source = tuple(one._replace(start=one.end, left_out=(0, 0, 0)) for one in self._last_slice)
         pairs = self._postponed.drop_columns("error")
         pairs = pairs.take(pc.sort_indices(pairs.select(["key"]), [("key", "ascending")]))
         keys = pairs["key"].combine_chunks()
@@ -118,15 +122,15 @@ class Planner:
         start = 0
         while start < len(keys):
             end = int(ends[min(int(np.searchsorted(ends, start + size)), len(ends) - 1)])
-            yield PairBatch(pairs.slice(start, end - start))
+            yield PairBatch(pairs.slice(start, end - start), end_of_source)
             start = end
 
     def _write_unit(self) -> list[str]:
         if self._on_unit:
             self._on_unit(self._waiting)
         table = plan.split_into_chunks(self._waiting, self._chunks.chunk_rows, self._chunks.chunk_bytes)
-        names = self._log.append(table, self._slices, self._repeated)
-        self._waiting, self._slices, self._repeated = self._no_pairs, (), 0
+        names = self._log.append(table, self._slices)
+        self._waiting, self._slices = self._no_pairs, ()
         return names
 
     def _write_revision(self, unit: int, current: pa.Table, revised: pa.Table, dropped: pa.Array) -> list[str]:
@@ -135,7 +139,10 @@ class Planner:
         return self._log.revise(unit, plan.revise(current, revised.select(names), dropped, undecided))
 
     def _revise(self) -> Iterator[list[str]]:
-        """Write revisions of the units with changed pairs and, with ``drop_vanished``, with pairs that were not met."""
+        """Write revisions of the units with changed pairs and, with ``drop_vanished``, with pairs that were not met.
+
+        Rejected pairs that became planned pairs are dropped last, so that they are always in the plan.
+        """
         for unit in range(self.old_units):
             changed, current = self._changes.of(unit), self._log.read_unit(unit)
             dropped = pa.array([], pa.string())
@@ -143,17 +150,23 @@ class Planner:
                 dropped = current["key"].filter(pa.array(~self._met_rows(unit))).drop_null().combine_chunks()
             if changed is not None or len(dropped):
                 yield self._write_revision(unit, current, current.slice(0, 0) if changed is None else changed, dropped)
+        for unit, keys in sorted(self._superseded.items()):
+            current = self._log.read_unit(unit)
+            yield self._write_revision(unit, current, current.slice(0, 0), pa.array(keys, pa.string()))
 
-    def _add(self, batch: PairBatch, new_masks: NewMasks) -> None:
+    def _add(self, batch: PairBatch, new_pairs: NewPairs) -> None:
         """Add the new pairs of a batch to the next unit, and note which planned pairs it has."""
-        found, planned = self._deduplicate(batch, new_masks)
-        units, rows = planned["unit"].to_numpy()[found.met], planned["row"].to_numpy()[found.met]
-        for unit in np.unique(units).tolist():
-            self._met_rows(unit)[rows[units == unit]] = True
+        found, planned = self._deduplicate(batch, new_pairs)
+        unit_of, row_of = planned["unit"].to_numpy(), planned["row"].to_numpy()
+        for at in (found.met, found.superseded):
+            for unit in np.unique(unit_of[at]).tolist():
+                self._met_rows(unit)[row_of[at[unit_of[at] == unit]]] = True
+        for at in found.superseded.tolist():
+            self._superseded[int(unit_of[at])].append(planned["key"][at].as_py())
         if found.changed.num_rows:
             self.changed += found.changed.num_rows
             where = pc.index_in(found.changed["key"], value_set=planned["key"]).to_numpy()
-            units, rows = planned["unit"].to_numpy()[where], planned["row"].to_numpy()[where]
+            units, rows = unit_of[where], row_of[where]
             for unit in np.unique(units).tolist():
                 self._changed_hashes_of(unit)[rows[units == unit]] = found.changed_hashes[units == unit]
             if self._run.refresh:
@@ -161,22 +174,22 @@ class Planner:
         fresh = found.fresh
         lines = pc.add(fresh["line"], pa.scalar(sum(one.end - one.start for one in self._slices), pa.int32()))
         fresh = fresh.set_column(fresh.column_names.index("line"), "line", lines)
-        self._slices += batch.slices
-        self._repeated += found.repeated
+        self._slices += _with_repeated(batch, found.repeated)
+        self._last_slice = batch.slices[-1:]
         if found.postponed.num_rows:
-            no_line = pa.repeat(pa.scalar(0, pa.int32()), found.postponed.num_rows)
-            postponed = found.postponed.set_column(found.postponed.column_names.index("line"), "line", no_line)
+            numbers = pa.array(np.arange(found.postponed.num_rows) + self._postponed.num_rows, pa.int32())
+            postponed = found.postponed.set_column(found.postponed.column_names.index("line"), "line", numbers)
             self._postponed = pa.concat_tables([self._postponed, postponed.select(self._postponed.column_names)])
         if fresh.num_rows:
             self._known_keys.add(self._hashes(fresh), len(self._log.units))
             self._waiting = pa.concat_tables([self._waiting, fresh.select(self._waiting.column_names)])
 
-    def _deduplicate(self, batch: PairBatch, new_masks: NewMasks) -> tuple[Deduplicated, pa.Table]:
+    def _deduplicate(self, batch: PairBatch, new_pairs: NewPairs) -> tuple[Deduplicated, pa.Table]:
         """Return what `deduplicate` finds in a batch, and the planned pairs that it was compared with."""
         planned = self._planned_pairs(batch.pairs["key"])
         describe = partial(self._describe, slices=batch.slices)
         numbers_masks = self._source.numbers_masks
-        compare = partial(deduplicate, numbers_masks=numbers_masks, describe=describe, new_masks=new_masks)
+        compare = partial(deduplicate, numbers_masks=numbers_masks, describe=describe, new_pairs=new_pairs)
         found = compare(batch.pairs, planned)
         made = found.fresh["key"].filter(pc.invert(pc.is_in(found.fresh["key"], value_set=batch.pairs["key"])))
         others = self._planned_pairs(made)
@@ -226,10 +239,11 @@ class Planner:
             rows = self._waiting if unit == len(self._log.units) else self._log.read_unit(unit)
             return np.ones(rows.num_rows, np.bool_)
         if unit not in self._met:
-            slices, unchanged = self._log.units[unit].slices, self._source.unchanged
+            slices, last = self._log.units[unit].slices, self._log.last_slices()
             ends = np.cumsum([one.end - one.start for one in slices])
+            unchanged = [one.file in self._source.unchanged and one.version == last[one.file].version for one in slices]
             postponed = False  # their lines are behind those of the slices
-            skipped = np.array([*(one.file in unchanged for one in slices), postponed], np.bool_)
+            skipped = np.array([*unchanged, postponed], np.bool_)
             lines = self._log.read_unit(unit)["line"].to_numpy()
             self._met[unit] = (
                 skipped[np.searchsorted(ends, lines, "right")] if slices else np.zeros(len(lines), np.bool_)
@@ -262,6 +276,17 @@ class Planner:
                 return f"row {one.start + line + 1:,} of {one.file}"
             line -= one.end - one.start
         return str(pair["image_uri"])
+
+
+def _with_repeated(batch: PairBatch, repeated: NDArray[np.int64]) -> tuple[Slice, ...]:
+    """Return the slices of a batch with the numbers of their repeated lines; ``repeated`` are positions of pairs."""
+    if not batch.slices:
+        return ()
+    lines = np.unique(batch.pairs["line"].to_numpy()[repeated])
+    ends = np.cumsum([one.end - one.start for one in batch.slices])
+    slices = np.searchsorted(ends, lines, "right").clip(max=len(ends) - 1)  # postponed pairs are behind the slices
+    counts = np.bincount(slices, minlength=len(ends)).tolist()
+    return tuple(one._replace(repeated=count) for one, count in zip(batch.slices, counts, strict=True))
 
 
 class _ChangedPairs:

@@ -240,7 +240,6 @@ class PlanRepair:
             revision=one.revision,
             previous=log.previous(one.unit, one.revision),
             slices=(),
-            repeated=0,
             parts=parts,
             chunks=tuple(chunks),
             replaces=one.lost.replaces,

@@ -51,6 +51,8 @@ class Slice(NamedTuple):
     """Whether the file ends here."""
     left_out: tuple[int, int, int] = (0, 0, 0)
     """Unpaired images, unpaired masks and ignored files of the slice."""
+    repeated: int = 0
+    """Lines of the slice that the plan does not have, because an earlier line has the same contents."""
 
 
 class PairBatch(NamedTuple):

@@ -51,7 +51,6 @@ def add_finished_unit(log: PlanLog, state, unit: int, chunks: int) -> None:
         revision=0,
         previous=log.previous(unit, 0),
         slices=(),
-        repeated=0,
         parts=parts,
         chunks=tuple(marked),
     )

@@ -2,6 +2,8 @@
 
 import itertools
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -104,6 +106,26 @@ class TestRepeatedLines:
         run = run_of([*LINES, LINES[2], LINES[2], LINES[20]]).plan()
         assert sorted(run.keys()) == sorted(keys_of(LINES))
         assert run.log.repeated == 3
+
+    def test_a_repetition_counts_once_however_often_the_list_is_read(self, run_of, small_units):
+        lines = [*LINES[:9], LINES[0], LINES[8]]
+        assert run_of(lines).plan().log.repeated == 2
+        for more in range(3):
+            for options in ({}, {"refresh": True}):
+                assert run_of([*lines, *LINES[9 : 9 + more]], **options).plan().log.repeated == 2
+        assert run_of(LINES[:9]).plan().log.repeated == 0
+
+    def test_a_line_that_changes_and_moves_to_another_file_is_a_changed_pair(self, tmp_path):
+        def run_of(**files):
+            for name, lines in files.items():
+                pq.write_table(pa.Table.from_pylist(lines), tmp_path / "lists" / f"{name}.parquet")
+            return PlanningRun(tmp_path / "out", Source(pairs=str(tmp_path / "lists"))).plan()
+
+        (tmp_path / "lists").mkdir()
+        run_of(a=LINES[:2])
+        run_of(a=LINES[1:2])
+        run = run_of(b=[LINES[0] | {"caption": "other"}])
+        assert ([pair["error"] for pair in run.pairs()], run.planner.changed) == ([None, None], 1)
 
     def test_other_contents_with_the_same_key_are_rejected_with_both_rows(self, run_of, small_units):
         lines = [*LINES, {**LINES[2], "caption": "another"}]
@@ -232,6 +254,56 @@ class TestRefresh:
         run = run_of([*lines, line("new")], refresh=True, drop_vanished=True).plan()
         assert sorted(run.keys()) == sorted([*before, "new"])
 
+    @pytest.mark.parametrize("drop", [False, True])
+    def test_a_rejected_pair_is_planned_when_the_pair_with_its_key_is_gone(self, run_of, small_units, drop):
+        """It replaces the one that is gone, like a line that has changed. A second refresh has nothing to do."""
+        lines = [line("b"), line("a", "m1"), {"image": "a.png", "mask": "m2.png"}, {"image": "a.png", "mask": "m3.png"}]
+        run = run_of(lines).plan()
+        assert sum(pair["error"] is not None for pair in run.pairs()) == 2
+        left = [lines[0], *lines[2:]]
+        run = run_of(left, refresh=True, drop_vanished=drop).plan()
+        assert [(pair["key"], pair["error"]) for pair in run.pairs()] == [("b", None), ("a", None), ("a/1", None)]
+        assert [pair["mask_uri"][-6:] for pair in run.pairs()] == ["/b.png", "m2.png", "m3.png"]
+        assert run.planner.changed == 1
+        units = [len(unit.revisions) for unit in run.log.units]
+        run = run_of(left, refresh=True, drop_vanished=drop).plan()
+        assert ([len(unit.revisions) for unit in run.log.units][: len(units)], run.planner.changed) == (units, 0)
+
+    @pytest.mark.parametrize("drop", [False, True])
+    def test_a_rejected_line_of_a_list_with_keys_is_planned_when_its_rival_is_gone(self, tmp_path, small_units, drop):
+        def run_of(lines, **options):
+            path = write_lines(tmp_path / "list.jsonl", lines)
+            return PlanningRun(tmp_path / "out", Source(pairs=path, key_column="id"), **options).plan()
+
+        lines = [line(image, id=key) for image, key in (("x", "p"), ("y", "a"), ("z", "a"))]
+        assert [pair["error"] is None for pair in run_of(lines).pairs()] == [True, True, False]
+        pairs = run_of([lines[0], lines[2]], refresh=True, drop_vanished=drop).pairs()
+        assert [(pair["key"], pair["image_uri"][-5:], pair["error"]) for pair in pairs] == [
+            ("p", "x.jpg", None),
+            ("a", "z.jpg", None),
+        ]
+
+    def test_lines_with_one_key_may_change_their_order(self, tmp_path, small_units):
+        """The first one planned keeps the key, whatever the order of a later reading."""
+        lines = [line(image, id=key) for image, key in (("x", "p"), ("y", "a"), ("z", "a"))]
+        for options in ({}, {}, {"refresh": True}, {}, {"refresh": True, "drop_vanished": True}):
+            path = write_lines(tmp_path / "list.jsonl", lines)
+            run = PlanningRun(tmp_path / "out", Source(pairs=path, key_column="id"), **options).plan()
+            planned = {pair["image_uri"][-5:]: pair["error"] is None for pair in run.pairs()}
+            assert (planned, run.planner.changed) == ({"x.jpg": True, "y.jpg": True, "z.jpg": False}, 0)
+            lines.reverse()
+
+    def test_an_image_of_another_format_replaces_the_one_that_is_gone(self, run_of, small_units):
+        run_of([line("a", "m1"), line("a", "m2"), line("b")]).plan()
+        lines = [{"image": "a.png", "mask": mask} for mask in ("m2.png", "m1.png")]
+        run = run_of([line("b"), *lines], refresh=True).plan()
+        assert [(pair["key"], pair["image_uri"][-5:], pair["mask_uri"][-6:]) for pair in run.pairs()] == [
+            ("a", "a.png", "m1.png"),
+            ("a/1", "a.png", "m2.png"),
+            ("b", "b.jpg", "/b.png"),
+        ]
+        assert run.planner.changed == 2
+
     def test_a_refresh_that_replaces_every_mask_is_planned_in_small_units(self, run_of, small_units):
         run_of(LINES).plan()
         lines = [{**one, "mask": f"new-{one['mask']}"} for one in LINES] + [line(f"z{n}", "z") for n in range(9)]
@@ -301,7 +373,7 @@ class TestDamage:
         """Also the last one, which no other marker follows."""
         path = next(output.glob(f"*-{name}.json"))
         text = path.read_text()
-        path.write_text(text[:50] if damage == "cut" else text.replace('"repeated":0', '"repeated":5'))
+        path.write_text(text[:50] if damage == "cut" else text.replace('"slices":[', '"slices": ['))
         with pytest.raises(JobFailed, match=rf"{path.name} is cut, or was changed"):
             run_of(LINES)
 
@@ -338,13 +410,13 @@ SOME_LINES = st.lists(
 )
 
 
-def planned(folder, lines, batch, output="out"):
+def planned(folder, lines, batch, output="out", **options):
     """Plan the lines in batches of this size; return the pairs by key, and the run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source_pairs, "BATCH_PAIRS", batch)
         patch.setattr(planner, "BATCH_PAIRS", batch)
         path = write_lines(folder / "list.jsonl", [{"image": "z.jpg", "mask": "z.png", "caption": "z"}, *lines])
-        run = PlanningRun(folder / output, Source(pairs=path)).plan()
+        run = PlanningRun(folder / output, Source(pairs=path), **options).plan()
         pairs = run.pairs()
     by_key = {
         row["key"]: (row["image_uri"], row["mask_uri"], row["extra_columns"]["caption"], row["error"] is None)
@@ -396,3 +468,19 @@ class TestAnyList:
         missing = [one for one in contents(after) if one not in known]
         assert len(missing) == len(set(missing))
         assert planned(folder, grown, 1000)[0] == after
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(states=st.lists(st.tuples(SOME_LINES, st.booleans(), st.integers(1, 9)), min_size=2, max_size=4))
+    def test_after_a_refresh_the_plan_has_the_contents_of_the_list(self, new_folder, states):
+        folder = new_folder()
+        for lines, drop, batch in states:
+            after, run = planned(folder, lines, batch, refresh=True, drop_vanished=drop)
+            images = len(str(folder)) + 1
+            found = [(image[images:], mask[images:], caption) for image, mask, caption in contents(after)]
+            wanted = {(one["image"], one["mask"], one["caption"]) for one in lines} | {("z.jpg", "z.png", "z")}
+            assert wanted <= set(found)
+            assert run.log.repeated == len(lines) + 1 - len(wanted)
+            accepted = {key.partition("/")[0] for key, values in after.items() if values[3]}
+            if drop:
+                assert sorted(wanted) == found
+                assert {key.partition("#")[0].partition("/")[0] for key in after} <= accepted
