@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.schema import EXTRA_COLUMNS
 
-from .plan import COMPARED, differs
+from .known_pairs import COMPARED
 
 Row = Mapping[str, Any]
 
@@ -86,25 +86,22 @@ def deduplicate(
             tables.
         new_pairs: see `NewPairs`.
     """
-    rest, met = pairs, np.zeros(0, np.int64)
-    if planned.num_rows:
-        rest, met = _without_unchanged(pairs, planned, numbers_masks=numbers_masks)
-    counts = rest["key"].value_counts()
-    doubtful = pc.is_in(rest["key"], value_set=counts.filter(pc.greater(counts.field("counts"), 1)).field("values"))
+    counts = pairs["key"].value_counts()
+    doubtful = pc.is_in(pairs["key"], value_set=counts.filter(pc.greater(counts.field("counts"), 1)).field("values"))
     if planned.num_rows:
         taken = pa.chunked_array(base_keys(planned, numbers_masks=numbers_masks).chunks + planned["key"].chunks)
-        doubtful = pc.or_(doubtful, pc.is_in(rest["key"], value_set=taken))
-    new = _with_error(rest)
+        doubtful = pc.or_(doubtful, pc.is_in(pairs["key"], value_set=taken))
+    new = _with_error(pairs)
     if not pc.any(doubtful).as_py():
         nothing, no_hash, no_rows = new.slice(0, 0), np.empty(0, np.uint64), np.empty(0, np.int64)
-        return Deduplicated(_with_neighbors(new), nothing, no_hash, met, no_rows, no_rows, nothing)
+        return Deduplicated(_with_neighbors(new), nothing, no_hash, no_rows, no_rows, no_rows, nothing)
     if numbers_masks:  # a numbered key may be that of an image, a/1 of a/1.png
-        images = pc.replace_substring_regex(rest["key"], r"/\d+$", "")
-        doubtful = pc.or_(doubtful, pc.is_in(images, value_set=rest["key"].filter(doubtful)))
+        images = pc.replace_substring_regex(pairs["key"], r"/\d+$", "")
+        doubtful = pc.or_(doubtful, pc.is_in(images, value_set=pairs["key"].filter(doubtful)))
     decisions = _Decisions(numbers_masks, describe, new_pairs)
-    decisions.add_planned(planned, set(met.tolist()))
+    decisions.add_planned(planned)
     at = np.flatnonzero(doubtful.to_numpy())
-    for position, row in zip(at.tolist(), rest.take(at).to_pylist(), strict=True):
+    for position, row in zip(at.tolist(), pairs.take(at).to_pylist(), strict=True):
         decisions.decide(position, row)
     certain = np.flatnonzero(~doubtful.to_numpy())
     fresh = decisions.rows(new, decisions.fresh, certain)
@@ -113,38 +110,15 @@ def deduplicate(
         fresh=_with_neighbors(fresh),
         changed=changed,
         changed_hashes=np.array(decisions.changed_hashes, np.uint64),
-        met=np.concatenate([met, np.array(decisions.met, np.int64)]),
+        met=np.array(decisions.met, np.int64),
         superseded=np.array(decisions.superseded, np.int64),
         repeated=np.array(decisions.repeated, np.int64),
         postponed=new.take(pa.array(decisions.postponed, pa.int64())),
     )
 
 
-def _without_unchanged(
-    pairs: pa.Table, planned: pa.Table, *, numbers_masks: bool
-) -> tuple[pa.Table, NDArray[np.int64]]:
-    """Return the pairs that are new or changed, and the rows of the plan that have the unchanged ones.
-
-    Only pairs that occur once in the batch, are not rejected, and are met for the first time, are removed.
-    """
-    ours = _identities(pairs["key"], pairs, numbers_masks=numbers_masks)
-    theirs = _identities(base_keys(planned, numbers_masks=numbers_masks), planned, numbers_masks=numbers_masks)
-    accepted = np.flatnonzero(planned["error"].is_null())
-    planned, theirs = planned.take(accepted), theirs.take(accepted)
-    counts = ours.value_counts()
-    once = pc.is_in(ours, value_set=counts.filter(pc.equal(counts.field("counts"), 1)).field("values"))
-    where = pc.if_else(once, pc.index_in(ours, value_set=theirs), pa.scalar(None, pa.int32()))
-    both = pairs.filter(pc.is_valid(where))
-    rows = where.drop_null()
-    before = planned.take(rows)
-    same = pc.invert(pc.or_(differs(both, before), before["met"]))
-    met = rows.filter(same).to_numpy()
-    unchanged = pc.is_in(where, value_set=pa.array(met, pa.int32()))
-    return pairs.filter(pc.invert(pc.fill_null(unchanged, False))), accepted[met]
-
-
-def _identities(keys: pa.ChunkedArray, pairs: pa.Table, *, numbers_masks: bool) -> pa.ChunkedArray:
-    """Return what tells the pairs apart, before masks are numbered; no URI contains a NUL."""
+def identities(keys: pa.ChunkedArray, pairs: pa.Table, *, numbers_masks: bool) -> pa.ChunkedArray:
+    """Return what tells the pairs of a source apart, before masks are numbered; no URI contains a NUL."""
     if not numbers_masks:
         return keys
     return pc.binary_join_element_wise(keys, pairs["image_uri"], pairs["mask_uri"], "\0")
@@ -214,11 +188,11 @@ class _Decisions:
         self._numbers_masks, self._describe, self._new_pairs = numbers_masks, describe, new_pairs
         self._groups: dict[str, _Group] = {}
 
-    def add_planned(self, planned: pa.Table, met: set[int]) -> None:
-        """Add the planned pairs; rows in ``met`` were met in this batch."""
+    def add_planned(self, planned: pa.Table) -> None:
+        """Add the planned pairs."""
         bases = base_keys(planned, numbers_masks=self._numbers_masks).to_pylist()
         for number, (base, row) in enumerate(zip(bases, planned.to_pylist(), strict=True)):
-            member = _Member(row, number, row["met"] or number in met, row["changed_hash"])
+            member = _Member(row, number, row["met"], row["changed_hash"])
             self._add(row["key"], row, member, 1 if row["key"] != base else row["mask_index"] + 1)
             if row["error"] is not None:  # it took a number, but not the key
                 if base in self._groups:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,16 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.schema import EXTRA_COLUMNS, PAIRS, with_extra_columns
+from inpaint_encode.schema import PAIRS, with_extra_columns
 from inpaint_encode.stores import storage
 
 CHUNKS_PER_PART = 32
 """Chunks in one file of the plan."""
-
-_ROWS_PER_SLICE = 10_000
-
-COMPARED = ("image_uri", "mask_uri", "image_version", "mask_version")
-"""Columns that, with the extra columns, say whether a pair is still the planned one."""
 
 
 class PlannedChunk(NamedTuple):
@@ -161,41 +156,6 @@ def chunk_hash(chunk: pa.Table) -> str:
         else:
             digest.update(repr(column.to_pylist()).encode())
     return digest.hexdigest()[:32]
-
-
-def differs(now: pa.Table, before: pa.Table) -> pa.ChunkedArray:
-    """Return for each pair whether its URIs, versions or extra columns differ.
-
-    Args:
-        now: pairs with the columns of `schema.SOURCE_PAIRS` or `schema.PAIRS`.
-        before: the same pairs in the same order.
-    """
-    different = [pc.not_equal(now[name], before[name]) for name in COMPARED]
-    if EXTRA_COLUMNS in now.column_names:
-        columns = zip(
-            now.select([EXTRA_COLUMNS]).flatten().columns,
-            before.select([EXTRA_COLUMNS]).flatten().columns,
-            strict=True,
-        )
-        different += [_values_differ(ours, theirs) for ours, theirs in columns]
-    return reduce(pc.or_, different)
-
-
-def _values_differ(now: pa.ChunkedArray, then: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return where values differ; two nulls are equal, and so are two NaNs."""
-    if pa.types.is_nested(now.type):  # Arrow cannot compare these; slices limit the number of Python objects
-        parts = [
-            (now.slice(at, _ROWS_PER_SLICE), then.slice(at, _ROWS_PER_SLICE))
-            for at in range(0, len(now), _ROWS_PER_SLICE)
-        ]
-        pieces = [[repr(a) != repr(b) for a, b in zip(n.to_pylist(), t.to_pylist(), strict=True)] for n, t in parts]
-        return pa.chunked_array([pa.array(piece, pa.bool_()) for piece in pieces], pa.bool_())
-    if pa.types.is_null(now.type):
-        return pa.chunked_array([pa.repeat(False, len(now))])
-    differs = pc.not_equal(now, then)
-    if pa.types.is_floating(now.type):
-        differs = pc.and_not(differs, pc.and_(pc.is_nan(now), pc.is_nan(then)))
-    return pc.fill_null(differs, pc.xor(pc.is_null(now), pc.is_null(then)))
 
 
 def revise(current: pa.Table, revised: pa.Table, dropped: pa.Array, undecided: pa.Array) -> pa.Table:

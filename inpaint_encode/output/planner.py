@@ -17,8 +17,9 @@ from inpaint_encode.settings import Chunks, RunOptions
 from inpaint_encode.sources.pairs import BATCH_PAIRS, PairBatch, PairSource, Slice
 
 from . import plan
-from .deduplicate import Deduplicated, NewPairs, Row, base_keys, deduplicate
+from .deduplicate import Deduplicated, NewPairs, Row, base_keys, deduplicate, identities
 from .known_keys import KnownKeys, hash_keys
+from .known_pairs import KnownPairs, contents_digests
 from .plan_log import PlanLog
 
 _CHANGED_IN_MEMORY = 262_144
@@ -55,8 +56,9 @@ class Planner:
         self._on_unit = on_unit
         self.old_units = len(log.units)
         """Units that were planned before."""
-        self._keys: KnownKeys | None = None if log.units else KnownKeys()
-        self._met: dict[int, NDArray[np.bool_]] = {}
+        self._keys, self._pairs = KnownKeys(), KnownPairs()
+        self._is_read = not log.units
+        """Whether the planned pairs are in the two above; they are read when a pair is first looked up."""
         self._changed_hashes: dict[int, NDArray[np.uint64]] = {}
         schema = with_extra_columns(SOURCE_PAIRS, extra_columns_schema(source.extra_columns))
         self._no_pairs = schema.append(pa.field("error", pa.string())).empty_table()
@@ -147,7 +149,9 @@ class Planner:
             changed, current = self._changes.of(unit), self._log.read_unit(unit)
             dropped = pa.array([], pa.string())
             if self._run.drop_vanished:
-                dropped = current["key"].filter(pa.array(~self._met_rows(unit))).drop_null().combine_chunks()
+                self._read_plan()
+                met = self._pairs.met(self._digests(current))
+                dropped = current["key"].filter(pa.array(~met)).drop_null().combine_chunks()
             if changed is not None or len(dropped):
                 yield self._write_revision(unit, current, current.slice(0, 0) if changed is None else changed, dropped)
         for unit, keys in sorted(self._superseded.items()):
@@ -156,11 +160,11 @@ class Planner:
 
     def _add(self, batch: PairBatch, new_pairs: NewPairs) -> None:
         """Add the new pairs of a batch to the next unit, and note which planned pairs it has."""
-        found, planned = self._deduplicate(batch, new_pairs)
+        self._read_plan()
+        pairs = self._without_unchanged(batch.pairs) if self.old_units else batch.pairs
+        found, planned = self._deduplicate(pairs, batch.slices, new_pairs)
         unit_of, row_of = planned["unit"].to_numpy(), planned["row"].to_numpy()
-        for at in (found.met, found.superseded):
-            for unit in np.unique(unit_of[at]).tolist():
-                self._met_rows(unit)[row_of[at[unit_of[at] == unit]]] = True
+        self._pairs.meet(self._digests(planned.take(np.concatenate([found.met, found.superseded]))))
         for at in found.superseded.tolist():
             self._superseded[int(unit_of[at])].append(planned["key"][at].as_py())
         if found.changed.num_rows:
@@ -174,29 +178,44 @@ class Planner:
         fresh = found.fresh
         lines = pc.add(fresh["line"], pa.scalar(sum(one.end - one.start for one in self._slices), pa.int32()))
         fresh = fresh.set_column(fresh.column_names.index("line"), "line", lines)
-        self._slices += _with_repeated(batch, found.repeated)
+        self._slices += _with_repeated(batch.slices, pairs["line"].to_numpy()[found.repeated])
         self._last_slice = batch.slices[-1:]
         if found.postponed.num_rows:
             numbers = pa.array(np.arange(found.postponed.num_rows) + self._postponed.num_rows, pa.int32())
             postponed = found.postponed.set_column(found.postponed.column_names.index("line"), "line", numbers)
             self._postponed = pa.concat_tables([self._postponed, postponed.select(self._postponed.column_names)])
         if fresh.num_rows:
-            self._known_keys.add(self._hashes(fresh), len(self._log.units))
+            self._keys.add(self._hashes(fresh), len(self._log.units))
             self._waiting = pa.concat_tables([self._waiting, fresh.select(self._waiting.column_names)])
 
-    def _deduplicate(self, batch: PairBatch, new_pairs: NewPairs) -> tuple[Deduplicated, pa.Table]:
+    def _without_unchanged(self, pairs: pa.Table) -> pa.Table:
+        """Remove the pairs that are planned with the same contents, and note that they are met.
+
+        Pairs that occur twice in the batch, or were met before, are not removed.
+        """
+        own = identities(pairs["key"], pairs, numbers_masks=self._source.numbers_masks)
+        counts = own.value_counts()
+        once = pc.is_in(own, value_set=counts.filter(pc.equal(counts.field("counts"), 1)).field("values"))
+        candidates = np.flatnonzero(once)
+        unchanged = np.zeros(pairs.num_rows, np.bool_)
+        unchanged[candidates] = self._pairs.meet(contents_digests(pairs["key"], pairs)[candidates])
+        return pairs.filter(pa.array(~unchanged))
+
+    def _deduplicate(
+        self, pairs: pa.Table, slices: Sequence[Slice], new_pairs: NewPairs
+    ) -> tuple[Deduplicated, pa.Table]:
         """Return what `deduplicate` finds in a batch, and the planned pairs that it was compared with."""
-        planned = self._planned_pairs(batch.pairs["key"])
-        describe = partial(self._describe, slices=batch.slices)
+        planned = self._planned_pairs(pairs["key"])
+        describe = partial(self._describe, slices=slices)
         numbers_masks = self._source.numbers_masks
         compare = partial(deduplicate, numbers_masks=numbers_masks, describe=describe, new_pairs=new_pairs)
-        found = compare(batch.pairs, planned)
-        made = found.fresh["key"].filter(pc.invert(pc.is_in(found.fresh["key"], value_set=batch.pairs["key"])))
+        found = compare(pairs, planned)
+        made = found.fresh["key"].filter(pc.invert(pc.is_in(found.fresh["key"], value_set=pairs["key"])))
         others = self._planned_pairs(made)
         others = others.filter(pc.invert(pc.is_in(others["key"], value_set=planned["key"])))
         if others.num_rows:  # a key with the number of a mask, or of a rejected pair, is planned already
             planned = pa.concat_tables([planned, others])
-            found = compare(batch.pairs, planned)
+            found = compare(pairs, planned)
         return found, planned
 
     def _planned_pairs(self, keys: pa.ChunkedArray) -> pa.Table:
@@ -205,7 +224,7 @@ class Planner:
         Columns of `inpaint_encode.schema.PAIRS`; ``unit``, for a waiting pair the next unit's number; ``row``, the
         pair's row in its unit; ``met`` and ``changed_hash``, see `deduplicate`.
         """
-        positions, units = self._known_keys.find(hash_keys(keys))
+        positions, units = self._keys.find(hash_keys(keys))
         candidates = keys.take(np.unique(positions))
         found = [self._pairs_of(len(self._log.units), pa.nulls(0, pa.string()))]
         found += [self._pairs_of(unit, candidates) for unit in np.unique(units).tolist()]
@@ -217,47 +236,42 @@ class Planner:
             rows = plan.split_into_chunks(self._waiting, 1, 1)
         else:
             rows = self._log.read_unit(unit)
-        columns = {
-            "unit": pa.repeat(pa.scalar(unit, pa.int64()), rows.num_rows),
-            "row": pa.array(np.arange(rows.num_rows)),
-            "met": pa.array(self._met_rows(unit)),
-            "changed_hash": pa.array(self._changed_hashes.get(unit, np.zeros(rows.num_rows, np.uint64))),
-        }
-        for name, column in columns.items():
-            rows = rows.append_column(name, column)
         bases = base_keys(rows, numbers_masks=self._source.numbers_masks)
-        return rows.filter(pc.or_(pc.is_in(rows["key"], value_set=keys), pc.is_in(bases, value_set=keys)))
+        found = np.flatnonzero(pc.or_(pc.is_in(rows["key"], value_set=keys), pc.is_in(bases, value_set=keys)))
+        changed_hashes = self._changed_hashes.get(unit, np.zeros(rows.num_rows, np.uint64))[found]
+        rows = rows.take(found)
+        met = self._pairs.met(self._digests(rows)) if unit < self.old_units else np.ones(len(found), np.bool_)
+        columns = {"unit": np.full(len(found), unit), "row": found, "met": met, "changed_hash": changed_hashes}
+        for name, column in columns.items():
+            rows = rows.append_column(name, pa.array(column))
+        return rows
 
     def _changed_hashes_of(self, unit: int) -> NDArray[np.uint64]:
         if unit not in self._changed_hashes:
             self._changed_hashes[unit] = np.zeros(self._log.read_unit(unit).num_rows, np.uint64)
         return self._changed_hashes[unit]
 
-    def _met_rows(self, unit: int) -> NDArray[np.bool_]:
-        """Return which rows of a unit this reading of the source has had, with skipped lines and new units."""
-        if unit >= self.old_units:
-            rows = self._waiting if unit == len(self._log.units) else self._log.read_unit(unit)
-            return np.ones(rows.num_rows, np.bool_)
-        if unit not in self._met:
-            slices, last = self._log.units[unit].slices, self._log.last_slices()
+    def _read_plan(self) -> None:
+        """Read the planned pairs, if this has not been done. Those of files that are not read again are met."""
+        if self._is_read:
+            return
+        last = self._log.last_slices()
+        for unit, rows in self._log.read_units():
+            rows = rows.filter(pc.is_valid(rows["key"]))
+            slices = self._log.units[unit].slices
             ends = np.cumsum([one.end - one.start for one in slices])
             unchanged = [one.file in self._source.unchanged and one.version == last[one.file].version for one in slices]
             postponed = False  # their lines are behind those of the slices
-            skipped = np.array([*unchanged, postponed], np.bool_)
-            lines = self._log.read_unit(unit)["line"].to_numpy()
-            self._met[unit] = (
-                skipped[np.searchsorted(ends, lines, "right")] if slices else np.zeros(len(lines), np.bool_)
-            )
-        return self._met[unit]
+            met = np.array([*unchanged, postponed])[np.searchsorted(ends, rows["line"].to_numpy(), "right")]
+            self._keys.add(self._hashes(rows), unit)
+            self._pairs.add(self._digests(rows), met)
+        self._is_read = True
 
-    @property
-    def _known_keys(self) -> KnownKeys:
-        """The keys of all units; read from the plan when a pair is first looked up."""
-        if self._keys is None:
-            self._keys = KnownKeys()
-            for unit, rows in self._log.read_units():
-                self._keys.add(self._hashes(rows.filter(pc.is_valid(rows["key"]))), unit)
-        return self._keys
+    def _digests(self, planned: pa.Table) -> NDArray[np.uint64]:
+        """Return the digests of planned pairs; no pair of a source has that of a rejected pair."""
+        bases = base_keys(planned, numbers_masks=self._source.numbers_masks)
+        keys = pc.if_else(pc.is_valid(planned["error"]), planned["key"], bases)
+        return contents_digests(pc.fill_null(keys, ""), planned)
 
     def _hashes(self, pairs: pa.Table) -> NDArray[np.uint64]:
         """Return the hashes under which pairs are found: of their keys, and of their base keys."""
@@ -278,15 +292,14 @@ class Planner:
         return str(pair["image_uri"])
 
 
-def _with_repeated(batch: PairBatch, repeated: NDArray[np.int64]) -> tuple[Slice, ...]:
-    """Return the slices of a batch with the numbers of their repeated lines; ``repeated`` are positions of pairs."""
-    if not batch.slices:
+def _with_repeated(slices: tuple[Slice, ...], lines: NDArray[np.int64]) -> tuple[Slice, ...]:
+    """Return the slices of a batch with the numbers of their repeated lines; each line may have several pairs."""
+    if not slices:
         return ()
-    lines = np.unique(batch.pairs["line"].to_numpy()[repeated])
-    ends = np.cumsum([one.end - one.start for one in batch.slices])
-    slices = np.searchsorted(ends, lines, "right").clip(max=len(ends) - 1)  # postponed pairs are behind the slices
-    counts = np.bincount(slices, minlength=len(ends)).tolist()
-    return tuple(one._replace(repeated=count) for one, count in zip(batch.slices, counts, strict=True))
+    ends = np.cumsum([one.end - one.start for one in slices])
+    where = np.searchsorted(ends, np.unique(lines), "right").clip(max=len(ends) - 1)  # postponed: behind the slices
+    counts = np.bincount(where, minlength=len(ends)).tolist()
+    return tuple(one._replace(repeated=count) for one, count in zip(slices, counts, strict=True))
 
 
 class _ChangedPairs:
