@@ -264,10 +264,11 @@ class TarIndex:
         left_out.unpaired_images, left_out.unpaired_masks = len(unpaired_images), len(unpaired_masks)
         left_out.unpaired_image_uris = self._member_uris(unpaired_images[:MAX_EXAMPLES]).to_pylist()
         left_out.unpaired_mask_uris = self._member_uris(unpaired_masks[:MAX_EXAMPLES]).to_pylist()
-        masks = masks[image_of[self.samples[masks]] >= 0].astype(np.int32)
-        images = image_of[self.samples[masks]]
-        order = np.lexsort((self.numbers[masks], self.samples[masks], self.offsets[self.files[images]]))
-        return PairedMembers(images[order], masks[order])
+        paired_masks = masks[image_of[self.samples[masks]] >= 0].astype(np.int32)
+        paired_images = image_of[self.samples[paired_masks]]
+        starts = self.offsets[self.files[paired_images]]
+        order = np.lexsort((self.numbers[paired_masks], self.samples[paired_masks], starts))
+        return PairedMembers(paired_images[order], paired_masks[order])
 
     def data_bytes(self, members: NDArray[np.int32]) -> int:
         """Return the total size of these members."""
