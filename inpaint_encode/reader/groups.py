@@ -100,8 +100,11 @@ class RowGroupIndex:
 
     @property
     def sizes(self) -> NDArray[np.int32]:
-        """Number of rows of each row group."""
-        return np.diff(self.ends, prepend=0).astype(np.int32)
+        """Number of rows of each row group: a new array of 4 bytes for each; no larger array is made."""
+        sizes = np.empty(len(self.ends), np.int32)
+        np.subtract(self.ends[1:], self.ends[:-1], out=sizes[1:], casting="unsafe")
+        sizes[:1] = self.ends[:1]
+        return sizes
 
     def sizes_of(self, groups: slice) -> list[int]:
         """Return the number of rows of consecutive row groups."""

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+BLOCK_GROUPS = 2**17
+"""Row groups whose order is in memory at the same time, about; a block takes 5 MB."""
+
+_FIRST_BITS = 12
+"""First bits of a random number by which a shuffled epoch is divided into blocks."""
 
 
 class Shuffle(NamedTuple):
@@ -74,8 +80,7 @@ def windows(sizes: NDArray[np.int32] | NDArray[np.int64], shard: range, shuffle:
         shard: the worker's rows, a part of ``range(sizes.sum())``.
         shuffle: None keeps file order.
     """
-    groups = np.arange(len(sizes)) if shuffle is None else permutation(len(sizes), shuffle.seed, shuffle.epoch)
-    slices = _slices(np.cumsum(sizes[groups], dtype=np.int64), groups, shard)
+    slices = _slices(sizes, shard, shuffle)
     start = shard.start
     while members := tuple(islice(slices, 1 if shuffle is None else shuffle.groups)):
         count = sum(len(one.rows) for one in members)
@@ -85,14 +90,69 @@ def windows(sizes: NDArray[np.int32] | NDArray[np.int64], shard: range, shuffle:
         start += count
 
 
-def _slices(ends: NDArray[np.int64], groups: NDArray[np.int64], shard: range) -> Iterator[RowSlice]:
-    """Yield the slices of ``shard``; ``ends`` counts the epoch's rows up to the end of each of ``groups``."""
-    for number in range(int(np.searchsorted(ends, shard.start, side="right")), len(ends)):
-        start = int(ends[number - 1]) if number else 0
-        if start >= shard.stop:
-            return
-        if rows := range(max(shard.start, start) - start, min(shard.stop, int(ends[number])) - start):
-            yield RowSlice(int(groups[number]), rows)
+def _slices(sizes: NDArray[np.int32] | NDArray[np.int64], shard: range, shuffle: Shuffle | None) -> Iterator[RowSlice]:
+    """Yield the slices of ``shard``, in the order of the epoch."""
+    for before, groups in _in_file_order(sizes, shard) if shuffle is None else _shuffled(sizes, shard, shuffle):
+        ends = before + np.cumsum(sizes[groups], dtype=np.int64)
+        for number in range(int(np.searchsorted(ends, shard.start, side="right")), len(ends)):
+            start = int(ends[number - 1]) if number else before
+            if start >= shard.stop:
+                return
+            if rows := range(max(shard.start, start) - start, min(shard.stop, int(ends[number])) - start):
+                yield RowSlice(int(groups[number]), rows)
+
+
+def _in_file_order(
+    sizes: NDArray[np.int32] | NDArray[np.int64], shard: range
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield blocks of row groups in file order: the number of rows before the block, and its row groups."""
+    end = 0
+    for first in range(0, len(sizes), BLOCK_GROUPS):
+        before, end = end, end + int(sizes[first : first + BLOCK_GROUPS].sum(dtype=np.int64))
+        if end > shard.start:
+            yield before, np.arange(first, min(first + BLOCK_GROUPS, len(sizes)))
+
+
+def _shuffled(
+    sizes: NDArray[np.int32] | NDArray[np.int64], shard: range, shuffle: Shuffle
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield blocks of the permutation of all row groups: the number of rows before the block, and its row groups.
+
+    The permutation sorts random numbers, one for each row group. Those of all row groups are never in memory at the
+    same time: they are drawn once to count by their first bits, and drawn again for each block that has rows of
+    ``shard``.
+    """
+    groups_of, rows_of = np.zeros(2**_FIRST_BITS, np.int64), np.zeros(2**_FIRST_BITS, np.int64)
+    for first, numbers in _random_numbers(len(sizes), shuffle.seed, shuffle.epoch):
+        bits = (numbers >> np.uint64(64 - _FIRST_BITS)).astype(np.int64)
+        groups_of += np.bincount(bits, minlength=len(groups_of))
+        # Weights are float64, which is exact: a block has fewer than 2**53 rows.
+        weights = sizes[first : first + len(numbers)]
+        rows_of += np.bincount(bits, weights, minlength=len(rows_of)).astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(rows_of)])
+    blocks = np.cumsum(groups_of) // BLOCK_GROUPS
+    edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
+    for low, high in pairwise(edges):
+        if starts[high] > shard.start and starts[low] < shard.stop:
+            yield int(starts[low]), _sorted_block(len(sizes), shuffle, low, high)
+
+
+def _sorted_block(count: int, shuffle: Shuffle, low: int, high: int) -> NDArray[np.int64]:
+    """Return the row groups whose random numbers have first bits from ``low`` to ``high`` - 1, in random order."""
+    found, groups = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for first, numbers in _random_numbers(count, shuffle.seed, shuffle.epoch):
+        bits = numbers >> np.uint64(64 - _FIRST_BITS)
+        inside = np.flatnonzero((bits >= low) & (bits < high))
+        found.append(numbers[inside])
+        groups.append(inside + first)
+    return np.concatenate(groups)[np.argsort(np.concatenate(found), kind="stable")]
+
+
+def _random_numbers(count: int, *seeds: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Yield ``count`` random numbers in blocks, with the number of the block's first."""
+    random = np.random.Philox(np.random.SeedSequence(seeds))
+    for first in range(0, count, BLOCK_GROUPS):
+        yield first, random.random_raw(min(BLOCK_GROUPS, count - first))
 
 
 def permutation(count: int, *seeds: int) -> NDArray[np.int64]:

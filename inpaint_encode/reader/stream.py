@@ -132,6 +132,7 @@ class LatentStream(IterableDataset[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         options, index, worker, epoch = self._options, self._groups.index, get_worker_info(), int(self._epoch)
+        sizes = index.sizes
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         rank_rows = sampler.shard(range(self._count), options.rank, options.world_size)
         rows = sampler.shard(rank_rows, number, workers)
@@ -140,10 +141,12 @@ class LatentStream(IterableDataset[Row]):
 
         def windows() -> Iterator[sampler.Window]:
             passes = count() if options.even else range(1)
-            return chain.from_iterable(sampler.windows(index.sizes, rows, shuffle) for _ in passes)
+            return chain.from_iterable(sampler.windows(sizes, rows, shuffle) for _ in passes)
 
-        sizes = index.sizes.astype(np.int64)
-        fingerprint = f"{len(sizes):,} with {len(index):,} rows, {zlib.crc32(sizes.tobytes()):08x}"
+        checksum = 0
+        for first in range(0, len(sizes), sampler.BLOCK_GROUPS):
+            checksum = zlib.crc32(sizes[first : first + sampler.BLOCK_GROUPS].astype(np.int64).tobytes(), checksum)
+        fingerprint = f"{len(sizes):,} with {len(index):,} rows, {checksum:08x}"
         identity = {"row_groups": fingerprint, **asdict(options), "worker": number, "workers": workers}
         start, state = _Position(epoch), self._resume
         if state is not None and state["epoch"] == epoch and state["of"]:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 _ROW = re.compile(r"^(?P<file>.+\.parquet)#row=(?P<row>\d+)&column=(?P<column>.+)$", re.DOTALL)
 _MEMBER = re.compile(r"^(?P<file>.+?\.tar)#member=.+&offset=(?P<offset>\d+)&size=(?P<size>\d+)$", re.DOTALL)
@@ -51,9 +53,10 @@ def row_uris(file: str, rows: pa.Array, column: str) -> pa.Array:
     return pc.binary_join_element_wise(f"{file}#row=", rows.cast(pa.string()), f"&column={column}", "")
 
 
-def member_uri(file: str, name: str, offset: int, size: int) -> str:
-    """Return the URI of a tar member whose data start at byte ``offset``."""
-    return f"{file}#member={name}&offset={offset}&size={size}"
+def member_uris(file: str, names: pa.Array, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> pa.Array:
+    """Return the URIs of tar members whose data start at these bytes."""
+    starts, lengths = (pa.array(numbers).cast(pa.string()) for numbers in (offsets, sizes))
+    return pc.binary_join_element_wise(f"{file}#member=", names, "&offset=", starts, "&size=", lengths, "")
 
 
 def without_suffix(uris: pa.ChunkedArray) -> pa.ChunkedArray:

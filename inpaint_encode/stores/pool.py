@@ -15,9 +15,21 @@ _R = TypeVar("_R")
 
 
 def map_concurrently(
-    call: Callable[[_T], _R], items: Iterable[_T], threads: int = THREADS, ahead: int | None = None
+    call: Callable[[_T], _R],
+    items: Iterable[_T],
+    threads: int = THREADS,
+    ahead: int | None = None,
+    on_end: Callable[[], None] | None = None,
 ) -> Iterator[_R]:
     """Yield ``call(item)`` of each item, in order. At most ``ahead`` results wait, by default twice ``threads``.
+
+    Args:
+        call: runs in a thread of its own.
+        items: are read as calls begin.
+        threads: calls at a time.
+        ahead: results that wait.
+        on_end: is called before the running calls are waited for, at the end and after an error. Calls that wait for
+            the caller must return then.
 
     Raises:
         Exception: what ``call`` raises, when its result is due; calls that have not begun are dropped.
@@ -32,4 +44,6 @@ def map_concurrently(
         while waiting:
             yield waiting.popleft().result()
     finally:
+        if on_end:
+            on_end()
         pool.shutdown(cancel_futures=True)

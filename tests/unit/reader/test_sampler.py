@@ -98,6 +98,19 @@ def test_a_permutation_is_the_same_on_every_machine():
     assert sampler.permutation(12, 7, 3).tolist() == [7, 1, 9, 6, 0, 11, 10, 4, 2, 8, 3, 5]
 
 
+@pytest.mark.parametrize("block", [1, 7, 1_000])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_blocks_do_not_change_the_order_of_row_groups(monkeypatch, block, epoch):
+    monkeypatch.setattr(sampler, "BLOCK_GROUPS", block)
+    sizes = np.random.default_rng(epoch).integers(0, 3, 500)
+    expected = [group for group in sampler.permutation(500, 5, epoch).tolist() if sizes[group]]
+    total = int(sizes.sum())
+    windows = list(sampler.windows(sizes, range(total), sampler.Shuffle(5, epoch, 500)))
+    assert [one.group for window in windows for one in window.slices] == expected
+    in_order = sampler.windows(sizes, range(total), None)
+    assert [one.group for window in in_order for one in window.slices] == np.flatnonzero(sizes).tolist()
+
+
 @pytest.mark.parametrize("row", [0, 7, -1])
 def test_row_numbers_are_python_integers(row):
     places = rows_of(sampler.windows(SIXTY, range(480), sampler.Shuffle(0, 0, 4)))
