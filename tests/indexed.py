@@ -82,6 +82,18 @@ class IndexedRun:
         return self
 
 
+@pytest.fixture(name="pairs")
+def pairs_fixture(tmp_path):
+    """Return a list of ten pairs."""
+    return write_pairs(tmp_path / "list.jsonl", numbered(10))
+
+
+@pytest.fixture(name="output", params=["disk", "s3"])
+def output_fixture(request, tmp_path):
+    """Return an unused folder, and an unused prefix of a bucket."""
+    return str(tmp_path / "out") if request.param == "disk" else request.getfixturevalue("s3").uri(tmp_path.name)
+
+
 def write_pairs(path: Path, keys: Iterable[str]) -> Path:
     """Write a list of pairs with these keys."""
     write_lines(path, ({"image": f"{key}.png", "mask": f"{key}-mask.png"} for key in keys))

@@ -144,12 +144,8 @@ class LeaseCandidate:
         if not self.is_free():
             return None
         try:
-            return Lease(self._uri, self._me, storage.write(self._uri, self._me.encode(0), expect=self._version))
+            return Lease(self._uri, self._me, storage.write_once(self._uri, self._me.encode(0), expect=self._version))
         except storage.Conflict:
-            with contextlib.suppress(FileNotFoundError):
-                holder, version = _read(self._uri)
-                if holder is not None and holder.token == self._me.token:  # the answer to our own write was lost
-                    return Lease(self._uri, self._me, version)
             return None
 
     def is_free(self) -> bool:

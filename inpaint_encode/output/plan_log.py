@@ -250,13 +250,12 @@ class PlanLog:
         data = marker.encode()
         uri = self._state.uri(self.marker_path(unit, revision))
         try:
-            storage.write(uri, data, expect=storage.ABSENT)
+            storage.write_once(uri, data)
         except storage.Conflict:
-            if storage.read(uri).data != data:  # it is ours if the answer to an earlier attempt was lost
-                raise PlanTaken(
-                    f"another run has written {uri}; this run stops planning, and its finished chunks are kept; run "
-                    "the same command again to continue"
-                ) from None
+            raise PlanTaken(
+                f"another run has written {uri}; this run stops planning, and its finished chunks are kept; run the "
+                "same command again to continue"
+            ) from None
         self.add(marker, data)
         return [plan.chunk_name(unit, chunk.number) for chunk in marker.chunks]
 
@@ -273,10 +272,9 @@ class PlanLog:
     def _write_part(self, part: tuple[str, bytes]) -> None:
         path, data = part
         try:
-            storage.write(self._state.uri(path), data, expect=storage.ABSENT)
-        except storage.Conflict:  # of this run, whose token it has: the answer to an earlier attempt was lost
-            if self._state.read(path) != data:
-                raise JobFailed(f"{self._state.uri(path)} has other contents than this run wrote") from None
+            storage.write_once(self._state.uri(path), data)
+        except storage.Conflict:  # although only this run has its token, which is in the name
+            raise JobFailed(f"{self._state.uri(path)} has other contents than this run wrote") from None
 
     def previous(self, unit: int, revision: int) -> str:
         """Return the hash of the marker that a new one follows."""

@@ -168,10 +168,9 @@ class PlanRepair:
             self._state.check_lease()
             uri = self._state.uri(log.marker_path(marker.unit, marker.revision))
             try:
-                storage.write(uri, data, expect=version)
+                storage.write_once(uri, data, expect=version)
             except storage.Conflict:
-                if storage.read(uri).data != data:  # it is ours if the answer to an earlier attempt was lost
-                    raise JobFailed(f"another run has written {uri}; run verify again") from None
+                raise JobFailed(f"another run has written {uri}; run verify again") from None
         return log
 
     def _find(self) -> Iterator[Rebuilt]:

@@ -146,7 +146,7 @@ def open_output(
         whole = {"job": state.job, "replaces": replaced, "created": created, **record}
         state.check_lease()
         try:
-            storage.write(uri, json.dumps(whole, indent=2).encode(), expect=version)
+            storage.write_once(uri, json.dumps(whole, indent=2).encode(), expect=version)
         except storage.Conflict:  # another run has begun the output
             return open_output(output, record, overwrite=False, token=token, lease=lease)
         state.delete(["_report.json", NOTE])

@@ -163,6 +163,10 @@ class OutputState:
     def check_lease(self) -> None:
         """Check that this run holds the lease.
 
+        `commit` checks it before each chunk, in one request. A data file decides alone which worker commits a chunk,
+        but it does not keep a late worker from two other writes to a finished output: data files of an overwritten
+        job, which readers without the index would read, and files of rejects, which are written without a condition.
+
         Raises:
             JobFailed: another run has taken it.
         """
@@ -187,7 +191,7 @@ class OutputState:
             check: called just before writing; by default `check_lease`.
 
         Raises:
-            JobFailed: another run has taken the lease.
+            JobFailed: another run has taken the lease, or has committed another revision of the chunk.
             OSError: the store or the disk fails.
         """
         chunk, expect = work["chunk"], storage.ABSENT
@@ -219,19 +223,23 @@ class OutputState:
         return replace(result, row_groups=groups)
 
     def accept_existing(self, work: Mapping[str, Any]) -> ChunkResult:
-        """Return what a committed chunk's file contains, and write the rejects file accordingly.
+        """Write the rejects file as a committed chunk's footer says, and return what the data file contains.
+
+        The rejects are written whatever the data file is, since `commit` has replaced them with those of its own rows.
+        The data file stays.
 
         Raises:
-            JobFailed: the file is of an older revision of the chunk than this run's.
+            JobFailed: the file is of another revision of the chunk than ``work``, or has other pairs.
         """
         found = self._read_footer(work["chunk"])
+        result = self._align_rejects(work["chunk"], found)
         if found.revision < work["revision"]:
             raise JobFailed(
                 f"a worker of an earlier, killed run has just written outdated rows to {self.data_uri(work['chunk'])}; "
                 "run the same command again to replace them"
             )
         self._check_hash(work["chunk"], found, plan.PlannedChunk(work["revision"], work["hash"], "", 0))
-        return self._align_rejects(work["chunk"], found)
+        return result
 
     def _check_hash(self, chunk: str, found: _ChunkFile, planned: plan.PlannedChunk) -> None:
         """Check that a data file has the pairs that are planned for its chunk."""

@@ -22,7 +22,7 @@ from inpaint_encode.stores.ranged_file import RangedFile
 
 from .batches import Piece, find_unchanged, in_batches
 from .list_files import Lines, ListFile, open_list_file, translate_errors
-from .pairs import LeftOut, PairBatch, PairFiles, PairSource, Slice, check_access
+from .pairs import PairBatch, PairFiles, PairSource, Slice, check_access
 from .part_uris import without_suffix
 from .random_masks import slice_version
 
@@ -48,6 +48,7 @@ class PairList(PairSource):
         Raises:
             UsageError: it cannot be read, a column is missing, or has the name of an output column.
         """
+        super().__init__(files.objects_listed)
         self._source, self._files, self._access = source, files, access
         with translate_errors(files.uris[0]):
             self._first = RangedFile(files.uris[0], access)
@@ -69,10 +70,6 @@ class PairList(PairSource):
         extra = extra_columns_schema(self.extra_columns)
         self._pairs_schema = pa.schema([*(field for field in SOURCE_PAIRS if field.name != "line"), *extra])
         self.numbers_masks = self._has_masks and not source.key_column
-        self.left_out = LeftOut()
-        self.objects_listed = files.objects_listed
-        self.image_row_groups = 0
-        self.image_and_mask_bytes = None
 
     def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
         """Yield the pairs, see `PairSource.batches`.

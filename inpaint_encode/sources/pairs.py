@@ -85,7 +85,7 @@ class PairSource(ABC):
 
     extra_columns: list[pa.Field]
     """The fields of `schema.EXTRA_COLUMNS`; empty if the source has no columns of its own."""
-    numbers_masks: bool
+    numbers_masks: bool = False
     """Whether a key names an image, so that the keys of its second and further masks must get a number. If False, a key
     names a pair."""
     unchanged: frozenset[str] = frozenset()
@@ -93,11 +93,15 @@ class PairSource(ABC):
     left_out: LeftOut
     objects_listed: int
     """Objects in the listings so far."""
-    image_row_groups: int
+    image_row_groups: int = 0
     """Row groups of the Parquet files that hold the images, so far."""
-    image_and_mask_bytes: tuple[int, int] | None
+    image_and_mask_bytes: tuple[int, int] | None = None
     """Total bytes of the images that have a mask, each counted once, and of their masks, once `batches` has ended. None
     if the source does not know them."""
+
+    def __init__(self, objects_listed: int = 0) -> None:
+        self.left_out = LeftOut()
+        self.objects_listed = objects_listed
 
     @abstractmethod
     def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:

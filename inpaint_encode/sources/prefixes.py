@@ -60,11 +60,10 @@ class _Prefixes(PairSource):
     """
 
     def __init__(self, source: Source, access: Access, images_prefix: str, masks_prefix: str) -> None:
+        super().__init__()
         self._source, self._access = source, access
         self._images_prefix, self._masks_prefix = images_prefix, masks_prefix
         self.extra_columns: list[pa.Field] = []
-        self.numbers_masks = False
-        self.image_row_groups = 0
         self._reset()
 
     def _reset(self) -> None:

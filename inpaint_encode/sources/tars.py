@@ -115,13 +115,9 @@ class TarPairs(PairSource):
         if source.key_column not in ("", SAMPLE_NAME):
             raise UsageError(f"--key-column {source.key_column}: with tars use {SAMPLE_NAME} or leave out the option")
         check_access(access, pa.chunked_array([[files.uris[0]]]))
+        super().__init__(files.objects_listed)
         self._source, self._files, self._access = source, files, access
         self.extra_columns = list(EXTRA)
-        self.numbers_masks = False
-        self.left_out = LeftOut()
-        self.objects_listed = files.objects_listed
-        self.image_row_groups = 0
-        self.image_and_mask_bytes = None
 
     def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
         """Yield the pairs in the order of the tars, see `PairSource.batches`. Several tars are indexed at a time.

@@ -35,6 +35,7 @@ def map_concurrently(
         Exception: what ``call`` raises, when its result is due; calls that have not begun are dropped.
     """
     waiting: deque[Future[_R]] = deque()
+    wait = True
     pool = ThreadPoolExecutor(threads, thread_name_prefix="requests")
     try:
         for item in items:
@@ -43,7 +44,10 @@ def map_concurrently(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except GeneratorExit:
+        wait = False  # the garbage collector may be what ends this, in a thread that other threads wait for
+        raise
     finally:
         if on_end:
             on_end()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=wait, cancel_futures=True)

@@ -9,6 +9,7 @@ backoff for `RETRY_BUDGET_S` seconds, then raises `Unavailable`.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,7 @@ __all__ = [
     "stat",
     "temporary_files",
     "write",
+    "write_once",
 ]
 
 WRITABLE = frozenset({"s3", "file", ""})
@@ -177,13 +179,38 @@ def write(uri: str, data: bytes, *, expect: str | None = None) -> str:
             decides; where a store ignores conditions, the last writer wins.
 
     Raises:
-        Conflict: the object has another version than ``expect``. After a lost answer and a retry, the conflict can be
-            with the caller's own write.
+        Conflict: the object has another version than ``expect``. If the answer to an earlier attempt was lost, this
+            can be the caller's own write, see `write_once`.
         PermissionError: the store denies access.
         Unavailable: the store still fails after the last retry.
         OSError: any other error of the store or the disk.
     """
     return retry(_store_of(uri).write, uri, data, expect)
+
+
+def write_once(uri: str, data: bytes, *, expect: str = ABSENT) -> str:
+    """Write a whole object if it has the version ``expect``, and return its new version.
+
+    If the object already has these contents, return its version: an earlier attempt wrote them, and its answer was
+    lost. Contents that name the writer, such as a token, cannot come from another one.
+
+    Args:
+        uri: the object's URI or path.
+        data: the whole content.
+        expect: see `write`; by default the object must not exist.
+
+    Raises:
+        Conflict: the object has another version and other contents.
+        PermissionError, Unavailable, OSError: as `write`.
+    """
+    try:
+        return write(uri, data, expect=expect)
+    except Conflict:
+        with contextlib.suppress(FileNotFoundError):
+            found = read(uri)
+            if found.data == data:
+                return found.version
+        raise
 
 
 def delete(uri: str) -> None:

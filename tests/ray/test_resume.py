@@ -10,9 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import ray.data
@@ -23,13 +22,11 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Display
 from inpaint_encode.output.parquet import parquet_bytes
-from inpaint_encode.output.state import OutputState
-from inpaint_encode.schema import REJECTS, data_schema
+from inpaint_encode.schema import REJECTS
 from inpaint_encode.stores import storage
 from tests.conftest import command, save_vae
-from tests.outputs import PLAIN, data_files, files_of, rejects_of, rows_of, whole_output
+from tests.outputs import data_files, files_of, rejects_of, rows_of, whole_output
 from tests.proxy import FaultyProxy
-from tests.rows import encoded_pair, groups_of
 
 ENCODED, REJECTED = 10, 2
 ODD_KEY = "..hidden/%2e%2e%2fescape;rm -rf"
@@ -338,54 +335,6 @@ def changed_keys(before: dict[str, bytes], output: str) -> set[str]:
     after = rows_of(output)
     assert after.keys() == before.keys()
     return {key for key in before if after[key] != before[key]}
-
-
-class TestLateWorkers:
-    """A leftover worker of a killed run commits after the new run has listed the finished chunks."""
-
-    def chunk(self, key):
-        """Arguments of a commit of one encoded pair."""
-        row = encoded_pair(key, np.zeros((4, 1, 1), np.float32), np.zeros((8, 8), np.uint8))
-        return *groups_of([row], PLAIN), REJECTS.empty_table()
-
-    def reject(self, key):
-        reject = {"key": key, "image_uri": "i", "mask_uri": "m", "stage": "fetch", "error": "fetch.unavailable"}
-        return [], data_schema(PLAIN), pa.Table.from_pylist([reject], REJECTS)
-
-    @pytest.fixture(params=["disk", "s3"])
-    def where(self, request, tmp_path, s3):
-        return str(tmp_path / "late") if request.param == "disk" else s3.uri(f"late-{time.monotonic_ns()}")
-
-    WORK: ClassVar = {"chunk": "000000-00007", "revision": 0, "hash": "5ec2e7", "part": "", "keep": False}
-
-    def test_a_worker_with_an_old_token_cannot_commit(self, where):
-        storage.write(f"{where}/_lease.json", json.dumps(lease_of("new")).encode())
-        late = OutputState(where, "0123abcd", "old")
-        with pytest.raises(JobFailed, match="taken over"):
-            late.commit(self.WORK, *self.chunk("a"))
-        assert data_files(where) == []
-
-    def test_the_first_commit_wins_and_the_second_accepts_it(self, where):
-        """The late worker has checked the lease before the new run commits; it brings a reject, the new run a row."""
-        state = OutputState(where, "0123abcd", "new")
-        first = state.commit(self.WORK, *self.chunk("a"), check=lambda: None)
-        late = state.commit(self.WORK, *self.reject("a"), check=lambda: None)
-        assert first == late
-        assert (late.encoded, late.rejected) == (1, 0)
-        assert rejects_of(where) == []
-        assert list(rows_of(where)) == ["a"]
-
-    def test_a_late_reject_that_came_first_is_accepted(self, where):
-        state = OutputState(where, "0123abcd", "new")
-        state.commit(self.WORK, *self.reject("a"), check=lambda: None)
-        mine = state.commit(self.WORK, *self.chunk("a"), check=lambda: None)
-        assert (mine.encoded, mine.rejected, mine.errors) == (0, 1, {"fetch.unavailable": 1})
-        assert [row["key"] for row in rejects_of(where)] == ["a"]
-        assert rows_of(where) == {}
-
-
-def lease_of(token: str) -> dict:
-    return {"token": token, "host": "elsewhere", "boot": "", "namespace": 0, "pid": 1, "started": 1, "renewals": 0}
 
 
 def test_a_chunk_that_another_worker_commits_meanwhile_is_accepted(job, output, display, monkeypatch):

@@ -38,7 +38,7 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_the_wheel_has_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0] for name in names} == {"inpaint_encode", "inpaint_encode-0.1.0.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {"inpaint_encode", "inpaint_encode-0.2.0.dist-info"}
     package = ROOT / "inpaint_encode"
     ours = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     expected = {str(path.relative_to(ROOT)) for path in ours}
@@ -49,7 +49,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
 
 def test_the_extras_of_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as files:
-        metadata = files.read("inpaint_encode-0.1.0.dist-info/METADATA").decode()
+        metadata = files.read("inpaint_encode-0.2.0.dist-info/METADATA").decode()
     lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     base = {line.partition(">")[0] for line in lines if "extra ==" not in line}
     assert base == {"botocore", "numpy", "obstore", "pyarrow", "tenacity", "torch", "urllib3"}

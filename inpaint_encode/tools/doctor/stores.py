@@ -156,7 +156,7 @@ def _violations(probe: str) -> Iterator[str]:
     """
     folder, _, name = probe.rpartition("/")
     next(storage.list_objects(folder), None)
-    version = storage.write(probe, b"1", expect=storage.ABSENT)
+    version = storage.write_once(probe, b"1")
     if _writes(probe, b"2", storage.ABSENT):
         yield "the store ignores If-None-Match: an existing object was overwritten"
         version = storage.stat(probe).version
@@ -178,7 +178,7 @@ def _violations(probe: str) -> Iterator[str]:
 def _writes(probe: str, data: bytes, expect: str) -> bool:
     """Return whether the store accepts a conditional write."""
     try:
-        storage.write(probe, data, expect=expect)
+        storage.write_once(probe, data, expect=expect)
     except storage.Conflict:
         return False
     return True

@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from inpaint_encode.output import index
 from inpaint_encode.output.index import index_problems
@@ -16,18 +15,15 @@ from inpaint_encode.reader import Output
 from inpaint_encode.reader.groups import RowGroupIndex
 from inpaint_encode.schema import FILE_INDEX, KEY_INDEX, UNIT_INDEX
 from inpaint_encode.stores import storage
-from tests.indexed import IndexedRun, numbered, read_by_footers, write_pairs
+from tests.indexed import (
+    IndexedRun,
+    numbered,
+    output_fixture,  # noqa: F401
+    pairs_fixture,  # noqa: F401
+    read_by_footers,
+    write_pairs,
+)
 from tests.outputs import files_of
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    return write_pairs(tmp_path / "list.jsonl", numbered(10))
-
-
-@pytest.fixture(params=["disk", "s3"])
-def output(request, tmp_path):
-    return str(tmp_path / "out") if request.param == "disk" else request.getfixturevalue("s3").uri(tmp_path.name)
 
 
 def index_of(output):

@@ -18,7 +18,6 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output import lease as leases
 from inpaint_encode.output.lease import acquire_lease, check_lease_token
 from inpaint_encode.stores import retries, storage
-from inpaint_encode.stores.s3 import forget_clients
 from tests.proxy import FaultyProxy
 
 HOLDER = """
@@ -48,14 +47,10 @@ def uri(request, tmp_path) -> str:
 
 
 @pytest.fixture
-def proxy(s3, monkeypatch) -> Iterator[FaultyProxy]:
-    """A faulty proxy for every S3 request of this process; there are almost no retries."""
+def proxy(proxy, monkeypatch) -> FaultyProxy:
+    """Return the faulty proxy; there are almost no retries."""
     monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)
-    with FaultyProxy(s3) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.environment["AWS_ENDPOINT_URL"])
-        forget_clients()
-        yield running
-    forget_clients()
+    return proxy
 
 
 def silent(line: str) -> None:

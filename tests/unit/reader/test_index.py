@@ -15,21 +15,18 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import Changed
 from inpaint_encode.stores.s3 import forget_clients
 from tests.buckets import point_clients_at
-from tests.indexed import CHUNK_ROWS, IndexedRun, numbered, write_pairs
+from tests.indexed import (
+    CHUNK_ROWS,
+    IndexedRun,
+    numbered,
+    output_fixture,  # noqa: F401
+    pairs_fixture,  # noqa: F401
+    write_pairs,
+)
 from tests.outputs import files_of, write_output
 from tests.proxy import FaultyProxy
 
 from .conftest import keys
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    return write_pairs(tmp_path / "list.jsonl", numbered(10))
-
-
-@pytest.fixture(params=["disk", "s3"])
-def output(request, tmp_path):
-    return str(tmp_path / "out") if request.param == "disk" else request.getfixturevalue("s3").uri(tmp_path.name)
 
 
 def check_rows(output: str, expected: list[str]) -> None:

@@ -318,7 +318,7 @@ import pathlib, re, sys, time
 import numpy as np
 import pyarrow.compute as pc
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import image_files
+from inpaint_encode.sources import image_files, prefixes
 from inpaint_encode.sources.prefixes import open_prefixes
 from inpaint_encode.stores.base import DEFAULT_ACCESS, Listed
 
@@ -334,7 +334,7 @@ def pages(option, prefix, access):
 def resident(what):
     return int(re.search(rf"{what}:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1000
 
-image_files.list_pages = pages
+image_files.list_pages = prefixes.list_pages = pages
 begun = time.process_time()
 for option in ("--images", *(["--masks"] if masks else [])):
     for page in pages(option, "", None):

@@ -56,6 +56,15 @@ class TestLostAnswers:
         with pytest.raises(Conflict):
             storage.write(uri, b"other", expect=ABSENT)
 
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_write_once_recognizes_its_own_write(self, proxy, s3, exists):
+        uri = f"{bucket_prefix(s3)}/x"
+        expect = storage.write(uri, b"before") if exists else ABSENT
+        proxy.kinds, proxy.share, proxy.only = ("lost",), 1.0, first_put()
+        version = storage.write_once(uri, b"ours", expect=expect)
+        assert proxy.counts["lost"] == 1
+        assert storage.read(uri) == (b"ours", version)
+
     def test_at_most_one_of_6_creates_succeeds_if_answers_are_lost(self, proxy, s3):
         uri = f"{bucket_prefix(s3)}/x"
         proxy.kinds, proxy.share, proxy.only = ("lost",), 0.5, lambda method, path: method == "PUT"

@@ -101,6 +101,28 @@ class TestExpectedVersions:
             outcomes = in_threads(lambda number: storage.write(uri, b"by %03d" % number, expect=version))  # noqa: B023
             self.assert_one_won(uri, outcomes)
 
+    def test_a_repeated_write_once_returns_the_version_of_the_first(self, prefix):
+        uri = f"{prefix}/x"
+        first = storage.write_once(uri, b"first")
+        assert storage.write_once(uri, b"first") == first
+        second = storage.write_once(uri, b"second", expect=first)
+        assert storage.write_once(uri, b"second", expect=first) == second
+        assert storage.read(uri) == (b"second", second)
+
+    def test_write_once_replaces_no_other_contents(self, prefix):
+        uri = f"{prefix}/x"
+        version = storage.write(uri, b"others")
+        for expect in (ABSENT, '"no-such-version"'):
+            with pytest.raises(Conflict):
+                storage.write_once(uri, b"ours", expect=expect)
+        assert storage.read(uri) == (b"others", version)
+        with pytest.raises(Conflict):
+            storage.write_once(f"{prefix}/missing", b"ours", expect=version)
+
+    def test_one_of_16_concurrent_write_once_wins(self, prefix):
+        for uri in rounds(prefix):
+            self.assert_one_won(uri, in_threads(lambda number: storage.write_once(uri, b"by %02d" % number)))  # noqa: B023
+
     def assert_one_won(self, uri: str, outcomes: list[object]) -> None:
         winners = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, str)]
         assert len(winners) == 1, outcomes
