@@ -8,6 +8,7 @@ and the files of the asking process. Ray is imported after the fork, because it 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -21,6 +22,9 @@ import tempfile
 from pathlib import Path
 
 _IMPORTED = ("inpaint_encode.core.encoder", "diffusers.models.autoencoders.autoencoder_kl", "pandas", "pyarrow.dataset")
+_IMPORTED += ("inpaint_encode.job.stages", "inpaint_encode.output.shards", "google.protobuf.descriptor_pb2", "jsonschema")
+_IMPORTED += ("rich.progress",)
+_SITE = str(Path(__file__).parent / "warm_site")
 _SOCKET = "INPAINT_ENCODE_WARM_WORKERS"
 
 
@@ -32,6 +36,7 @@ class WarmWorkers:
     def __enter__(self) -> WarmWorkers:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
         os.environ[_SOCKET] = f"{self._folder.name}/socket"
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SITE, os.environ.get("PYTHONPATH")]))
         command = [sys.executable, __file__, os.environ[_SOCKET]]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout.readline(), "the process that workers are copied from did not start"
@@ -59,6 +64,8 @@ def serve(path: str) -> None:
     for name in _IMPORTED:
         importlib.import_module(name)
     assert "ray" not in sys.modules
+    gc.collect()
+    gc.freeze()  # a collection in a copy need not visit, and so copy, half a million objects
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
