@@ -22,9 +22,15 @@ import tempfile
 from pathlib import Path
 
 _IMPORTED = ("inpaint_encode.core.encoder", "diffusers.models.autoencoders.autoencoder_kl", "pandas", "pyarrow.dataset")
-_IMPORTED += ("inpaint_encode.job.stages", "inpaint_encode.output.shards", "google.protobuf.descriptor_pb2", "jsonschema")
+_IMPORTED += (
+    "inpaint_encode.job.stages",
+    "inpaint_encode.output.shards",
+    "google.protobuf.descriptor_pb2",
+    "jsonschema",
+)
 _IMPORTED += ("rich.progress",)
-_SITE = str(Path(__file__).parent / "warm_site")
+WARM_SITE = str(Path(__file__).parent / "warm_site")
+"""Folder for ``PYTHONPATH`` of Ray's nodes: their warm workers start sooner."""
 _SOCKET = "INPAINT_ENCODE_WARM_WORKERS"
 
 
@@ -36,7 +42,7 @@ class WarmWorkers:
     def __enter__(self) -> WarmWorkers:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
         os.environ[_SOCKET] = f"{self._folder.name}/socket"
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SITE, os.environ.get("PYTHONPATH")]))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [WARM_SITE, os.environ.get("PYTHONPATH")]))
         command = [sys.executable, __file__, os.environ[_SOCKET]]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout.readline(), "the process that workers are copied from did not start"
