@@ -4,6 +4,8 @@ Each job starts a new encoder process. Importing takes four seconds, hundreds of
 ``runtime_env={"py_executable": WarmWorkers.executable}`` Ray starts this file as its worker. This file asks the
 server process for a copy of itself. The copy runs Ray's worker script with the arguments, the environment, the folder
 and the files of the asking process. Ray is imported after the fork, because it reads the environment at import.
+
+``tests/warm_site`` spares the copy one more import of ray, see there.
 """
 
 from __future__ import annotations
