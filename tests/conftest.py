@@ -1,5 +1,6 @@
 """Fixtures of all tests: one S3 server and one Ray cluster for the session, small VAEs, and the command line."""
 
+import json
 import multiprocessing
 import os
 import secrets
@@ -194,7 +195,10 @@ def make_job(vae_folder):
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """Run ``inpaint-encode`` in a process of its own."""
+    """Run ``inpaint-encode`` in a process of its own; on a running Ray, it has warm workers."""
+    if "RAY_ADDRESS" in environment:
+        job = {"runtime_env": {"py_executable": WarmWorkers.executable}}
+        environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job), **environment}
     return subprocess.run(
         [sys.executable, "-m", "inpaint_encode", *map(str, arguments)],
         capture_output=True,

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.warm import WARM_SITE
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +32,8 @@ def free_port() -> int:
 @contextlib.contextmanager
 def ray_start(*options: object, **environment: str):
     """Run ``ray start --block`` inside the ``with`` block; its raylet and workers end with it."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
+    paths = f"{WARM_SITE}:{ROOT}", f"{BIN}:{os.environ['PATH']}"
+    env = {**os.environ, "PYTHONPATH": paths[0], "PATH": paths[1], **environment}
     command = [BIN / "ray", "start", "--block", "--disable-usage-stats", *options]
     process = subprocess.Popen(
         [str(part) for part in command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
