@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.conventions import unscaled
-from inpaint_encode.sources.tars import _MEMBER_NAME
+from inpaint_encode.sources.tar_index import _MEMBER_NAME
 from inpaint_encode.tools.export.formats import SUFFIXES, key_to_path, select_format
 from inpaint_encode.vae.latents import to_scaled
 from tests.exports import (
