@@ -257,7 +257,7 @@ class _Decisions:
                 self.changed_hashes.append(member.changed_hash)
         elif member.equals(row):
             self.repeated.append(position)
-        else:
+        elif self._new_pairs is not NewPairs.ADD or _contents(row) != _contents(member.row):
             self._reject(position, row, row["key"], group, row["mask_index"])
 
     def _supersede(self, row: Row) -> None:

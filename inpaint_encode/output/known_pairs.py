@@ -44,11 +44,15 @@ def contents_digests(keys: pa.ChunkedArray, pairs: pa.Table) -> NDArray[np.uint6
 
 
 def _as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values as strings that are not null; equal values, also NaN, give equal strings."""
-    try:
-        strings = column.cast(pa.string())
-    except pa.ArrowNotImplementedError:  # nested types, for example
+    """Return the values as strings that are not null; equal values, also NaN, give equal strings.
+
+    Which way a type goes does not depend on its values.
+    """
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_nested(kind) or pa.types.is_fixed_size_binary(kind):
         strings = pa.chunked_array([pa.array(map(repr, column.to_pylist()), pa.string())])
+    else:
+        strings = column.cast(pa.string())
     return pc.if_else(column.is_null(), _NULL, pc.binary_join_element_wise(_VALUE, strings, ""))
 
 
@@ -73,6 +77,13 @@ class KnownPairs:
             new[rows[found]] = ~known.met[at]
             known.met[at] = True
         return new
+
+    def contains(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return which pairs are planned."""
+        known = np.zeros(len(digests), np.bool_)
+        for bucket, rows in _by_bucket(digests):
+            known[rows] = self._bucket(bucket).find(digests[rows])[1]
+        return known
 
     def met(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return which of these planned pairs have been met."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,9 @@ from .deduplicate import Deduplicated, NewPairs, Row, base_keys, deduplicate, id
 from .known_keys import KnownKeys, hash_keys
 from .known_pairs import KnownPairs, contents_digests
 from .plan_log import PlanLog
+
+_SLICES_PER_UNIT = 4_096
+"""Slices in a unit without pairs."""
 
 _CHANGED_IN_MEMORY = 262_144
 """Changed pairs from which they are kept in temporary files until the source is read."""
@@ -68,6 +72,8 @@ class Planner:
         self._superseded: defaultdict[int, list[str]] = defaultdict(list)
         """Keys, by unit, of rejected pairs that are not rejected any more."""
         self._slices: tuple[Slice, ...] = ()
+        self._refreshed: dict[str, Slice] = {}
+        """With ``refresh``, an empty slice at the end of each file that was read."""
         self._last_slice: tuple[Slice, ...] = ()
         """Empty if the source has no slices."""
         self._changes = _ChangedPairs()
@@ -81,10 +87,11 @@ class Planner:
             OSError: the store fails.
         """
         size = max(BATCH_PAIRS, self._chunks.chunk_rows)
-        for batch in self._source.batches({} if self._run.refresh else self._log.last_slices()):
-            self._add(batch, NewPairs.POSTPONE if self._run.refresh else NewPairs.ADD)
-            if self._waiting.num_rows >= size // 2:
-                yield self._write_unit()
+        with closing(self._source.batches({} if self._run.refresh else self._log.last_slices())) as batches:
+            for batch in batches:
+                self._add(batch, NewPairs.POSTPONE if self._run.refresh else NewPairs.ADD)
+                if self._waiting.num_rows >= size // 2:
+                    yield self._write_unit()
         for batch in self._postponed_batches(size):
             self._add(batch, NewPairs.REPLACE)
             if self._waiting.num_rows >= size // 2:
@@ -93,6 +100,7 @@ class Planner:
             yield self._write_unit()
         if self._run.refresh:
             yield from self._revise()
+            yield from self._write_versions()
         self.complete = True
 
     @property
@@ -145,18 +153,36 @@ class Planner:
 
         Rejected pairs that became planned pairs are dropped last, so that they are always in the plan.
         """
+        self._read_plan()
         for unit in range(self.old_units):
             changed, current = self._changes.of(unit), self._log.read_unit(unit)
-            dropped = pa.array([], pa.string())
+            vanished = self._accepted_later(current)
             if self._run.drop_vanished:
-                self._read_plan()
-                met = self._pairs.met(self._digests(current))
-                dropped = current["key"].filter(pa.array(~met)).drop_null().combine_chunks()
+                vanished |= ~self._pairs.met(self._digests(current))
+            dropped = current["key"].filter(pa.array(vanished)).drop_null().combine_chunks()
             if changed is not None or len(dropped):
                 yield self._write_revision(unit, current, current.slice(0, 0) if changed is None else changed, dropped)
         for unit, keys in sorted(self._superseded.items()):
             current = self._log.read_unit(unit)
             yield self._write_revision(unit, current, current.slice(0, 0), pa.array(keys, pa.string()))
+
+    def _accepted_later(self, rows: pa.Table) -> NDArray[np.bool_]:
+        """Return which rejected pairs have another key now, in a plan of a refresh that was killed."""
+        rejected = np.flatnonzero(pc.and_(rows["error"].is_valid(), rows["key"].is_valid()))
+        keys = base_keys(rows, numbers_masks=self._source.numbers_masks).take(rejected)
+        found = np.zeros(rows.num_rows, np.bool_)
+        found[rejected] = self._pairs.contains(contents_digests(keys, rows.take(rejected)))
+        return found
+
+    def _write_versions(self) -> Iterator[list[str]]:
+        """Write units without pairs, which say which versions of the files a refresh has read."""
+        if self._run.drop_vanished:
+            gone = [one for one in self._log.last_slices().values() if one.file not in self._refreshed and one.end]
+            self._refreshed |= {one.file: Slice(one.file, "", 0, 0, is_last=True) for one in gone}
+        slices = list(self._refreshed.values())
+        for start in range(0, len(slices), _SLICES_PER_UNIT):
+            self._slices = tuple(slices[start : start + _SLICES_PER_UNIT])
+            yield self._write_unit()
 
     def _add(self, batch: PairBatch, new_pairs: NewPairs) -> None:
         """Add the new pairs of a batch to the next unit, and note which planned pairs it has."""
@@ -178,15 +204,28 @@ class Planner:
         fresh = found.fresh
         lines = pc.add(fresh["line"], pa.scalar(sum(one.end - one.start for one in self._slices), pa.int32()))
         fresh = fresh.set_column(fresh.column_names.index("line"), "line", lines)
-        self._slices += _with_repeated(batch.slices, pairs["line"].to_numpy()[found.repeated])
+        slices = _with_repeated(batch.slices, pairs["line"].to_numpy()[found.repeated])
+        self._slices += self._without_versions(slices) if self._run.refresh else slices
         self._last_slice = batch.slices[-1:]
         if found.postponed.num_rows:
-            numbers = pa.array(np.arange(found.postponed.num_rows) + self._postponed.num_rows, pa.int32())
-            postponed = found.postponed.set_column(found.postponed.column_names.index("line"), "line", numbers)
+            before = self._postponed["line"][-1].as_py() + 1 if self._postponed.num_rows else 0
+            lines = pc.add(found.postponed["line"], pa.scalar(before, pa.int32()))
+            postponed = found.postponed.set_column(found.postponed.column_names.index("line"), "line", lines)
             self._postponed = pa.concat_tables([self._postponed, postponed.select(self._postponed.column_names)])
         if fresh.num_rows:
             self._keys.add(self._hashes(fresh), len(self._log.units))
             self._waiting = pa.concat_tables([self._waiting, fresh.select(self._waiting.column_names)])
+
+    def _without_versions(self, slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
+        """Note the versions of a batch's slices for `_write_versions`, and return the slices without them.
+
+        A refresh that is killed has not planned all that it has read, so these files must be read once more.
+        """
+        for one in slices:
+            before = self._refreshed.get(one.file, one._replace(left_out=(0, 0, 0)))
+            images, masks, ignored = (sum(counts) for counts in zip(before.left_out, one.left_out, strict=True))
+            self._refreshed[one.file] = one._replace(start=one.end, left_out=(images, masks, ignored), repeated=0)
+        return tuple(one._replace(version="", left_out=(0, 0, 0)) for one in slices)
 
     def _without_unchanged(self, pairs: pa.Table) -> pa.Table:
         """Remove the pairs that are planned with the same contents, and note that they are met.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ class Piece(NamedTuple):
         return Piece(self.lines.slice(0, lines), first), Piece(self.lines.slice(lines), second)
 
 
-def in_batches(pieces: Iterable[Piece], source: Source) -> Iterator[PairBatch]:
+def in_batches(pieces: Generator[Piece, None, None], source: Source) -> Generator[PairBatch, None, None]:
     """Yield the pieces in batches of at most `pairs.BATCH_PAIRS` pairs and about `pairs.BATCH_BYTES`.
 
     A batch has at least one line, with all its random masks. It is yielded when the next line does not fit, so an empty
@@ -46,25 +47,26 @@ def in_batches(pieces: Iterable[Piece], source: Source) -> Iterator[PairBatch]:
     max_lines = max(1, pairs.BATCH_PAIRS // masks)
     batch: list[Piece] = []
     lines = size = 0
-    for whole in pieces:
-        rest = [whole]
-        while rest:
-            piece = rest.pop()
-            added, added_size = piece.lines.num_rows, piece.lines.nbytes * masks
-            room = max_lines - lines
-            if added > 1 and added_size > pairs.BATCH_BYTES:
-                rest += reversed(piece.cut(added // 2))
-            elif lines and added and (not room or size + added_size > pairs.BATCH_BYTES):
-                yield _joined(batch, source)
-                batch, lines, size = [], 0, 0
-                rest.append(piece)
-            elif added > room:
-                rest += reversed(piece.cut(room))
-            else:
-                batch.append(piece)
-                lines, size = lines + added, size + added_size
-    if batch:
-        yield _joined(batch, source)
+    with closing(pieces):  # also after an error, whose traceback would keep the pieces open
+        for whole in pieces:
+            rest = [whole]
+            while rest:
+                piece = rest.pop()
+                added, added_size = piece.lines.num_rows, piece.lines.nbytes * masks
+                room = max_lines - lines
+                if added > 1 and added_size > pairs.BATCH_BYTES:
+                    rest += reversed(piece.cut(added // 2))
+                elif lines and added and (not room or size + added_size > pairs.BATCH_BYTES):
+                    yield _joined(batch, source)
+                    batch, lines, size = [], 0, 0
+                    rest.append(piece)
+                elif added > room:
+                    rest += reversed(piece.cut(room))
+                else:
+                    batch.append(piece)
+                    lines, size = lines + added, size + added_size
+        if batch:
+            yield _joined(batch, source)
 
 
 def _joined(pieces: list[Piece], source: Source) -> PairBatch:

@@ -7,7 +7,7 @@ extension type the storage. `list_files` reads the lines.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,7 +71,7 @@ class PairList(PairSource):
         self._pairs_schema = pa.schema([*(field for field in SOURCE_PAIRS if field.name != "line"), *extra])
         self.numbers_masks = self._has_masks and not source.key_column
 
-    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
+    def batches(self, known: Mapping[str, Slice]) -> Generator[PairBatch, None, None]:
         """Yield the pairs, see `PairSource.batches`.
 
         Raises:
@@ -86,7 +86,7 @@ class PairList(PairSource):
                 first = False
             yield batch
 
-    def _pieces(self, known: Mapping[str, Slice]) -> Iterator[Piece]:
+    def _pieces(self, known: Mapping[str, Slice]) -> Generator[Piece, None, None]:
         empty, image_bytes, mask_bytes = not known, 0, 0
         unchanged = find_unchanged(self._files.uris, known, self._source, self._open_ranged)
         self.unchanged = frozenset(unchanged)

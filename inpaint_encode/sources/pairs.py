@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,7 +104,7 @@ class PairSource(ABC):
         self.objects_listed = objects_listed
 
     @abstractmethod
-    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
+    def batches(self, known: Mapping[str, Slice]) -> Generator[PairBatch, None, None]:
         """Yield all pairs, without the lines that are ``known``.
 
         Args:

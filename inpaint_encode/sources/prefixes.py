@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ class _Prefixes(PairSource):
         self._image_files = self._image_bytes = self._mask_bytes = 0
         self.image_and_mask_bytes = None
 
-    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
+    def batches(self, known: Mapping[str, Slice]) -> Generator[PairBatch, None, None]:
         """See `PairSource.batches`. A listing has no lines to skip: all pairs are yielded, whatever is ``known``.
 
         Raises:

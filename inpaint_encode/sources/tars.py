@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import CancelledError
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -119,7 +120,7 @@ class TarPairs(PairSource):
         self._source, self._files, self._access = source, files, access
         self.extra_columns = list(EXTRA)
 
-    def batches(self, known: Mapping[str, Slice]) -> Iterator[PairBatch]:
+    def batches(self, known: Mapping[str, Slice]) -> Generator[PairBatch, None, None]:
         """Yield the pairs in the order of the tars, see `PairSource.batches`. Several tars are indexed at a time.
 
         Raises:
@@ -127,7 +128,7 @@ class TarPairs(PairSource):
         """
         return in_batches(self._pieces(known), self._source)
 
-    def _pieces(self, known: Mapping[str, Slice]) -> Iterator[Piece]:
+    def _pieces(self, known: Mapping[str, Slice]) -> Generator[Piece, None, None]:
         empty, image_bytes, mask_bytes = not known, 0, 0
         unchanged = find_unchanged(self._files.uris, known, self._source, self._open)
         self.unchanged = frozenset(unchanged)
@@ -141,18 +142,19 @@ class TarPairs(PairSource):
             ahead=_CONCURRENT_TARS,
             on_end=ahead.end,
         )
-        for tar in tars:
-            end = tar.start
-            for table in tar.tables:
-                start, end, empty = end, end + table.num_rows, False
-                yield Piece(table, Slice(tar.uri, tar.version, start, end, is_last=False))
-            self._add_left_out(tar.left_out)
-            counts = tar.left_out.unpaired_images, tar.left_out.unpaired_masks, tar.left_out.ignored_files
-            yield Piece(PAIRS.empty_table(), Slice(tar.uri, tar.version, end, end, is_last=True, left_out=counts))
-            image_bytes, mask_bytes = image_bytes + tar.image_bytes, mask_bytes + tar.mask_bytes
-            number = tar.number
-            del tar  # frees its memory before the next one needs more
-            ahead.release(number)
+        with closing(tars):  # also after an error, else tars that wait for memory would wait for ever
+            for tar in tars:
+                end = tar.start
+                for table in tar.tables:
+                    start, end, empty = end, end + table.num_rows, False
+                    yield Piece(table, Slice(tar.uri, tar.version, start, end, is_last=False))
+                self._add_left_out(tar.left_out)
+                counts = tar.left_out.unpaired_images, tar.left_out.unpaired_masks, tar.left_out.ignored_files
+                yield Piece(PAIRS.empty_table(), Slice(tar.uri, tar.version, end, end, is_last=True, left_out=counts))
+                image_bytes, mask_bytes = image_bytes + tar.image_bytes, mask_bytes + tar.mask_bytes
+                number = tar.number
+                del tar  # frees its memory before the next one needs more
+                ahead.release(number)
         if empty:
             left_out = self.left_out
             raise UsageError(

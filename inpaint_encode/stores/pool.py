@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ def map_concurrently(
     threads: int = THREADS,
     ahead: int | None = None,
     on_end: Callable[[], None] | None = None,
-) -> Iterator[_R]:
+) -> Generator[_R, None, None]:
     """Yield ``call(item)`` of each item, in order. At most ``ahead`` results wait, by default twice ``threads``.
 
     Args:

@@ -1,6 +1,7 @@
 """Units of a list: every line once, whatever the sizes of batches, and whatever was planned before."""
 
 import itertools
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,6 +145,27 @@ class TestRepeatedLines:
         run = run_of([line("000-new"), *lines]).plan()
         assert len(run.keys()) == len(set(run.keys())) == 25
         assert sum(row["error"] is not None for row in run.pairs()) == 1
+
+    def test_a_line_before_the_planned_one_with_its_key_does_not_reject_it(self, run_of, small_units):
+        run_of([line("a", caption="x")]).plan()
+        lines = [line("a", caption="y"), line("a", caption="x")]
+        run = run_of(lines).plan()
+        assert [(pair["extra_columns"]["caption"], pair["error"]) for pair in run.pairs()] == [("x", None)]
+        pairs = run_of(lines, refresh=True).plan().pairs()
+        assert [(pair["extra_columns"]["caption"], pair["error"] is None) for pair in pairs] == [
+            ("y", True),
+            ("x", False),
+        ]
+
+    def test_a_column_of_any_type_may_be_read_twice(self, tmp_path, small_units_of_1):
+        numbers = [uuid.UUID(int=2**127 + number).bytes for number in range(3)]
+        table = pa.table({"image": [f"{number}.jpg" for number in range(3)], "mask": ["m.png"] * 3})
+        table = table.append_column("id", pa.ExtensionArray.from_storage(pa.uuid(), pa.array(numbers, pa.binary(16))))
+        pq.write_table(table, tmp_path / "list.parquet")
+        source = Source(pairs=str(tmp_path / "list.parquet"))
+        next(PlanningRun(tmp_path / "out", source).steps)
+        run = PlanningRun(tmp_path / "out", source, refresh=True).plan()
+        assert (run.keys(), run.planner.changed) == (["0", "1", "2"], 0)
 
     def test_two_images_with_one_key_are_told_apart_by_the_rows(self, run_of, small_units):
         run = run_of([*LINES, {"image": "002.png", "mask": "x.png", "caption": ""}]).plan()
@@ -303,6 +325,57 @@ class TestRefresh:
             ("b", "b.jpg", "/b.png"),
         ]
         assert run.planner.changed == 2
+
+    def test_a_refresh_that_was_killed_leaves_no_pair_out(self, run_of, small_units_of_1):
+        """Its files are read again by the next run, also without --refresh."""
+        run_of([line("a", "m")]).plan()
+        lines = [line("a", "n"), line("b")]
+        next(run_of(lines, refresh=True).steps)
+        assert [pair["mask_uri"][-6:] for pair in run_of(lines).plan().pairs()] == ["/m.png", "/b.png", "/n.png"]
+
+    def test_changed_pairs_are_counted_after_a_refresh_that_was_killed(self, run_of):
+        run_of([line("a", caption="x")]).plan()
+        lines = [line("a", caption="y"), line("b", caption="x")]
+        next(run_of(lines, refresh=True).steps)
+        run = run_of(lines).plan()
+        assert (run.keys(), run.planner.changed) == (["a", "b"], 1)
+        run = run_of(lines, refresh=True).plan()
+        assert run.planner.changed == 1
+        assert run_of(lines).plan().planner.changed == 0
+
+    def test_a_pair_is_not_rejected_too_after_a_refresh_that_was_killed(self, run_of, small_units_of_1):
+        """It was killed when the pair had its key, and before its former reject was dropped."""
+        rival = {"image": "a.png", "mask": "m.png"}
+        run_of([line("a", "m"), line("b", "m"), rival]).plan()
+        lines = [rival, line("b", "m")]
+        run = run_of(lines, refresh=True)
+        while max(len(unit.revisions) for unit in run.log.units) == 1:
+            next(run.steps)
+        pairs = run_of(lines, refresh=True).plan().pairs()
+        assert [(pair["key"], pair["image_uri"][-5:], pair["error"]) for pair in pairs] == [
+            ("a", "a.png", None),
+            ("b", "b.jpg", None),
+        ]
+
+    def test_repetitions_of_a_file_that_is_gone_do_not_count(self, tmp_path):
+        (tmp_path / "lists").mkdir()
+        pq.write_table(pa.Table.from_pylist(LINES[:2]), tmp_path / "lists/a.parquet")
+        pq.write_table(pa.Table.from_pylist([LINES[2]] * 3), tmp_path / "lists/b.parquet")
+        source = Source(pairs=str(tmp_path / "lists"))
+        assert PlanningRun(tmp_path / "out", source).plan().log.repeated == 2
+        (tmp_path / "lists/b.parquet").unlink()
+        run = PlanningRun(tmp_path / "out", source, refresh=True, drop_vanished=True).plan()
+        assert (len(run.keys()), run.log.repeated) == (2, 0)
+
+    def test_a_repetition_with_several_random_masks_is_one_line(self, tmp_path):
+        def run_of(lines, **options):
+            path = write_lines(tmp_path / "list.jsonl", lines)
+            source = Source(pairs=path, key_column="id", random_masks=3)
+            return PlanningRun(tmp_path / "out", source, **options).plan()
+
+        run_of([{"image": "a.jpg", "id": "k"}, {"image": "b.jpg", "id": "k"}])
+        run = run_of([{"image": "b.jpg", "id": "k"}] * 2, refresh=True)
+        assert (len(run.keys()), run.log.repeated) == (3, 1)
 
     def test_a_refresh_that_replaces_every_mask_is_planned_in_small_units(self, run_of, small_units):
         run_of(LINES).plan()
@@ -484,3 +557,30 @@ class TestAnyList:
             if drop:
                 assert sorted(wanted) == found
                 assert {key.partition("#")[0].partition("/")[0] for key in after} <= accepted
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        states=st.lists(st.tuples(SOME_LINES, st.booleans(), st.booleans(), st.integers(0, 4)), min_size=2, max_size=4),
+        batch=st.integers(1, 9),
+    )
+    def test_whatever_was_killed_the_next_run_has_every_line(self, new_folder, states, batch):
+        folder = new_folder()
+        for lines, refresh, drop, steps in states:
+            path = write_lines(folder / "list.jsonl", [{"image": "z.jpg", "mask": "z.png", "caption": "z"}, *lines])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(source_pairs, "BATCH_PAIRS", batch)
+                patch.setattr(planner, "BATCH_PAIRS", batch)
+                run = PlanningRun(folder / "out", Source(pairs=path), refresh=refresh, drop_vanished=refresh and drop)
+                list(itertools.islice(run.steps, steps))
+                run.steps.close()
+        images = len(str(folder)) + 1
+        after, _ = planned(folder, lines, batch)
+        again, _ = planned(folder, lines, batch)
+        assert again == after
+        keys = {(image[images:], mask[images:]) for image, mask, *_ in after.values()}
+        assert keys >= {(one["image"], one["mask"]) for one in lines}
+        after, _ = planned(folder, lines, batch, refresh=True, drop_vanished=True)
+        found = [(image[images:], mask[images:], caption) for image, mask, caption in contents(after)]
+        assert found == sorted(
+            {(one["image"], one["mask"], one["caption"]) for one in lines} | {("z.jpg", "z.png", "z")}
+        )

@@ -1,5 +1,6 @@
 """Time and memory of indexing tars with a million members."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import time
 import pytest
 
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import tars
+from inpaint_encode.sources import open_source, tars
+from inpaint_encode.sources import pairs as source_pairs
 from tests.unit.sources.make_sources import found_pairs, sample, write_tar
 
 PEAK_BYTES, FOUR_PEAK_BYTES = 350e6, 500e6
@@ -85,3 +87,32 @@ def test_waiting_tars_end_with_an_error():
     ahead.end()
     thread.join(10)
     assert ended
+
+
+@pytest.mark.parametrize("where", ["tar_index.member_uris", "batches.with_random_masks"])
+def test_waiting_tars_end_when_the_pairs_of_another_cannot_be_made(tmp_path, monkeypatch, where):
+    """Also while the error is kept, and with it everything that was in use."""
+    for number in range(4):
+        write_tar(f"{tmp_path}/{number:02d}.tar", sample(f"a{number}"))
+    monkeypatch.setattr(tars, "AHEAD_BYTES", 0)
+    monkeypatch.setattr("inpaint_encode.sources.tar_index._RESERVE_EVERY", 1)
+
+    monkeypatch.setattr(source_pairs, "BATCH_PAIRS", 1)
+    module, name = where.split(".")
+    module = importlib.import_module(f"inpaint_encode.sources.{module}")
+    succeed = getattr(module, name)
+
+    def fail(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            return succeed(*arguments)
+        time.sleep(0.2)  # until the other tars wait
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(module, name, fail)
+    with pytest.raises(MemoryError) as kept:
+        list(open_source(Source(pairs=str(tmp_path), random_masks=1)).batches({}))
+    ended = time.monotonic() + 10
+    while any(thread.name.startswith("requests") for thread in threading.enumerate()):
+        assert time.monotonic() < ended
+        time.sleep(0.05)
+    assert kept.value.args == ("no memory",)
