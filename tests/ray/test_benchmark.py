@@ -52,6 +52,7 @@ def test_utilisation_is_the_jobs_rate_over_the_vaes(ray_cluster, vae_folder, tmp
     assert {figure.name.split(",")[0] for figure in stages.figures} >= {"fetch", "decode", "wait", "encode", "write"}
 
 
+@pytest.mark.long
 def test_the_command_writes_a_record(tmp_path):
     only = ["write", "fetch", "reading"]
     command = [sys.executable, "-m", "jobs.benchmarks", "--quick", "--only", *only, "--records", str(tmp_path)]
