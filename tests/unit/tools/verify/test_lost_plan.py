@@ -90,7 +90,8 @@ def check_exact(listed, verify, lines=24, keys=KEYS):
 MARKERS = {
     "first marker": r"_plan/.*-000000\.0\.json",
     "middle marker": r"_plan/.*-000001\.0\.json",
-    "last marker": r"_plan/.*-000004\.0\.json",
+    "last marker": r"_plan/.*-000005\.0\.json",
+    "marker of a refresh": r"_plan/.*-000004\.0\.json",
     "marker with chunks before the last": r"_plan/.*-000002\.0\.json",
     "marker of a revision": r"_plan/.*-000002\.1\.json",
 }
@@ -113,13 +114,13 @@ def test_one_file_is_damaged(whole, verify, name, damage):
     refused = name not in ("receipts", "rejects")  # the index has what receipts have
     is_last = name in ("last marker", "marker of a revision") and damage is remove
     if refused:
-        with pytest.raises(JobFailed, match="-00000[24]-00000.parquet" if is_last else path.name):
+        with pytest.raises(JobFailed, match="-00000[25]-00000.parquet" if is_last else path.name):
             whole.encode()
         assert whole.data_files() == before
     if (name, damage) != ("receipts", remove):
         files = [problem.file for problem in verify(whole.output).problems]
         assert any(
-            ("-000004-" if name == "last marker" else "-000002-") in file if is_last else file == str(path)
+            ("-000005-" if name == "last marker" else "-000002-") in file if is_last else file == str(path)
             for file in files
         ), files
     listed_repairs = verify(whole.output, repair=True, dry_run=True).repairs
