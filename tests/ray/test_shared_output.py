@@ -56,6 +56,7 @@ def check(output, keys):
     assert (report["pairs"], report["encoded"], report.get("pairs_left", 0)) == (len(keys), len(keys), 0)
 
 
+@pytest.mark.long
 def test_two_runs_share_an_output(sources, start, s3):
     output = s3.uri("shared-by-two")
     runs = [start(output, shard=f"{number}/2") for number in range(2)]
