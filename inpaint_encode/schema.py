@@ -180,7 +180,7 @@ def packed_field(name: str) -> pa.Field:
 
 
 def extra_columns_schema(fields: Sequence[pa.Field]) -> pa.Schema:
-    """Return a schema with the `EXTRA_COLUMNS` column of these fields alone; it is empty if there are none."""
+    """Return a schema whose only column is `EXTRA_COLUMNS` with ``fields``; without fields it has no column."""
     return pa.schema([(EXTRA_COLUMNS, pa.struct(fields))] if fields else [])
 
 

@@ -71,28 +71,31 @@ class KnownPairs:
     def meet(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Note that the source has these pairs, all different; return which of them are planned and were not met."""
         new = np.zeros(len(digests), np.bool_)
-        for bucket, rows in _by_bucket(digests):
-            known = self._bucket(bucket)
-            at, found = known.find(digests[rows])
-            new[rows[found]] = ~known.met[at]
-            known.met[at] = True
+        for bucket, rows, at in self._find(digests):
+            new[rows] = ~bucket.met[at]
+            bucket.met[at] = True
         return new
 
     def contains(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return which pairs are planned."""
-        known = np.zeros(len(digests), np.bool_)
-        for bucket, rows in _by_bucket(digests):
-            known[rows] = self._bucket(bucket).find(digests[rows])[1]
-        return known
+        planned = np.zeros(len(digests), np.bool_)
+        for _, rows, _ in self._find(digests):
+            planned[rows] = True
+        return planned
 
     def met(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return which of these planned pairs have been met."""
+        """Return which pairs are planned and were met."""
         met = np.zeros(len(digests), np.bool_)
-        for bucket, rows in _by_bucket(digests):
-            known = self._bucket(bucket)
-            at, found = known.find(digests[rows])
-            met[rows[found]] = known.met[at]
+        for bucket, rows, at in self._find(digests):
+            met[rows] = bucket.met[at]
         return met
+
+    def _find(self, digests: NDArray[np.uint64]) -> Iterator[tuple[_Bucket, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield each bucket, the rows of ``digests`` that it has, and their rows in the bucket."""
+        for number, rows in _by_bucket(digests):
+            bucket = self._bucket(number)
+            at, found = bucket.find(digests[rows])
+            yield bucket, rows[found], at
 
     def _bucket(self, number: int) -> _Bucket:
         if number not in self._buckets:

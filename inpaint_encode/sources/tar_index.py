@@ -271,7 +271,7 @@ class TarIndex:
         return PairedMembers(paired_images[order], paired_masks[order])
 
     def data_bytes(self, members: NDArray[np.int32]) -> int:
-        """Return the total size of these members."""
+        """Return the total size of ``members`` in bytes."""
         return int(self.sizes[self.files[members]].sum())
 
     def tables(self, paired: PairedMembers, start: int, version: str, key_prefix: str) -> Iterator[pa.Table]:
