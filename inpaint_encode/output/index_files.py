@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.schema import KEY_INDEX
 from inpaint_encode.stores import storage
 
@@ -135,7 +136,7 @@ def read_index_file(uri: str, schema: pa.Schema, columns: Sequence[str] | None =
     except FileNotFoundError:
         return None
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        with ParquetFile(data, page_checksum_verification=True) as file:
             batches = list(file.iter_batches(_ROW_GROUP, columns=kept.names, use_threads=False))
         return pa.Table.from_batches(batches, kept) if batches else kept.empty_table()
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:

@@ -49,7 +49,7 @@ def _as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     Which way a type goes does not depend on its values.
     """
     kind = column.type
-    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_nested(kind) or pa.types.is_fixed_size_binary(kind):
+    if pa.types.is_nested(kind) or pa.types.is_fixed_size_binary(kind):
         strings = pa.chunked_array([pa.array(map(repr, column.to_pylist()), pa.string())])
     else:
         strings = column.cast(pa.string())

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.parquet_file import read_table
 from inpaint_encode.schema import PACKED_MASK, TENSORS
 from inpaint_encode.stores.ranged_file import Changed
 
@@ -55,11 +56,9 @@ def write_row_group(writer: pq.ParquetWriter, table: pa.Table) -> None:
 
 
 def read_data(data: bytes, schema: pa.Schema) -> pa.Table:
-    """Read a data file as plain structs, whether or not Ray's tensor type is registered in this process."""
-    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-    columns = [column.combine_chunks() for column in table.select(schema.names).columns]
-    plain = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in columns]
-    return pa.table([column.cast(field.type) for column, field in zip(plain, schema, strict=True)], schema=schema)
+    """Read a data file: exactly the columns and types of ``schema``."""
+    columns = read_table(data, schema.names, page_checksum_verification=True).combine_chunks().columns
+    return pa.table([column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
 def read_parquet(uri: str, data: bytes, schema: pa.Schema) -> pa.Table:
@@ -69,7 +68,7 @@ def read_parquet(uri: str, data: bytes, schema: pa.Schema) -> pa.Table:
         JobFailed: it is damaged, or has other columns.
     """
     with translate_errors(uri):
-        return pq.read_table(pa.BufferReader(data), columns=schema.names, page_checksum_verification=True).cast(schema)
+        return read_table(data, schema.names, page_checksum_verification=True).cast(schema)
 
 
 @contextmanager

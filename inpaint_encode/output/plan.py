@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.parquet_file import read_table
 from inpaint_encode.schema import PAIRS, with_extra_columns
 from inpaint_encode.stores import storage
 
@@ -213,7 +213,7 @@ def other_images(part_uri: str, chunk: str) -> list[str]:
 
 @lru_cache(maxsize=2)
 def _read_part(uri: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read(uri).data))
+    return read_table(storage.read(uri).data)
 
 
 def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

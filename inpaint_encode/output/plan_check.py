@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.parquet_file import read_schema
 from inpaint_encode.schema import EXTRA_COLUMNS, data_schema, extra_columns_schema
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
@@ -118,11 +118,11 @@ def find_extra_columns(state: OutputState, inventory: Inventory, metadata: RowMe
     for path in sorted(inventory.plan):
         with suppress(pa.ArrowException, FileNotFoundError):
             if PART.fullmatch(path):
-                found = pq.read_schema(pa.BufferReader(state.read(path)))
+                found = read_schema(state.read(path))
                 return pa.schema([field for field in found if field.name == EXTRA_COLUMNS])
     for chunk in sorted(inventory.versions):
         with suppress(pa.ArrowException, FileNotFoundError):
-            found = pq.read_schema(RangedFile(state.data_uri(chunk), storage.DEFAULT_ACCESS))
+            found = read_schema(RangedFile(state.data_uri(chunk), storage.DEFAULT_ACCESS))
             extra = list(found)[len(data_schema(metadata)) :]
             return extra_columns_schema(extra)
     return pa.schema([])

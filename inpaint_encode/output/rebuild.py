@@ -25,9 +25,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, PAIR_FIELDS
 from inpaint_encode.sources.pairs import Slice
 from inpaint_encode.sources.part_uris import without_suffix
@@ -263,8 +263,8 @@ class PlanRepair:
         uri, schema = self._state.data_uri(plan.chunk_name(unit, number)), self._log.schema
         extra = list(schema.field(EXTRA_COLUMNS).type) if EXTRA_COLUMNS in schema.names else []
         with translate_errors(uri):
-            file = pq.ParquetFile(RangedFile(uri, storage.DEFAULT_ACCESS))
-            rejects = json.loads(file.schema_arrow.metadata[CHUNK_KEY])["rejected"]
+            file = ParquetFile(RangedFile(uri, storage.DEFAULT_ACCESS))
+            rejects = json.loads(file.schema.metadata[CHUNK_KEY])["rejected"]
             table = file.read([field.name for field in (*PAIR_FIELDS, *extra)])
             rows = table.select([field.name for field in PAIR_FIELDS])
             if extra:

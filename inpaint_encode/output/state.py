@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.parquet_file import ParquetFile, read_footer
 from inpaint_encode.schema import RECEIPT, REJECTS, UNIT_INDEX
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
@@ -71,9 +71,9 @@ def read_row_groups(file: Any) -> RowGroups:
     """Read the footer and the keys of a data file.
 
     Args:
-        file: as `pyarrow.parquet.ParquetFile` accepts it.
+        file: as `inpaint_encode.parquet_file.ParquetFile` accepts it.
     """
-    with pq.ParquetFile(file) as parquet:
+    with ParquetFile(file) as parquet:
         metadata = parquet.metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         columns = range(metadata.num_columns)
@@ -445,7 +445,7 @@ class _ChunkFile:
 
 def _parse_footer(uri: str, file: Any, size: int, version: str) -> _ChunkFile:
     with translate_errors(uri):
-        metadata = pq.read_metadata(file)
+        metadata = read_footer(file)
         footer = json.loads(metadata.metadata[CHUNK_KEY])
         rejects = pa.Table.from_pylist(footer["rejected"], REJECTS)
         return _ChunkFile(footer["revision"], footer["hash"], rejects, metadata.num_rows, size, version)

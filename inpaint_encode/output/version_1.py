@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from inpaint_encode.errors import JobFailed
+from inpaint_encode.parquet_file import read_table
 from inpaint_encode.schema import EXTRA_COLUMNS, PAIR_FIELDS, RECEIPT
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
@@ -111,7 +111,7 @@ def _marker_problems(state: OutputState, markers: Mapping[int, str], rows: Mappi
 
 @lru_cache(maxsize=2)
 def _read_part(uri: str) -> pa.Table:
-    table = pq.read_table(pa.BufferReader(storage.read(uri).data))
+    table = read_table(storage.read(uri).data)
     return table.rename_columns([EXTRA_COLUMNS if name == "carried" else name for name in table.column_names])
 
 

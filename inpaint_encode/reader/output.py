@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import translate_errors
+from inpaint_encode.parquet_file import ParquetFile, check_plain, read_footer
 from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
@@ -105,7 +106,7 @@ class Output:
         """
         return _footer(self.uri, file, self.opened)[1]
 
-    def parquet(self, file: DataFile) -> pq.ParquetFile:
+    def parquet(self, file: DataFile) -> ParquetFile:
         """Open a data file: reads the footer now, and columns by range requests later.
 
         Raises:
@@ -114,11 +115,11 @@ class Output:
         """
         present, footer = _footer(self.uri, file, self.opened)
         source, on_disk = _open_source(self.uri, present), "://" not in self.uri
-        return pq.ParquetFile(source, metadata=footer, memory_map=on_disk, pre_buffer=not on_disk)
+        return ParquetFile(source, footer, memory_map=on_disk, pre_buffer=not on_disk)
 
-    def read(self, file: DataFile) -> pq.ParquetFile:
+    def read(self, file: DataFile) -> ParquetFile:
         """Read a data file into memory with one request, and open it."""
-        return pq.ParquetFile(pa.BufferReader(storage.read(storage.join(self.uri, file.path)).data))
+        return ParquetFile(storage.read(storage.join(self.uri, file.path)).data)
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -127,13 +128,13 @@ class Output:
             return {}
 
 
-def footer_metadata(file: pq.ParquetFile) -> RowMetadata:
+def footer_metadata(file: ParquetFile) -> RowMetadata:
     """Return the metadata of the rows from a data file's footer.
 
     Raises:
         KeyError: the footer has no metadata of encode.
     """
-    return RowMetadata.from_dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
+    return RowMetadata.from_dict(json.loads((file.schema.metadata or {})[FOOTER_KEY]))
 
 
 def _normalized(output: str) -> str:
@@ -160,11 +161,11 @@ def _footer(uri: str, file: DataFile, _opened: str) -> tuple[DataFile, pq.FileMe
 def _read_footer(uri: str, file: DataFile) -> pq.FileMetaData:
     where = storage.join(uri, file.path)
     if not file.footer_bytes or "://" not in where:
-        return pq.read_metadata(_open_source(uri, file))
+        return read_footer(_open_source(uri, file))
     data, version = storage.read_range(where, file.size - file.footer_bytes, file.footer_bytes)
     if version != file.version:
         raise Changed(errno.ESTALE, f"{where} has changed since its index was written")
-    return pq.read_metadata(pa.BufferReader(data))
+    return read_footer(data)
 
 
 def _open_source(uri: str, file: DataFile) -> RangedFile | str:
@@ -186,11 +187,15 @@ class RowBatch:
     ``samples`` and ``original_samples`` are float16 or float32 ``[C, h, w]``, or ``[2C, h, w]`` for moments.
     ``noise_mask`` is uint8 ``[1, H, W]``, 0 or 1. ``latent_mask`` is ``[1, h, w]``, in the type of ``samples``.
     Arrays that need no unpacking are read-only views of the batch's memory.
+
+    Raises:
+        UnsafeColumn: a column that is no tensor has an extension type: reading its values could run code.
     """
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         tensors = {name: TensorColumn(columns.pop(name)) for name in TENSORS if name in columns}
+        check_plain(batch.schema.field(name) for name in columns)
         self._columns: dict[str, Any] = {name: column.to_pylist() for name, column in columns.items()} | tensors
         self._count: int = batch.num_rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.settings import Source
 from inpaint_encode.stores.ranged_file import RangedFile
 
@@ -64,6 +65,8 @@ class ListFile(ABC):
     """The columns of the lines; of embedded images, the URIs."""
     embedded: tuple[str, str] = ("", "")
     """Names of the columns with embedded images and masks; empty if there is no such column."""
+    refused: Mapping[str, str] = {}
+    """Columns that are left out because of their extension types, see `inpaint_encode.parquet_file.ParquetFile`."""
     row_groups = image_bytes = mask_bytes = 0
     """Row groups with embedded images that were read, and the compressed sizes of their images and masks."""
 
@@ -108,13 +111,20 @@ class _ParquetFile(ListFile):
     def __init__(self, uri: str, file: RangedFile, source: Source) -> None:
         super().__init__(uri, file)
         whole = file.size <= _FOOTER_BYTES
-        self._parquet = pq.ParquetFile(pa.BufferReader(file.read()) if whole else file)
-        self._metadata, schema = self._parquet.metadata, self._parquet.schema_arrow
+        self._parquet = ParquetFile(file.read() if whole else file)
+        self._metadata, schema = self._parquet.metadata, self._parquet.schema
         sides = [source.image_column, "" if source.random_masks or source.is_own_mask else source.mask_column]
+        self._parquet.check_readable([*sides, source.key_column])
+        self.refused = self._parquet.refused
         is_embedded = [name in schema.names and is_image_type(schema.field(name).type) for name in sides]
         image, mask = (name if embedded else "" for name, embedded in zip(sides, is_embedded, strict=True))
         self.embedded = image, mask
-        kept = [field for field in schema if field.name not in self.embedded and not contains_bytes(field.type)]
+        kept = [
+            field
+            for field in schema
+            if field.name in self._parquet.uuids
+            or not (field.name in (*self.embedded, *self.refused) or contains_bytes(field.type))
+        ]
         self._columns = [field.name for field in kept]
         self.schema = pa.schema([*kept, *((name, pa.string()) for name in dict.fromkeys(filter(None, self.embedded)))])
         if whole:
@@ -122,11 +132,11 @@ class _ParquetFile(ListFile):
         groups = [self._metadata.row_group(number) for number in range(self._metadata.num_row_groups)]
         if file.size <= _SMALL_BYTES and not any(self.embedded):
             file.seek(0)
-            self._parquet = pq.ParquetFile(pa.BufferReader(file.read()), metadata=self._metadata)
+            self._parquet = ParquetFile(file.read(), self._metadata)
         elif max((sum(_sizes(group, self._columns)) for group in groups), default=0) <= _BUFFERED_BYTES:
-            self._parquet = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=True)
+            self._parquet = ParquetFile(file, self._metadata, pre_buffer=True)
         else:
-            self._parquet = pq.ParquetFile(file, metadata=self._metadata, buffer_size=_SMALL_BYTES, pre_buffer=False)
+            self._parquet = ParquetFile(file, self._metadata, buffer_size=_SMALL_BYTES, pre_buffer=False)
 
     def lines(self, start: int) -> Iterator[Lines]:
         first = 0
@@ -157,7 +167,7 @@ class _ParquetFile(ListFile):
     def _tables(self, number: int, rows: int) -> Iterator[pa.Table]:
         """Yield the columns of a row group that hold no images, some rows at a time."""
         if self._columns:
-            for batch in self._parquet.iter_batches(rows, row_groups=[number], columns=self._columns):
+            for batch in self._parquet.iter_batches(rows, [number], self._columns):
                 yield pa.Table.from_batches([batch])
             return
         for start in range(0, total := self._metadata.row_group(number).num_rows, rows):

@@ -1,12 +1,13 @@
 """Pairs of a list (Parquet, CSV or JSONL): each line names an image and a mask, and has columns for the output.
 
-A value of another column is copied to the pair's row with its Arrow type. Of a dictionary the value is copied, of an
-extension type the storage. `list_files` reads the lines.
+A value of another column is copied to the pair's row with its Arrow type. Of a dictionary the value is copied.
+`list_files` reads the lines.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Generator, Mapping
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
+from inpaint_encode.parquet_file import read_schema
 from inpaint_encode.schema import COLUMNS, EXTRA_COLUMNS, SOURCE_PAIRS, extra_columns_schema
 from inpaint_encode.settings import Source
 from inpaint_encode.stores.base import Access
@@ -26,6 +28,7 @@ from .pairs import PairBatch, PairFiles, PairSource, Slice, check_access
 from .part_uris import without_suffix
 from .random_masks import slice_version
 
+_LOG = logging.getLogger(__name__)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _READABLE = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
 _OPEN_AHEAD = 8
@@ -54,6 +57,13 @@ class PairList(PairSource):
             self._first = RangedFile(files.uris[0], access)
             self._first_opened = open_list_file(files.uris[0], self._first, source)
         self._schema = self._first_opened.schema
+        for name, type_ in self._first_opened.refused.items():
+            _LOG.warning(
+                "--pairs %s: column %s is left out, because values of its type %s could run code",
+                source.pairs,
+                name,
+                type_,
+            )
         names = self._schema.names
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UsageError(
@@ -152,7 +162,7 @@ class PairList(PairSource):
         try:
             file = io.BytesIO()
             pq.write_table(plain.empty_table(), file)
-            read = pq.read_schema(pa.BufferReader(file.getvalue()))
+            read = read_schema(file.getvalue())
         except pa.ArrowException as error:
             raise UsageError(
                 f"--pairs {source.pairs} has a column that Parquet cannot store; remove it ({error})"
@@ -247,8 +257,6 @@ def _default_keys(images: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
 
 
 def _plain_type(type_: pa.DataType) -> pa.DataType:
-    if isinstance(type_, pa.BaseExtensionType):
-        return type_.storage_type
     return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 

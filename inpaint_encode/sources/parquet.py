@@ -13,8 +13,8 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
@@ -52,7 +52,7 @@ class NullValue(FileNotFoundError):
 class _OpenFile(NamedTuple):
     uri: str
     version: str
-    parquet: pq.ParquetFile
+    parquet: ParquetFile
     ends: list[int]
     """Number of the row after the last one of each row group."""
 
@@ -111,7 +111,7 @@ class ParquetRowReader:
         if self._file is None or self._file.uri != uri:
             source = RangedFile(uri, access)
             with _translate_errors():
-                parquet = pq.ParquetFile(source, pre_buffer=True)
+                parquet = ParquetFile(source, pre_buffer=True)
             metadata = parquet.metadata
             ends = accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
             self._file = _OpenFile(uri, source.version, parquet, list(ends))

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.index import digest_versions, key_bits, unit_key_index, write_merged_index
@@ -36,9 +35,10 @@ from inpaint_encode.output.parquet import open_writer, translate_errors, write_r
 from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.resume import LAYOUT
 from inpaint_encode.output.state import CHUNK_KEY, Inventory, OutputState
+from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFile
-from inpaint_encode.schema import FILE_INDEX, FOOTER_KEY, KEY_INDEX, tensor_field
+from inpaint_encode.schema import FILE_INDEX, FOOTER_KEY, KEY_INDEX
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.tools import pluralize
@@ -203,7 +203,7 @@ def write_group(group: Group, *, source: str, destination: Destination) -> Expor
     destination.write_record(group.path, record)
     files = _read_files(source, group.files)
     first = next(files)
-    schema = _plain_schema(first.parquet).with_metadata({FOOTER_KEY: first.metadata_json})
+    schema = first.parquet.schema.with_metadata({FOOTER_KEY: first.metadata_json})
     described: list[dict[str, Any]] = []
     out, group_rows, hashes = io.BytesIO(), [], b""
     with open_writer(out, schema) as writer:
@@ -231,7 +231,7 @@ class _SourceFile(NamedTuple):
     uri: str
     path: str
     version: str
-    parquet: pq.ParquetFile
+    parquet: ParquetFile
     metadata_json: bytes
     """`RowMetadata` as JSON."""
 
@@ -246,21 +246,10 @@ def _read_files(source: str, files: Iterable[tuple[str, str]]) -> Iterator[_Sour
         if blob.version != version:
             raise JobFailed(f"{uri} has changed since it was listed: an encode job is running; wait until it ends")
         with translate_errors(uri):
-            parquet = pq.ParquetFile(pa.BufferReader(blob.data), page_checksum_verification=True)
-            return _SourceFile(uri, path, version, parquet, parquet.schema_arrow.metadata[FOOTER_KEY])
+            parquet = ParquetFile(blob.data, page_checksum_verification=True)
+            return _SourceFile(uri, path, version, parquet, parquet.schema.metadata[FOOTER_KEY])
 
     return map_concurrently(read, files, _READ_AHEAD)
-
-
-def _plain_schema(file: pq.ParquetFile) -> pa.Schema:
-    """Return the columns of a data file, whether or not Ray's tensor type is registered in this process."""
-    fields = [
-        tensor_field(one.name, one.type.storage_type.field("data").type.value_type)
-        if isinstance(one.type, pa.ExtensionType)
-        else one
-        for one in file.schema_arrow
-    ]
-    return pa.schema(fields)
 
 
 def _read_row_groups(
@@ -274,7 +263,7 @@ def _read_row_groups(
         described: the description of each file is appended.
     """
     for file in files:
-        if not _plain_schema(file.parquet).equals(schema):
+        if not file.parquet.schema.equals(schema):
             raise JobFailed(f"{file.uri} has other columns than the data file before it; it cannot be exported")
         footer = file.parquet.metadata
         described.append(_describe(file, json.loads(schema.metadata[FOOTER_KEY])))
@@ -283,9 +272,8 @@ def _read_row_groups(
             if group.num_rows:  # a chunk whose pairs were all rejected has one empty group
                 with translate_errors(file.uri):
                     columns = file.parquet.read_row_group(number, use_threads=False).combine_chunks().columns
-                plain = [one.chunk(0).storage if isinstance(one.type, pa.ExtensionType) else one for one in columns]
                 size = sum(group.column(at).total_compressed_size for at in range(group.num_columns))
-                yield pa.table(plain, schema=schema), size
+                yield pa.table(columns, schema=schema), size
 
 
 def _describe(file: _SourceFile, metadata: dict[str, Any]) -> dict[str, Any]:

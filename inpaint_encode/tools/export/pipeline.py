@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 
@@ -22,6 +21,7 @@ from inpaint_encode.job.cluster import connect_ray, translate_ray_errors
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import acquire_lease
+from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFile
 from inpaint_encode.reader.output import as_rows, footer_metadata
@@ -202,8 +202,8 @@ def export_data_file(row: pa.Table, *, source: str, destination: Destination, to
         blob = storage.read(uri)
         if blob.version != work["version"]:
             raise JobFailed(f"{uri} has changed since it was listed: an encode job is running; wait until it ends")
-        file = pq.ParquetFile(pa.BufferReader(blob.data), page_checksum_verification=True)
-        form = select_format(to, file.schema_arrow.names, footer_metadata(file), has_frames=has_frames)
+        file = ParquetFile(blob.data, page_checksum_verification=True)
+        form = select_format(to, file.schema.names, footer_metadata(file), has_frames=has_frames)
         keys = file.read(columns=["key"])["key"].to_pylist()
         tar = f"{path.removesuffix('.parquet')}.tar"
         files = (tar,) if form.is_tar else tuple(name for key in keys for name in form.names(key))

@@ -50,7 +50,7 @@ def read_info(output: str) -> dict[str, Any]:
         raise
     metadata = opened.metadata
     with opened.parquet(opened.files[0]) as file:
-        footer, schema = file.metadata, file.schema_arrow
+        footer, schema = file.metadata, file.schema
     counts = asdict(count_output(opened))
     rejected_by_error = counts.pop("rejected_by_error")
     source = {name: value for name, value in opened.job.get("source", {}).items() if value}
@@ -82,7 +82,7 @@ def _columns(schema: pa.Schema, footer: pq.FileMetaData, metadata: RowMetadata) 
 
 def type_and_shape(field: pa.Field, metadata: RowMetadata) -> tuple[str, str]:
     """Describe the values of a column; the shape is empty for plain values."""
-    kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+    kind = field.type
     if field.name not in TENSORS:
         return str(kind), ""
     if field.name == "noise_mask":

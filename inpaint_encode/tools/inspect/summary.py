@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.plan_log import parse_marker
+from inpaint_encode.parquet_file import read_columns
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFiles
 from inpaint_encode.schema import RECEIPT
@@ -161,7 +161,7 @@ def read_table(uri: str, schema: pa.Schema) -> pa.Table:
     """
     data = storage.read(uri).data
     with translate_errors(uri):
-        return pq.read_table(pa.BufferReader(data), schema=schema)
+        return read_columns(data, schema)
 
 
 def list_paths(prefix: str, suffix: str = "") -> list[str]:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inpaint_encode.core.geometry import Sizing, format_size
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan, version_1
 from inpaint_encode.output.state import CHUNK_KEY, OutputState
+from inpaint_encode.parquet_file import ParquetFile, read_columns
 from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import FOOTER_KEY, REJECTS, TENSORS, data_schema, is_packed
 from inpaint_encode.stores import storage
@@ -131,9 +131,8 @@ def _columns_problem(found: pa.Schema, expected: pa.Schema) -> str | None:
     if found.names != expected.names:
         return f"has the columns {', '.join(found.names)}, not {', '.join(expected.names)}"
     for field, expected_field in zip(found, expected, strict=True):
-        kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
-        if kind != expected_field.type:
-            return f"has a column {field.name} of type {kind}, not {expected_field.type}"
+        if field.type != expected_field.type:
+            return f"has a column {field.name} of type {field.type}, not {expected_field.type}"
     return None
 
 
@@ -263,7 +262,7 @@ def read_table(data: bytes, schema: pa.Schema, columns: list[str] | None = None)
         Unreadable: the file is damaged.
     """
     with _translate_errors():
-        table = pq.read_table(pa.BufferReader(data), columns=columns, schema=schema)
+        table = read_columns(data, pa.schema([schema.field(name) for name in columns or schema.names]))
         table.validate(full=True)
     return table
 
@@ -277,9 +276,9 @@ class DataFile:
 
     def __init__(self, data: bytes) -> None:
         with _translate_errors():
-            self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            self._file = ParquetFile(data, page_checksum_verification=True)
             self.rows: int = self._file.metadata.num_rows
-            self.schema: pa.Schema = self._file.schema_arrow
+            self.schema: pa.Schema = self._file.schema
             footer = self.schema.metadata or {}
             for key in (FOOTER_KEY, CHUNK_KEY):
                 if key not in footer:
@@ -310,7 +309,7 @@ class DataFile:
 
 
 def _stored_tensor(column: pa.Array, index: int) -> StoredTensor:
-    value = (column.storage if isinstance(column, pa.ExtensionArray) else column)[index]
+    value = column[index]
     stored = value[0] if value.is_valid else value
     if not stored.is_valid:
         return StoredTensor(np.empty(0), None)
