@@ -283,14 +283,15 @@ def _without_extension(field: pa.Field) -> pa.Field:
     """
     metadata = dict(field.metadata or {})
     name, extension = metadata.pop(_RENAMED_NAME_KEY, b""), metadata.pop(_METADATA_KEY, b"")
-    if name == TENSOR_TYPE.encode() and extension.isdigit() and len(extension) < 3 and _is_tensor(field.type):
+    if name == TENSOR_TYPE.encode() and extension.isdigit() and len(extension) < 3 and is_tensor(field.type):
         value_type = field.type.field("data").type.value_type
         layout = pa.struct([("data", pa.large_list(value_type)), ("shape", pa.list_(pa.int64()))])
         return pa.field(field.name, layout, field.nullable, metadata | {_NAME_KEY: name, _METADATA_KEY: extension})
     return field.with_metadata(metadata or None)
 
 
-def _is_tensor(type_: pa.DataType) -> bool:
+def is_tensor(type_: pa.DataType) -> bool:
+    """Return whether a type is the storage of our tensors: ``struct<data: large_list<T>, shape: list<int64>>``."""
     if not pa.types.is_struct(type_) or [child.name for child in type_] != ["data", "shape"]:
         return False
     data, shape = type_.field("data").type, type_.field("shape").type

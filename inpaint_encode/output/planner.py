@@ -371,5 +371,5 @@ class _ChangedPairs:
         tables = list(self._tables[unit])
         for path in self._files[unit]:
             with pa.memory_map(path) as file:
-                tables.append(pa.ipc.open_file(file).read_all())
+                tables.append(pa.ipc.open_file(file).read_all())  # noqa: TID251
         return pa.concat_tables(tables) if tables else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import cpu_count
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,14 @@ from torch.utils.data import Dataset
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output.parquet import translate_errors
+from inpaint_encode.schema import TENSORS, is_packed
 from inpaint_encode.stores import storage
 
 from . import sampler
 from .batches import Transform, apply_transforms, read_ahead, read_rows, to_tensors
 from .conventions import Layout, check_for_diffusers, for_comfyui, for_diffusers
+from .files import DataFile
 from .groups import RowGroupReader
 from .output import Output, Row, TensorColumn
 from .stream import LatentStream, StreamOptions, current_rank
@@ -209,12 +212,10 @@ class LatentDataset(Dataset[Row]):
         except ModuleNotFoundError as error:
             raise ImportError("to_ray needs Ray, which is not installed; run: pip install 'ray[data]'") from error
 
-        output, columns = self.groups.output, self.groups.columns
-        rows = ray.data.read_parquet([storage.join(output.uri, file.path) for file in output.files])
-        if columns is not None:
-            rows = rows.select_columns(list(columns))
-        if output.metadata.mask_encoding == "packed" and (columns is None or "noise_mask" in columns):
-            rows = rows.map_batches(_unpack_masks, batch_format="pyarrow")
+        output = self.groups.output
+        files = ray.data.from_items([asdict(file) for file in output.files])  # Ray's own reader would unpickle values
+        read = partial(_read_for_ray, uri=output.uri, columns=self.groups.columns)
+        rows = files.map_batches(read, batch_size=None, batch_format="pyarrow")
         return rows.map(partial(_transform, transforms=self.transforms)) if self.transforms else rows
 
 
@@ -222,12 +223,25 @@ def _convert(row: Row, convert: Transform) -> Row:
     return {name: value for name, value in row.items() if not torch.is_tensor(value)} | convert(row)
 
 
-def _unpack_masks(table: pa.Table) -> pa.Table:
-    from ray.data.extensions import ArrowVariableShapedTensorArray
+def _read_for_ray(files: pa.Table, uri: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Yield the row groups of data files, given as rows of `DataFile`, with tensors that Ray knows."""
+    from ray.data.extensions import ArrowVariableShapedTensorArray, ArrowVariableShapedTensorType
 
-    masks = list(TensorColumn(table["noise_mask"].combine_chunks()))
-    index = table.schema.get_field_index("noise_mask")
-    return table.set_column(index, "noise_mask", ArrowVariableShapedTensorArray.from_numpy(masks))
+    output = Output(uri, [])
+    for file in (DataFile(**row) for row in files.to_pylist()):
+        with translate_errors(storage.join(uri, file.path)), output.parquet(file) as parquet:
+            for number in range(parquet.metadata.num_row_groups):
+                table = parquet.read_row_group(number, columns).combine_chunks()
+                for name in (name for name in TENSORS if name in table.column_names and table.num_rows):
+                    (values,) = table[name].chunks
+                    if is_packed(values.type):
+                        tensors = ArrowVariableShapedTensorArray.from_numpy(list(TensorColumn(values)))
+                    else:
+                        type_ = ArrowVariableShapedTensorType(values.type.field("data").type.value_type, 3)
+                        tensors = pa.ExtensionArray.from_storage(type_, values.cast(type_.storage_type))
+                    table = table.set_column(table.schema.get_field_index(name), name, tensors)
+                if table.num_rows:
+                    yield table
 
 
 def _transform(row: Row, transforms: tuple[Transform, ...]) -> Row:

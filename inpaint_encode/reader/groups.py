@@ -148,7 +148,7 @@ def _groups_of(output: Output, number: int) -> list[tuple[int, int, int, str | N
         group = footer.row_group(at)
         if group.num_rows:  # a chunk whose pairs were all rejected has one empty group
             keys = group.column(columns.index("key")).statistics
-            known = keys is not None and keys.has_min_max
+            known = keys is not None and keys.has_min_max and isinstance(keys.min, str)
             limits = (keys.min, keys.max) if known else (None, None)
             found.append((number, at, group.num_rows, *limits))
     return found
@@ -180,7 +180,9 @@ class RowGroupReader:
             JobFailed: the file is damaged.
             FileNotFoundError, PermissionError, OSError: the store's error.
         """
-        return RowBatch(self._read(group, self.columns))
+        batch = self._read(group, self.columns)
+        with translate_errors(storage.join(self.output.uri, self.output.files[self.index.files[group]].path)):
+            return RowBatch(batch)
 
     def keys(self, group: int) -> pa.StringArray:
         """Read the keys of a row group, and no other column."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import translate_errors
-from inpaint_encode.parquet_file import ParquetFile, check_plain, read_footer
+from inpaint_encode.parquet_file import ParquetFile, check_plain, is_tensor, read_footer
 from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
@@ -218,6 +218,8 @@ class TensorColumn:
     def __init__(self, column: pa.Array) -> None:
         plain = column.storage if isinstance(column, pa.ExtensionArray) else column
         self._packed = is_packed(plain.type)
+        if not self._packed and not is_tensor(plain.type):
+            raise pa.ArrowInvalid(f"a tensor column has the type {plain.type}")
         data = plain.field("bits" if self._packed else "data")
         _, offsets, *values = data.buffers()
         self._offsets = np.frombuffer(offsets or b"", np.int64)[data.offset :]

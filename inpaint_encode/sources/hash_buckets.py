@@ -147,7 +147,7 @@ class _BucketFile:
         if columns not in self._readers:
             fields = [self._layout.schema.get_field_index(name) for name in columns or self._layout.schema.names]
             options = pa.ipc.IpcReadOptions(included_fields=sorted(fields), use_threads=False)
-            self._readers[columns] = pa.ipc.open_file(self._file, options=options)
+            self._readers[columns] = pa.ipc.open_file(self._file, options=options)  # noqa: TID251
         reader = self._readers[columns]
         return [reader.get_batch(number * BUCKETS + bucket) for number in range(self._writes)]
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from inpaint_encode.core.chunk import EncodedPair, Pair
 from inpaint_encode.core.decode import DecodedImage
@@ -16,6 +15,7 @@ from inpaint_encode.demo.pairs import draw_mask
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.parquet import parquet_file
 from inpaint_encode.output.rows import row_groups, rows_table
+from inpaint_encode.parquet_file import read_footer
 from inpaint_encode.schema import data_schema
 
 from .fake_vae import FAKE_VAE
@@ -73,7 +73,7 @@ def _measure(table: pa.Table, schema: pa.Schema) -> Measure:
 
 def _compressed_bytes(data: bytes) -> Mapping[str, int]:
     """Return the compressed size of the tensor columns."""
-    metadata = pq.read_metadata(pa.BufferReader(data))
+    metadata = read_footer(data)
     sizes = {"samples": 0, "noise_mask": 0}
     for group in range(metadata.num_row_groups):
         for column in map(metadata.row_group(group).column, range(metadata.num_columns)):

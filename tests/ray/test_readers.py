@@ -11,12 +11,14 @@ from itertools import count, islice
 import diffusers
 import numpy as np
 import pytest
+import ray
 import torch
 
 from inpaint_encode import inpaint_input, iter_rows, open_latents
 from inpaint_encode.reader.conventions import for_comfyui, for_diffusers
 from inpaint_encode.reader.output import Output
 from tests import recipes
+from tests.hostile import with_pickled
 from tests.outputs import write_output
 
 
@@ -120,6 +122,17 @@ class TestOurs:
             assert rows[row["key"]]["noise_mask"].dtype == np.uint8
             assert np.array_equal(rows[row["key"]]["noise_mask"], row["noise_mask"])
             assert rows[row["key"]]["caption"] == row["caption"]
+
+    def test_to_ray_unpickles_nothing(self, ray_cluster, tmp_path):
+        write_output(str(tmp_path / "out"), [[(4, 6)], [], [(5, 3)]])
+        for path in (tmp_path / "out").glob("*.parquet"):
+            path.write_bytes(with_pickled(path.read_bytes(), "caption", tmp_path / "canary", "struct"))
+        dataset = open_latents(str(tmp_path / "out"))
+        with pytest.raises(ray.exceptions.RayTaskError, match="column caption has the extension type"):
+            dataset.to_ray().take_all()
+        rows = open_latents(str(tmp_path / "out"), columns=["key", "samples"]).to_ray().take_all()
+        assert [row["samples"].shape for row in rows] == [(4, 4, 6), (4, 5, 3)]
+        assert not (tmp_path / "canary").exists()
 
 
 def batches_of_epochs(stream) -> Iterator[dict]:

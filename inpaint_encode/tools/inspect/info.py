@@ -19,6 +19,7 @@ from rich.table import Table
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.parquet_file import is_tensor
 from inpaint_encode.reader import Output
 from inpaint_encode.schema import TENSORS, is_packed
 from inpaint_encode.stores.redaction import redacted
@@ -83,7 +84,7 @@ def _columns(schema: pa.Schema, footer: pq.FileMetaData, metadata: RowMetadata) 
 def type_and_shape(field: pa.Field, metadata: RowMetadata) -> tuple[str, str]:
     """Describe the values of a column; the shape is empty for plain values."""
     kind = field.type
-    if field.name not in TENSORS:
+    if field.name not in TENSORS or not (is_packed(kind) or is_tensor(kind)):
         return str(kind), ""
     if field.name == "noise_mask":
         shape = "[1, H, W], height and width of the crop"

@@ -295,7 +295,8 @@ class DataFile:
 
     def read_rows(self) -> Iterator[Row]:
         """Yield the rows in order: plain values, and a `StoredTensor` for each column of `schema.TENSORS`."""
-        batches = self._file.iter_batches(batch_size=_ROWS_PER_BATCH)
+        with _translate_errors():
+            batches = self._file.iter_batches(batch_size=_ROWS_PER_BATCH)
         while True:
             with _translate_errors():
                 batch = next(batches, None)

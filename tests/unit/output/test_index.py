@@ -62,7 +62,7 @@ def test_the_index_equals_the_files(output, pairs, make_job):
     assert len(places) == 7
     for number, file in enumerate(listed.files):
         with listed.parquet(file) as parquet:
-            for group in range(parquet.num_row_groups):
+            for group in range(parquet.metadata.num_row_groups):
                 for key_hash in hash_keys(parquet.read_row_group(group, ["key"])["key"]).tolist():
                     assert places[key_hash] == (number, group)
 

@@ -34,6 +34,7 @@ from tests.damage import (
     with_first,
     wrong_receipts,
 )
+from tests.hostile import with_pickled
 from tests.outputs import PLAIN
 
 from .conftest import CHUNKS
@@ -52,6 +53,15 @@ def test_an_intact_output_has_no_problem(intact, verify):
     assert (result.problems, result.incomplete) == ([], set())
     pairs = CHUNKS * CHUNK_ROWS
     assert (result.pairs, result.encoded, result.rejects) == (pairs, pairs - 1, {"image.truncated": 1})
+
+
+@pytest.mark.parametrize(("column", "nesting"), [("key", ""), ("precision", "struct"), ("caption", "list")])
+def test_pickled_values_are_damage_and_are_not_read(output, verify, tmp_path, column, nesting):
+    path = data_file(output, 2)
+    path.write_bytes(with_pickled(path.read_bytes(), column, tmp_path / "canary", nesting))
+    result = verify(output)
+    assert {problem.file for problem in result.problems} == {str(path)}
+    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
