@@ -23,6 +23,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .parquet_pages import PageCheck, PageLimits
+
 TENSOR_TYPE = "ray.data.arrow_variable_shaped_tensor"
 """Extension type of the tensors in data files."""
 
@@ -66,6 +68,7 @@ class ParquetFile:
     Args:
         source: a path, the file's bytes, or a seekable file.
         metadata: its footer, if `read_footer` has read it before; by default, it is read now.
+        check_pages: check all pages against the limits of each read, see `inpaint_encode.parquet_pages`.
         options: of `pyarrow.parquet.ParquetFile`.
 
     Raises:
@@ -81,9 +84,17 @@ class ParquetFile:
     uuids: frozenset[str]
     """Columns of ``arrow.uuid``, or of lists or structs of it, without other bytes; the storage is 16 bytes."""
 
-    def __init__(self, source: Any, metadata: pq.FileMetaData | None = None, **options: Any) -> None:
-        self.metadata = metadata or read_footer(source)
-        opened = pa.BufferReader(source) if isinstance(source, (bytes, pa.Buffer)) else source
+    def __init__(
+        self, source: Any, metadata: pq.FileMetaData | None = None, *, check_pages: bool = False, **options: Any
+    ) -> None:
+        self.metadata, self._source = metadata or read_footer(source), source
+        in_memory = isinstance(source, (bytes, pa.Buffer))
+        self._pages: PageCheck | None = None
+        if check_pages:
+            opened: Any = PageCheck(io.BytesIO(source) if in_memory else source, self.metadata)
+            self._pages = opened
+        else:
+            opened = pa.BufferReader(source) if in_memory else source
         self._file = pq.ParquetFile(opened, metadata=self.metadata, **_OPTIONS, **options)
         schema = self._file.schema_arrow
         types: dict[str, set[str]] = {}
@@ -102,6 +113,12 @@ class ParquetFile:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def with_dictionaries(self, column: str) -> ParquetFile:
+        """Return the file, opened once more; it reads the strings and bytes of a column as dictionaries."""
+        leaves = map(self.metadata.schema.column, range(self.metadata.num_columns))
+        paths = [leaf.path for leaf in leaves if f"{leaf.path}.".startswith(f"{column}.")]
+        return ParquetFile(self._source, self.metadata, check_pages=True, pre_buffer=True, read_dictionary=paths)
 
     def check_readable(self, columns: Sequence[str] | None = None) -> None:
         """Check that columns, by default all, can be read.
@@ -124,14 +141,20 @@ class ParquetFile:
             KeyError: there is no such column.
             pa.ArrowException, OSError: the file is damaged, or the store's error.
         """
+        assert not self._pages, "pages are checked"
         self.check_readable(columns)
         return self._with_schema(self._file.read(_listed(columns), use_threads=use_threads), columns)
 
     def read_row_group(
-        self, number: int, columns: Sequence[str] | None = None, *, use_threads: bool = True
+        self,
+        number: int,
+        columns: Sequence[str] | None = None,
+        *,
+        limits: PageLimits | None = None,
+        use_threads: bool = True,
     ) -> pa.Table:
-        """Read columns of one row group, by default all columns; raises the errors of `read`."""
-        self.check_readable(columns)
+        """Read columns of one row group, by default all columns; arguments and errors are those of `iter_batches`."""
+        self._before_reading([number], columns, limits)
         return self._with_schema(self._file.read_row_group(number, _listed(columns), use_threads=use_threads), columns)
 
     def iter_batches(
@@ -140,12 +163,34 @@ class ParquetFile:
         row_groups: Sequence[int] | None = None,
         columns: Sequence[str] | None = None,
         *,
+        limits: PageLimits | None = None,
         use_threads: bool = True,
     ) -> Iterator[pa.RecordBatch]:
-        """Yield record batches of up to ``batch_size`` rows; raises the errors of `read`."""
-        self.check_readable(columns)
+        """Yield record batches of up to ``batch_size`` rows.
+
+        Args:
+            batch_size: largest number of rows.
+            row_groups: by default all.
+            columns: by default all.
+            limits: of the pages, if they are checked.
+            use_threads: decode columns in parallel.
+
+        Raises:
+            RepeatedValues: before the first batch, if ``batch_size`` is too large for ``limits``.
+            UnsafeColumn, KeyError, pa.ArrowException, OSError: as `read`.
+        """
+        self._before_reading(row_groups, columns, limits)
         batches = self._file.iter_batches(batch_size, row_groups, _listed(columns), use_threads=use_threads)
         return (self._with_schema(batch, columns) for batch in batches)
+
+    def _before_reading(
+        self, row_groups: Sequence[int] | None, columns: Sequence[str] | None, limits: PageLimits | None
+    ) -> None:
+        self.check_readable(columns)
+        if self._pages:
+            assert limits, "pages are checked"
+            numbers = range(self.metadata.num_row_groups) if row_groups is None else row_groups
+            self._pages.expect(numbers, self.schema.names if columns is None else columns, limits)
 
     def _with_schema(self, table: Any, columns: Sequence[str] | None) -> Any:
         """Return a table or a record batch with the fields of `schema`, in the order of ``columns``."""

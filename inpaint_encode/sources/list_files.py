@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.parquet_file import ParquetFile
+from inpaint_encode.parquet_pages import PageLimits, RepeatedValues
 from inpaint_encode.settings import Source
 from inpaint_encode.stores.ranged_file import RangedFile
 
@@ -38,6 +39,10 @@ _BUFFERED_BYTES = 2**27
 """Size up to which the columns of a row group are fetched together; of a larger row group, only parts are."""
 _MAX_LINE_BYTES = 2**24
 """Size of the largest line of a text file."""
+_MAX_PATH_BYTES = 2**16
+"""Size of the largest path, URI or key that a dictionary may repeat."""
+_NUMBER_BYTES = 16
+"""Size of a number of any type."""
 _BLOCK_BYTES = 2**24
 """Bytes of a text file that are read in one request and parsed together."""
 _CSV = pa.csv.ParseOptions(newlines_in_values=True)
@@ -111,10 +116,11 @@ class _ParquetFile(ListFile):
     def __init__(self, uri: str, file: RangedFile, source: Source) -> None:
         super().__init__(uri, file)
         whole = file.size <= _FOOTER_BYTES
-        self._parquet = ParquetFile(file.read() if whole else file)
+        self._parquet = ParquetFile(file.read() if whole else file, check_pages=True)
         self._metadata, schema = self._parquet.metadata, self._parquet.schema
         sides = [source.image_column, "" if source.random_masks or source.is_own_mask else source.mask_column]
-        self._parquet.check_readable([*sides, source.key_column])
+        self._text_columns = {*sides, source.key_column}
+        self._parquet.check_readable(list(self._text_columns))
         self.refused = self._parquet.refused
         is_embedded = [name in schema.names and is_image_type(schema.field(name).type) for name in sides]
         image, mask = (name if embedded else "" for name, embedded in zip(sides, is_embedded, strict=True))
@@ -132,11 +138,13 @@ class _ParquetFile(ListFile):
         groups = [self._metadata.row_group(number) for number in range(self._metadata.num_row_groups)]
         if file.size <= _SMALL_BYTES and not any(self.embedded):
             file.seek(0)
-            self._parquet = ParquetFile(file.read(), self._metadata)
+            self._parquet = ParquetFile(file.read(), self._metadata, check_pages=True)
         elif max((sum(_sizes(group, self._columns)) for group in groups), default=0) <= _BUFFERED_BYTES:
-            self._parquet = ParquetFile(file, self._metadata, pre_buffer=True)
+            self._parquet = ParquetFile(file, self._metadata, check_pages=True, pre_buffer=True)
         else:
-            self._parquet = ParquetFile(file, self._metadata, buffer_size=_SMALL_BYTES, pre_buffer=False)
+            self._parquet = ParquetFile(
+                file, self._metadata, check_pages=True, buffer_size=_SMALL_BYTES, pre_buffer=False
+            )
 
     def lines(self, start: int) -> Iterator[Lines]:
         first = 0
@@ -167,11 +175,35 @@ class _ParquetFile(ListFile):
     def _tables(self, number: int, rows: int) -> Iterator[pa.Table]:
         """Yield the columns of a row group that hold no images, some rows at a time."""
         if self._columns:
-            for batch in self._parquet.iter_batches(rows, [number], self._columns):
+            for batch in self._batches(number, rows):
                 yield pa.Table.from_batches([batch])
             return
         for start in range(0, total := self._metadata.row_group(number).num_rows, rows):
             yield pa.table({"": pa.nulls(min(rows, total - start))}).select([])
+
+    def _batches(self, number: int, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield batches of a row group of up to ``rows`` rows, or of fewer if a dictionary has large values."""
+        schema, names = self._metadata.schema, tuple(f"{name}." for name in self._columns)
+        leaves = sum(f"{schema.column(at).path}.".startswith(names) for at in range(len(schema)))
+        column_bytes = max(1, pairs.BATCH_BYTES // leaves)
+        rows = min(rows, self._metadata.row_group(number).num_rows, max(1, column_bytes // _NUMBER_BYTES))
+        while True:
+            limits = PageLimits(rows, column_bytes)
+            batches = self._parquet.iter_batches(rows, [number], self._columns, limits=limits)
+            try:
+                first = next(batches, None)
+                break
+            except RepeatedValues as error:
+                limit = _MAX_PATH_BYTES if error.column in self._text_columns else _MAX_LINE_BYTES
+                if error.largest > limit or rows == 1:
+                    raise ValueError(
+                        f"column {error.column} has a value of {error.largest:,} bytes in row group {number}; the "
+                        f"limit is {limit:,}"
+                    ) from None
+                rows = max(1, column_bytes // error.largest)
+        if first is not None:
+            yield first
+            yield from batches
 
     def _embedded_bytes(self, group: pq.RowGroupMetaData, name: str) -> int:
         """Return the compressed size of a column of images in a row group; 0 if ``name`` is empty."""

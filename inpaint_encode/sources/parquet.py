@@ -8,13 +8,14 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from inpaint_encode.parquet_file import ParquetFile
+from inpaint_encode.parquet_pages import PageLimits, RepeatedValues
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.ranged_file import Changed, RangedFile
@@ -23,6 +24,9 @@ from .part_uris import ParquetRow
 
 MAX_ROW_GROUP_BYTES = 2**30
 """Largest allowed size of one column of a row group; a fetch task can hold `_CACHED_CHUNKS` of this size."""
+
+_REPEATED_BYTES = 2**27
+"""Bytes of images in a row group that are copies; if there are more, each image is decoded when it is read."""
 
 _CACHED_CHUNKS = 4
 """The current and the previous row group, each with an image column and a mask column; more if they are small."""
@@ -111,7 +115,7 @@ class ParquetRowReader:
         if self._file is None or self._file.uri != uri:
             source = RangedFile(uri, access)
             with _translate_errors():
-                parquet = ParquetFile(source, pre_buffer=True)
+                parquet = ParquetFile(source, check_pages=True, pre_buffer=True)
             metadata = parquet.metadata
             ends = accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
             self._file = _OpenFile(uri, source.version, parquet, list(ends))
@@ -123,9 +127,20 @@ class ParquetRowReader:
             while len(self._chunks) >= _CACHED_CHUNKS and sum(c.nbytes for c in self._chunks.values()) > _CACHED_BYTES:
                 self._chunks.popitem(last=False)
             with _translate_errors():
-                self._chunks[place] = file.parquet.read_row_group(group, columns=[column])[column].combine_chunks()
+                self._chunks[place] = _read_column(file.parquet, group, column)
         self._chunks.move_to_end(place)
         return self._chunks[place]
+
+
+def _read_column(parquet: ParquetFile, group: int, column: str) -> pa.Array:
+    """Return a column of a row group; if a dictionary repeats large values, as a dictionary, or a struct of them."""
+    limits = PageLimits(None, _REPEATED_BYTES, page_bytes=MAX_ROW_GROUP_BYTES, chunk_bytes=MAX_ROW_GROUP_BYTES)
+    try:
+        table = parquet.read_row_group(group, [column], limits=limits)
+    except RepeatedValues:
+        limits = replace(limits, repeated_bytes=2**63)
+        table = parquet.with_dictionaries(column).read_row_group(group, [column], limits=limits)
+    return table[column].combine_chunks()
 
 
 def _resolve(file: str, path: str) -> str:
