@@ -8,9 +8,9 @@ a data page repeat it a million times. A compressed page of zeros is a thousand 
 from __future__ import annotations
 
 import io
+import struct
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 MAX_PAGE_BYTES = 2**28
 """Largest page, decompressed, of a column that is read in batches."""
 
-_MAX_HEADER_BYTES = 2**20
-_MAX_PARSED_BYTES = 2**24
+_HEADER_BYTES, _MAX_HEADER_BYTES = 2**8, 2**20
+"""Size of most page headers, and of the largest: it may have the smallest and the largest value of the page."""
+_MAX_PARSED_BYTES = 2**26
 """Largest dictionary page whose values are looked at; a larger one may be a single value."""
 _MAX_LIST_VALUES = 2**24
 """Values that the lists of a column chunk may have, beyond `_VALUES_PER_BYTE` for each compressed byte of its pages."""
@@ -35,6 +36,7 @@ _DETAILS = {_DATA_PAGE: (5, 2), _DICTIONARY_PAGE: (7, 2), _DATA_PAGE_2: (8, 4)}
 """For each type of page, the field of its header with the number of values, and the field in it with the encoding."""
 
 
+_LENGTH = struct.Struct("<I")
 _INT32, _STRUCT = 5, 12
 """Types of Thrift's compact protocol."""
 
@@ -177,17 +179,28 @@ class PageCheck(io.RawIOBase):
                 continue
             if not data:
                 return
-            known = len(chunk.pending)
-            chunk.pending += data[:_MAX_HEADER_BYTES]
+            if (header := self._next_header(chunk, data)) is None:
+                return
+            fields, size = header
+            data = data[size:]
+            self._check_header(chunk, fields)
+
+    def _next_header(self, chunk: _Chunk, data: memoryview) -> tuple[dict[tuple[int, int], Any], int] | None:
+        """Return a page header, and how many bytes of ``data`` it has; None if it goes on in the next bytes."""
+        known = len(chunk.pending)
+        while True:
+            start = len(chunk.pending) - known
+            chunk.pending += data[start : start + max(_HEADER_BYTES, start)]
             try:
-                header, end = _read_struct(chunk.pending, 0, 0)
+                fields, end = _read_struct(chunk.pending, 0, 0)
             except IndexError:
                 if len(chunk.pending) > _MAX_HEADER_BYTES:
                     raise pa.ArrowInvalid(f"column {chunk.path} has a page header that is too large") from None
-                return
+                if len(chunk.pending) - known == len(data):
+                    return None
+                continue
             chunk.pending.clear()
-            data = data[end - known :]
-            self._check_header(chunk, header)
+            return fields, end - known
 
     def _check_header(self, chunk: _Chunk, header: dict[tuple[int, int], Any]) -> None:
         limits = self._limits
@@ -230,10 +243,9 @@ class PageCheck(io.RawIOBase):
         chunk.pending.clear()
         chunk.largest = size
         if size <= _MAX_PARSED_BYTES:
-            with suppress(pa.ArrowException, OSError, ValueError):  # such as a codec that only Arrow's reader knows
-                if chunk.compression != "UNCOMPRESSED":
-                    data = pa.decompress(data, size, chunk.compression.lower(), asbytes=True)
-                chunk.largest = _largest_value(data)
+            chunk.largest = _largest_value(_decompressed(data, size, chunk.compression))
+        elif self._limits.rows is not None:
+            raise _too_large(chunk, f"a dictionary of {size:,} bytes; the limit is {_MAX_PARSED_BYTES:,}")
         if not chunk.is_repeated and chunk.largest * (self._limits.rows or 0) > self._limits.repeated_bytes:
             raise RepeatedValues(chunk.path, chunk.largest)
 
@@ -242,12 +254,27 @@ def _too_large(chunk: _Chunk, what: str) -> pa.ArrowInvalid:
     return pa.ArrowInvalid(f"column {chunk.path} has {what}; write smaller row groups and pages")
 
 
+def _decompressed(data: bytes, size: int, compression: str) -> bytes:
+    """Return a page's contents, which have ``size`` bytes."""
+    if compression == "UNCOMPRESSED":
+        return data
+    codec = compression.lower()
+    if codec.startswith("lz4"):
+        codec = "lz4_raw"
+        if int.from_bytes(data[:4], "big") == size and int.from_bytes(data[4:8], "big") == len(data) - 8:
+            data = data[8:]  # as Hadoop writes it
+    decompressed: bytes = pa.decompress(data, size, codec, asbytes=True)
+    return decompressed
+
+
 def _largest_value(data: bytes) -> int:
     """Return the size of the largest value of a dictionary page: each follows its length, 4 bytes."""
     largest = at = 0
     while at + 4 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "little")
-        largest, at = max(largest, length), at + 4 + length
+        (length,) = _LENGTH.unpack_from(data, at)
+        if length > largest:
+            largest = length
+        at += 4 + length
     return largest
 
 

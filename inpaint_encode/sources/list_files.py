@@ -41,6 +41,8 @@ _MAX_LINE_BYTES = 2**24
 """Size of the largest line of a text file."""
 _MAX_PATH_BYTES = 2**16
 """Size of the largest path, URI or key that a dictionary may repeat."""
+_MAX_VALUE_BYTES = 2**24
+"""Size of the largest other value that a dictionary may repeat."""
 _NUMBER_BYTES = 16
 """Size of a number of any type."""
 _BLOCK_BYTES = 2**24
@@ -188,14 +190,14 @@ class _ParquetFile(ListFile):
         column_bytes = max(1, pairs.BATCH_BYTES // leaves)
         rows = min(rows, self._metadata.row_group(number).num_rows, max(1, column_bytes // _NUMBER_BYTES))
         while True:
-            limits = PageLimits(rows, column_bytes)
+            limits = PageLimits(rows, column_bytes if rows > 1 else max(column_bytes, _MAX_VALUE_BYTES))
             batches = self._parquet.iter_batches(rows, [number], self._columns, limits=limits)
             try:
                 first = next(batches, None)
                 break
             except RepeatedValues as error:
-                limit = _MAX_PATH_BYTES if error.column in self._text_columns else _MAX_LINE_BYTES
-                if error.largest > limit or rows == 1:
+                limit = _MAX_PATH_BYTES if error.column in self._text_columns else _MAX_VALUE_BYTES
+                if error.largest > limit:
                     raise ValueError(
                         f"column {error.column} has a value of {error.largest:,} bytes in row group {number}; the "
                         f"limit is {limit:,}"
