@@ -16,7 +16,8 @@ import binascii
 import inspect
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,6 @@ class ParquetFile:
     """The columns, with the storage types of extension types."""
     refused: Mapping[str, str]
     """Columns that cannot be read, with their extension types."""
-    uuids: frozenset[str]
-    """Columns of ``arrow.uuid``, or of lists or structs of it, without other bytes; the storage is 16 bytes."""
 
     def __init__(
         self, source: Any, metadata: pq.FileMetaData | None = None, *, check_pages: bool = False, **options: Any
@@ -103,10 +102,7 @@ class ParquetFile:
         refused = {name: sorted(found - ARROW_TYPES - {TENSOR_TYPE}) for name, found in types.items()}
         self.refused = {name: found[0] for name, found in refused.items() if found}
         self.schema = pa.schema([_without_extension(field) for field in schema], schema.metadata)
-        leaves = map(self.metadata.schema.column, range(self.metadata.num_columns))
-        roots = {leaf.path.partition(".")[0] for leaf in leaves if leaf.logical_type.type == "UUID"}
-        roots |= {name for name, found in types.items() if found == {"arrow.uuid"}}
-        self.uuids = frozenset(one.name for one in schema if one.name in roots and {*_binary_widths(one.type)} == {16})
+        self._types = types
 
     def __enter__(self) -> ParquetFile:
         return self
@@ -114,10 +110,17 @@ class ParquetFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    @cached_property
+    def uuids(self) -> frozenset[str]:
+        """Columns of ``arrow.uuid``, or of lists or structs of it, without other bytes; the storage is 16 bytes."""
+        leaves = map(self.metadata.schema.column, range(self.metadata.num_columns))
+        roots = {leaf.path.partition(".")[0] for leaf in leaves if leaf.logical_type.type == "UUID"}
+        roots |= {name for name, found in self._types.items() if found == {"arrow.uuid"}}
+        return frozenset(one.name for one in self.schema if one.name in roots and {*_binary_widths(one.type)} == {16})
+
     def with_dictionaries(self, column: str) -> ParquetFile:
         """Return the file, opened once more; it reads the strings and bytes of a column as dictionaries."""
-        leaves = map(self.metadata.schema.column, range(self.metadata.num_columns))
-        paths = [leaf.path for leaf in leaves if f"{leaf.path}.".startswith(f"{column}.")]
+        paths = [path for path in leaf_paths(self.metadata) if f"{path}.".startswith(f"{column}.")]
         return ParquetFile(self._source, self.metadata, check_pages=True, pre_buffer=True, read_dictionary=paths)
 
     def check_readable(self, columns: Sequence[str] | None = None) -> None:
@@ -242,6 +245,15 @@ def read_footer(source: Any) -> pq.FileMetaData:
         OSError: the store's error.
     """
     footer = _footer_bytes(source)
+    try:
+        metadata = _without_extension_types(footer)
+        _check_column_chunks(metadata)
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid(f"a name in the footer is not UTF-8 ({error})") from None
+    return metadata
+
+
+def _without_extension_types(footer: bytes) -> pq.FileMetaData:
     renamed = footer.replace(_SCHEMA_KEY, _RENAMED_SCHEMA_KEY)
     metadata = _parse_footer(renamed)
     found = (metadata.metadata or {}).get(_RENAMED_SCHEMA_KEY)
@@ -256,6 +268,11 @@ def read_footer(source: Any) -> pq.FileMetaData:
     if _NAME_KEY in cleaned or len(encoded) != len(found):
         raise pa.ArrowInvalid("ARROW:schema in the footer is damaged")
     return _parse_footer(footer.replace(found, encoded))
+
+
+def leaf_paths(metadata: pq.FileMetaData) -> list[str]:
+    """Return the path of each leaf column in the schema; column chunks name their paths too, but may lie."""
+    return [metadata.schema.column(at).path for at in range(metadata.num_columns)]
 
 
 def check_plain(fields: Iterable[pa.Field]) -> None:
@@ -296,10 +313,41 @@ def _parse_footer(footer: bytes) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(file))
 
 
+class _NoBytesError(Exception):
+    """Arrow has parsed the metadata of all column chunks, and wants their bytes."""
+
+
+class _NoBytes(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return offset if whence == io.SEEK_SET else 2**62
+
+    def tell(self) -> int:
+        return 2**62
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise _NoBytesError
+
+
+def _check_column_chunks(metadata: pq.FileMetaData) -> None:
+    """Let Arrow parse the metadata of all column chunks, as it does before it reads them.
+
+    pyarrow's own objects for column chunks abort the process where these raise an error.
+    """
+    if metadata.num_row_groups and metadata.num_columns:
+        with suppress(_NoBytesError):
+            pq.ParquetFile(_NoBytes(), metadata=metadata, pre_buffer=True).read(use_threads=False)
+
+
 def _extension_types(field: pa.Field) -> Iterator[str]:
     """Yield the names of the extension types of a field and of the fields nested in it."""
     if name := (field.metadata or {}).get(_RENAMED_NAME_KEY):
-        yield name.decode(errors="replace")
+        yield "".join(letter if letter.isprintable() else "?" for letter in name.decode(errors="replace")[:100])
     type_ = field.type
     if isinstance(type_, pa.BaseExtensionType):  # Parquet's own, in versions of pyarrow without the option
         yield type_.extension_name

@@ -76,12 +76,12 @@ class Output:
             JobFailed: the file is damaged.
         """
         first = self.files[0]
+        where = storage.join(self.uri, first.path)
         with self.parquet(first) as file:
-            try:
+            if FOOTER_KEY not in (file.schema.metadata or {}):
+                raise UsageError(f"{where} is not a data file of an encode job; move it out of the output")
+            with translate_errors(where):
                 return footer_metadata(file)
-            except KeyError:
-                where = storage.join(self.uri, first.path)
-                raise UsageError(f"{where} is not a data file of an encode job; move it out of the output") from None
 
     @cached_property
     def job(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.parquet_file import ParquetFile
+from inpaint_encode.parquet_file import ParquetFile, leaf_paths
 from inpaint_encode.parquet_pages import PageLimits, RepeatedValues
 from inpaint_encode.settings import Source
 from inpaint_encode.stores.ranged_file import RangedFile
@@ -137,11 +137,11 @@ class _ParquetFile(ListFile):
         self.schema = pa.schema([*kept, *((name, pa.string()) for name in dict.fromkeys(filter(None, self.embedded)))])
         if whole:
             return
-        groups = [self._metadata.row_group(number) for number in range(self._metadata.num_row_groups)]
+        groups = range(self._metadata.num_row_groups)
         if file.size <= _SMALL_BYTES and not any(self.embedded):
             file.seek(0)
             self._parquet = ParquetFile(file.read(), self._metadata, check_pages=True)
-        elif max((sum(_sizes(group, self._columns)) for group in groups), default=0) <= _BUFFERED_BYTES:
+        elif max((sum(_sizes(self._metadata, group, self._columns)) for group in groups), default=0) <= _BUFFERED_BYTES:
             self._parquet = ParquetFile(file, self._metadata, check_pages=True, pre_buffer=True)
         else:
             self._parquet = ParquetFile(
@@ -159,12 +159,12 @@ class _ParquetFile(ListFile):
     def _group_lines(self, number: int, first: int, start: int) -> Iterator[Lines]:
         """Yield the lines of a row group, whose first line is ``first``, from line ``start`` on."""
         group = self._metadata.row_group(number)
-        image_bytes, mask_bytes = (self._embedded_bytes(group, name) for name in self.embedded)
+        image_bytes, mask_bytes = (self._embedded_bytes(number, name) for name in self.embedded)
         if any(self.embedded):
             self.row_groups += 1
             self.image_bytes += image_bytes
             self.mask_bytes += mask_bytes
-        _, decoded_bytes = _sizes(group, self._columns)
+        _, decoded_bytes = _sizes(self._metadata, number, self._columns)
         rows = min(pairs.BATCH_PAIRS, max(1, pairs.BATCH_BYTES * group.num_rows // max(1, decoded_bytes)))
         for table in self._tables(number, rows):
             skipped = min(table.num_rows, max(0, start - first))
@@ -178,6 +178,7 @@ class _ParquetFile(ListFile):
         """Yield the columns of a row group that hold no images, some rows at a time."""
         if self._columns:
             for batch in self._batches(number, rows):
+                batch.validate(full=True)  # strings may be no UTF-8
                 yield pa.Table.from_batches([batch])
             return
         for start in range(0, total := self._metadata.row_group(number).num_rows, rows):
@@ -185,9 +186,9 @@ class _ParquetFile(ListFile):
 
     def _batches(self, number: int, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield batches of a row group of up to ``rows`` rows, or of fewer if a dictionary has large values."""
-        schema, names = self._metadata.schema, tuple(f"{name}." for name in self._columns)
-        leaves = sum(f"{schema.column(at).path}.".startswith(names) for at in range(len(schema)))
-        column_bytes = max(1, pairs.BATCH_BYTES // leaves)
+        names = tuple(f"{name}." for name in self._columns)
+        leaves = sum(f"{path}.".startswith(names) for path in leaf_paths(self._metadata))
+        column_bytes = max(1, pairs.BATCH_BYTES // max(1, leaves))
         rows = min(rows, self._metadata.row_group(number).num_rows, max(1, column_bytes // _NUMBER_BYTES))
         while True:
             limits = PageLimits(rows, column_bytes if rows > 1 else max(column_bytes, _MAX_VALUE_BYTES))
@@ -207,9 +208,9 @@ class _ParquetFile(ListFile):
             yield first
             yield from batches
 
-    def _embedded_bytes(self, group: pq.RowGroupMetaData, name: str) -> int:
+    def _embedded_bytes(self, number: int, name: str) -> int:
         """Return the compressed size of a column of images in a row group; 0 if ``name`` is empty."""
-        compressed, size = _sizes(group, [name] if name else [])
+        compressed, size = _sizes(self._metadata, number, [name] if name else [])
         if size > MAX_ROW_GROUP_BYTES:
             raise UsageError(
                 f"--pairs {self.uri}: column {name} has {size:,} bytes in one row group, which a worker reads as a "
@@ -218,11 +219,10 @@ class _ParquetFile(ListFile):
         return compressed
 
 
-def _sizes(group: pq.RowGroupMetaData, names: list[str]) -> tuple[int, int]:
+def _sizes(metadata: pq.FileMetaData, number: int, names: list[str]) -> tuple[int, int]:
     """Return the compressed and the uncompressed size of columns in a row group."""
-    starts = tuple(f"{name}." for name in names)
-    chunks = [group.column(number) for number in range(group.num_columns)]
-    chunks = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(starts)]
+    starts, group = tuple(f"{name}." for name in names), metadata.row_group(number)
+    chunks = [group.column(at) for at, path in enumerate(leaf_paths(metadata)) if f"{path}.".startswith(starts)]
     return sum(chunk.total_compressed_size for chunk in chunks), sum(chunk.total_uncompressed_size for chunk in chunks)
 
 

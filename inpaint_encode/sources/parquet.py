@@ -95,7 +95,7 @@ class ParquetRowReader:
             value, found = self._value(row, version, access)
         if not isinstance(value, dict):
             value = {"bytes": value}
-        if (data := value["bytes"]) is not None:
+        if (data := value.get("bytes")) is not None:
             return storage.Blob(data, found)
         if not (path := value.get("path")):
             raise NullValue(errno.ENOENT, f"column {row.column} is null in this row")

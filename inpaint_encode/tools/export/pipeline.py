@@ -179,7 +179,7 @@ def export_group(row: pa.Table, *, source: str, destination: Destination) -> pa.
         result: dict[str, Any] = write_group(group, source=source, destination=destination)._asdict()
     except EncodeError as error:
         result = {"fatal": str(error)}
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         result = {"fatal": f"{group.path} cannot be exported: {error}"}
     return pa.Table.from_pylist([result], EXPORT_RESULT)
 
@@ -226,7 +226,7 @@ def export_data_file(row: pa.Table, *, source: str, destination: Destination, to
         result: dict[str, Any] = record.totals._asdict()
     except EncodeError as error:
         result = {"fatal": str(error)}
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         result = {"fatal": f"{uri} cannot be exported: {error}"}
     return pa.Table.from_pylist([result], EXPORT_RESULT)
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.parquet_file import is_tensor
+from inpaint_encode.parquet_file import is_tensor, leaf_paths
 from inpaint_encode.reader import Output
 from inpaint_encode.schema import TENSORS, is_packed
 from inpaint_encode.stores.redaction import redacted
@@ -72,9 +72,8 @@ def read_info(output: str) -> dict[str, Any]:
 def _columns(schema: pa.Schema, footer: pq.FileMetaData, metadata: RowMetadata) -> Iterator[dict[str, Any]]:
     sizes: dict[str, int] = {}
     for group in range(footer.num_row_groups):
-        for leaf in range(footer.num_columns):
-            chunk = footer.row_group(group).column(leaf)
-            name = chunk.path_in_schema.partition(".")[0]
+        for leaf, path in enumerate(leaf_paths(footer)):
+            chunk, name = footer.row_group(group).column(leaf), path.partition(".")[0]
             sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
     for field in schema:
         kind, shape = type_and_shape(field, metadata)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.core.geometry import Sizing
 from inpaint_encode.output.parquet import translate_errors
+from inpaint_encode.parquet_file import leaf_paths
 from inpaint_encode.reader import DataFile, Output, as_rows
 from inpaint_encode.stores import storage
 
@@ -98,7 +99,7 @@ class RowSample:
         with ThreadPoolExecutor(THREADS) as pool:
             footers = list(pool.map(output.footer, self.files))
         self.groups = [
-            RowGroup(file, number, footer.row_group(number).num_rows, _latent_bytes(footer.row_group(number)))
+            RowGroup(file, number, footer.row_group(number).num_rows, _latent_bytes(footer, number))
             for file, footer in zip(self.files, footers, strict=True)
             for number in range(footer.num_row_groups)
         ]
@@ -185,6 +186,6 @@ def _row_of(table: pa.Table, number: int) -> dict[str, Any]:
     return next(as_rows(table.slice(number, 1)))
 
 
-def _latent_bytes(group: pq.RowGroupMetaData) -> int:
-    columns = map(group.column, range(group.num_columns))
-    return sum(one.total_compressed_size for one in columns if one.path_in_schema.startswith("samples."))
+def _latent_bytes(footer: pq.FileMetaData, number: int) -> int:
+    group, paths = footer.row_group(number), leaf_paths(footer)
+    return sum(group.column(at).total_compressed_size for at, path in enumerate(paths) if path.startswith("samples."))
