@@ -16,7 +16,7 @@ from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import Remaining, job_record, open_output
 from inpaint_encode.output.resume import row_metadata as job_metadata
 from inpaint_encode.output.rows import rejects_table
-from inpaint_encode.output.state import CHUNK_KEY
+from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, RECEIPT
 from inpaint_encode.sources import open_source
 from tests.metadata import VAE

@@ -32,11 +32,13 @@ from .index_files import (
     IndexNote,
     encode_index_file,
     newest_unit_indexes,
+    parse_note,
     read_index_file,
     read_note,
     unit_index_path,
     unit_keys_path,
 )
+from .notes import DamagedNote
 from .plan_log import PlanLog
 from .state import ChunkResult, Inventory, OutputState, RowGroups, read_row_groups, unit_of_receipts
 
@@ -299,11 +301,11 @@ def index_problems(state: OutputState, inventory: Inventory, rows: Mapping[str, 
         else:
             yield from ((path, sentence) for sentence in _wrong_rows(table, unit, inventory, rows))
     try:
-        note = IndexNote.parse(state.read(NOTE))
+        note = parse_note(state.output).value
     except FileNotFoundError:
         return
-    except ValueError as error:
-        yield NOTE, f"cannot be read ({error})"
+    except DamagedNote as error:
+        yield NOTE, f"cannot be read ({error.reason})"
         return
     files = read_index_file(state.uri(note.files), FILE_INDEX)
     if files is None or files.num_rows != note.data_files:

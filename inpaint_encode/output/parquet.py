@@ -93,5 +93,8 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 
 def _damaged(uri: str, error: Exception) -> str:
-    remedy = "rebuilds" if "/_plan/" in uri else "removes"
-    return f"{uri} is damaged ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` {remedy} it"
+    if "/_plan/" in uri:
+        remedy = "`inpaint-encode verify OUTPUT --repair` rebuilds it"
+    else:
+        remedy = "`inpaint-encode verify OUTPUT --repair` removes it; in an export, use export with --overwrite"
+    return f"{uri} is damaged ({(str(error).strip().splitlines() or [''])[0]}); {remedy}"

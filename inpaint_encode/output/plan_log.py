@@ -16,11 +16,11 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.schema import PAIRS, with_extra_columns
@@ -29,11 +29,12 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
 
 from . import plan
+from .notes import MAX_NOTE_BYTES
 from .parquet import parquet_bytes, read_parquet
 from .state import OutputState
 
-MARKER = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)\.json")
-PART = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)-[0-9a-f]{8}-\d{5}\.parquet")
+MARKER = re.compile(r"_plan/(?P<job>[0-9a-f]{8})-(?P<unit>\d{6})\.(?P<revision>\d{1,5})\.json")
+PART = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d{1,5})-[0-9a-f]{8}-\d{5}\.parquet")
 
 
 _CHECKSUM = b',"sha256":"'
@@ -78,6 +79,20 @@ class Marker(BaseModel):
     chunks: tuple[MarkedChunk, ...]
     replaces: str = ""
     """SHA-256 of a lost marker that this one was rebuilt for: the one that the next marker names."""
+
+    @model_validator(mode="after")
+    def _check_names_and_numbers(self) -> Self:
+        """Refuse what `PlanLog` never writes: files of another unit, and numbers outside their range."""
+        for part in self.parts:
+            name = PART.fullmatch(part.path)
+            if name is None or (int(name["unit"]), int(name["revision"])) != (self.unit, self.revision):
+                raise ValueError(f"{part.path[:100]!r} is no name of a part of this revision")
+        limits = (10**5, 2**31, None, len(self.parts), 2**31, None)
+        numbers = [zip(chunk, limits, strict=True) for chunk in self.chunks]
+        numbers += [zip((one.start, one.end, *one.left_out, one.repeated), [2**62] * 6) for one in self.slices]
+        if any(limit and not 0 <= number < limit for row in numbers for number, limit in row):
+            raise ValueError("a number is outside its range")
+        return self
 
     def encode(self) -> bytes:
         """Return the JSON of the marker; its last field is the SHA-256 of the JSON of all others."""
@@ -373,6 +388,8 @@ def parse_marker(uri: str, data: bytes) -> Marker:
     Raises:
         JobFailed: it is damaged.
     """
+    if len(data) > MAX_NOTE_BYTES:
+        raise _damaged(uri, f"has {len(data):,} bytes; at most {MAX_NOTE_BYTES:,} are read")
     body, _, checksum = data.rpartition(_CHECKSUM)
     body += b"}"
     if checksum != hashlib.sha256(body).hexdigest().encode() + b'"}':
@@ -380,7 +397,7 @@ def parse_marker(uri: str, data: bytes) -> Marker:
     try:
         return Marker.model_validate_json(body)
     except ValidationError as error:
-        raise _damaged(uri, f"cannot be read ({error.errors()[0]['msg']})") from error
+        raise _damaged(uri, f"cannot be read ({error.errors(include_input=False)[0]['msg']})") from error
 
 
 def _damaged(uri: str, what: str) -> JobFailed:

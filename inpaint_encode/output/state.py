@@ -40,11 +40,9 @@ from . import plan
 from .index_files import NOTE, is_hidden, newest_unit_indexes, read_index_file
 from .known_keys import hash_keys
 from .lease import check_lease_token
+from .notes import CHUNK_KEY, parse_chunk_footer
 from .parquet import parquet_bytes, parquet_file, read_data, read_parquet, translate_errors
 from .rows import row_groups
-
-CHUNK_KEY = b"inpaint_encode.chunk"
-"""Key of the JSON in a data file's metadata: its chunk and revision, the hash of its planned pairs, and its rejects."""
 
 _NAME = re.compile(
     r"(?P<folder>_plan/|_receipts/|_index/)(?P<job>[0-9a-f]{8})-[0-9a-z.-]+\.(?:parquet|json)"
@@ -446,9 +444,9 @@ class _ChunkFile:
 def _parse_footer(uri: str, file: Any, size: int, version: str) -> _ChunkFile:
     with translate_errors(uri):
         metadata = pq.read_metadata(file)
-        footer = json.loads(metadata.metadata[CHUNK_KEY])
-        rejects = pa.Table.from_pylist(footer["rejected"], REJECTS)
-        return _ChunkFile(footer["revision"], footer["hash"], rejects, metadata.num_rows, size, version)
+        footer = parse_chunk_footer(metadata.metadata)
+        rejects = pa.Table.from_pylist(footer.rejected, REJECTS)
+        return _ChunkFile(footer.revision, footer.hash, rejects, metadata.num_rows, size, version)
 
 
 def _chunk_result(encoded: int, rejects: pa.Table, data_bytes: int, version: str, rejects_version: str) -> ChunkResult:

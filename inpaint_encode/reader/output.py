@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output.notes import parse_job, parse_metadata_footer, parse_report, read_note
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
 from inpaint_encode.stores import storage
@@ -76,21 +76,29 @@ class Output:
         """
         first = self.files[0]
         with self.parquet(first) as file:
-            try:
+            where = storage.join(self.uri, first.path)
+            if FOOTER_KEY not in (file.schema_arrow.metadata or {}):
+                raise UsageError(f"{where} is not a data file of an encode job; move it out of the output")
+            with translate_errors(where):
                 return footer_metadata(file)
-            except KeyError:
-                where = storage.join(self.uri, first.path)
-                raise UsageError(f"{where} is not a data file of an encode job; move it out of the output") from None
 
     @cached_property
     def job(self) -> dict[str, Any]:
-        """``_job.json``: the options of the job. Empty if the file does not exist, as in a copy of the data files."""
-        return self._json("_job.json")
+        """``_job.json``: the options of the job. Empty if the file does not exist, as in a copy of the data files.
+
+        Raises:
+            DamagedNote: it is damaged.
+        """
+        return self._read("_job.json", parse_job, "restore it from a copy, or run encode with --overwrite")
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """``_report.json``: the job's report. Empty until a run has finished."""
-        return self._json("_report.json")
+        """``_report.json``: the job's report. Empty until a run has finished.
+
+        Raises:
+            DamagedNote: it is damaged.
+        """
+        return self._read("_report.json", parse_report, "run the same encode command again to write it again")
 
     @property
     def is_reported(self) -> bool:
@@ -120,9 +128,9 @@ class Output:
         """Read a data file into memory with one request, and open it."""
         return pq.ParquetFile(pa.BufferReader(storage.read(storage.join(self.uri, file.path)).data))
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, parse: Callable[[bytes], dict[str, Any]], advice: str) -> dict[str, Any]:
         try:
-            return dict(json.loads(storage.read(storage.join(self.uri, name)).data))
+            return read_note(storage.join(self.uri, name), parse, advice).value
         except FileNotFoundError:
             return {}
 
@@ -131,9 +139,9 @@ def footer_metadata(file: pq.ParquetFile) -> RowMetadata:
     """Return the metadata of the rows from a data file's footer.
 
     Raises:
-        KeyError: the footer has no metadata of encode.
+        ValueError: the footer has no metadata of encode, or it is damaged.
     """
-    return RowMetadata.from_dict(json.loads((file.schema_arrow.metadata or {})[FOOTER_KEY]))
+    return parse_metadata_footer(file.schema_arrow.metadata)
 
 
 def _normalized(output: str) -> str:

@@ -31,11 +31,13 @@ from inpaint_encode.output.index_files import (
     read_index_file,
     read_note,
 )
+from inpaint_encode.json_files import parse_object
 from inpaint_encode.output.known_keys import hash_keys
+from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.output.parquet import open_writer, translate_errors, write_row_group
 from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.resume import LAYOUT
-from inpaint_encode.output.state import CHUNK_KEY, Inventory, OutputState
+from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFile
 from inpaint_encode.schema import FILE_INDEX, FOOTER_KEY, KEY_INDEX, tensor_field
@@ -277,7 +279,8 @@ def _read_row_groups(
         if not _plain_schema(file.parquet).equals(schema):
             raise JobFailed(f"{file.uri} has other columns than the data file before it; it cannot be exported")
         footer = file.parquet.metadata
-        described.append(_describe(file, json.loads(schema.metadata[FOOTER_KEY])))
+        with translate_errors(file.uri):
+            described.append(_describe(file, parse_object(schema.metadata[FOOTER_KEY])))
         for number in range(footer.num_row_groups):
             group = footer.row_group(number)
             if group.num_rows:  # a chunk whose pairs were all rejected has one empty group
@@ -295,9 +298,9 @@ def _describe(file: _SourceFile, metadata: dict[str, Any]) -> dict[str, Any]:
         file: the data file.
         metadata: `RowMetadata` of the exported file; only fields with other values, such as versions, are described.
     """
-    chunk = json.loads(file.parquet.metadata.metadata.get(CHUNK_KEY, "{}"))
+    chunk = parse_object(file.parquet.metadata.metadata.get(CHUNK_KEY, b"{}"))
     chunk.pop("rejected", None)
-    others = {name: value for name, value in json.loads(file.metadata_json).items() if metadata.get(name) != value}
+    others = {name: value for name, value in parse_object(file.metadata_json).items() if metadata.get(name) != value}
     about = {"path": file.path, "version": file.version, "rows": file.parquet.metadata.num_rows, **chunk}
     return {**about, "metadata": others} if others else about
 

@@ -149,7 +149,7 @@ def _safetensors_file(tensors: Mapping[str, NDArray[Any]], row: Row, metadata: R
     }
     made: bytes = save(dict(tensors), metadata={"": ""})
     end = 8 + int.from_bytes(made[:8], "little")
-    header = {**json.loads(made[8:end]), "__metadata__": strings}
+    header = {**json.loads(made[8:end]), "__metadata__": strings}  # from `save`
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, made[end:]])

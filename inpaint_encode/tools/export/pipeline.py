@@ -22,6 +22,7 @@ from inpaint_encode.job.cluster import connect_ray, translate_ray_errors
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import acquire_lease
+from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFile
 from inpaint_encode.reader.output import as_rows, footer_metadata
@@ -203,7 +204,9 @@ def export_data_file(row: pa.Table, *, source: str, destination: Destination, to
         if blob.version != work["version"]:
             raise JobFailed(f"{uri} has changed since it was listed: an encode job is running; wait until it ends")
         file = pq.ParquetFile(pa.BufferReader(blob.data), page_checksum_verification=True)
-        form = select_format(to, file.schema_arrow.names, footer_metadata(file), has_frames=has_frames)
+        with translate_errors(uri):
+            metadata = footer_metadata(file)
+        form = select_format(to, file.schema_arrow.names, metadata, has_frames=has_frames)
         keys = file.read(columns=["key"])["key"].to_pylist()
         tar = f"{path.removesuffix('.parquet')}.tar"
         files = (tar,) if form.is_tar else tuple(name for key in keys for name in form.names(key))

@@ -176,13 +176,7 @@ def read_report(output: str) -> dict[str, Any]:
         UsageError: ``output`` cannot be an output.
         JobFailed: the file is damaged.
     """
-    uri = normalize_output_uri(output)
-    try:
-        return Output(uri, ()).report
-    except ValueError as error:
-        raise JobFailed(
-            f"{uri}/_report.json is damaged: {error}; run the same encode command again to rewrite it"
-        ) from error
+    return Output(normalize_output_uri(output), ()).report
 
 
 def normalize_output_uri(spelled: str, option: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -11,6 +10,7 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import version_1
 from inpaint_encode.output.index import index_problems
+from inpaint_encode.output.notes import DamagedNote, parse_report, read_note
 from inpaint_encode.output.parquet import read_parquet
 from inpaint_encode.output.plan import split_chunk_name
 from inpaint_encode.output.plan_check import CheckedPlan, check_plan, find_extra_columns
@@ -181,7 +181,7 @@ def _report_problems(state: OutputState, result: VerifyResult) -> Iterator[Probl
     """Check that the report's counts add up, and that those of a finished job are the counts of the data files."""
     uri = state.uri("_report.json")
     try:
-        report = json.loads(storage.read(uri).data)
+        report = read_note(uri, parse_report, "run the same encode command again").value
         left = report.get("pairs_left", 0)  # of a run with --limit
         if not left and report["pairs"] < result.pairs:
             result.is_finished = result.is_old
@@ -194,8 +194,8 @@ def _report_problems(state: OutputState, result: VerifyResult) -> Iterator[Probl
         wrong = [f"{name} {report[name]}, not {value}" for name, value in expected.items() if report[name] != value]
     except FileNotFoundError:
         result.is_finished = result.is_old
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        yield Problem("report", uri, f"cannot be read ({type(error).__name__}: {error})")
+    except DamagedNote as error:
+        yield Problem("report", uri, f"cannot be read ({error.reason})")
     else:
         if wrong:
             yield Problem("report", uri, f"has {', '.join(wrong)}")

@@ -10,8 +10,9 @@ import pytest
 from inpaint_encode.errors import IncompleteOutput, JobFailed
 from inpaint_encode.output import plan, planner, rebuild
 from inpaint_encode.output.plan_log import MARKER
-from inpaint_encode.output.resume import metadata_of_job
-from inpaint_encode.output.state import CHUNK_KEY, OutputState
+from inpaint_encode.output.notes import metadata_of_job
+from inpaint_encode.output.notes import CHUNK_KEY
+from inpaint_encode.output.state import OutputState
 from inpaint_encode.sources import pairs
 from inpaint_encode.tools.verify.chunk_checks import check_chunk
 from inpaint_encode.tools.verify.output_checks import check_output
