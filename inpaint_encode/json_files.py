@@ -159,9 +159,7 @@ def _convert_object(kind: Any, value: Any, name: str) -> Any:
     prefix = "" if name == "it" else f"{name}."
     if missing := sorted(required - values.keys()):
         raise ValueError(f"{prefix}{missing[0]} is missing")
-    known = {
-        key: _convert(hints[key], one, f"{prefix}{key}") if key in hints else one for key, one in values.items()
-    }
+    known = {key: _convert(hints[key], one, f"{prefix}{key}") if key in hints else one for key, one in values.items()}
     if is_typeddict(kind):
         return known
     if unknown := sorted(known.keys() - hints.keys()):

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.output import plan
 from inpaint_encode.output.lease import acquire_lease
+from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.output.parquet import parquet_bytes, read_data
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.plan_log import PlanLog
-from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import FOOTER_KEY, data_schema
 from tests.outputs import PLAIN

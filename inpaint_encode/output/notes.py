@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, NamedTuple, TypedDict, TypeVar
 
-from inpaint_encode.errors import JobFailed
+from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.json_files import convert_json, parse_object
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.schema import FOOTER_KEY
@@ -67,6 +67,26 @@ def read_note(uri: str, parse: Callable[[bytes], _T], advice: str) -> Note[_T]:
         return Note(parse(blob.data), blob.version)
     except ValueError as error:
         raise DamagedNote(uri, str(error), advice, blob.version) from error
+
+
+def check_no_links(output: str, *, recursive: bool = False) -> None:
+    """Check that what a run writes and deletes in a folder is in this folder.
+
+    Links to files are no danger: a run replaces or deletes the link itself.
+
+    Args:
+        output: an output, whose own folders begin with ``_``; or an export.
+        recursive: whether the run writes to any subfolder.
+
+    Raises:
+        UsageError: a folder that the run would write to is a link.
+    """
+    for link in storage.linked_folders(output, recursive=recursive):
+        if recursive or link.rpartition("/")[2].startswith("_"):
+            raise UsageError(
+                f"{link} is a link to another folder, where this command would write and delete files; replace it by a "
+                "folder, or choose another folder"
+            )
 
 
 class _Job(TypedDict):
@@ -131,20 +151,31 @@ class _ReportCounts(TypedDict):
     pairs: Count
     encoded: Count
     rejected: Count
-    rejected_by_error: dict[str, Count]
     files: Count
     data_bytes: Count
+    this_run: _Run
+
+
+class _Report(_ReportCounts, total=False):
+    rejected_by_error: dict[str, Count]
+    pairs_left: Count
     unpaired_images: Count
     unpaired_masks: Count
     ignored_files: Count
     unpaired_image_uris: tuple[str, ...]
     unpaired_mask_uris: tuple[str, ...]
-    this_run: _Run
     job: dict[str, Any]
 
 
-class _Report(_ReportCounts, total=False):
-    pairs_left: Count
+_NO_COUNTS = {
+    "rejected_by_error": {},
+    "unpaired_images": 0,
+    "unpaired_masks": 0,
+    "ignored_files": 0,
+    "unpaired_image_uris": (),
+    "unpaired_mask_uris": (),
+    "job": {},
+}
 
 
 def parse_report(data: bytes) -> dict[str, Any]:
@@ -153,7 +184,7 @@ def parse_report(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged.
     """
-    report: dict[str, Any] = {**convert_json(_Report, parse_object(data))}
+    report: dict[str, Any] = {**_NO_COUNTS, **convert_json(_Report, parse_object(data))}
     report["this_run"] = {"masks": {"warning": None}, "decided_over_time": (), **report["this_run"]}
     return report
 

@@ -25,7 +25,7 @@ from inpaint_encode.stores.ranged_file import RangedFile
 from . import plan
 from .known_keys import KnownKeys, hash_keys
 from .parquet import read_parquet
-from .plan_log import MARKER, PART, Marker, Part, PlanLog, parse_marker
+from .plan_log import MARKER, PART, DamagedPlan, Marker, Part, PlanLog, parse_marker
 from .state import Inventory, OutputState
 
 
@@ -159,8 +159,8 @@ def _check_markers(checked: CheckedPlan, state: OutputState, files: Mapping[str,
         if blob is not None:
             try:
                 marker = parse_marker("", blob.data)
-            except JobFailed as error:
-                sentences[at] = f"cannot be read ({str(error.__cause__).splitlines()[0]})"
+            except DamagedPlan as error:
+                sentences[at] = f"cannot be read: it {error.sentence.removeprefix('cannot be read ')}"
                 continue
             if (marker.unit, marker.revision) == at:
                 parsed[at] = marker

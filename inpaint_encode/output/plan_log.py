@@ -87,10 +87,11 @@ class Marker(BaseModel):
             name = PART.fullmatch(part.path)
             if name is None or (int(name["unit"]), int(name["revision"])) != (self.unit, self.revision):
                 raise ValueError(f"{part.path[:100]!r} is no name of a part of this revision")
-        limits = (10**5, 2**31, None, len(self.parts), 2**31, None)
-        numbers = [zip(chunk, limits, strict=True) for chunk in self.chunks]
-        numbers += [zip((one.start, one.end, *one.left_out, one.repeated), [2**62] * 6) for one in self.slices]
-        if any(limit and not 0 <= number < limit for row in numbers for number, limit in row):
+        numbers = [number for one in self.slices for number in (one.start, one.end, *one.left_out, one.repeated)]
+        numbers += [number for one in self.chunks for number in (one.pairs, one.revision)]
+        if any(not 0 <= number < 2**62 for number in numbers) or any(
+            not (0 <= one.number < 10**5 and 0 <= one.part < len(self.parts)) for one in self.chunks
+        ):
             raise ValueError("a number is outside its range")
         return self
 
@@ -131,6 +132,13 @@ class Unit:
 
 class PlanTaken(JobFailed):
     """Another run has planned the same unit."""
+
+
+class DamagedPlan(JobFailed):
+    """A file of the plan is damaged."""
+
+    sentence = ""
+    """What is wrong; the file is the subject."""
 
 
 class PlanLog:
@@ -400,8 +408,10 @@ def parse_marker(uri: str, data: bytes) -> Marker:
         raise _damaged(uri, f"cannot be read ({error.errors(include_input=False)[0]['msg']})") from error
 
 
-def _damaged(uri: str, what: str) -> JobFailed:
-    return JobFailed(
+def _damaged(uri: str, what: str) -> DamagedPlan:
+    error = DamagedPlan(
         f"the plan of this output is damaged: {uri} {what}; nothing was changed; restore the file, or run "
         "`inpaint-encode verify --repair`"
     )
+    error.sentence = what
+    return error

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat as stat_module
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from .base import ABSENT, Access, Blob, Conflict, Listed, Stat, check_size, is_utf8
 
@@ -22,7 +24,7 @@ _PAGE_FILES = 4_096
 
 def read(uri: str, access: Access, max_bytes: int) -> Blob:
     """See `storage.read`."""
-    with Path(uri).open("rb") as file:
+    with _open(uri) as file:
         found = os.fstat(file.fileno())
         check_size(found.st_size, max_bytes)
         return Blob(file.read(), _version(found))
@@ -30,9 +32,23 @@ def read(uri: str, access: Access, max_bytes: int) -> Blob:
 
 def read_range(uri: str, start: int, length: int, access: Access) -> Blob:
     """See `storage.read_range`."""
-    with Path(uri).open("rb") as file:
+    with _open(uri) as file:
         file.seek(start)
         return Blob(file.read(length), _version(os.fstat(file.fileno())))
+
+
+def _open(uri: str) -> BinaryIO:
+    """Open a regular file. Others, such as pipes and devices, may have no end, or block whoever opens them."""
+    file = os.fdopen(os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", closefd=True)
+    if not _is_regular(os.fstat(file.fileno())):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", uri)
+    return file
+
+
+def _is_regular(found: os.stat_result) -> bool:
+    """Return whether this is a file with contents, or a dead link, not a pipe, a socket or a device."""
+    return stat_module.S_ISREG(found.st_mode) or stat_module.S_ISLNK(found.st_mode)
 
 
 def stat(uri: str, access: Access) -> Stat:
@@ -90,6 +106,17 @@ def temporary_files(prefix: str) -> Iterator[str]:
         yield from (f"{folder}/{name}" for name in sorted(names) if name.startswith(TEMPORARY))
 
 
+def linked_folders(prefix: str, *, recursive: bool) -> Iterator[str]:
+    """See `storage.linked_folders`."""
+    folders = [prefix]
+    while folders:
+        for entry in _entries(folders.pop()):
+            if entry.is_symlink():
+                yield from [entry.path] if _is_folder(entry) else []
+            elif recursive and _is_folder(entry):
+                folders.append(entry.path)
+
+
 class _Listing:
     def __init__(self, prefix: str) -> None:
         self._pages = _walk(prefix)
@@ -113,7 +140,7 @@ def _walk(prefix: str) -> Iterator[Listed]:
         for entry in _entries(folder):
             if _is_folder(entry):
                 subfolders += [] if _links_to_parent(entry.path) else [entry.path]
-            elif not entry.name.startswith(TEMPORARY) and (stat := _stat(entry.path)):
+            elif not entry.name.startswith(TEMPORARY) and (stat := _stat(entry.path)) and _is_regular(stat):
                 files.append((relative + entry.name, stat))
                 if len(files) == _PAGE_FILES:
                     yield _page(files)

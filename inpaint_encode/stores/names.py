@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 
-MAX_BYTES = 1024
-"""Longest name in bytes, as of keys on S3."""
+MAX_BYTES = 4096
+"""Longest name in bytes; systems allow no longer path."""
 
-_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\\]|^[A-Za-z]:")
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")
 """Control characters, backslashes, which separate folders on other systems, and drive letters."""
 
 

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.json_files import parse_object
 from inpaint_encode.output.index import digest_versions, key_bits, unit_key_index, write_merged_index
 from inpaint_encode.output.index_files import (
     NOTE,
@@ -31,7 +32,6 @@ from inpaint_encode.output.index_files import (
     read_index_file,
     read_note,
 )
-from inpaint_encode.json_files import parse_object
 from inpaint_encode.output.known_keys import hash_keys
 from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.output.parquet import open_writer, translate_errors, write_row_group
@@ -367,9 +367,7 @@ def write_index(destination: Destination, job: str, paths: Collection[str]) -> N
     write_merged_index(note, parts, lambda path, table: destination.write(path, encode_index_file(table)))
     destination.check_lease()
     destination.write(NOTE, note.to_json())
-    for path in versions.keys() - note.paths:
-        if path.startswith("_index/"):
-            storage.delete(storage.join(destination.uri, path))
+    destination.delete_index_files(versions.keys() - note.paths)
 
 
 def keys_path(path: str) -> str:

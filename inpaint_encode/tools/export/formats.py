@@ -178,6 +178,18 @@ def key_to_path(key: str, *, dots: bool = True) -> str:
     return "/".join(_shorten(part) for part in [*folders, name if dots else _escape(r"\.", name)])
 
 
+def is_file_of_row(path: str, suffixes: tuple[str, ...]) -> bool:
+    """Return whether an export may have written a file of a row with this path, which stays in its folder.
+
+    Args:
+        path: relative to the destination.
+        suffixes: of the format, see `SUFFIXES`.
+    """
+    parts = path.removeprefix("_original/").split("/")
+    is_escaped = not any(_FORBIDDEN.search(part.replace("%", "")) or part in ("", ".", "..") for part in parts)
+    return is_escaped and path.endswith(suffixes)
+
+
 def _escape_part(part: str) -> str:
     if part in ("", ".", ".."):
         return part.replace(".", "%2E") or "%"

@@ -22,6 +22,7 @@ from inpaint_encode.job.cluster import connect_ray, translate_ray_errors
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import acquire_lease
+from inpaint_encode.output.notes import check_no_links
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFile
@@ -92,8 +93,9 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
         export["file_bytes"] = str(options.max_file_bytes)
     if not output.report:
         on_status(f"no job has finished in {output.uri} yet; run this command again to export later rows")
+    check_no_links(uri, recursive=True)
     with acquire_lease(storage.join(uri, "_lease.json"), on_status) as lease:
-        destination = Destination(uri, lease.token)
+        destination = Destination(uri, lease.token, options.to)
         destination.start(export, overwrite=options.overwrite)
         if options.to == "parquet":
             destination.write(JOB_FILE, storage.read(storage.join(output.uri, JOB_FILE)).data)

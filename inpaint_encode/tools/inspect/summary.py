@@ -6,7 +6,6 @@ No row is read and neither torch nor Ray is imported. For the counts a listing, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.errors import UsageError
+from inpaint_encode.json_files import parse_object
+from inpaint_encode.output.notes import read_note
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.plan_log import parse_marker
@@ -103,7 +104,8 @@ def count_output(output: Output) -> OutputCounts:
 def _source_of_export(output: Output) -> str:
     """Return the output that ``export --to parquet`` exported to here; empty if this is no export."""
     try:
-        return str(json.loads(storage.read(storage.join(output.uri, "_export.json")).data)["source"])
+        uri, advice = storage.join(output.uri, "_export.json"), "export again with --overwrite"
+        return str(read_note(uri, parse_object, advice).value.get("source", ""))
     except FileNotFoundError:
         return ""
 

@@ -16,8 +16,8 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
-from inpaint_encode.output.plan import CHUNKS_PER_PART
 from inpaint_encode.output.notes import DamagedNote, metadata_of_job, parse_job, read_note
+from inpaint_encode.output.plan import CHUNKS_PER_PART
 from inpaint_encode.output.resume import LAYOUT
 from inpaint_encode.output.shards import hold_output
 from inpaint_encode.output.state import OutputState

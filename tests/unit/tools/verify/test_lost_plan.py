@@ -9,9 +9,8 @@ import pytest
 
 from inpaint_encode.errors import IncompleteOutput, JobFailed
 from inpaint_encode.output import plan, planner, rebuild
+from inpaint_encode.output.notes import CHUNK_KEY, metadata_of_job
 from inpaint_encode.output.plan_log import MARKER
-from inpaint_encode.output.notes import metadata_of_job
-from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.sources import pairs
 from inpaint_encode.tools.verify.chunk_checks import check_chunk
