@@ -147,6 +147,8 @@ def _convert_union(kinds: Sequence[Any], value: Any, name: str) -> Any:
 
 def _convert_array(kinds: Sequence[Any], value: Any, name: str) -> tuple[Any, ...]:
     values = _check_type(list, value, name)
+    if kinds[0] is str and all(type(one) is str for one in values):
+        return tuple(values)  # many, in records of exports
     if len(kinds) == 1 or kinds[1] is ...:
         kinds = [kinds[0]] * len(values)
     if len(kinds) != len(values):

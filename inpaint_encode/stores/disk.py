@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat as stat_module
 import time
 import uuid
@@ -17,6 +18,8 @@ from .base import ABSENT, Access, Blob, Conflict, Listed, Stat, check_size, is_u
 
 TEMPORARY = "_tmp-"
 """Prefix of the names of unfinished files; readers and listings skip them, `verify --repair` removes them."""
+
+_TEMPORARY_NAME = re.compile(f"{TEMPORARY}[0-9a-f]{{32}}")
 
 _PAGE_FILES = 4_096
 """Largest number of files in a page of a listing."""
@@ -103,7 +106,7 @@ def delete(uri: str) -> None:
 def temporary_files(prefix: str) -> Iterator[str]:
     """See `storage.temporary_files`."""
     for folder, _, names in os.walk(prefix):
-        yield from (f"{folder}/{name}" for name in sorted(names) if name.startswith(TEMPORARY))
+        yield from (f"{folder}/{name}" for name in sorted(names) if _TEMPORARY_NAME.fullmatch(name))
 
 
 def linked_folders(prefix: str, *, recursive: bool) -> Iterator[str]:

@@ -57,6 +57,7 @@ def check_chunk(planned: PlannedChunk, state: OutputState, metadata: RowMetadata
             raise Unreadable("it was listed, but is missing now")
         file = DataFile(data)
         findings.encoded, findings.errors = file.rows, dict(Counter(file.rejects["error"].to_pylist()))
+        findings.footer_chunk = file.chunk
         if file.chunk == planned.chunk:
             findings.revision, findings.hash = file.revision, file.hash
         for check, sentence, is_intact in _data_problems(file, planned, pairs, metadata):

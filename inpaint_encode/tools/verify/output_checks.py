@@ -14,7 +14,7 @@ from inpaint_encode.output.notes import DamagedNote, parse_report, read_note
 from inpaint_encode.output.parquet import read_parquet
 from inpaint_encode.output.plan import split_chunk_name
 from inpaint_encode.output.plan_check import CheckedPlan, check_plan, find_extra_columns
-from inpaint_encode.output.state import Inventory, OutputState
+from inpaint_encode.output.state import FOLDERS, Inventory, OutputState
 from inpaint_encode.schema import RECEIPT
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
@@ -125,7 +125,10 @@ def _unexpected_files(state: OutputState, inventory: Inventory, result: VerifyRe
             state.uri(path),
             "was not written by encode, but programs that read the folder would read it; move it away",
         )
+    folders = {state.output, *map(state.uri, FOLDERS)}  # other jobs may run in folders below the output
     for uri in storage.temporary_files(state.output):
+        if uri.rpartition("/")[0] not in folders:
+            continue
         yield Problem("temporary", uri, "is a temporary file, left by a killed run or in use by a running one")
     for chunks, uri_of in ((inventory.versions, state.data_uri), (inventory.rejects_versions, state.rejects_uri)):
         for chunk in sorted(chunks.keys() - result.chunks.keys()):

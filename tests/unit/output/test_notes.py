@@ -102,7 +102,7 @@ def test_a_marker_with_a_checksum_and_other_contents_than_a_run_writes_is_damage
 def test_a_footer_that_is_damaged_is_a_value_error(key, data):
     parse = parse_chunk_footer if key == notes.CHUNK_KEY else notes.parse_metadata_footer
     for metadata in (None, {}, {key: data}):
-        with pytest.raises(ValueError, match="it |its |footer|metadata"):
+        with pytest.raises(ValueError, match=r"it |its |footer|metadata"):
             parse(metadata)
 
 
