@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Annotated, Any, Generic, NamedTuple, TypedDict, TypeVar
 
 from inpaint_encode.errors import JobFailed, UsageError
@@ -113,6 +114,8 @@ def parse_job(data: bytes) -> dict[str, Any]:
     record: dict[str, Any] = {**convert_json(_JobOptions, parse_object(data))}
     record = {"replaces": (), "vae_source": "", "versions": {}, "source": {}, "access": {}, **record}
     metadata_of_job(record)
+    if "created" in record:
+        _check_date(record, "created")
     access = {name: value for name, value in record["access"].items() if name in Access.__dataclass_fields__}
     convert_json(Access, access, "access")
     return {**record, "access": access, "replaces": list(record["replaces"])}
@@ -164,7 +167,11 @@ class _Report(_ReportCounts, total=False):
     ignored_files: Count
     unpaired_image_uris: tuple[str, ...]
     unpaired_mask_uris: tuple[str, ...]
-    job: dict[str, Any]
+    job: _ReportJob
+
+
+class _ReportJob(TypedDict, total=False):
+    rows: dict[str, Any]
 
 
 _NO_COUNTS = {
@@ -185,8 +192,20 @@ def parse_report(data: bytes) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     report: dict[str, Any] = {**_NO_COUNTS, **convert_json(_Report, parse_object(data))}
-    report["this_run"] = {"masks": {"warning": None}, "decided_over_time": (), **report["this_run"]}
-    return report
+    run = {"masks": {}, "decided_over_time": (), **report["this_run"]}
+    run["masks"] = {"warning": None, **run["masks"]}
+    _check_date(report, "finished")
+    times = [0.0, *(time for time, _ in run["decided_over_time"])]
+    if not 0 <= run["seconds"] < 1e10 or sorted(times) != times:
+        raise ValueError("this_run has times that no run has")
+    return {**report, "this_run": run}
+
+
+def _check_date(values: Mapping[str, Any], name: str) -> None:
+    try:
+        datetime.fromisoformat(values[name])
+    except ValueError:
+        raise ValueError(f"{name} is {ascii(values[name])[:40]}, which is no date") from None
 
 
 class ChunkFooter(NamedTuple):

@@ -28,6 +28,9 @@ from .parquet import read_parquet
 from .plan_log import MARKER, PART, DamagedPlan, Marker, Part, PlanLog, parse_marker
 from .state import Inventory, OutputState
 
+MAX_LOST = 1_000
+"""Largest number of consecutive markers that are rebuilt, of units or of revisions."""
+
 
 class PlanProblem(NamedTuple):
     """One problem of one file of the plan."""
@@ -152,6 +155,9 @@ def check_plan(state: OutputState, files: Mapping[str, int], extra: pa.Schema) -
 
 def _check_markers(checked: CheckedPlan, state: OutputState, files: Mapping[str, int]) -> None:
     names = {(int(name["unit"]), int(name["revision"])): name[0] for name in map(MARKER.fullmatch, files) if name}
+    # A name alone proves nothing: a marker that is far after all others would make as many lost ones.
+    for at in [at for at in names if at[0] > len(names) + MAX_LOST or at[1] > len(names) + MAX_LOST]:
+        checked.problems.append(PlanProblem(names.pop(at), "has a number far after all others; move it away yourself"))
     blobs = dict(zip(names, map_concurrently(lambda path: _read(state, path), names.values()), strict=True))
     parsed: dict[tuple[int, int], Marker] = {}
     sentences: dict[tuple[int, int], str] = {}

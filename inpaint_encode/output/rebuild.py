@@ -38,12 +38,9 @@ from . import plan
 from .known_keys import KnownKeys, hash_keys
 from .notes import parse_chunk_footer
 from .parquet import read_parquet, translate_errors
-from .plan_check import CheckedPlan, LostMarker, PlanProblem
+from .plan_check import MAX_LOST, CheckedPlan, LostMarker, PlanProblem
 from .plan_log import PART, MarkedChunk, Marker, Part, PlanLog
 from .state import OutputState
-
-_MOST_NEW = 1_000
-"""Units or revisions by which the chunk of a data file may lie behind the known ones; a name alone proves nothing."""
 
 
 class Committed(NamedTuple):
@@ -94,7 +91,7 @@ class PlanRepair:
         for chunk, one in committed.items():
             unit, number = plan.split_chunk_name(chunk)
             known = len(self._log.units[unit].revisions) if unit < len(self._log.units) else 0
-            if unit < len(self._log.units) + _MOST_NEW and one.revision < known + _MOST_NEW:
+            if unit < len(self._log.units) + MAX_LOST and one.revision < known + MAX_LOST:
                 self._committed[unit][number] = one
         self._rows_after = lru_cache(maxsize=4)(self._read_rows_after)
         self._table = lru_cache(maxsize=4)(self._make_table)

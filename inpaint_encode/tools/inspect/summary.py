@@ -201,7 +201,9 @@ def counter_meaning(name: str) -> str:
     """Return what a counter of a report counts, or an empty string."""
     if not name.startswith("batches_of_"):
         return _COUNTERS.get(name, "")
-    largest = int(name.removeprefix("batches_of_"))  # a power of two
+    if not (number := name.removeprefix("batches_of_")).isdecimal():
+        return ""
+    largest = int(number[:9])  # a power of two
     sizes = f"{largest // 2 + 1} to {largest} images" if largest > 2 else "2 images" if largest == 2 else "1 image"
     return f"batches of {sizes}"
 

@@ -215,7 +215,7 @@ class Repair:
         if problem.check == "plan":
             if problem.chunk:
                 return problem.chunk in moved or (problem.chunk in self._committed and problem.chunk not in planned)
-            if problem.file == self._state.uri("_plan"):
+            if problem.file == self._state.uri("_plan") or problem.sentence.endswith("move it away yourself"):
                 return True
             return not self._rebuilds and problem.file not in map(self._state.uri, self._receipts)
         if problem.is_intact:

@@ -271,3 +271,48 @@ def test_a_damaged_report_is_named(tmp_path, data):
     (tmp_path / "_report.json").write_bytes(data)
     with pytest.raises(JobFailed, match=r"_report\.json is damaged .* run the same encode command again"):
         read_report(str(tmp_path))
+
+
+REPORT = {
+    **dict.fromkeys(("pairs", "encoded", "rejected", "files", "data_bytes"), 1),
+    "finished": "2026-11-28T12:40:29+00:00",
+    "this_run": {"encoded": 1, "rejected": 0, "seconds": 2.0, "pairs_per_second": 0.5, "counters": {}},
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finished": "yesterday"},
+        {"finished": "\x1b[2J" * 90},
+        {"encoded": -1},
+        {"pairs": True},
+        {"rejected_by_error": {"image.size": "many"}},
+        {"this_run": {}},
+        {"this_run": {**REPORT["this_run"], "seconds": -1}},
+        {"this_run": {**REPORT["this_run"], "counters": {"batches": None}}},
+        {"this_run": {**REPORT["this_run"], "decided_over_time": [[2, 1], [1, 2]]}},
+        {"this_run": {**REPORT["this_run"], "masks": {"warning": 5}}},
+        {"job": {"rows": 5}},
+        {"unpaired_image_uris": [5]},
+    ],
+)
+def test_a_report_with_wrong_values_is_a_value_error(changes):
+    assert parse_report(json.dumps(REPORT).encode())["this_run"]["masks"] == {"warning": None}
+    with pytest.raises(ValueError) as raised:
+        parse_report(json.dumps(REPORT | changes).encode())
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["_job.json", "_report.json"])
+def test_files_of_version_0_1_are_read(name):
+    data = (Path(__file__).parents[2] / "data" / "output_0.1" / name).read_bytes()
+    assert (parse_job if name == "_job.json" else parse_report)(data)
+
+
+@pytest.mark.parametrize("changes", [{"created": "\n"}, {"access": {"endpoint_url": 5}}, {"versions": {"a": 1}}])
+def test_a_job_file_with_wrong_values_is_a_value_error(changes):
+    job = {"job": "0a1b2c3d", "rows": METADATA, "access": {"a_later_option": 1}}
+    assert parse_job(json.dumps(job).encode())["access"] == {}
+    with pytest.raises(ValueError, match=r"no date|is 5|is 1"):
+        parse_job(json.dumps(job | changes).encode())

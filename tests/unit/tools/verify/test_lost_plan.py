@@ -366,3 +366,34 @@ def test_markers_of_every_unit_are_read(listed):
     listed.encode()
     names = sorted(MARKER.fullmatch(f"_plan/{path.name}")["unit"] for path in (listed.output / "_plan").glob("*.json"))
     assert names == ["000000", "000001", "000002"]
+
+
+@pytest.mark.parametrize("name", ["999999.0", "000001.99999"])
+def test_a_marker_far_after_all_others_is_named_and_not_followed(listed, verify, name):
+    """Else one empty file would make a million markers."""
+    listed.encode()
+    job = json.loads((listed.output / "_job.json").read_text())["job"]
+    far = listed.output / "_plan" / f"{job}-{name}.json"
+    far.write_bytes(b"")
+    with pytest.raises(JobFailed, match="the plan of this output is damaged"):
+        listed.encode()
+    before = sorted((listed.output / "_plan").iterdir())
+    repaired = verify(listed.output, repair=True)
+    assert [(one.file, one.sentence) for one in repaired.remaining] == [
+        (str(far), "has a number far after all others; move it away yourself")
+    ]
+    assert sorted((listed.output / "_plan").iterdir()) == before
+    far.unlink()
+    check_exact(listed, verify)
+
+
+def test_garbage_after_the_last_marker_does_not_block_the_output(listed, verify):
+    listed.encode()
+    before = listed.data_files()
+    job = json.loads((listed.output / "_job.json").read_text())["job"]
+    (listed.output / "_plan" / f"{job}-000009.0.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(JobFailed, match="the plan of this output is damaged"):
+        listed.encode()
+    assert verify(listed.output, repair=True).remaining == []
+    check_exact(listed, verify)
+    assert listed.data_files() == before
