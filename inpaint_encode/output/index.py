@@ -204,8 +204,10 @@ class IndexWriter:
         def add(receipts: Mapping[int, _Receipt]) -> None:
             for chunk, receipt in receipts.items():
                 version = results[chunk].version if chunk in results else None
-                if receipt["version"] == version and receipt["key_hashes"] is not None:
-                    found[chunk] = RowGroups(*(receipt[name] for name in RowGroups._fields))
+                if receipt["version"] != version or None in (groups := [receipt[name] for name in RowGroups._fields]):
+                    continue
+                if sum(receipt["group_rows"]) * 8 == len(receipt["key_hashes"]) == results[chunk].encoded * 8:
+                    found[chunk] = RowGroups(*groups)
 
         add(self._receipts[unit])
         if len(found) < len(results) and (paths := self._old_receipts[unit]):

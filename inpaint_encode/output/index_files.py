@@ -29,6 +29,7 @@ from inpaint_encode.stores import storage
 
 from . import notes
 from .notes import Count, DamagedNote, JobName, Note
+from .parquet import check_counts
 
 NOTE = "_index.json"
 """Path of the note in an output."""
@@ -139,7 +140,9 @@ def read_index_file(uri: str, schema: pa.Schema, columns: Sequence[str] | None =
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             batches = list(file.iter_batches(_ROW_GROUP, columns=kept.names, use_threads=False))
-        return pa.Table.from_batches(batches, kept) if batches else kept.empty_table()
+        table = pa.Table.from_batches(batches, kept) if batches else kept.empty_table()
+        check_counts(table, schema)
+        return table
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         _LOG.warning("%s is damaged (%s) and is ignored; delete it and run encode again to write a new one", uri, error)
         return None
@@ -167,7 +170,8 @@ def read_note(output: str) -> IndexNote | None:
     except FileNotFoundError:
         return None
     except DamagedNote as error:
-        _LOG.warning("%s; it is ignored, and the output is listed", error)
+        uri = storage.join(output, NOTE)
+        _LOG.warning("%s cannot be used (%s) and is ignored; run encode again to write a new one", uri, error.reason)
         return None
 
 

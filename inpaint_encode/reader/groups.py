@@ -225,7 +225,8 @@ class RowGroupReader:
         if found is None:
             return None
         places = ((self.index.groups_of_file(file), group) for file, group in found)
-        return [of_file.start + int(np.searchsorted(self.index.groups[of_file], group)) for of_file, group in places]
+        groups = [of_file.start + int(np.searchsorted(self.index.groups[of_file], group)) for of_file, group in places]
+        return groups if all(group < len(self.index.files) for group in groups) else None
 
     def _read(self, group: int, columns: tuple[str, ...] | None) -> pa.RecordBatch:
         number = int(self.index.files[group])

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from inpaint_encode.errors import UsageError
 from inpaint_encode.json_files import parse_object
 from inpaint_encode.output.notes import read_note
-from inpaint_encode.output.parquet import translate_errors
+from inpaint_encode.output.parquet import check_counts, translate_errors
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.plan_log import parse_marker
 from inpaint_encode.reader import Output
@@ -163,7 +163,10 @@ def read_table(uri: str, schema: pa.Schema) -> pa.Table:
     """
     data = storage.read(uri).data
     with translate_errors(uri):
-        return pq.read_table(pa.BufferReader(data), schema=schema)
+        table = pq.read_table(pa.BufferReader(data), schema=schema)
+        if schema == RECEIPT:
+            check_counts(table, schema)
+        return table
 
 
 def list_paths(prefix: str, suffix: str = "") -> list[str]:
