@@ -144,7 +144,10 @@ def read_index_file(uri: str, schema: pa.Schema, columns: Sequence[str] | None =
         check_counts(table, schema)
         return table
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
-        _LOG.warning("%s is damaged (%s) and is ignored; delete it and run encode again to write a new one", uri, error)
+        reason = (str(error).splitlines() or [""])[0]
+        _LOG.warning(
+            "%s is damaged (%s) and is ignored; delete it and run encode again to write a new one", uri, reason
+        )
         return None
 
 

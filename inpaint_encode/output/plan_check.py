@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.schema import EXTRA_COLUMNS, data_schema, extra_columns_schema
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
@@ -24,7 +23,8 @@ from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import plan
 from .known_keys import KnownKeys, hash_keys
-from .parquet import read_parquet
+from .notes import parse_metadata_footer
+from .parquet import read_parquet, translate_errors
 from .plan_log import MARKER, PART, DamagedPlan, Marker, Part, PlanLog, parse_marker
 from .state import Inventory, OutputState
 
@@ -108,7 +108,7 @@ class CheckedPlan:
         return self.log.read_parts(unit, [part for part, uri in uris if uri not in self.lost_parts])
 
 
-def find_extra_columns(state: OutputState, inventory: Inventory, metadata: RowMetadata) -> pa.Schema:
+def find_extra_columns(state: OutputState, inventory: Inventory) -> pa.Schema:
     """Return a schema with the `inpaint_encode.schema.EXTRA_COLUMNS` of the plan; empty if the source has none.
 
     They are read from the first part that is intact, or from the first such data file.
@@ -116,18 +116,16 @@ def find_extra_columns(state: OutputState, inventory: Inventory, metadata: RowMe
     Args:
         state: of the output.
         inventory: its files.
-        metadata: of the rows.
     """
-    for path in sorted(inventory.plan):
-        with suppress(pa.ArrowException, FileNotFoundError):
-            if PART.fullmatch(path):
-                found = pq.read_schema(pa.BufferReader(state.read(path)))
-                return pa.schema([field for field in found if field.name == EXTRA_COLUMNS])
+    for path in filter(PART.fullmatch, sorted(inventory.plan)):
+        with suppress(JobFailed, FileNotFoundError), translate_errors(state.uri(path)):
+            found = pq.read_schema(pa.BufferReader(state.read(path)))
+            return pa.schema([one for one in found if one.name == EXTRA_COLUMNS and pa.types.is_struct(one.type)])
     for chunk in sorted(inventory.versions):
-        with suppress(pa.ArrowException, FileNotFoundError):
-            found = pq.read_schema(RangedFile(state.data_uri(chunk), storage.DEFAULT_ACCESS))
-            extra = list(found)[len(data_schema(metadata)) :]
-            return extra_columns_schema(extra)
+        with suppress(JobFailed, FileNotFoundError), translate_errors(uri := state.data_uri(chunk)):
+            found = pq.read_schema(RangedFile(uri, storage.DEFAULT_ACCESS))
+            own = data_schema(parse_metadata_footer(found.metadata))
+            return extra_columns_schema(list(found)[len(own) :])
     return pa.schema([])
 
 

@@ -149,7 +149,8 @@ def _groups_of(output: Output, number: int) -> list[tuple[int, int, int, str | N
         if group.num_rows:  # a chunk whose pairs were all rejected has one empty group
             keys = group.column(columns.index("key")).statistics
             known = keys is not None and keys.has_min_max
-            limits = (keys.min, keys.max) if known else (None, None)
+            with translate_errors(storage.join(output.uri, file.path)):
+                limits = (keys.min, keys.max) if known else (None, None)
             found.append((number, at, group.num_rows, *limits))
     return found
 

@@ -168,11 +168,30 @@ def _footer(uri: str, file: DataFile, _opened: str) -> tuple[DataFile, pq.FileMe
 def _read_footer(uri: str, file: DataFile) -> pq.FileMetaData:
     where = storage.join(uri, file.path)
     if not file.footer_bytes or "://" not in where:
-        return pq.read_metadata(_open_source(uri, file))
-    data, version = storage.read_range(where, file.size - file.footer_bytes, file.footer_bytes)
-    if version != file.version:
-        raise Changed(errno.ESTALE, f"{where} has changed since its index was written")
-    return pq.read_metadata(pa.BufferReader(data))
+        footer = pq.read_metadata(_open_source(uri, file))
+    else:
+        data, version = storage.read_range(where, file.size - file.footer_bytes, file.footer_bytes)
+        if version != file.version:
+            raise Changed(errno.ESTALE, f"{where} has changed since its index was written")
+        footer = pq.read_metadata(pa.BufferReader(data))
+    _check_tensors(footer.schema.to_arrow_schema())
+    return footer
+
+
+def _check_tensors(schema: pa.Schema) -> None:
+    """Check the types of the columns with tensors.
+
+    Raises:
+        ValueError: a column has a type that encode never writes.
+    """
+    for one in schema:
+        kind = one.type.storage_type if isinstance(one.type, pa.BaseExtensionType) else one.type
+        if one.name in TENSORS and not (
+            pa.types.is_struct(kind)
+            and kind.get_field_index("shape") >= 0
+            and (is_packed(kind) or pa.types.is_large_list(kind[0].type))
+        ):
+            raise ValueError(f"its column {one.name} has the type {str(kind)[:60]}, which is no tensor")
 
 
 def _open_source(uri: str, file: DataFile) -> RangedFile | str:

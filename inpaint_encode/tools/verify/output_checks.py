@@ -48,7 +48,7 @@ def check_output(
     if is_old:
         checked = version_1.check_plan(state, inventory.plan)
     else:
-        checked = check_plan(state, inventory.plan, find_extra_columns(state, inventory, metadata))
+        checked = check_plan(state, inventory.plan, find_extra_columns(state, inventory))
     _add_plan(checked, state, inventory, result)
     result.problems += _unexpected_files(state, inventory, result)
     unplanned = {
