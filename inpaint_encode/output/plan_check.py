@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import plan
 from .known_keys import KnownKeys, hash_keys
-from .notes import parse_metadata_footer
+from .notes import MAX_NOTE_BYTES, parse_metadata_footer
 from .parquet import read_parquet, translate_errors
 from .plan_log import MARKER, PART, DamagedPlan, Marker, Part, PlanLog, parse_marker
 from .state import Inventory, OutputState
@@ -156,7 +157,8 @@ def _check_markers(checked: CheckedPlan, state: OutputState, files: Mapping[str,
     # A name alone proves nothing: a marker that is far after all others would make as many lost ones.
     for at in [at for at in names if at[0] > len(names) + MAX_LOST or at[1] > len(names) + MAX_LOST]:
         checked.problems.append(PlanProblem(names.pop(at), "has a number far after all others; move it away yourself"))
-    blobs = dict(zip(names, map_concurrently(lambda path: _read(state, path), names.values()), strict=True))
+    read = map_concurrently(lambda path: _read(state, path, MAX_NOTE_BYTES), names.values())
+    blobs = dict(zip(names, read, strict=True))
     parsed: dict[tuple[int, int], Marker] = {}
     sentences: dict[tuple[int, int], str] = {}
     for at, blob in blobs.items():
@@ -194,11 +196,14 @@ def _check_markers(checked: CheckedPlan, state: OutputState, files: Mapping[str,
             checked.log.add(empty, b"")
 
 
-def _read(state: OutputState, path: str) -> storage.Blob | None:
+def _read(state: OutputState, path: str, max_bytes: int = sys.maxsize) -> storage.Blob | None:
+    """Return a file of the plan, without its contents if it is too large, or None if it is missing."""
     try:
-        return storage.read(state.uri(path))
+        return storage.read(state.uri(path), max_bytes=max_bytes)
     except FileNotFoundError:
         return None
+    except storage.TooLarge:
+        return storage.Blob(b"", storage.stat(state.uri(path)).version)
 
 
 def _grouped(names: Mapping[tuple[int, int], str]) -> Iterator[tuple[int, list[int]]]:

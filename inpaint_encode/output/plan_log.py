@@ -175,19 +175,14 @@ class PlanLog:
         # While another run plans, a listing of a disk may have a unit and lack files that were written before it.
         first_revisions = {(unit, 0): log.marker_path(unit, 0) for unit in range(max(names, default=(0, 0))[0])}
         paths = [path for _, path in sorted((first_revisions | names).items())]
-        for path, data in zip(paths, map_concurrently(log._read_marker, paths), strict=True):
-            log.add(parse_marker(state.uri(path), data), data)
+        uris = map(state.uri, paths)
+        for uri, data in zip(map(state.uri, paths), map_concurrently(_read_known_marker, uris), strict=True):
+            log.add(parse_marker(uri, data), data)
         for unit in log.units:
             for part in log.used_parts(unit.number):
                 if part.size != (files[part.path] if part.path in files else log._size_of(part)):
                     raise _damaged(state.uri(part.path), "is missing or cut")
         return log
-
-    def _read_marker(self, path: str) -> bytes:
-        try:
-            return self._state.read(path)
-        except FileNotFoundError:
-            raise _damaged(self._state.uri(path), "is missing") from None
 
     def _size_of(self, part: Part) -> int | None:
         try:
@@ -202,12 +197,12 @@ class PlanLog:
             JobFailed: a marker is damaged, or belongs to another plan.
         """
         while True:
-            path = self.marker_path(len(self.units), 0)
+            uri = self._state.uri(self.marker_path(len(self.units), 0))
             try:
-                data = self._state.read(path)
+                data = read_marker(uri)
             except FileNotFoundError:
                 return
-            unit = self.add(parse_marker(self._state.uri(path), data), data)
+            unit = self.add(parse_marker(uri, data), data)
             yield self.names(unit.number)
 
     def add(self, marker: Marker, data: bytes) -> Unit:
@@ -390,14 +385,32 @@ class PlanLog:
         return found
 
 
+def read_marker(uri: str) -> bytes:
+    """Return the bytes of a marker.
+
+    Raises:
+        DamagedPlan: it is too large.
+        FileNotFoundError, PermissionError, OSError: from the store.
+    """
+    try:
+        return storage.read(uri, max_bytes=MAX_NOTE_BYTES).data
+    except storage.TooLarge:
+        raise _damaged(uri, f"has more than {MAX_NOTE_BYTES:,} bytes") from None
+
+
+def _read_known_marker(uri: str) -> bytes:
+    try:
+        return read_marker(uri)
+    except FileNotFoundError:
+        raise _damaged(uri, "is missing") from None
+
+
 def parse_marker(uri: str, data: bytes) -> Marker:
     """Return the contents of a marker.
 
     Raises:
         JobFailed: it is damaged.
     """
-    if len(data) > MAX_NOTE_BYTES:
-        raise _damaged(uri, f"has {len(data):,} bytes; at most {MAX_NOTE_BYTES:,} are read")
     body, _, checksum = data.rpartition(_CHECKSUM)
     body += b"}"
     if checksum != hashlib.sha256(body).hexdigest().encode() + b'"}':

@@ -163,6 +163,6 @@ class SharedRemaining(Remaining):
     def _planned_note(self) -> bytes:
         """Return the token of the run that has planned the source last."""
         try:
-            return self.state.read(f"{_LEASES}/{_PLANNED}")
-        except FileNotFoundError:
+            return storage.read(self.state.uri(_LEASES, _PLANNED), max_bytes=1_000).data
+        except (FileNotFoundError, storage.TooLarge):
             return b""

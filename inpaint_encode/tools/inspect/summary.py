@@ -20,7 +20,7 @@ from inpaint_encode.json_files import parse_object
 from inpaint_encode.output.notes import read_note
 from inpaint_encode.output.parquet import check_counts, translate_errors
 from inpaint_encode.output.plan import chunk_name
-from inpaint_encode.output.plan_log import parse_marker
+from inpaint_encode.output.plan_log import parse_marker, read_marker
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFiles
 from inpaint_encode.schema import RECEIPT
@@ -119,7 +119,7 @@ def _count_planned(output: Output) -> int | None:
     newest: dict[str, tuple[int, int]] = {}
     for path in markers:
         uri = storage.join(prefix, path)
-        marker = parse_marker(uri, storage.read(uri).data)
+        marker = parse_marker(uri, read_marker(uri))
         for chunk in marker.chunks:
             name = chunk_name(marker.unit, chunk.number)
             newest[name] = max(newest.get(name, (0, 0)), (marker.revision, chunk.pairs))

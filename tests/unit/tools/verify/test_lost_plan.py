@@ -387,6 +387,20 @@ def test_a_marker_far_after_all_others_is_named_and_not_followed(listed, verify,
     check_exact(listed, verify)
 
 
+def test_a_huge_marker_is_not_read(listed, verify):
+    """A sparse file of 1 TB."""
+    listed.encode()
+    before = listed.data_files()
+    path = one_file(listed, MARKERS["middle marker"])
+    with path.open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(JobFailed, match=rf"{path.name} has more than 32,000,000 bytes"):
+        listed.encode()
+    assert verify(listed.output, repair=True).remaining == []
+    check_exact(listed, verify)
+    assert listed.data_files() == before
+
+
 def test_garbage_after_the_last_marker_does_not_block_the_output(listed, verify):
     listed.encode()
     before = listed.data_files()
