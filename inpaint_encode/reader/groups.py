@@ -238,6 +238,8 @@ class RowGroupReader:
             rows = [parquet.metadata.row_group(at).num_rows for at in range(parquet.metadata.num_row_groups)]
             if [size for size in rows if size] != self.index.sizes_of(self.index.groups_of_file(number)):
                 raise Changed(errno.ESTALE, f"{where} has changed; open the output again")
+            if "key" not in parquet.schema_arrow.names:
+                raise ValueError("it has no column key")
             table = parquet.read_row_group(int(self.index.groups[group]), columns=names, use_threads=False)
         (batch,) = (table if names is None else table.select(names)).combine_chunks().to_batches()
         return batch

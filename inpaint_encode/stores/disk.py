@@ -42,11 +42,14 @@ def read_range(uri: str, start: int, length: int, access: Access) -> Blob:
 
 def _open(uri: str) -> BinaryIO:
     """Open a regular file. Others, such as pipes and devices, may have no end, or block whoever opens them."""
-    file = os.fdopen(os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", closefd=True)
-    if not _is_regular(os.fstat(file.fileno())):
-        file.close()
+    file = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(file).st_mode
+    if not stat_module.S_ISREG(mode):
+        os.close(file)
+        if stat_module.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), uri)
         raise OSError(errno.EINVAL, "it is no regular file", uri)
-    return file
+    return os.fdopen(file, "rb")
 
 
 def _is_regular(found: os.stat_result) -> bool:
@@ -89,6 +92,8 @@ def write(uri: str, data: bytes, expect: str | None) -> str:
             else:
                 temporary.replace(path)
         except FileExistsError:
+            if path.is_symlink() and not path.exists():  # to readers there is no file, so that they would try for ever
+                raise OSError(errno.ELOOP, "it is a link to a file that does not exist; remove it", uri) from None
             raise Conflict(f"{path} already exists") from None
         finally:
             temporary.unlink(missing_ok=True)

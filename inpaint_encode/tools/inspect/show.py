@@ -100,7 +100,7 @@ def find_row(output: Output, key: str) -> RowLocation:
         if (at := rejects["key"].index(key).as_py()) >= 0:
             reject = rejects.slice(at, 1).to_pylist()[0]
             raise UsageError(f"{key!r} is not a row: it was rejected ({reject['error']}: {reject['message']})")
-    keys = sorted({one for group in neighbors for one in groups.keys(group).to_pylist()})
+    keys = sorted({one for group in neighbors for one in groups.keys(group).drop_null().to_pylist()})
     similar = difflib.get_close_matches(key, keys, n=_SUGGESTIONS, cutoff=0.5)
     similar = similar or [*[one for one in keys if one < key][-1:], *[one for one in keys if one > key][:1]]
     suggestion = f"; similar keys: {', '.join(map(repr, similar))}" if similar else ""

@@ -86,14 +86,14 @@ class ChunkFindings:
     """In the data file's footer; None if the file is not readable, or has the footer of another chunk."""
     hash: str = ""
     """The same."""
-    footer_chunk: str = ""
-    """The chunk in the data file's footer; empty if the file is not readable."""
     encoded: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     """Number of rejected pairs by the name of the error."""
     problems: list[Problem] = field(default_factory=list)
     fatal: str | None = None
     """Why the chunk could not be checked, which ends the command."""
+    footer_chunk: str = ""
+    """The chunk in the data file's footer; empty if the file is not readable."""
 
     def add(self, check: str, file: str, sentence: str, *, is_intact: bool = False) -> None:
         """Add a problem."""

@@ -11,7 +11,7 @@ data file                   it cannot be read, or its rows contradict its own fo
                             again. Not if all files fail, and not if the settings in _job.json are others.
 rejects file                a copy of the rejects in the footer of its data file, which is removed or missing
 receipts, index, report     caches of the data files; the next run writes them again
-file of another job         _job.json lists the job as overwritten, and the present job has a plan
+file of another job         _job.json lists the job as overwritten, and the present job has an intact data file
 temporary file              its name, in a folder in which runs write; the lease is held
 ==========================  ====================================================================================
 
@@ -74,7 +74,7 @@ class Repair:
     """
 
     def __init__(self, result: VerifyResult, checked: CheckedPlan, state: OutputState, inventory: Inventory) -> None:
-        self._result, self._checked, self._state, self._inventory = result, checked, state, inventory
+        self._result, self._state, self._inventory = result, state, inventory
         self._found = result.findings | result.unplanned
         kept, moved = _kept_chunks(result), _chunks_of_lost_names(result)
         self._removed = _damaged_chunks(result) - kept - moved
@@ -100,10 +100,10 @@ class Repair:
         for chunk in sorted(moved):
             uri = state.data_uri(chunk).replace(f"{state.output}/", "")
             result.repairs.append(f"keep {uri}: nothing proves that its rows can be made again; move it away yourself")
-        if any(one.check == "orphan" for one in result.problems) and not self._has_plan:
+        if any(one.check == "orphan" for one in result.problems) and not self._has_data:
             result.repairs.append(
-                "keep the files of other jobs: the job in _job.json has no plan, so it may have been edited; to begin "
-                "a new job in place of all of them, run encode with --overwrite"
+                "keep the files of other jobs: the job in _job.json has no data file, so it may have been edited; "
+                "restore it, or run the same encode command, which removes them"
             )
         result.unrepaired = [one for one in result.problems if self._stays(one, planned, moved)]
         if self._plan.rebuilt and (problem := self._plan.problem):
@@ -142,13 +142,13 @@ class Repair:
         for chunk in sorted(inventory.rejects_versions.keys() - planned - inventory.versions.keys()):
             yield state.rejects_uri(chunk), "its chunk is not planned and has no data file"
         for one in result.problems:
-            if one.check in _FILE_CHECKS and (one.check != "orphan" or self._has_plan):
+            if one.check in _FILE_CHECKS and (one.check != "orphan" or self._has_data):
                 yield one.file, one.sentence
 
     @property
-    def _has_plan(self) -> bool:
-        """Whether the present job has a plan; else _job.json may have been edited."""
-        return bool(self._checked.intact)
+    def _has_data(self) -> bool:
+        """Whether the present job has an intact data file that is planned; else _job.json may have been edited."""
+        return not self._committed.keys().isdisjoint(self._result.findings)
 
     def _describe(self) -> Iterator[str]:
         """Yield a sentence for each file, in the order in which `run` changes them."""
@@ -208,7 +208,7 @@ class Repair:
 
     def _stays(self, problem: Problem, planned: Collection[str], moved: Collection[str]) -> bool:
         """Return whether a problem still exists after the repair; ``moved`` chunks are kept and not planned."""
-        if problem.check == "unknown" or (problem.check == "orphan" and not self._has_plan):
+        if problem.check == "unknown" or (problem.check == "orphan" and not self._has_data):
             return True
         if problem.check in DATA_CHECKS and not problem.is_intact:
             return problem.chunk not in self._removed

@@ -128,3 +128,11 @@ def test_temporary_files_have_the_names_that_are_written(tmp_path):
     names = [f"_tmp-{'0' * 32}", f"a/_tmp-{'1' * 32}", "_tmp-notes.txt", f"_tmp-{'0' * 33}"]
     put(tmp_path, *names)
     assert sorted(storage.temporary_files(str(tmp_path))) == [f"{tmp_path}/{name}" for name in names[:2]]
+
+
+def test_a_new_file_in_place_of_a_dead_link_is_an_error_and_no_conflict(tmp_path):
+    """A run that finds no lease and cannot write one would try for ever."""
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(OSError, match="it is a link to a file that does not exist; remove it"):
+        storage.write_once(f"{tmp_path}/link", b"1")
+    assert os.listdir(tmp_path) == ["link"]
