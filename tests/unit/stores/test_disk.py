@@ -135,4 +135,4 @@ def test_a_new_file_in_place_of_a_dead_link_is_an_error_and_no_conflict(tmp_path
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(OSError, match="it is a link to a file that does not exist; remove it"):
         storage.write_once(f"{tmp_path}/link", b"1")
-    assert os.listdir(tmp_path) == ["link"]
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
