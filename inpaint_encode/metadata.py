@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from inpaint_encode.json_files import convert_json
 
 CONTRACT_VERSION = 1
 """Version of the transform in `inpaint_encode.core.transform` and `inpaint_encode.vae`."""
@@ -12,6 +15,9 @@ CONTRACT_VERSION = 1
 LatentForm = Literal["unscaled", "scaled", "packed"]
 """``unscaled``: as the encoder returns it. ``scaled``: in the denoiser's scaled space. ``packed``: scaled, with each
 2x2 patch moved into the channels (Flux.2)."""
+
+_Side = Annotated[int, range(1, 2**20)]
+"""Pixels."""
 
 _FORMER_NAMES = {"ratio": "vae_scale_factor", "dtype": "compute_dtype"}
 """Names in footers and job files of version 0.1, by their current name."""
@@ -28,11 +34,11 @@ class VaeMetadata:
     weights_sha256: str
     config_sha256: str = ""
     """Hash of the configuration, see `inpaint_encode.vae.registry.config_sha256`."""
-    vae_scale_factor: int
+    vae_scale_factor: Annotated[int, range(1, 2**10)]
     """Pixels of a side per latent value."""
-    crop_multiple: int
+    crop_multiple: Annotated[int, range(1, 2**14)]
     """Multiple that image sides are cropped to; larger than ``vae_scale_factor`` for plain Flux.2 latents."""
-    latent_channels: int
+    latent_channels: Annotated[int, range(1, 2**14)]
     latent_form: LatentForm = "unscaled"
     """Form of the stored latents; "scaled" with ``--scaled``."""
     scaling_factor: float | None = None
@@ -58,7 +64,7 @@ class RowMetadata:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of Python and the packages; they may differ between the rows of an output."""
 
-    grow_mask_by: int = 6
+    grow_mask_by: Annotated[int, range(65)] = 6
     compute_dtype: str = "auto"
     samples_dtype: Literal["float16", "float32"] = "float16"
     posterior: Literal["mean", "sample", "moments"] = "mean"
@@ -67,17 +73,17 @@ class RowMetadata:
     also_original: bool = False
     latent_mask: Literal["none", "comfyui", "diffusers"] = "none"
     tile: bool | None = False
-    tile_size: int = 512
+    tile_size: _Side = 512
     mask_encoding: Literal["tensor", "packed"] = "tensor"
     deterministic: bool = False
 
     mask_channel: str = "auto"
     mask_polarity: str = "white"
     icc: str = "srgb"
-    resize: int = 0
-    resolution: str = ""
-    buckets: int = 0
-    bucket_step: int = 64
+    resize: Annotated[int, range(2**20)] = 0
+    resolution: Annotated[str, re.compile(r"([1-9]\d{0,5}x[1-9]\d{0,5})?")] = ""
+    buckets: Annotated[int, range(2**40)] = 0
+    bucket_step: _Side = 64
     upscale: bool = False
 
     @classmethod
@@ -85,20 +91,19 @@ class RowMetadata:
         """Read what `to_dict` returned; names of version 0.1 are accepted, and other keys are ignored.
 
         Raises:
-            KeyError: a field without a default is missing.
+            ValueError: a field without a default is missing, or a field has a wrong type.
         """
         given = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
-        missing = {"vae_class", "weights_sha256", "vae_scale_factor", "latent_channels"} - given.keys()
-        if missing:
-            raise KeyError(min(missing))
-        given.setdefault("crop_multiple", given["vae_scale_factor"])
+        if "vae_scale_factor" in given:
+            given.setdefault("crop_multiple", given["vae_scale_factor"])
         for name in ("latents_mean", "latents_std"):
-            if given.get(name) is not None:
-                given[name] = tuple(given[name])
+            if isinstance(given.get(name), tuple):
+                given[name] = list(given[name])
         vae, rows = (
-            {one.name: given[one.name] for one in fields(kind) if one.name in given} for kind in (VaeMetadata, cls)
+            {one.name: given[one.name] for one in fields(kind) if one.name in given and one.name != "vae"}
+            for kind in (VaeMetadata, cls)
         )
-        return cls(vae=VaeMetadata(**vae), **rows)
+        return convert_json(cls, {**rows, "vae": vae}, "metadata")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, sorted by name; the fields of ``vae`` stand beside the others."""

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 
 from inpaint_encode.output import plan
 from inpaint_encode.output.lease import acquire_lease
+from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.output.parquet import parquet_bytes, read_data
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.plan_log import PlanLog
-from inpaint_encode.output.state import CHUNK_KEY, OutputState
+from inpaint_encode.output.state import OutputState
 from inpaint_encode.schema import FOOTER_KEY, data_schema
 from tests.outputs import PLAIN
 
@@ -139,7 +140,7 @@ def unknown_file(output):
 
 
 def temporary_file(output):
-    (output / "_plan" / "_tmp-0123").write_bytes(b"PAR1")
+    (output / "_plan" / f"_tmp-{'0' * 32}").write_bytes(b"PAR1")
 
 
 def rejects_file(output: Path) -> Path:
@@ -238,7 +239,7 @@ DAMAGES = {
     other_hash: ("footer", IN_CHUNK_2, "has other pairs than the plan has for this chunk"),
     lost_marker: ("plan", IN_CHUNK_2, "belongs to a chunk that is not in the plan, so a part of the plan was lost"),
     unknown_file: ("unknown", "notes.txt", "move it away"),
-    temporary_file: ("temporary", "_plan/_tmp-0123", "is a temporary file"),
+    temporary_file: ("temporary", "_plan/_tmp-0000", "is a temporary file"),
     missing_rejects: ("rejects", "_rejected/", "does not exist, but its data file has 1 rejects"),
     extra_rejects: ("rejects", "_rejected/", "exists, but its data file has no rejects"),
     other_rejects: ("rejects", "_rejected/", "has 0 rejects that are not the 1 of its data file"),

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 from inpaint_encode.core.chunk import Pair, Reject
 from inpaint_encode.output import plan
 from inpaint_encode.output.lease import acquire_lease
+from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import Remaining, job_record, open_output
 from inpaint_encode.output.resume import row_metadata as job_metadata
 from inpaint_encode.output.rows import rejects_table
-from inpaint_encode.output.state import CHUNK_KEY
 from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, RECEIPT
 from inpaint_encode.sources import open_source
 from tests.metadata import VAE

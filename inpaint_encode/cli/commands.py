@@ -123,7 +123,9 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
 
     With --sample, random rows are also encoded again from the sources and compared.
     Chunks that are not encoded yet count as incomplete, not as damaged.
-    Exit codes: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged, 130 interrupted.
+    --repair --dry-run prints which files --repair would remove or write, and why, and changes nothing.
+    Exit codes, also with --repair: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged,
+    130 interrupted.
     """
     secure_local_ray(options.address)
     from inpaint_encode.tools.verify.findings import print_result

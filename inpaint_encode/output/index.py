@@ -32,11 +32,13 @@ from .index_files import (
     IndexNote,
     encode_index_file,
     newest_unit_indexes,
+    parse_note,
     read_index_file,
     read_note,
     unit_index_path,
     unit_keys_path,
 )
+from .notes import DamagedNote
 from .plan_log import PlanLog
 from .state import ChunkResult, Inventory, OutputState, RowGroups, read_row_groups, unit_of_receipts
 
@@ -202,8 +204,10 @@ class IndexWriter:
         def add(receipts: Mapping[int, _Receipt]) -> None:
             for chunk, receipt in receipts.items():
                 version = results[chunk].version if chunk in results else None
-                if receipt["version"] == version and receipt["key_hashes"] is not None:
-                    found[chunk] = RowGroups(*(receipt[name] for name in RowGroups._fields))
+                if receipt["version"] != version or None in (groups := [receipt[name] for name in RowGroups._fields]):
+                    continue
+                if sum(receipt["group_rows"]) * 8 == len(receipt["key_hashes"]) == results[chunk].encoded * 8:
+                    found[chunk] = RowGroups(*groups)
 
         add(self._receipts[unit])
         if len(found) < len(results) and (paths := self._old_receipts[unit]):
@@ -299,11 +303,11 @@ def index_problems(state: OutputState, inventory: Inventory, rows: Mapping[str, 
         else:
             yield from ((path, sentence) for sentence in _wrong_rows(table, unit, inventory, rows))
     try:
-        note = IndexNote.parse(state.read(NOTE))
+        note = parse_note(state.output).value
     except FileNotFoundError:
         return
-    except ValueError as error:
-        yield NOTE, f"cannot be read ({error})"
+    except DamagedNote as error:
+        yield NOTE, f"cannot be read ({error.reason})"
         return
     files = read_index_file(state.uri(note.files), FILE_INDEX)
     if files is None or files.num_rows != note.data_files:

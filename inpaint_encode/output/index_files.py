@@ -18,13 +18,19 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inpaint_encode.json_files import convert_json, parse_object
 from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.schema import KEY_INDEX
 from inpaint_encode.stores import storage
+
+from . import notes
+from .notes import Count, DamagedNote, JobName, Note
+from .parquet import check_counts
 
 NOTE = "_index.json"
 """Path of the note in an output."""
@@ -38,7 +44,7 @@ KEYS_PER_BUCKET = 2**17
 _ROW_GROUP = 2**15
 """Rows of a row group of the index; a reader needs the memory to decode one."""
 
-_UNIT_INDEX = re.compile(r"_index/(?P<job>[0-9a-f]{8})-(?P<unit>\d{6})\.(?P<revision>\d+)\.parquet")
+_UNIT_INDEX = re.compile(r"_index/(?P<job>[0-9a-f]{8})-(?P<unit>\d{6})\.(?P<revision>\d{1,5})\.parquet")
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,17 +52,17 @@ _LOG = logging.getLogger(__name__)
 class IndexNote:
     """The contents of ``_index.json``: where the index of a finished output is, and what it has in total."""
 
-    job: str
-    files: str
+    job: JobName
+    files: Annotated[str, re.compile("_index/[0-9a-f]{8}-files-[0-9a-f]{8}[.]parquet")]
     """Path of the `FILE_INDEX`, relative to the output."""
-    keys: str
+    keys: Annotated[str, re.compile("_index/[0-9a-f]{8}-keys-[0-9a-f]{8}")]
     """Start of the paths of the buckets of keys; see `buckets`."""
-    key_bits: int
-    """Number of the hash's first bits that select a bucket."""
-    data_files: int
-    rows: int
-    rejected: int
-    data_bytes: int
+    key_bits: Annotated[int, range(21)]
+    """Number of the hash's first bits that select a bucket: 20 for 137 billion rows."""
+    data_files: Count
+    rows: Count
+    rejected: Count
+    data_bytes: Count
     digest: str
     """SHA-256 of the names and versions of all data files."""
     format: int = FORMAT
@@ -68,10 +74,7 @@ class IndexNote:
         Raises:
             ValueError: it is damaged, or of another version.
         """
-        try:
-            note = cls(**json.loads(data))
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        note = convert_json(cls, parse_object(data))
         if note.format != FORMAT:
             raise ValueError(f"it has format {note.format}, and this version reads format {FORMAT}")
         return note
@@ -138,10 +141,26 @@ def read_index_file(uri: str, schema: pa.Schema, columns: Sequence[str] | None =
     try:
         with ParquetFile(data, page_checksum_verification=True) as file:
             batches = list(file.iter_batches(_ROW_GROUP, columns=kept.names, use_threads=False))
-        return pa.Table.from_batches(batches, kept) if batches else kept.empty_table()
+        table = pa.Table.from_batches(batches, kept) if batches else kept.empty_table()
+        check_counts(table, schema)
+        return table
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
-        _LOG.warning("%s is damaged (%s) and is ignored; delete it and run encode again to write a new one", uri, error)
+        reason = (str(error).splitlines() or [""])[0]
+        _LOG.warning(
+            "%s is damaged (%s) and is ignored; delete it and run encode again to write a new one", uri, reason
+        )
         return None
+
+
+def parse_note(output: str) -> Note[IndexNote]:
+    """Return the note of an output.
+
+    Raises:
+        DamagedNote: it is damaged, or of another version.
+        FileNotFoundError, PermissionError, OSError: the store's error.
+    """
+    advice = "run the same command again to write it again"
+    return notes.read_note(storage.join(output, NOTE), IndexNote.parse, advice)
 
 
 def read_note(output: str) -> IndexNote | None:
@@ -150,13 +169,13 @@ def read_note(output: str) -> IndexNote | None:
     Raises:
         PermissionError, OSError: the store's error.
     """
-    uri = storage.join(output, NOTE)
     try:
-        return IndexNote.parse(storage.read(uri).data)
+        return parse_note(output).value
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        _LOG.warning("%s cannot be used (%s) and is ignored; run encode again to write a new one", uri, error)
+    except DamagedNote as error:
+        uri = storage.join(output, NOTE)
+        _LOG.warning("%s cannot be used (%s) and is ignored; run encode again to write a new one", uri, error.reason)
         return None
 
 

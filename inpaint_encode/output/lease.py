@@ -20,9 +20,13 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.json_files import convert_json, parse_object
 from inpaint_encode.stores import storage
+
+from .notes import DamagedNote, read_note
 
 LEASE_S = 45.0
 """Seconds without a renewal after which another run may take the lease: longer than a renewal is retried."""
@@ -39,9 +43,13 @@ class _Holder:
     host: str
     boot: str
     namespace: int
-    pid: int
+    pid: Annotated[int, range(1, 2**31)]
     started: int
     renewals: int = 0
+
+    @classmethod
+    def parse(cls, data: bytes) -> _Holder:
+        return convert_json(cls, parse_object(data))
 
     def encode(self, renewals: int) -> bytes:
         return json.dumps({**asdict(self), "renewals": renewals}).encode()
@@ -199,12 +207,14 @@ def check_lease_token(uri: str, token: str) -> None:
 
 
 def _read(uri: str) -> tuple[_Holder | None, str]:
-    """Return the holder, or None if the lease is damaged, and its version."""
-    blob = storage.read(uri)
+    """Return the holder, or None if the lease is damaged, and its version.
+
+    Nothing is known about the holder of a damaged lease, so another run waits until it would have expired.
+    """
     try:
-        return _Holder(**json.loads(blob.data)), blob.version
-    except (ValueError, TypeError):
-        return None, blob.version
+        return read_note(uri, _Holder.parse, "another run may hold it")
+    except DamagedNote as error:
+        return None, error.version
 
 
 def _this_process() -> _Holder:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inpaint_encode.errors import JobFailed
@@ -68,7 +69,46 @@ def read_parquet(uri: str, data: bytes, schema: pa.Schema) -> pa.Table:
         JobFailed: it is damaged, or has other columns.
     """
     with translate_errors(uri):
-        return read_table(data, schema.names, page_checksum_verification=True).cast(schema)
+        table = read_table(data, schema.names, page_checksum_verification=True).cast(schema)
+        if "encoded" in schema.names:
+            check_counts(table, schema)
+        return table
+
+
+_OPTIONAL = frozenset({"group_rows", "group_bytes", "footer_bytes", "key_hashes", "counters", "fatal"})
+"""Columns of receipts that may be null."""
+
+
+def check_counts(table: pa.Table, schema: pa.Schema) -> None:
+    """Check the values of a table that has counts of chunks, or keys: receipts and the index.
+
+    Args:
+        table: columns of ``schema``.
+        schema: `inpaint_encode.schema.RECEIPT`, or one of the index, whose values are never null.
+
+    Raises:
+        ValueError: a value is null or negative, or a name is none of a chunk.
+    """
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        is_optional = name in _OPTIONAL and "fatal" in schema.names
+        if pa.types.is_map(column.type):
+            values = [column, *(part for chunk in column.chunks for part in (chunk.keys, chunk.items))]
+        else:
+            values = [column, pc.list_flatten(column)] if pa.types.is_list(column.type) else [column]
+        if any(one.null_count for one in values) and not (
+            is_optional and not any(one.null_count for one in values[1:])
+        ):
+            raise ValueError(f"column {name} has nulls")
+        if any(pa.types.is_signed_integer(one.type) and (pc.min(one).as_py() or 0) < 0 for one in values):
+            raise ValueError(f"column {name} has negative numbers")
+    names = set(table.column_names)
+    if "chunk" in names and pa.types.is_string(table["chunk"].type):
+        matches = pc.match_substring_regex(table["chunk"], r"^\d{6}-\d{5}$")
+        if not pc.all(matches, min_count=0).as_py():
+            raise ValueError("column chunk has names that no chunk has")
+    too_large = names >= {"footer_bytes", "data_bytes"} and pc.greater(table["footer_bytes"], table["data_bytes"])
+    if too_large and pc.any(too_large, min_count=0).as_py():
+        raise ValueError("column footer_bytes has numbers larger than the file")
 
 
 @contextmanager
@@ -92,5 +132,8 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 
 def _damaged(uri: str, error: Exception) -> str:
-    remedy = "rebuilds" if "/_plan/" in uri else "removes"
-    return f"{uri} is damaged ({str(error).strip()}); `inpaint-encode verify OUTPUT --repair` {remedy} it"
+    if "/_plan/" in uri:
+        remedy = "`inpaint-encode verify OUTPUT --repair` rebuilds it"
+    else:
+        remedy = "`inpaint-encode verify OUTPUT --repair` removes it; in an export, use export with --overwrite"
+    return f"{uri} is damaged ({(str(error).strip().splitlines() or [''])[0]}); {remedy}"

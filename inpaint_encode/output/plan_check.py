@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.parquet_file import read_schema
 from inpaint_encode.schema import EXTRA_COLUMNS, data_schema, extra_columns_schema
 from inpaint_encode.stores import storage
@@ -24,9 +24,13 @@ from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import plan
 from .known_keys import KnownKeys, hash_keys
-from .parquet import read_parquet
-from .plan_log import MARKER, PART, Marker, Part, PlanLog, parse_marker
+from .notes import MAX_NOTE_BYTES, parse_metadata_footer
+from .parquet import read_parquet, translate_errors
+from .plan_log import MARKER, PART, DamagedPlan, Marker, Part, PlanLog, parse_marker
 from .state import Inventory, OutputState
+
+MAX_LOST = 1_000
+"""Largest number of consecutive markers that are rebuilt, of units or of revisions."""
 
 
 class PlanProblem(NamedTuple):
@@ -105,7 +109,7 @@ class CheckedPlan:
         return self.log.read_parts(unit, [part for part, uri in uris if uri not in self.lost_parts])
 
 
-def find_extra_columns(state: OutputState, inventory: Inventory, metadata: RowMetadata) -> pa.Schema:
+def find_extra_columns(state: OutputState, inventory: Inventory) -> pa.Schema:
     """Return a schema with the `inpaint_encode.schema.EXTRA_COLUMNS` of the plan; empty if the source has none.
 
     They are read from the first part that is intact, or from the first such data file.
@@ -113,18 +117,16 @@ def find_extra_columns(state: OutputState, inventory: Inventory, metadata: RowMe
     Args:
         state: of the output.
         inventory: its files.
-        metadata: of the rows.
     """
-    for path in sorted(inventory.plan):
-        with suppress(pa.ArrowException, FileNotFoundError):
-            if PART.fullmatch(path):
-                found = read_schema(state.read(path))
-                return pa.schema([field for field in found if field.name == EXTRA_COLUMNS])
+    for path in filter(PART.fullmatch, sorted(inventory.plan)):
+        with suppress(JobFailed, FileNotFoundError), translate_errors(state.uri(path)):
+            found = read_schema(state.read(path))
+            return pa.schema([one for one in found if one.name == EXTRA_COLUMNS and pa.types.is_struct(one.type)])
     for chunk in sorted(inventory.versions):
-        with suppress(pa.ArrowException, FileNotFoundError):
-            found = read_schema(RangedFile(state.data_uri(chunk), storage.DEFAULT_ACCESS))
-            extra = list(found)[len(data_schema(metadata)) :]
-            return extra_columns_schema(extra)
+        with suppress(JobFailed, FileNotFoundError), translate_errors(uri := state.data_uri(chunk)):
+            found = read_schema(RangedFile(uri, storage.DEFAULT_ACCESS))
+            own = data_schema(parse_metadata_footer(found.metadata))
+            return extra_columns_schema(list(found)[len(own) :])
     return pa.schema([])
 
 
@@ -152,15 +154,19 @@ def check_plan(state: OutputState, files: Mapping[str, int], extra: pa.Schema) -
 
 def _check_markers(checked: CheckedPlan, state: OutputState, files: Mapping[str, int]) -> None:
     names = {(int(name["unit"]), int(name["revision"])): name[0] for name in map(MARKER.fullmatch, files) if name}
-    blobs = dict(zip(names, map_concurrently(lambda path: _read(state, path), names.values()), strict=True))
+    # A name alone proves nothing: a marker that is far after all others would make as many lost ones.
+    for at in [at for at in names if at[0] > len(names) + MAX_LOST or at[1] > len(names) + MAX_LOST]:
+        checked.problems.append(PlanProblem(names.pop(at), "has a number far after all others; move it away yourself"))
+    read = map_concurrently(lambda path: _read(state, path, MAX_NOTE_BYTES), names.values())
+    blobs = dict(zip(names, read, strict=True))
     parsed: dict[tuple[int, int], Marker] = {}
     sentences: dict[tuple[int, int], str] = {}
     for at, blob in blobs.items():
         if blob is not None:
             try:
                 marker = parse_marker("", blob.data)
-            except JobFailed as error:
-                sentences[at] = f"cannot be read ({str(error.__cause__).splitlines()[0]})"
+            except DamagedPlan as error:
+                sentences[at] = f"cannot be read: it {error.sentence.removeprefix('cannot be read ')}"
                 continue
             if (marker.unit, marker.revision) == at:
                 parsed[at] = marker
@@ -190,11 +196,14 @@ def _check_markers(checked: CheckedPlan, state: OutputState, files: Mapping[str,
             checked.log.add(empty, b"")
 
 
-def _read(state: OutputState, path: str) -> storage.Blob | None:
+def _read(state: OutputState, path: str, max_bytes: int = sys.maxsize) -> storage.Blob | None:
+    """Return a file of the plan, without its contents if it is too large, or None if it is missing."""
     try:
-        return storage.read(state.uri(path))
+        return storage.read(state.uri(path), max_bytes=max_bytes)
     except FileNotFoundError:
         return None
+    except storage.TooLarge:
+        return storage.Blob(b"", storage.stat(state.uri(path)).version)
 
 
 def _grouped(names: Mapping[tuple[int, int], str]) -> Iterator[tuple[int, list[int]]]:

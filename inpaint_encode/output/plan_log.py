@@ -16,11 +16,11 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.schema import PAIRS, with_extra_columns
@@ -29,11 +29,12 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
 
 from . import plan
+from .notes import MAX_NOTE_BYTES
 from .parquet import parquet_bytes, read_parquet
 from .state import OutputState
 
-MARKER = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)\.json")
-PART = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d+)-[0-9a-f]{8}-\d{5}\.parquet")
+MARKER = re.compile(r"_plan/(?P<job>[0-9a-f]{8})-(?P<unit>\d{6})\.(?P<revision>\d{1,5})\.json")
+PART = re.compile(r"_plan/[0-9a-f]{8}-(?P<unit>\d{6})\.(?P<revision>\d{1,5})-[0-9a-f]{8}-\d{5}\.parquet")
 
 
 _CHECKSUM = b',"sha256":"'
@@ -79,6 +80,21 @@ class Marker(BaseModel):
     replaces: str = ""
     """SHA-256 of a lost marker that this one was rebuilt for: the one that the next marker names."""
 
+    @model_validator(mode="after")
+    def _check_names_and_numbers(self) -> Self:
+        """Refuse what `PlanLog` never writes: files of another unit, and numbers outside their range."""
+        for part in self.parts:
+            name = PART.fullmatch(part.path)
+            if name is None or (int(name["unit"]), int(name["revision"])) != (self.unit, self.revision):
+                raise ValueError(f"{part.path[:100]!r} is no name of a part of this revision")
+        numbers = [number for one in self.slices for number in (one.start, one.end, *one.left_out, one.repeated)]
+        numbers += [number for one in self.chunks for number in (one.pairs, one.revision)]
+        if any(not 0 <= number < 2**62 for number in numbers) or any(
+            not (0 <= one.number < 10**5 and 0 <= one.part < len(self.parts)) for one in self.chunks
+        ):
+            raise ValueError("a number is outside its range")
+        return self
+
     def encode(self) -> bytes:
         """Return the JSON of the marker; its last field is the SHA-256 of the JSON of all others."""
         body = self.model_dump_json().encode()
@@ -118,6 +134,13 @@ class PlanTaken(JobFailed):
     """Another run has planned the same unit."""
 
 
+class DamagedPlan(JobFailed):
+    """A file of the plan is damaged."""
+
+    sentence = ""
+    """What is wrong; the file is the subject."""
+
+
 class PlanLog:
     """The units of an output, as this run knows them.
 
@@ -152,19 +175,14 @@ class PlanLog:
         # While another run plans, a listing of a disk may have a unit and lack files that were written before it.
         first_revisions = {(unit, 0): log.marker_path(unit, 0) for unit in range(max(names, default=(0, 0))[0])}
         paths = [path for _, path in sorted((first_revisions | names).items())]
-        for path, data in zip(paths, map_concurrently(log._read_marker, paths), strict=True):
-            log.add(parse_marker(state.uri(path), data), data)
+        uris = map(state.uri, paths)
+        for uri, data in zip(map(state.uri, paths), map_concurrently(_read_known_marker, uris), strict=True):
+            log.add(parse_marker(uri, data), data)
         for unit in log.units:
             for part in log.used_parts(unit.number):
                 if part.size != (files[part.path] if part.path in files else log._size_of(part)):
                     raise _damaged(state.uri(part.path), "is missing or cut")
         return log
-
-    def _read_marker(self, path: str) -> bytes:
-        try:
-            return self._state.read(path)
-        except FileNotFoundError:
-            raise _damaged(self._state.uri(path), "is missing") from None
 
     def _size_of(self, part: Part) -> int | None:
         try:
@@ -179,12 +197,12 @@ class PlanLog:
             JobFailed: a marker is damaged, or belongs to another plan.
         """
         while True:
-            path = self.marker_path(len(self.units), 0)
+            uri = self._state.uri(self.marker_path(len(self.units), 0))
             try:
-                data = self._state.read(path)
+                data = read_marker(uri)
             except FileNotFoundError:
                 return
-            unit = self.add(parse_marker(self._state.uri(path), data), data)
+            unit = self.add(parse_marker(uri, data), data)
             yield self.names(unit.number)
 
     def add(self, marker: Marker, data: bytes) -> Unit:
@@ -367,6 +385,26 @@ class PlanLog:
         return found
 
 
+def read_marker(uri: str) -> bytes:
+    """Return the bytes of a marker.
+
+    Raises:
+        DamagedPlan: it is too large.
+        FileNotFoundError, PermissionError, OSError: from the store.
+    """
+    try:
+        return storage.read(uri, max_bytes=MAX_NOTE_BYTES).data
+    except storage.TooLarge:
+        raise _damaged(uri, f"has more than {MAX_NOTE_BYTES:,} bytes") from None
+
+
+def _read_known_marker(uri: str) -> bytes:
+    try:
+        return read_marker(uri)
+    except FileNotFoundError:
+        raise _damaged(uri, "is missing") from None
+
+
 def parse_marker(uri: str, data: bytes) -> Marker:
     """Return the contents of a marker.
 
@@ -380,11 +418,13 @@ def parse_marker(uri: str, data: bytes) -> Marker:
     try:
         return Marker.model_validate_json(body)
     except ValidationError as error:
-        raise _damaged(uri, f"cannot be read ({error.errors()[0]['msg']})") from error
+        raise _damaged(uri, f"cannot be read ({error.errors(include_input=False)[0]['msg']})") from error
 
 
-def _damaged(uri: str, what: str) -> JobFailed:
-    return JobFailed(
+def _damaged(uri: str, what: str) -> DamagedPlan:
+    error = DamagedPlan(
         f"the plan of this output is damaged: {uri} {what}; nothing was changed; restore the file, or run "
         "`inpaint-encode verify --repair`"
     )
+    error.sentence = what
+    return error

@@ -14,7 +14,6 @@ interrupted is still damaged.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -37,13 +36,11 @@ from inpaint_encode.stores.ranged_file import RangedFile
 
 from . import plan
 from .known_keys import KnownKeys, hash_keys
+from .notes import parse_chunk_footer
 from .parquet import read_parquet, translate_errors
-from .plan_check import CheckedPlan, LostMarker, PlanProblem
+from .plan_check import MAX_LOST, CheckedPlan, LostMarker, PlanProblem
 from .plan_log import PART, MarkedChunk, Marker, Part, PlanLog
-from .state import CHUNK_KEY, OutputState
-
-_MOST_NEW = 1_000
-"""Units or revisions by which the chunk of a data file may lie behind the known ones; a name alone proves nothing."""
+from .state import OutputState
 
 
 class Committed(NamedTuple):
@@ -94,7 +91,7 @@ class PlanRepair:
         for chunk, one in committed.items():
             unit, number = plan.split_chunk_name(chunk)
             known = len(self._log.units[unit].revisions) if unit < len(self._log.units) else 0
-            if unit < len(self._log.units) + _MOST_NEW and one.revision < known + _MOST_NEW:
+            if unit < len(self._log.units) + MAX_LOST and one.revision < known + MAX_LOST:
                 self._committed[unit][number] = one
         self._rows_after = lru_cache(maxsize=4)(self._read_rows_after)
         self._table = lru_cache(maxsize=4)(self._make_table)
@@ -264,7 +261,7 @@ class PlanRepair:
         extra = list(schema.field(EXTRA_COLUMNS).type) if EXTRA_COLUMNS in schema.names else []
         with translate_errors(uri):
             file = ParquetFile(RangedFile(uri, storage.DEFAULT_ACCESS))
-            rejects = json.loads(file.schema.metadata[CHUNK_KEY])["rejected"]
+            rejects = parse_chunk_footer(file.schema.metadata).rejected
             table = file.read([field.name for field in (*PAIR_FIELDS, *extra)])
             rows = table.select([field.name for field in PAIR_FIELDS])
             if extra:
@@ -273,7 +270,7 @@ class PlanRepair:
         constant = {"chunk": number, "line": 0, "encode": True, "error": None}
         for name, value in constant.items():
             rows = rows.append_column(name, pa.repeat(pa.scalar(value, schema.field(name).type), rows.num_rows))
-        numbers = _mask_numbers([one["key"] for one in rejects], [one["image_uri"] for one in rejects])
+        numbers = _mask_numbers([str(one["key"]) for one in rejects], [one["image_uri"] or "" for one in rejects])
         nothing = {EXTRA_COLUMNS: {field.name: None for field in extra}} if extra else {}
         others = [
             {

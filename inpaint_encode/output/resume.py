@@ -28,7 +28,8 @@ from inpaint_encode.stores import storage
 from . import plan
 from .index import IndexWriter
 from .index_files import NOTE
-from .plan_log import PlanLog
+from .notes import DamagedNote, metadata_of_job, parse_job, read_note
+from .plan_log import MARKER, PlanLog
 from .planner import Planner
 from .state import ChunkResult, Inventory, OutputState
 
@@ -79,17 +80,6 @@ def job_record(job: EncodeJob, metadata: RowMetadata, extra_columns: Sequence[pa
     }
 
 
-def metadata_of_job(record: Mapping[str, Any]) -> RowMetadata:
-    """Return the rows' metadata from the contents of ``_job.json``.
-
-    Raises:
-        KeyError: a required field is missing.
-    """
-    return RowMetadata.from_dict(
-        {**record["rows"], "vae_source": record["vae_source"], "versions": record.get("versions", {})}
-    )
-
-
 def validate_sizes(metadata: RowMetadata) -> None:
     """Check ``--resize``, ``--resolution`` and ``--buckets`` against the VAE's crop multiple.
 
@@ -129,7 +119,7 @@ def open_output(
         UsageError: the output was written with other settings, or data files of another tool.
     """
     uri = storage.join(output, "_job.json")
-    present, version = _read_job(uri)
+    present, version = _read_job(output, overwrite=overwrite)
     if present is not None and not overwrite:
         _validate_same_settings(output, present, record)
     replaced = present.get("replaces", []) + ([present["job"]] if overwrite else []) if present else []
@@ -155,23 +145,30 @@ def open_output(
     return state, inventory
 
 
-def _read_job(uri: str) -> tuple[dict[str, Any] | None, str]:
+def _read_job(output: str, *, overwrite: bool) -> tuple[dict[str, Any] | None, str]:
     """Return the contents of ``_job.json`` and its version; None if it does not exist.
+
+    With ``overwrite``, a damaged or missing one is replaced by the names of the jobs that have a plan in the output.
+    The data files of these jobs may be deleted: no other files have such names.
 
     Raises:
         UsageError: it is damaged.
     """
+    advice = "restore it from a copy, choose another --output, or use --overwrite to start again"
     try:
-        blob = storage.read(uri)
+        return read_note(storage.join(output, "_job.json"), parse_job, advice)
     except FileNotFoundError:
-        return None, storage.ABSENT
-    try:
-        present = dict(json.loads(blob.data))
-        return {"replaces": [], **present, "job": str(present["job"])}, blob.version
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(
-            f"{uri} cannot be read ({error}); restore it from a copy, or choose another --output"
-        ) from error
+        version = storage.ABSENT
+    except DamagedNote as error:
+        if not overwrite:
+            raise UsageError(str(error)) from error
+        version = error.version
+    if not overwrite:
+        return None, version
+    pages = storage.list_objects(storage.join(output, "_plan"))
+    markers = (MARKER.fullmatch(f"_plan/{path}") for page in pages for path in page.paths)
+    *others, job = sorted({name["job"] for name in markers if name}) or [""]
+    return ({"job": job, "replaces": others} if job else None), version
 
 
 def _validate_same_settings(output: str, kept: Mapping[str, Any], record: Mapping[str, Any]) -> None:

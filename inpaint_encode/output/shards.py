@@ -7,6 +7,7 @@ work only: two runs that encode the same chunk commit it once.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from inpaint_encode.stores import storage
 
 from . import plan
 from .lease import Lease, LeaseCandidate, acquire_lease, check_no_lease
+from .notes import check_no_links
 from .plan_log import PlanTaken
 from .resume import Remaining
 from .state import ChunkResult, Inventory, OutputState
@@ -28,6 +30,9 @@ _LEASES = "_leases"
 _PLAN_LEASE = f"{_LEASES}/plan.json"
 _PLANNED = "planned.json"
 """Name of the note of the run that has planned the source last; it is no lease."""
+
+_LEASE_NAME = re.compile(r"plan\.json|\d+-of-\d+\.json")
+"""Names of leases in their folder."""
 
 _POLL_S = 2.0
 """Interval of looking for new units while another run plans."""
@@ -43,15 +48,16 @@ def hold_output(output: str, run: RunOptions, on_status: Callable[[str], None]) 
     """Hold the lease of a run; a run without ``--shard`` excludes all others, and they exclude it.
 
     Raises:
-        UsageError: another run holds a lease that excludes this one.
+        UsageError: another run holds a lease that excludes this one; or a folder of the output is a link.
     """
+    check_no_links(output)
     with acquire_lease(storage.join(output, lease_path(run)), on_status) as lease:
         if run.shard:
             check_no_lease([storage.join(output, LEASE)], on_status)
         else:
             folder = storage.join(output, _LEASES)
             paths = [path for page in storage.list_objects(folder) for path in page.paths]
-            check_no_lease([storage.join(folder, path) for path in paths if path != _PLANNED], on_status)
+            check_no_lease([storage.join(folder, path) for path in paths if _LEASE_NAME.fullmatch(path)], on_status)
         yield lease
 
 
@@ -157,6 +163,6 @@ class SharedRemaining(Remaining):
     def _planned_note(self) -> bytes:
         """Return the token of the run that has planned the source last."""
         try:
-            return self.state.read(f"{_LEASES}/{_PLANNED}")
-        except FileNotFoundError:
+            return storage.read(self.state.uri(_LEASES, _PLANNED), max_bytes=1_000).data
+        except (FileNotFoundError, storage.TooLarge):
             return b""

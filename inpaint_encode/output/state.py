@@ -33,6 +33,7 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.parquet_file import ParquetFile, read_footer
 from inpaint_encode.schema import RECEIPT, REJECTS, UNIT_INDEX
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.names import validate_name
 from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
 
@@ -40,17 +41,23 @@ from . import plan
 from .index_files import NOTE, is_hidden, newest_unit_indexes, read_index_file
 from .known_keys import hash_keys
 from .lease import check_lease_token
+from .notes import CHUNK_KEY, parse_chunk_footer
 from .parquet import parquet_bytes, parquet_file, read_data, read_parquet, translate_errors
 from .rows import row_groups
 
-CHUNK_KEY = b"inpaint_encode.chunk"
-"""Key of the JSON in a data file's metadata: its chunk and revision, the hash of its planned pairs, and its rejects."""
+FOLDERS = ("_plan", "_receipts", "_index", "_rejected", "_leases")
+"""Folders of an output in which runs write."""
 
 _NAME = re.compile(
     r"(?P<folder>_plan/|_receipts/|_index/)(?P<job>[0-9a-f]{8})-[0-9a-z.-]+\.(?:parquet|json)"
     r"|(?P<chunk_folder>|_rejected/)(?P<chunk_job>[0-9a-f]{8})-(?P<chunk>\d{6}-\d{5}|\d{8})\.parquet"
 )
 """Files of this version, and of version 0.1, whose chunks have eight digits."""
+
+_DELETED = re.compile(
+    rf"{_NAME.pattern}|_report\.json|_index\.json|(?:(?:{'|'.join(FOLDERS)})/)?{storage.TEMPORARY}[0-9a-f]{{32}}"
+)
+"""Files that may be deleted."""
 
 _RECEIPTS = re.compile(r"_receipts/[0-9a-f]{8}-(?P<unit>\d{6})-[0-9a-z-]+\.parquet")
 
@@ -217,7 +224,7 @@ class OutputState:
         except storage.Conflict:
             return self.accept_existing(work)
         if work["keep"] and not rejects.num_rows:
-            storage.delete(self.rejects_uri(chunk))
+            self.delete([f"_rejected/{self.job}-{chunk}.parquet"])
         groups = read_row_groups(pa.BufferReader(encoded))
         result = _chunk_result(sum(groups.group_rows), rejects, len(encoded), version, rejects_version)
         return replace(result, row_groups=groups)
@@ -256,7 +263,7 @@ class OutputState:
         if found.rejects.num_rows:
             version = storage.write(self.rejects_uri(chunk), parquet_bytes(found.rejects))
         else:
-            storage.delete(self.rejects_uri(chunk))
+            self.delete([f"_rejected/{self.job}-{chunk}.parquet"])
         return _chunk_result(found.rows, found.rejects, found.size, found.version, version)
 
     def inventory(self) -> Inventory:
@@ -318,7 +325,8 @@ class OutputState:
         for chunk in inventory.versions.keys() - planned.keys():
             raise JobFailed(
                 f"{self.data_uri(chunk)} belongs to a chunk that is not in the plan, so a part of the plan was lost; "
-                "nothing was changed; restore _plan/, or run `inpaint-encode verify --repair`"
+                "nothing was changed; restore _plan/, or run `inpaint-encode verify --repair`, which rebuilds it or "
+                "says which files to move away"
             )
         results = self._results_of_index(inventory, planned)
         results |= self._results_of_receipts(inventory, planned, inventory.versions.keys() - results.keys())
@@ -398,11 +406,15 @@ class OutputState:
         Raises:
             OSError: the store fails.
         """
-        storage.delete(self.uri(NOTE))
+        self.delete([NOTE])
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Delete files of the output."""
-        for _ in map_concurrently(lambda path: storage.delete(self.uri(path)), paths):
+        """Delete files of the output: only those whose names are of its format.
+
+        Raises:
+            ValueError: a path is no such name. The callers' paths are from `inventory`, or were validated.
+        """
+        for _ in map_concurrently(lambda path: storage.delete(self.uri(validate_name(path, _DELETED))), paths):
             pass
 
     def rejected_keys(self, chunks: Iterable[str]) -> pa.Array:
@@ -446,9 +458,9 @@ class _ChunkFile:
 def _parse_footer(uri: str, file: Any, size: int, version: str) -> _ChunkFile:
     with translate_errors(uri):
         metadata = read_footer(file)
-        footer = json.loads(metadata.metadata[CHUNK_KEY])
-        rejects = pa.Table.from_pylist(footer["rejected"], REJECTS)
-        return _ChunkFile(footer["revision"], footer["hash"], rejects, metadata.num_rows, size, version)
+        footer = parse_chunk_footer(metadata.metadata)
+        rejects = pa.Table.from_pylist(footer.rejected, REJECTS)
+        return _ChunkFile(footer.revision, footer.hash, rejects, metadata.num_rows, size, version)
 
 
 def _chunk_result(encoded: int, rejects: pa.Table, data_bytes: int, version: str, rejects_version: str) -> ChunkResult:

@@ -148,8 +148,9 @@ def _groups_of(output: Output, number: int) -> list[tuple[int, int, int, str | N
         group = footer.row_group(at)
         if group.num_rows:  # a chunk whose pairs were all rejected has one empty group
             keys = group.column(columns.index("key")).statistics
-            known = keys is not None and keys.has_min_max and isinstance(keys.min, str)
-            limits = (keys.min, keys.max) if known else (None, None)
+            with translate_errors(storage.join(output.uri, file.path)):
+                known = keys is not None and keys.has_min_max and isinstance(keys.min, str)
+                limits = (keys.min, keys.max) if known else (None, None)
             found.append((number, at, group.num_rows, *limits))
     return found
 
@@ -227,7 +228,8 @@ class RowGroupReader:
         if found is None:
             return None
         places = ((self.index.groups_of_file(file), group) for file, group in found)
-        return [of_file.start + int(np.searchsorted(self.index.groups[of_file], group)) for of_file, group in places]
+        groups = [of_file.start + int(np.searchsorted(self.index.groups[of_file], group)) for of_file, group in places]
+        return groups if all(group < len(self.index.files) for group in groups) else None
 
     def _read(self, group: int, columns: tuple[str, ...] | None) -> pa.RecordBatch:
         number = int(self.index.files[group])
@@ -238,6 +240,8 @@ class RowGroupReader:
             rows = [parquet.metadata.row_group(at).num_rows for at in range(parquet.metadata.num_row_groups)]
             if [size for size in rows if size] != self.index.sizes_of(self.index.groups_of_file(number)):
                 raise Changed(errno.ESTALE, f"{where} has changed; open the output again")
+            if "key" not in parquet.schema.names:
+                raise ValueError("it has no column key")
             table = parquet.read_row_group(int(self.index.groups[group]), columns=names, use_threads=False)
         (batch,) = (table if names is None else table.select(names)).combine_chunks().to_batches()
         return batch

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
+from inpaint_encode.output.notes import parse_job, parse_metadata_footer, parse_report, read_note
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.parquet_file import ParquetFile, check_plain, is_tensor, read_footer
 from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
@@ -85,13 +85,21 @@ class Output:
 
     @cached_property
     def job(self) -> dict[str, Any]:
-        """``_job.json``: the options of the job. Empty if the file does not exist, as in a copy of the data files."""
-        return self._json("_job.json")
+        """``_job.json``: the options of the job. Empty if the file does not exist, as in a copy of the data files.
+
+        Raises:
+            DamagedNote: it is damaged.
+        """
+        return self._read("_job.json", parse_job, "restore it from a copy, or run encode with --overwrite")
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """``_report.json``: the job's report. Empty until a run has finished."""
-        return self._json("_report.json")
+        """``_report.json``: the job's report. Empty until a run has finished.
+
+        Raises:
+            DamagedNote: it is damaged.
+        """
+        return self._read("_report.json", parse_report, "run the same encode command again to write it again")
 
     @property
     def is_reported(self) -> bool:
@@ -121,9 +129,9 @@ class Output:
         """Read a data file into memory with one request, and open it."""
         return ParquetFile(storage.read(storage.join(self.uri, file.path)).data)
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, parse: Callable[[bytes], dict[str, Any]], advice: str) -> dict[str, Any]:
         try:
-            return dict(json.loads(storage.read(storage.join(self.uri, name)).data))
+            return read_note(storage.join(self.uri, name), parse, advice).value
         except FileNotFoundError:
             return {}
 
@@ -132,9 +140,9 @@ def footer_metadata(file: ParquetFile) -> RowMetadata:
     """Return the metadata of the rows from a data file's footer.
 
     Raises:
-        KeyError: the footer has no metadata of encode.
+        ValueError: the footer has no metadata of encode, or it is damaged.
     """
-    return RowMetadata.from_dict(json.loads((file.schema.metadata or {})[FOOTER_KEY]))
+    return parse_metadata_footer(file.schema.metadata)
 
 
 def _normalized(output: str) -> str:
@@ -161,11 +169,25 @@ def _footer(uri: str, file: DataFile, _opened: str) -> tuple[DataFile, pq.FileMe
 def _read_footer(uri: str, file: DataFile) -> pq.FileMetaData:
     where = storage.join(uri, file.path)
     if not file.footer_bytes or "://" not in where:
-        return read_footer(_open_source(uri, file))
-    data, version = storage.read_range(where, file.size - file.footer_bytes, file.footer_bytes)
-    if version != file.version:
-        raise Changed(errno.ESTALE, f"{where} has changed since its index was written")
-    return read_footer(data)
+        footer = read_footer(_open_source(uri, file))
+    else:
+        data, version = storage.read_range(where, file.size - file.footer_bytes, file.footer_bytes)
+        if version != file.version:
+            raise Changed(errno.ESTALE, f"{where} has changed since its index was written")
+        footer = read_footer(data)
+    _check_tensors(footer.schema.to_arrow_schema())
+    return footer
+
+
+def _check_tensors(schema: pa.Schema) -> None:
+    """Check the types of the columns with tensors.
+
+    Raises:
+        ValueError: a column has a type that encode never writes.
+    """
+    for one in schema:
+        if one.name in TENSORS and not (is_packed(one.type) or is_tensor(one.type)):
+            raise ValueError(f"its column {one.name} has the type {str(one.type)[:60]}, which is no tensor")
 
 
 def _open_source(uri: str, file: DataFile) -> RangedFile | str:

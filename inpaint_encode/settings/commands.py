@@ -100,10 +100,11 @@ class VerifyOptions(Frozen):
     """VAE to use for --sample. Give it if the job's path or hub id is not available here. Its weights must be the same
     as the job's."""
     repair: bool = False
-    """Remove damaged files, and rebuild a damaged plan from the data files. Then run the same encode command again to
-    complete the output. Do not use --repair while an encode job runs."""
+    """Remove damaged files that can be made again, and rebuild a damaged plan from the data files. Then run the same
+    encode command again to complete the output. Intact files are never removed. Do not use --repair while an encode job
+    runs."""
     dry_run: bool = False
-    """Print what --repair would change, and change nothing. Use it with --repair."""
+    """Print what --repair would change, and why, and change nothing. Use it with --repair."""
     address: Annotated[str, unit("HOST:PORT", "RAY_ADDRESS")] = ""
     """Ray cluster to join. The default is RAY_ADDRESS, which `ray job submit` sets. If neither is set, Ray starts on
     this machine."""

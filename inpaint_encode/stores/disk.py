@@ -6,15 +6,20 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
+import stat as stat_module
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from .base import ABSENT, Access, Blob, Conflict, Listed, Stat, check_size, is_utf8
 
 TEMPORARY = "_tmp-"
 """Prefix of the names of unfinished files; readers and listings skip them, `verify --repair` removes them."""
+
+_TEMPORARY_NAME = re.compile(f"{TEMPORARY}[0-9a-f]{{32}}")
 
 _PAGE_FILES = 4_096
 """Largest number of files in a page of a listing."""
@@ -22,7 +27,7 @@ _PAGE_FILES = 4_096
 
 def read(uri: str, access: Access, max_bytes: int) -> Blob:
     """See `storage.read`."""
-    with Path(uri).open("rb") as file:
+    with _open(uri) as file:
         found = os.fstat(file.fileno())
         check_size(found.st_size, max_bytes)
         return Blob(file.read(), _version(found))
@@ -30,9 +35,26 @@ def read(uri: str, access: Access, max_bytes: int) -> Blob:
 
 def read_range(uri: str, start: int, length: int, access: Access) -> Blob:
     """See `storage.read_range`."""
-    with Path(uri).open("rb") as file:
+    with _open(uri) as file:
         file.seek(start)
         return Blob(file.read(length), _version(os.fstat(file.fileno())))
+
+
+def _open(uri: str) -> BinaryIO:
+    """Open a regular file. Others, such as pipes and devices, may have no end, or block whoever opens them."""
+    file = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(file).st_mode
+    if not stat_module.S_ISREG(mode):
+        os.close(file)
+        if stat_module.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), uri)
+        raise OSError(errno.EINVAL, "it is no regular file", uri)
+    return os.fdopen(file, "rb")
+
+
+def _is_regular(found: os.stat_result) -> bool:
+    """Return whether this is a file with contents, or a dead link, not a pipe, a socket or a device."""
+    return stat_module.S_ISREG(found.st_mode) or stat_module.S_ISLNK(found.st_mode)
 
 
 def stat(uri: str, access: Access) -> Stat:
@@ -70,6 +92,8 @@ def write(uri: str, data: bytes, expect: str | None) -> str:
             else:
                 temporary.replace(path)
         except FileExistsError:
+            if path.is_symlink() and not path.exists():  # to readers there is no file, so that they would try for ever
+                raise OSError(errno.ELOOP, "it is a link to a file that does not exist; remove it", uri) from None
             raise Conflict(f"{path} already exists") from None
         finally:
             temporary.unlink(missing_ok=True)
@@ -87,7 +111,18 @@ def delete(uri: str) -> None:
 def temporary_files(prefix: str) -> Iterator[str]:
     """See `storage.temporary_files`."""
     for folder, _, names in os.walk(prefix):
-        yield from (f"{folder}/{name}" for name in sorted(names) if name.startswith(TEMPORARY))
+        yield from (f"{folder}/{name}" for name in sorted(names) if _TEMPORARY_NAME.fullmatch(name))
+
+
+def linked_folders(prefix: str, *, recursive: bool) -> Iterator[str]:
+    """See `storage.linked_folders`."""
+    folders = [prefix]
+    while folders:
+        for entry in _entries(folders.pop()):
+            if entry.is_symlink():
+                yield from [entry.path] if _is_folder(entry) else []
+            elif recursive and _is_folder(entry):
+                folders.append(entry.path)
 
 
 class _Listing:
@@ -113,7 +148,7 @@ def _walk(prefix: str) -> Iterator[Listed]:
         for entry in _entries(folder):
             if _is_folder(entry):
                 subfolders += [] if _links_to_parent(entry.path) else [entry.path]
-            elif not entry.name.startswith(TEMPORARY) and (stat := _stat(entry.path)):
+            elif not entry.name.startswith(TEMPORARY) and (stat := _stat(entry.path)) and _is_regular(stat):
                 files.append((relative + entry.name, stat))
                 if len(files) == _PAGE_FILES:
                     yield _page(files)

@@ -51,6 +51,7 @@ __all__ = [
     "delete",
     "is_utf8",
     "join",
+    "linked_folders",
     "list_objects",
     "normalize_uri",
     "read",
@@ -225,6 +226,16 @@ def delete(uri: str) -> None:
 def temporary_files(prefix: str) -> Iterator[str]:
     """Yield the unfinished files under ``prefix``, also those of running processes; buckets have none."""
     return iter(()) if "://" in prefix else disk.temporary_files(prefix)
+
+
+def linked_folders(prefix: str, *, recursive: bool = False) -> Iterator[str]:
+    """Yield the links to folders under ``prefix``. What is written or deleted below them is elsewhere.
+
+    Args:
+        prefix: a folder, which may be a link itself. Buckets have no links.
+        recursive: look in all subfolders, not only in ``prefix``.
+    """
+    return iter(()) if "://" in prefix else disk.linked_folders(prefix, recursive=recursive)
 
 
 def _store_of(uri: str) -> Store:

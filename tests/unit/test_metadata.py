@@ -26,7 +26,7 @@ def test_names_and_omissions_of_version_0_1():
 @pytest.mark.parametrize("name", ["vae_class", "weights_sha256", "vae_scale_factor", "latent_channels"])
 def test_a_missing_field_is_named(name):
     values = {key: value for key, value in row_metadata().to_dict().items() if key != name}
-    with pytest.raises(KeyError, match=name):
+    with pytest.raises(ValueError, match=name):
         RowMetadata.from_dict(values)
 
 

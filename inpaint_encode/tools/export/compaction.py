@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.json_files import parse_object
 from inpaint_encode.output.index import digest_versions, key_bits, unit_key_index, write_merged_index
 from inpaint_encode.output.index_files import (
     NOTE,
@@ -31,10 +32,11 @@ from inpaint_encode.output.index_files import (
     read_note,
 )
 from inpaint_encode.output.known_keys import hash_keys
+from inpaint_encode.output.notes import CHUNK_KEY
 from inpaint_encode.output.parquet import open_writer, translate_errors, write_row_group
 from inpaint_encode.output.plan_log import PlanLog
 from inpaint_encode.output.resume import LAYOUT
-from inpaint_encode.output.state import CHUNK_KEY, Inventory, OutputState
+from inpaint_encode.output.state import Inventory, OutputState
 from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFile
@@ -266,7 +268,8 @@ def _read_row_groups(
         if not file.parquet.schema.equals(schema):
             raise JobFailed(f"{file.uri} has other columns than the data file before it; it cannot be exported")
         footer = file.parquet.metadata
-        described.append(_describe(file, json.loads(schema.metadata[FOOTER_KEY])))
+        with translate_errors(file.uri):
+            described.append(_describe(file, parse_object(schema.metadata[FOOTER_KEY])))
         for number in range(footer.num_row_groups):
             group = footer.row_group(number)
             if group.num_rows:  # a chunk whose pairs were all rejected has one empty group
@@ -283,9 +286,9 @@ def _describe(file: _SourceFile, metadata: dict[str, Any]) -> dict[str, Any]:
         file: the data file.
         metadata: `RowMetadata` of the exported file; only fields with other values, such as versions, are described.
     """
-    chunk = json.loads(file.parquet.metadata.metadata.get(CHUNK_KEY, "{}"))
+    chunk = parse_object(file.parquet.metadata.metadata.get(CHUNK_KEY, b"{}"))
     chunk.pop("rejected", None)
-    others = {name: value for name, value in json.loads(file.metadata_json).items() if metadata.get(name) != value}
+    others = {name: value for name, value in parse_object(file.metadata_json).items() if metadata.get(name) != value}
     about = {"path": file.path, "version": file.version, "rows": file.parquet.metadata.num_rows, **chunk}
     return {**about, "metadata": others} if others else about
 
@@ -352,9 +355,7 @@ def write_index(destination: Destination, job: str, paths: Collection[str]) -> N
     write_merged_index(note, parts, lambda path, table: destination.write(path, encode_index_file(table)))
     destination.check_lease()
     destination.write(NOTE, note.to_json())
-    for path in versions.keys() - note.paths:
-        if path.startswith("_index/"):
-            storage.delete(storage.join(destination.uri, path))
+    destination.delete_index_files(versions.keys() - note.paths)
 
 
 def keys_path(path: str) -> str:

@@ -14,20 +14,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from itertools import chain
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.json_files import convert_json, parse_object
 from inpaint_encode.output.index_files import NOTE
 from inpaint_encode.output.lease import check_lease_token
+from inpaint_encode.output.notes import Count, DamagedNote, read_note
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.names import validate_name
 from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.tools import pluralize
 from inpaint_encode.tools.inspect.summary import list_paths
 
-from .formats import SUFFIXES
+from .formats import SUFFIXES, is_file_of_row
 
 _FILES_PER_CHECK = 16
 """Files that are deleted between two checks of the lease."""
@@ -38,6 +42,14 @@ JOB_FILE = "_job.json"
 """Copy of the output's file, written with ``--to parquet``: readers find the settings of the rows in it."""
 
 _SUFFIXES = {**SUFFIXES, "parquet": (_DATA_SUFFIX, JOB_FILE)}
+
+_ROW_SUFFIXES = {to: SUFFIXES[to] for to in ("comfyui", "safetensors")}
+_ROW_SUFFIXES[""] = tuple(chain.from_iterable(_ROW_SUFFIXES.values()))
+"""Suffixes of the files of rows, by format; the other formats write one file for each data file."""
+
+_INDEX_FILE = re.compile(r"_index/[0-9a-f]{8}-[0-9a-z-]+\.parquet")
+_DATA_FILE = re.compile(r"[0-9a-f]{8}-(?:\d{6}-\d{5}|\d{8})\.parquet")
+_ADVICE = "use --overwrite to export again, or export to another folder"
 
 _DIFFERENCES = {"to": "in another format", "file_bytes": "with another --file-bytes"}
 """What differs in an existing export, by the only name in ``_export.json`` with another value."""
@@ -64,15 +76,15 @@ class ExportRecord:
     """Version of the data file; or of `compaction.Group`."""
     done: bool
     """Whether all files were written."""
-    rows: int
-    bytes: int
+    rows: Count
+    bytes: Count
     files: tuple[str, ...]
     """Paths relative to the destination."""
-    unit: int | None = None
+    unit: Count | None = None
     """The unit of the plan that the rows are from; only with ``--to parquet``."""
-    group_rows: Sequence[int] | None = None
+    group_rows: Sequence[Count] | None = None
     """Rows of each row group."""
-    footer_bytes: int | None = None
+    footer_bytes: Count | None = None
     """Size of the Parquet footer."""
     keys: str | None = None
     """Path of the `inpaint_encode.schema.KEY_INDEX` of the file."""
@@ -89,6 +101,8 @@ class Destination:
 
     uri: str
     token: str
+    to: str = ""
+    """Format of the export, which limits the files that a record may name; empty: any format."""
 
     def start(self, export: Mapping[str, Any], *, overwrite: bool) -> None:
         """Write ``_export.json``, or check that the one at the destination is the same.
@@ -101,26 +115,14 @@ class Destination:
             UsageError: the destination has an export of another output or in another format, or files that export did
                 not write and whose names end like those of this format.
         """
-        with _translate_damage(uri := self._uri(_EXPORT)):
-            try:
-                existing = {**json.loads(storage.read(uri).data)}
-            except FileNotFoundError:
-                existing = {}
-        if existing and overwrite:
-            self.remove_note()
-            self.remove_outdated({})
-            if existing.get("to") == "parquet":
-                for path in (JOB_FILE, *(f"_index/{path}" for path in list_paths(self._uri("_index")))):
-                    storage.delete(self._uri(path))
-            storage.delete(uri)
-            existing = {}
-        if not existing:
+        existing = self._read_export(overwrite=overwrite)
+        if existing is None or overwrite:
             if others := [path for path in list_paths(self.uri) if path.endswith(_SUFFIXES[export["to"]])]:
                 # They would be overwritten, or removed later as files of this export.
                 raise UsageError(
                     f"--output {self.uri} contains {pluralize(len(others), 'file')} ending in "
                     f"{' or '.join(_SUFFIXES[export['to']])} that export did not write, for example {min(others)}; "
-                    "choose another folder"
+                    "move them away, or choose another folder"
                 )
             self.write(_EXPORT, json.dumps(export, indent=2).encode())
             return
@@ -133,21 +135,53 @@ class Destination:
                 "--overwrite to remove the existing export"
             )
 
-    def remove_outdated(self, versions: Mapping[str, str]) -> tuple[set[str], ExportTotals]:
+    def _read_export(self, *, overwrite: bool) -> Mapping[str, Any] | None:
+        """Return the contents of ``_export.json``; None if there is none. With ``overwrite``, remove the export."""
+        try:
+            existing = read_note(self._uri(_EXPORT), _parse_export, _ADVICE).value
+        except FileNotFoundError:
+            if not overwrite or not self._record_files():
+                return None
+            existing = {}
+        except DamagedNote:
+            if not overwrite:
+                raise
+            existing = {}
+        if overwrite:
+            self.remove_note()
+            present = replace(self, to=existing.get("to", ""))
+            present.remove_outdated({}, overwrite=True)
+            if present.to in ("", "parquet"):
+                self.delete_index_files(f"_index/{path}" for path in list_paths(self._uri("_index")))
+            self._delete([JOB_FILE, _EXPORT] if present.to == "parquet" else [_EXPORT])
+        return existing
+
+    def _record_files(self) -> list[str]:
+        """Return the data files that have a record."""
+        files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in list_paths(self._uri(_RECORDS), ".json")]
+        return [file for file in files if _is_name(file)]
+
+    def remove_outdated(self, versions: Mapping[str, str], *, overwrite: bool = False) -> tuple[set[str], ExportTotals]:
         """Remove the files of data files that changed or were deleted.
 
         Few records are in memory at a time: a record has the names of all its files.
 
         Args:
             versions: current versions by data file.
+            overwrite: also remove damaged records, and the files that are named after their data files.
 
         Returns:
             The data files that are done, and their totals.
+
+        Raises:
+            DamagedNote: a record is damaged, without ``overwrite``.
+            JobFailed: another run has taken the lease.
         """
-        files = [f"{path.removesuffix('.json')}{_DATA_SUFFIX}" for path in list_paths(self._uri(_RECORDS), ".json")]
+        files = self._record_files()
         done, totals, outdated = set(), ExportTotals(), []
         folders = {self._uri(_RECORDS), self._uri("_index"), self.uri}
-        for file, record in zip(files, map_concurrently(self.read_record, files), strict=True):
+        read = self._read_or_guess_record if overwrite else self.read_record
+        for file, record in zip(files, map_concurrently(read, files), strict=True):
             if not record.done:
                 folders |= {self._uri(path).rpartition("/")[0] for path in record.files}
             if record.version != versions.get(file):
@@ -161,36 +195,65 @@ class Destination:
                 storage.delete(uri)
         if outdated:
             self.remove_note()
-        for _ in map_concurrently(self._remove_files, outdated):
+        for _ in map_concurrently(lambda file: self._remove_files(file, read(file)), outdated):
             pass
         return done, totals
 
-    def _remove_files(self, file: str) -> None:
+    def _read_or_guess_record(self, file: str) -> ExportRecord:
+        """Read the record of a data file; if it is damaged, return one with the files that have the file's name."""
+        try:
+            return self.read_record(file)
+        except DamagedNote:
+            tar, parquet = _files_named_after(file) if _DATA_FILE.fullmatch(file) else ("", "")
+            by_format = {"webdataset": (tar,), "parquet": (parquet,), "": (tar, parquet)}
+            files = tuple(filter(None, by_format.get(self.to, ())))
+            return ExportRecord("", done=False, rows=0, bytes=0, files=files, keys=_keys_path(file))
+
+    def _remove_files(self, file: str, record: ExportRecord) -> None:
         """Remove the files of a data file, its record last."""
-        record = self.read_record(file)
         if record.done:
             self.write_record(file, replace(record, done=False))
         files = (*record.files, record.keys) if record.keys else record.files
         for start in range(0, len(files), _FILES_PER_CHECK):
             self.check_lease()
-            for path in files[start : start + _FILES_PER_CHECK]:
-                storage.delete(self._uri(path))
-        storage.delete(self._uri(_record_path(file)))
+            self._delete(files[start : start + _FILES_PER_CHECK])
+        self._delete([_record_path(file)])
+
+    def _delete(self, paths: Iterable[str]) -> None:
+        """Delete files of the export.
+
+        Raises:
+            ValueError: a path is no name, see `validate_name`. Nobody can get here with one: records are validated.
+        """
+        for path in paths:
+            storage.delete(self._uri(validate_name(path)))
+
+    def delete_index_files(self, paths: Iterable[str]) -> None:
+        """Delete those of these paths that are files of an index with ``--to parquet``."""
+        self._delete(path for path in paths if _INDEX_FILE.fullmatch(path))
 
     def remove_note(self) -> None:
         """Remove the note of the index; call it before a file of ``--to parquet`` changes."""
         self.check_lease()
-        storage.delete(self._uri(NOTE))
+        self._delete([NOTE])
 
     def read_record(self, file: str) -> ExportRecord:
         """Read the record of a data file.
 
         Raises:
-            JobFailed: it is damaged.
+            DamagedNote: it is damaged, or names files that export does not write.
         """
-        with _translate_damage(uri := self._uri(_record_path(file))):
-            record = json.loads(storage.read(uri).data)
-            return ExportRecord(**{**record, "files": tuple(record["files"])})
+        return read_note(self._uri(_record_path(file)), partial(self._parse_record, file), _ADVICE).value
+
+    def _parse_record(self, file: str, data: bytes) -> ExportRecord:
+        record = convert_json(ExportRecord, parse_object(data))
+        suffixes = _ROW_SUFFIXES.get(self.to, ())
+        for path in record.files:
+            if path not in _files_named_after(file) and not is_file_of_row(path, suffixes):
+                raise ValueError(f"{ascii(path)[:100]} is no name of a file that export writes")
+        if record.keys not in (None, _keys_path(file)):
+            raise ValueError(f"{ascii(record.keys)[:100]} is no name of a file of keys")
+        return record
 
     def write_record(self, file: str, record: ExportRecord) -> None:
         """Write the record of a data file.
@@ -227,11 +290,27 @@ def _record_path(file: str) -> str:
     return f"{_RECORDS}/{file.removesuffix(_DATA_SUFFIX)}.json"
 
 
-@contextmanager
-def _translate_damage(uri: str) -> Iterator[None]:
+def _keys_path(file: str) -> str:
+    """Return the path of the `inpaint_encode.schema.KEY_INDEX` of a file of ``--to parquet``."""
+    return f"{_RECORDS}/{file.removesuffix(_DATA_SUFFIX)}-keys.parquet"
+
+
+def _files_named_after(file: str) -> tuple[str, str]:
+    """Return the only file of a data file with ``--to webdataset``, and with ``--to parquet``."""
+    return f"{file.removesuffix(_DATA_SUFFIX)}.tar", file
+
+
+class _Export(TypedDict):
+    source: str
+    to: Literal["comfyui", "webdataset", "safetensors", "parquet"]
+
+
+def _parse_export(data: bytes) -> Mapping[str, Any]:
+    return convert_json(_Export, parse_object(data))
+
+
+def _is_name(path: str) -> bool:
     try:
-        yield
-    except (ValueError, KeyError, TypeError) as error:
-        raise JobFailed(
-            f"{uri} is damaged ({error}), so it is unknown what has been exported; export to another folder"
-        ) from error
+        return bool(validate_name(path))
+    except ValueError:
+        return False

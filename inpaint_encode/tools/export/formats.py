@@ -149,7 +149,7 @@ def _safetensors_file(tensors: Mapping[str, NDArray[Any]], row: Row, metadata: R
     }
     made: bytes = save(dict(tensors), metadata={"": ""})
     end = 8 + int.from_bytes(made[:8], "little")
-    header = {**json.loads(made[8:end]), "__metadata__": strings}
+    header = {**json.loads(made[8:end]), "__metadata__": strings}  # from `save`
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, made[end:]])
@@ -176,6 +176,18 @@ def key_to_path(key: str, *, dots: bool = True) -> str:
     *folders, name = (_escape_part(part) for part in key.split("/"))
     folders = [_escape(_FILE_SUFFIX, folder) for folder in folders]
     return "/".join(_shorten(part) for part in [*folders, name if dots else _escape(r"\.", name)])
+
+
+def is_file_of_row(path: str, suffixes: tuple[str, ...]) -> bool:
+    """Return whether an export may have written a file of a row with this path, which stays in its folder.
+
+    Args:
+        path: relative to the destination.
+        suffixes: of the format, see `SUFFIXES`.
+    """
+    parts = path.removeprefix("_original/").split("/")
+    is_escaped = not any(_FORBIDDEN.search(part.replace("%", "")) or part in ("", ".", "..") for part in parts)
+    return is_escaped and path.endswith(suffixes)
 
 
 def _escape_part(part: str) -> str:

@@ -21,6 +21,8 @@ from inpaint_encode.job.cluster import connect_ray, translate_ray_errors
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.lease import acquire_lease
+from inpaint_encode.output.notes import check_no_links
+from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFile
@@ -91,8 +93,9 @@ def export_output(source: str, options: ExportOptions, on_status: Callable[[str]
         export["file_bytes"] = str(options.max_file_bytes)
     if not output.report:
         on_status(f"no job has finished in {output.uri} yet; run this command again to export later rows")
+    check_no_links(uri, recursive=True)
     with acquire_lease(storage.join(uri, "_lease.json"), on_status) as lease:
-        destination = Destination(uri, lease.token)
+        destination = Destination(uri, lease.token, options.to)
         destination.start(export, overwrite=options.overwrite)
         if options.to == "parquet":
             destination.write(JOB_FILE, storage.read(storage.join(output.uri, JOB_FILE)).data)
@@ -203,7 +206,9 @@ def export_data_file(row: pa.Table, *, source: str, destination: Destination, to
         if blob.version != work["version"]:
             raise JobFailed(f"{uri} has changed since it was listed: an encode job is running; wait until it ends")
         file = ParquetFile(blob.data, page_checksum_verification=True)
-        form = select_format(to, file.schema.names, footer_metadata(file), has_frames=has_frames)
+        with translate_errors(uri):
+            metadata = footer_metadata(file)
+        form = select_format(to, file.schema.names, metadata, has_frames=has_frames)
         keys = file.read(columns=["key"])["key"].to_pylist()
         tar = f"{path.removesuffix('.parquet')}.tar"
         files = (tar,) if form.is_tar else tuple(name for key in keys for name in form.names(key))

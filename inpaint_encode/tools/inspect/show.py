@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ from .summary import normalize_output_uri, read_table
 _MAX_CHANNELS = 32
 """Channels that are printed."""
 
+_MAX_NAME_BYTES = 200
+"""Bytes of a picture's default name without its suffix; file systems allow 255."""
+
 _SUGGESTIONS = 3
 """Similar keys that are named if a key does not exist."""
 
@@ -46,7 +50,7 @@ def show_row(
         JobFailed: a file is damaged.
         PermissionError, OSError: from the store.
     """
-    picture = options.picture or f"{key.strip('/').replace('/', '-')}.png"
+    picture = options.picture or _picture_name(key)
     if not picture.endswith(".png"):
         raise UsageError(f"--picture {picture} must end in .png")
     uri = normalize_output_uri(picture, "--picture")
@@ -59,6 +63,12 @@ def show_row(
     storage.write(uri, file.getvalue())
     notes = {"not decoded": inspector.not_decoded} if inspector.not_decoded else {}
     return inspected, notes | {"picture": uri}
+
+
+def _picture_name(key: str) -> str:
+    """Return the name of a picture in the current folder; characters that no file name has become % and two digits."""
+    name = re.sub(r"[\\\x00-\x1f\x7f]", lambda found: f"%{ord(found[0]):02X}", key.strip("/").replace("/", "-"))
+    return f"{name.encode(errors='replace')[:_MAX_NAME_BYTES].decode(errors='ignore')}.png"
 
 
 def find_row(output: Output, key: str) -> RowLocation:
@@ -90,7 +100,7 @@ def find_row(output: Output, key: str) -> RowLocation:
         if (at := rejects["key"].index(key).as_py()) >= 0:
             reject = rejects.slice(at, 1).to_pylist()[0]
             raise UsageError(f"{key!r} is not a row: it was rejected ({reject['error']}: {reject['message']})")
-    keys = sorted({one for group in neighbors for one in groups.keys(group).to_pylist()})
+    keys = sorted({one for group in neighbors for one in groups.keys(group).drop_null().to_pylist()})
     similar = difflib.get_close_matches(key, keys, n=_SUGGESTIONS, cutoff=0.5)
     similar = similar or [*[one for one in keys if one < key][-1:], *[one for one in keys if one > key][:1]]
     suggestion = f"; similar keys: {', '.join(map(repr, similar))}" if similar else ""

@@ -6,7 +6,6 @@ No row is read and neither torch nor Ray is imported. For the counts a listing, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inpaint_encode.errors import JobFailed, UsageError
-from inpaint_encode.output.parquet import translate_errors
+from inpaint_encode.errors import UsageError
+from inpaint_encode.json_files import parse_object
+from inpaint_encode.output.notes import read_note
+from inpaint_encode.output.parquet import check_counts, translate_errors
 from inpaint_encode.output.plan import chunk_name
-from inpaint_encode.output.plan_log import parse_marker
+from inpaint_encode.output.plan_log import parse_marker, read_marker
 from inpaint_encode.parquet_file import read_columns
 from inpaint_encode.reader import Output
 from inpaint_encode.reader.files import DataFiles
@@ -103,7 +104,8 @@ def count_output(output: Output) -> OutputCounts:
 def _source_of_export(output: Output) -> str:
     """Return the output that ``export --to parquet`` exported to here; empty if this is no export."""
     try:
-        return str(json.loads(storage.read(storage.join(output.uri, "_export.json")).data)["source"])
+        uri, advice = storage.join(output.uri, "_export.json"), "export again with --overwrite"
+        return str(read_note(uri, parse_object, advice).value.get("source", ""))
     except FileNotFoundError:
         return ""
 
@@ -117,7 +119,7 @@ def _count_planned(output: Output) -> int | None:
     newest: dict[str, tuple[int, int]] = {}
     for path in markers:
         uri = storage.join(prefix, path)
-        marker = parse_marker(uri, storage.read(uri).data)
+        marker = parse_marker(uri, read_marker(uri))
         for chunk in marker.chunks:
             name = chunk_name(marker.unit, chunk.number)
             newest[name] = max(newest.get(name, (0, 0)), (marker.revision, chunk.pairs))
@@ -161,7 +163,10 @@ def read_table(uri: str, schema: pa.Schema) -> pa.Table:
     """
     data = storage.read(uri).data
     with translate_errors(uri):
-        return read_columns(data, schema)
+        table = read_columns(data, schema)
+        if schema == RECEIPT:
+            check_counts(table, schema)
+        return table
 
 
 def list_paths(prefix: str, suffix: str = "") -> list[str]:
@@ -176,13 +181,7 @@ def read_report(output: str) -> dict[str, Any]:
         UsageError: ``output`` cannot be an output.
         JobFailed: the file is damaged.
     """
-    uri = normalize_output_uri(output)
-    try:
-        return Output(uri, ()).report
-    except ValueError as error:
-        raise JobFailed(
-            f"{uri}/_report.json is damaged: {error}; run the same encode command again to rewrite it"
-        ) from error
+    return Output(normalize_output_uri(output), ()).report
 
 
 def normalize_output_uri(spelled: str, option: str = "") -> str:
@@ -205,7 +204,9 @@ def counter_meaning(name: str) -> str:
     """Return what a counter of a report counts, or an empty string."""
     if not name.startswith("batches_of_"):
         return _COUNTERS.get(name, "")
-    largest = int(name.removeprefix("batches_of_"))  # a power of two
+    if not (number := name.removeprefix("batches_of_")).isdecimal():
+        return ""
+    largest = int(number[:9])  # a power of two
     sizes = f"{largest // 2 + 1} to {largest} images" if largest > 2 else "2 images" if largest == 2 else "1 image"
     return f"batches of {sizes}"
 

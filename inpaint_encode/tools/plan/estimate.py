@@ -346,7 +346,7 @@ def estimate_hours(
     startup_excluded = last_count > first_count and last_time - first_time >= seconds / 2
     if startup_excluded:
         decided, seconds = last_count - first_count, last_time - first_time
-    rate = decided / seconds
+    rate = decided / max(seconds, 1e-3)
     hours = pairs / rate / 3600
     known = {"config_sha256": vae.config_sha256} if vae else {}
     planned = {**options.rows.recorded(), **options.decoding.recorded(), **known}

@@ -5,7 +5,6 @@ Its files may be damaged: wrong bytes raise `Unreadable`, failures of a store `O
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 from inpaint_encode.core.geometry import Sizing, format_size
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import plan, version_1
-from inpaint_encode.output.state import CHUNK_KEY, OutputState
+from inpaint_encode.output.notes import parse_chunk_footer, parse_metadata_footer
+from inpaint_encode.output.state import OutputState
 from inpaint_encode.parquet_file import ParquetFile, read_columns
 from inpaint_encode.reader.output import Row
-from inpaint_encode.schema import FOOTER_KEY, REJECTS, TENSORS, data_schema, is_packed
+from inpaint_encode.schema import REJECTS, TENSORS, data_schema, is_packed
 from inpaint_encode.stores import storage
 
 from .findings import ChunkFindings, PlannedChunk
@@ -57,6 +57,7 @@ def check_chunk(planned: PlannedChunk, state: OutputState, metadata: RowMetadata
             raise Unreadable("it was listed, but is missing now")
         file = DataFile(data)
         findings.encoded, findings.errors = file.rows, dict(Counter(file.rejects["error"].to_pylist()))
+        findings.footer_chunk = file.chunk
         if file.chunk == planned.chunk:
             findings.revision, findings.hash = file.revision, file.hash
         for check, sentence, is_intact in _data_problems(file, planned, pairs, metadata):
@@ -279,19 +280,10 @@ class DataFile:
             self._file = ParquetFile(data, page_checksum_verification=True)
             self.rows: int = self._file.metadata.num_rows
             self.schema: pa.Schema = self._file.schema
-            footer = self.schema.metadata or {}
-            for key in (FOOTER_KEY, CHUNK_KEY):
-                if key not in footer:
-                    raise ValueError(f"its footer has no {key.decode()}")
-            self.metadata = RowMetadata.from_dict(json.loads(footer[FOOTER_KEY]))
-            chunk = json.loads(footer[CHUNK_KEY])
-            is_old = "generation" in chunk
-            self.chunk = version_1.chunk_name(chunk["chunk"]) if is_old else str(chunk["chunk"])
-            self.revision = int(chunk["generation"] if is_old else chunk["revision"])
-            self.hash = "" if is_old else str(chunk["hash"])
-            self.rejects: pa.Table = pa.Table.from_pylist(chunk["rejected"], REJECTS)
-            if self.rejects["error"].null_count:
-                raise ValueError("its footer has rejects without an error")
+            self.metadata = parse_metadata_footer(self.schema.metadata)
+            footer = parse_chunk_footer(self.schema.metadata)
+            self.chunk, self.revision, self.hash = footer.chunk, footer.revision, footer.hash
+            self.rejects: pa.Table = pa.Table.from_pylist(footer.rejected, REJECTS)
 
     def read_rows(self) -> Iterator[Row]:
         """Yield the rows in order: plain values, and a `StoredTensor` for each column of `schema.TENSORS`."""

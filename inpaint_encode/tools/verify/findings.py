@@ -92,6 +92,8 @@ class ChunkFindings:
     problems: list[Problem] = field(default_factory=list)
     fatal: str | None = None
     """Why the chunk could not be checked, which ends the command."""
+    footer_chunk: str = ""
+    """The chunk in the data file's footer; empty if the file is not readable."""
 
     def add(self, check: str, file: str, sentence: str, *, is_intact: bool = False) -> None:
         """Add a problem."""

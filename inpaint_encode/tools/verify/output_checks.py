@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -11,10 +10,11 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import version_1
 from inpaint_encode.output.index import index_problems
+from inpaint_encode.output.notes import DamagedNote, parse_report, read_note
 from inpaint_encode.output.parquet import read_parquet
 from inpaint_encode.output.plan import split_chunk_name
 from inpaint_encode.output.plan_check import CheckedPlan, check_plan, find_extra_columns
-from inpaint_encode.output.state import Inventory, OutputState
+from inpaint_encode.output.state import FOLDERS, Inventory, OutputState
 from inpaint_encode.schema import RECEIPT
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
@@ -48,7 +48,7 @@ def check_output(
     if is_old:
         checked = version_1.check_plan(state, inventory.plan)
     else:
-        checked = check_plan(state, inventory.plan, find_extra_columns(state, inventory, metadata))
+        checked = check_plan(state, inventory.plan, find_extra_columns(state, inventory))
     _add_plan(checked, state, inventory, result)
     result.problems += _unexpected_files(state, inventory, result)
     unplanned = {
@@ -125,7 +125,10 @@ def _unexpected_files(state: OutputState, inventory: Inventory, result: VerifyRe
             state.uri(path),
             "was not written by encode, but programs that read the folder would read it; move it away",
         )
+    folders = {state.output, *map(state.uri, FOLDERS)}  # other jobs may run in folders below the output
     for uri in storage.temporary_files(state.output):
+        if uri.rpartition("/")[0] not in folders:
+            continue
         yield Problem("temporary", uri, "is a temporary file, left by a killed run or in use by a running one")
     for chunks, uri_of in ((inventory.versions, state.data_uri), (inventory.rejects_versions, state.rejects_uri)):
         for chunk in sorted(chunks.keys() - result.chunks.keys()):
@@ -181,7 +184,7 @@ def _report_problems(state: OutputState, result: VerifyResult) -> Iterator[Probl
     """Check that the report's counts add up, and that those of a finished job are the counts of the data files."""
     uri = state.uri("_report.json")
     try:
-        report = json.loads(storage.read(uri).data)
+        report = read_note(uri, parse_report, "run the same encode command again").value
         left = report.get("pairs_left", 0)  # of a run with --limit
         if not left and report["pairs"] < result.pairs:
             result.is_finished = result.is_old
@@ -194,8 +197,8 @@ def _report_problems(state: OutputState, result: VerifyResult) -> Iterator[Probl
         wrong = [f"{name} {report[name]}, not {value}" for name, value in expected.items() if report[name] != value]
     except FileNotFoundError:
         result.is_finished = result.is_old
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        yield Problem("report", uri, f"cannot be read ({type(error).__name__}: {error})")
+    except DamagedNote as error:
+        yield Problem("report", uri, f"cannot be read ({error.reason})")
     else:
         if wrong:
             yield Problem("report", uri, f"has {', '.join(wrong)}")

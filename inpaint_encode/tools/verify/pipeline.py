@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +16,9 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
+from inpaint_encode.output.notes import DamagedNote, metadata_of_job, parse_job, read_note
 from inpaint_encode.output.plan import CHUNKS_PER_PART
-from inpaint_encode.output.resume import LAYOUT, metadata_of_job
+from inpaint_encode.output.resume import LAYOUT
 from inpaint_encode.output.shards import hold_output
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.settings import RunOptions, VerifyOptions
@@ -81,17 +81,14 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
 
 
 def _read_job(output: str) -> dict[str, Any]:
-    uri = storage.join(output, "_job.json")
+    uri, where = storage.join(output, "_job.json"), "give the folder or prefix that was encode's --output"
     try:
-        job = dict(json.loads(storage.read(uri).data))
-        contract, layout = metadata_of_job(job).contract, job.get("layout", 1)
-        if not (isinstance(job["job"], str) and isinstance(job["replaces"], list)):
-            raise TypeError("job or replaces has a wrong type")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{uri} cannot be read ({type(error).__name__}: {error}); give the folder or prefix that was encode's "
-            "--output"
-        ) from error
+        job = read_note(uri, parse_job, "restore it from a copy, or run encode with --overwrite to start again").value
+    except DamagedNote as error:
+        raise UsageError(str(error)) from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{uri} does not exist; {where}") from None
+    contract, layout = metadata_of_job(job).contract, job.get("layout", 1)
     if contract != CONTRACT_VERSION:
         raise UsageError(
             f"{uri} was written with version {contract} of the transform, but this inpaint-encode has version "

@@ -22,7 +22,7 @@ from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.resume import metadata_of_job
+from inpaint_encode.output.notes import metadata_of_job
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import unpack_mask

@@ -20,6 +20,8 @@ from inpaint_encode.output.lease import acquire_lease, check_lease_token
 from inpaint_encode.stores import retries, storage
 from tests.proxy import FaultyProxy
 
+LEASE_S, RENEW_S = leases.LEASE_S, leases.RENEW_S
+
 HOLDER = """
 import sys, time
 from inpaint_encode.output import lease
@@ -77,6 +79,11 @@ def holder_process(uri: str) -> Iterator[subprocess.Popen]:
             yield process
         finally:
             process.kill()
+
+
+def test_a_lease_outlives_the_retries_of_its_renewal():
+    """Else a store's outage, which the holder survives, lets another run take the lease."""
+    assert LEASE_S > RENEW_S + retries.RETRY_BUDGET_S
 
 
 def test_the_object_exists_only_while_the_lease_is_held(uri):

@@ -11,6 +11,7 @@ from inpaint_encode.output import planner, shards
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import job_record, open_output, row_metadata
 from inpaint_encode.output.shards import SharedRemaining, hold_output, lease_path
+from inpaint_encode.output.state import FOLDERS
 from inpaint_encode.settings import RunOptions
 from inpaint_encode.sources import open_source
 from inpaint_encode.sources import pairs as source_pairs
@@ -135,3 +136,34 @@ def test_a_run_without_a_shard_does_not_wait_for_runs_that_have_ended(start, tmp
     ):
         pass
     run.end()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("shard", ["", "0/2"])
+def test_a_folder_of_an_output_that_is_a_link_is_refused(tmp_path, folder, shard):
+    """A run would write to the other folder, and delete files there."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / folder).symlink_to("../home")
+    with (
+        pytest.raises(UsageError, match=f"out/{folder} is a link to another folder"),
+        hold_output(f"{tmp_path}/out", RunOptions(shard=shard), print),
+    ):
+        pass
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_an_output_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    with hold_output(f"{tmp_path}/out", RunOptions(), print):
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["_lease.json"]
+
+
+def test_other_files_among_the_leases_are_no_leases(tmp_path):
+    """A run waits only for files with the name of a lease."""
+    (tmp_path / "_leases").mkdir()
+    (tmp_path / "_leases" / "notes.txt").write_text("mine")
+    lines = []
+    with hold_output(str(tmp_path), RunOptions(), lines.append):
+        assert lines == []

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from inpaint_encode.stores import disk, storage
 from inpaint_encode.stores.storage import ABSENT
 from tests.buckets import fill, listed, run_python
@@ -76,3 +78,61 @@ def test_a_killed_writer_leaves_only_a_temporary_file_that_is_not_listed(tmp_pat
     assert listed(str(tmp_path)) == {}
     assert list(storage.temporary_files(str(tmp_path))) == [str(path) for path in tmp_path.iterdir()]
     storage.write(f"{tmp_path}/x", b"1", expect=ABSENT)
+
+
+def put(folder, *names):
+    for name in names:
+        storage.write(f"{folder}/{name}", b"1")
+
+
+def test_pipes_and_devices_are_not_listed_and_not_read(tmp_path):
+    """Whoever opens a pipe waits for ever, and /dev/zero has no end."""
+    put(tmp_path, "a")
+    os.mkfifo(tmp_path / "pipe.parquet")
+    (tmp_path / "zero.parquet").symlink_to("/dev/zero")
+    assert listed(str(tmp_path)).keys() == {"a"}
+    for name in ("pipe.parquet", "zero.parquet"):
+        for read in (storage.read, lambda uri: storage.read_range(uri, 0, 8)):
+            with pytest.raises(OSError, match="it is no regular file"):
+                read(f"{tmp_path}/{name}")
+
+
+def test_a_folder_is_not_read(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        storage.read(str(tmp_path))
+
+
+def test_links_to_folders_are_found(tmp_path):
+    put(tmp_path / "out", "_plan/a", "b")
+    put(tmp_path / "home", "c")
+    for name, target in [("_index", "../home"), ("_plan/d", "../../home"), ("e", "../home/c"), ("f", "nowhere")]:
+        (tmp_path / "out" / name).symlink_to(target)
+    output = tmp_path / "out"
+    assert list(storage.linked_folders(str(output))) == [f"{output}/_index"]
+    assert sorted(storage.linked_folders(str(output), recursive=True)) == [f"{output}/_index", f"{output}/_plan/d"]
+    assert list(storage.linked_folders(str(tmp_path / "missing"))) == []
+
+
+def test_a_write_and_a_deletion_replace_a_link_and_not_its_target(tmp_path):
+    put(tmp_path, "target")
+    before = storage.read(f"{tmp_path}/target").data
+    for change in (lambda uri: storage.write(uri, b"new"), storage.delete):
+        (tmp_path / "link").symlink_to("target")
+        change(f"{tmp_path}/link")
+        assert storage.read(f"{tmp_path}/target").data == before
+        assert not (tmp_path / "link").is_symlink()
+        (tmp_path / "link").unlink(missing_ok=True)
+
+
+def test_temporary_files_have_the_names_that_are_written(tmp_path):
+    names = [f"_tmp-{'0' * 32}", f"a/_tmp-{'1' * 32}", "_tmp-notes.txt", f"_tmp-{'0' * 33}"]
+    put(tmp_path, *names)
+    assert sorted(storage.temporary_files(str(tmp_path))) == [f"{tmp_path}/{name}" for name in names[:2]]
+
+
+def test_a_new_file_in_place_of_a_dead_link_is_an_error_and_no_conflict(tmp_path):
+    """A run that finds no lease and cannot write one would try for ever."""
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(OSError, match="it is a link to a file that does not exist; remove it"):
+        storage.write_once(f"{tmp_path}/link", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]

@@ -34,7 +34,7 @@ from inpaint_encode.tools.export.compaction import (
 )
 from inpaint_encode.tools.export.destination import Destination, ExportTotals
 from inpaint_encode.tools.inspect.info import read_info
-from tests.exports import JOB, exported, of_rows, write_chunk
+from tests.exports import JOB, METADATA, exported, of_rows, write_chunk
 from tests.outputs import data_files
 from tests.units import UnitOutput
 
@@ -235,7 +235,7 @@ def test_an_output_of_version_0_1_is_one_unit_when_it_is_finished(tmp_path):
     output = f"{tmp_path}/out"
     for chunk in range(3):
         write_chunk(output, chunk, [f"{chunk}/{row}" for row in range(4)])
-    storage.write(f"{output}/_job.json", json.dumps({"job": JOB}).encode())
+    storage.write(f"{output}/_job.json", json.dumps({"job": JOB, "rows": METADATA.to_dict()}).encode())
     with pytest.raises(UsageError, match="has no plan with units and no report of a finished job"):
         group_files(Output.open(output), 10**9)
     sizes = [file.size for file in Output.open(output).files]

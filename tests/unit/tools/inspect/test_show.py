@@ -5,7 +5,7 @@ import pytest
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.reader import Output
 from inpaint_encode.tools.inspect.row_sample import read_row
-from inpaint_encode.tools.inspect.show import find_row
+from inpaint_encode.tools.inspect.show import _picture_name, find_row
 from tests.fabricated import JOB, latents, row, tables, write_output, write_rejects
 
 
@@ -21,6 +21,22 @@ def test_every_row_is_found(output):
     opened = Output.open(str(output))
     for at in (0, 10, 11, 21):
         assert read_row(opened, find_row(opened, f"pair-{at:02d}"))["key"] == f"pair-{at:02d}"
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("a/b.c", "a-b.c.png"),
+        ("/../../etc/passwd", "..-..-etc-passwd.png"),
+        ("s3://bucket/x", "s3:--bucket-x.png"),
+        ("100%", "100%.png"),
+        ("a\x00\n\x1b\\b", "a%00%0A%1B%5Cb.png"),
+        ("ü" * 300, "ü" * 100 + ".png"),
+        ("\udcff", "?.png"),
+    ],
+)
+def test_a_picture_stays_in_the_current_folder(key, name):
+    assert _picture_name(key) == name
 
 
 def test_similar_keys_are_named(output):

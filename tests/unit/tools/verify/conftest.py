@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inpaint_encode.output.lease import acquire_lease
-from inpaint_encode.output.resume import metadata_of_job
+from inpaint_encode.output.notes import metadata_of_job
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.tools.verify.chunk_checks import check_chunk
 from inpaint_encode.tools.verify.findings import VerifyResult

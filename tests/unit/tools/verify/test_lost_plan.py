@@ -9,9 +9,9 @@ import pytest
 
 from inpaint_encode.errors import IncompleteOutput, JobFailed
 from inpaint_encode.output import plan, planner, rebuild
+from inpaint_encode.output.notes import CHUNK_KEY, metadata_of_job
 from inpaint_encode.output.plan_log import MARKER
-from inpaint_encode.output.resume import metadata_of_job
-from inpaint_encode.output.state import CHUNK_KEY, OutputState
+from inpaint_encode.output.state import OutputState
 from inpaint_encode.sources import pairs
 from inpaint_encode.tools.verify.chunk_checks import check_chunk
 from inpaint_encode.tools.verify.output_checks import check_output
@@ -366,3 +366,48 @@ def test_markers_of_every_unit_are_read(listed):
     listed.encode()
     names = sorted(MARKER.fullmatch(f"_plan/{path.name}")["unit"] for path in (listed.output / "_plan").glob("*.json"))
     assert names == ["000000", "000001", "000002"]
+
+
+@pytest.mark.parametrize("name", ["999999.0", "000001.99999"])
+def test_a_marker_far_after_all_others_is_named_and_not_followed(listed, verify, name):
+    """Else one empty file would make a million markers."""
+    listed.encode()
+    job = json.loads((listed.output / "_job.json").read_text())["job"]
+    far = listed.output / "_plan" / f"{job}-{name}.json"
+    far.write_bytes(b"")
+    with pytest.raises(JobFailed, match="the plan of this output is damaged"):
+        listed.encode()
+    before = sorted((listed.output / "_plan").iterdir())
+    repaired = verify(listed.output, repair=True)
+    assert [(one.file, one.sentence) for one in repaired.remaining] == [
+        (str(far), "has a number far after all others; move it away yourself")
+    ]
+    assert sorted((listed.output / "_plan").iterdir()) == before
+    far.unlink()
+    check_exact(listed, verify)
+
+
+def test_a_huge_marker_is_not_read(listed, verify):
+    """A sparse file of 1 TB."""
+    listed.encode()
+    before = listed.data_files()
+    path = one_file(listed, MARKERS["middle marker"])
+    with path.open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(JobFailed, match=rf"{path.name} has more than 32,000,000 bytes"):
+        listed.encode()
+    assert verify(listed.output, repair=True).remaining == []
+    check_exact(listed, verify)
+    assert listed.data_files() == before
+
+
+def test_garbage_after_the_last_marker_does_not_block_the_output(listed, verify):
+    listed.encode()
+    before = listed.data_files()
+    job = json.loads((listed.output / "_job.json").read_text())["job"]
+    (listed.output / "_plan" / f"{job}-000009.0.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(JobFailed, match="the plan of this output is damaged"):
+        listed.encode()
+    assert verify(listed.output, repair=True).remaining == []
+    check_exact(listed, verify)
+    assert listed.data_files() == before

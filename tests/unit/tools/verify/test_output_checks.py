@@ -29,6 +29,7 @@ from tests.damage import (
     plan_a_refresh,
     repeat_a_key_in_the_plan,
     settings_of_another_job,
+    temporary_file,
     truncate,
     unknown_file,
     with_first,
@@ -220,9 +221,7 @@ class TestRepair:
             listed.check_complete()
         done = verify(output, repair=True)
         assert listed.repairs == done.repairs
-        removed = {
-            line.split()[1].rstrip(",") for line in done.repairs if line.startswith("remove ") and "from" not in line
-        }
+        removed = {line.split()[1].rstrip(":") for line in done.repairs if re.match(r"remove \S+: ", line)}
         assert removed == {str(path.relative_to(output)) for path in before if not path.exists()}
         assert {name[-13:] for name in removed} == {
             "00002.parquet",
@@ -278,3 +277,90 @@ def test_the_note_of_the_index_is_removed_with_a_data_file(output, verify):
     assert not path.exists()
     assert not (output / "_index.json").exists()
     assert len(open_latents(str(output))) == (CHUNKS - 1) * CHUNK_ROWS - 1
+
+
+class TestRepairDeletesNoGoodData:
+    """Edited notes and renamed files: what can be read and made again by nothing else stays."""
+
+    def edit_job(self, output, **changes):
+        path = output / "_job.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    @pytest.fixture
+    def before(self, output) -> dict:
+        return {path: path.read_bytes() for path in output.glob("*.parquet")}
+
+    def check_kept(self, output, verify, before):
+        listed = verify(output, repair=True, dry_run=True).repairs
+        assert {path: path.read_bytes() for path in output.glob("*.parquet")} == before
+        repaired = verify(output, repair=True)
+        assert repaired.repairs == listed
+        assert {path: path.read_bytes() for path in output.glob("*.parquet")} == before
+        with pytest.raises(IncompleteOutput):
+            repaired.check_complete()
+        return repaired
+
+    @pytest.mark.parametrize("copied", [False, True])
+    def test_the_name_of_the_job_was_edited(self, output, verify, before, copied):
+        """Without data of its own, the present job may not have overwritten the other."""
+        job = job_of(output)
+        self.edit_job(output, job="deadbeef", replaces=[job])
+        if copied:
+            marker = output / "_plan" / f"{job}-000000.0.json"
+            marker.with_name(f"deadbeef{marker.name[8:]}").write_bytes(marker.read_bytes())
+        repaired = self.check_kept(output, verify, before)
+        assert "keep the files of other jobs" in " ".join(repaired.repairs)
+        assert "orphan" in {one.check for one in repaired.remaining}
+
+    def test_a_file_of_a_lost_unit_was_renamed(self, output, verify, before):
+        """Its rows are of a chunk that is not planned and has no other file."""
+        for path in [*(output / "_plan").iterdir(), *(output / "_receipts").iterdir()]:
+            path.unlink()
+        last = data_file(output, 3)
+        before[last.rename(last.with_name(last.name.replace("-00003", "-00099")))] = before.pop(last)
+        repaired = self.check_kept(output, verify, before)
+        assert any(re.fullmatch(r"keep \S+-00099.parquet: .* move it away yourself", line) for line in repaired.repairs)
+
+    @pytest.mark.parametrize("rows", [1, 3])
+    def test_rows_that_are_encoded_with_edited_settings_prove_nothing(self, output, verify, before, rows):
+        job = json.loads((output / "_job.json").read_text())
+        self.edit_job(output, rows=job["rows"] | {"grow_mask_by": 9})
+        result = verify(output)
+        names = [chunk_name(0, chunk) for chunk in range(1, 1 + rows)]
+        problems = [Problem("reencode", str(data_file(output, 1)), "differs", name) for name in names]
+        result.reencoded = ReencodeResult(rows=4, problems=problems)
+        result.problems += problems
+        with acquire_lease(f"{output}/_lease.json", print) as lease:
+            state = OutputState(str(output), job_of(output), lease.token)
+            Repair(result, checked_plan(state), state, state.inventory()).run()
+        assert {path: path.read_bytes() for path in output.glob("*.parquet")} == before
+        assert {one.check for one in result.remaining} == {"settings", "reencode"}
+
+    @pytest.mark.parametrize("name", ["files", "keys"])
+    def test_the_note_of_the_index_names_a_file_elsewhere(self, output, verify, tmp_path, name):
+        victim = tmp_path / "victim" / "thesis-00000.parquet"
+        victim.parent.mkdir()
+        victim.write_bytes(b"years of work")
+        note = output / "_index.json"
+        there = "../victim/thesis-00000.parquet" if name == "files" else "../victim/thesis"
+        note.write_text(json.dumps({**json.loads(note.read_text()), name: there, "key_bits": 0}))
+        repaired = verify(output, repair=True)
+        assert victim.exists()
+        assert not note.exists()
+        assert repaired.remaining == []
+
+    def test_temporary_files_of_others_stay(self, output, verify):
+        others = [output / "_tmp-mine", output / "another" / f"_tmp-{'1' * 32}"]
+        for path in others:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x")
+        assert verify(output, repair=True).problems == []
+        assert all(path.exists() for path in others)
+
+    def test_every_removal_has_a_reason(self, output, verify):
+        truncate(output)
+        file_of_an_overwritten_job(output)
+        temporary_file(output)
+        lines = [line for line in verify(output, repair=True, dry_run=True).repairs if line.startswith("remove ")]
+        assert len(lines) >= 5
+        assert [line for line in lines if not re.fullmatch(r"remove (\S+: .+|receipts from .+)", line)] == []
