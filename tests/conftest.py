@@ -217,6 +217,7 @@ def host_process():
     handlers = {number: signal.getsignal(number) for number in signals}
     yield
     app.config = config
+    signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -47,7 +47,9 @@ def connect_ray(address: str) -> Iterator[None]:
     try:
         if cluster:
             _check_reachable(cluster)
-        with _signals_delayed(), _no_stderr():
+        from .private import keep_sigterm_handler
+
+        with _signals_delayed(), keep_sigterm_handler(), _no_stderr():
             _start(options)
         _configure_ray_data()
         yield
@@ -172,10 +174,10 @@ def _cpus_of(workers: Workers, gpus: float) -> float:
 
 
 def secure_local_ray(address: str) -> None:
-    """Require an auth token for a Ray that this process starts, unless the environment decides otherwise.
+    """Require an auth token for a Ray that this process starts, and let it listen on 127.0.0.1 only.
 
-    Such a Ray listens on the machine's address. Ray reads these variables when it is imported, so call this first. An
-    existing cluster has its own authentication.
+    Variables that are set already win. Ray reads them when it is imported, so call this first. An existing cluster has
+    its own authentication.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # each actor pool prints a harmless error
     if address or os.environ.get("RAY_ADDRESS"):
@@ -184,6 +186,8 @@ def secure_local_ray(address: str) -> None:
     if os.environ["RAY_AUTH_MODE"] == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The address of the node is then 127.0.0.1 on Linux too. Ray's metrics would else listen on 0.0.0.0, without a token.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 @contextmanager
