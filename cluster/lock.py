@@ -1,6 +1,6 @@
-"""Write the requirements of the image with the SHA-256 of every wheel: ``make lock``, after a change of constraints.txt.
+"""Write the image's requirements with the SHA-256 of every wheel: ``make lock``, after a change of constraints.txt.
 
-``uv pip compile`` resolves the extra ``cluster`` with the versions of constraints.txt for the two platforms of the image.
+``uv pip compile`` resolves the extra ``cluster`` with the versions of constraints.txt, for the image's two platforms.
 The hashes are those of PyPI. PyTorch and its CUDA libraries are in a file of their own: the image without CUDA has a
 build of PyTorch that PyPI does not have.
 """
@@ -20,9 +20,9 @@ PYTHON = "3.11"
 CUDA = ("torch", "triton", "cuda-", "nvidia-")
 """Names of PyTorch and of its CUDA libraries, or the beginnings of their names."""
 HEADER = """\
-# {what} Written by `make lock` (cluster/lock.py) from pyproject.toml and
-# constraints.txt, with the SHA-256 of the wheels on PyPI for Python {python} on Linux, x86_64 and aarch64. cluster/Dockerfile
-# installs it with `pip install --require-hashes --no-deps`.
+# {what} Written by `make lock` (cluster/lock.py) from pyproject.toml and constraints.txt, with
+# the SHA-256 of the wheels on PyPI for Python {python} on Linux, x86_64 and aarch64. cluster/Dockerfile installs
+# it with `pip install --require-hashes --no-deps`.
 """
 FILES = {
     "requirements-hashed.txt": "Packages of the image but PyTorch.",
@@ -36,7 +36,8 @@ def resolve(platform: str) -> list[dict[str, Any]]:
         lock = Path(folder) / "pylock.toml"
         options = ["--extra", "cluster", "-c", "constraints.txt", "--python-version", PYTHON]
         options += ["--python-platform", platform, "--no-build", "--format", "pylock.toml", "-q", "-o", str(lock)]
-        subprocess.run(["uv", "--no-config", "pip", "compile", "pyproject.toml", *options], cwd=ROOT, check=True)  # noqa: S607
+        command = ["uv", "--no-config", "pip", "compile", "pyproject.toml", *options]
+        subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
         packages: list[dict[str, Any]] = tomllib.loads(lock.read_text())["packages"]
     return packages
 

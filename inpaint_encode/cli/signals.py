@@ -71,7 +71,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def _cleaning_up() -> bool:
-    """Return whether the main thread handles a KeyboardInterrupt: it is in a ``finally`` or in the exit of a ``with``."""
+    """Return whether the main thread handles a KeyboardInterrupt, in a ``finally`` or the exit of a ``with``."""
     error = sys.exception()
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__

@@ -8,6 +8,7 @@ import re
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,12 +50,32 @@ def connect_ray(address: str) -> Iterator[None]:
             _check_reachable(cluster)
         from .private import keep_sigterm_handler
 
-        with _signals_delayed(), keep_sigterm_handler(), _no_stderr():
-            _start(options)
-        _configure_ray_data()
-        yield
+        with _explained_exit():
+            with _signals_delayed(), keep_sigterm_handler(), _no_stderr():
+                _start(options)
+            _configure_ray_data()
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _explained_exit() -> Iterator[None]:
+    """Print a line if this process ends inside the ``with`` block, without an exception.
+
+    Ray ends its driver at once, without Python's clean-up, when the raylet of this machine or the cluster's head has
+    died. A shell reads from a pipe whose other end only this process has, and prints the line at its end.
+    """
+    line = (
+        "error: this process ended suddenly: Ray on this machine or the cluster's head has died, or the process was "
+        "killed; run the same command again: it resumes where it stopped"
+    )
+    shell = ["/bin/sh", "-c", 'read -r _ || echo "$0" >&2', line]
+    with subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True) as watcher:  # noqa: S603
+        try:
+            yield
+        finally:
+            watcher.communicate(b"\n")
 
 
 def _check_reachable(address: str) -> None:
@@ -186,7 +207,7 @@ def secure_local_ray(address: str) -> None:
     if os.environ["RAY_AUTH_MODE"] == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The address of the node is then 127.0.0.1 on Linux too. Ray's metrics would else listen on 0.0.0.0, without a token.
+    # The node's address is then 127.0.0.1 on Linux too; else Ray's metrics listen on 0.0.0.0 and require no token.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 

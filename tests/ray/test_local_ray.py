@@ -53,5 +53,8 @@ def test_a_local_ray_listens_here_only_and_its_death_is_one_sentence(encoding, n
     family = psutil.Process(encoding.pid).children(recursive=True)
     next(one for one in family if one.name() == name).send_signal(signal.SIGKILL)
     said = encoding.communicate(timeout=300)[1]
-    print(encoding.returncode, said)
     assert encoding.returncode == 1
+    assert said.splitlines()[-1].startswith(
+        "error: this process ended suddenly: Ray on this machine or the cluster's head has died"
+    )
+    assert "Traceback" not in said

@@ -93,6 +93,8 @@ def check_ray(manifest: dict) -> None:
     manifest |= about
 
 
+SHARED_KINDS = ("ServiceAccount", "ConfigMap", "ConfigMap", "NetworkPolicy", "NetworkPolicy")
+
 with_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"{CRDS} is not there")
 
 
@@ -100,8 +102,7 @@ with_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"{CRDS} is not there")
 def test_kuberay_manifests_are_kubernetes(overlay):
     manifests = rendered(KUBERAY, overlay)
     assert sorted(one["kind"] for one in manifests) == sorted(
-        ["ServiceAccount", "ConfigMap", "ConfigMap", "NetworkPolicy", "NetworkPolicy"]
-        + ["RayJob" if overlay.endswith("-job") else "RayCluster"]
+        [*SHARED_KINDS, "RayJob" if overlay.endswith("-job") else "RayCluster"]
     )
     for manifest in manifests:
         check_kubernetes(manifest)
