@@ -86,7 +86,7 @@ def _watch(reader: socket.socket) -> None:
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(min(REPEAT_S, left))
         if not _State.ended:
-            signal.pthread_kill(threading.main_thread().ident or 0, _State.received)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     releasing = threading.Thread(target=_release_leases, daemon=True)
     releasing.start()
     releasing.join(RELEASE_S)

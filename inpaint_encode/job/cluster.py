@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -56,7 +57,27 @@ def connect_ray(address: str) -> Iterator[None]:
             _configure_ray_data()
             yield
     finally:
+        _disconnect()
+
+
+def _disconnect() -> None:
+    """Disconnect from Ray, and keep the handler of SIGTERM.
+
+    Ray's library installs the default action meanwhile: a SIGTERM would then end this process without its clean-up.
+    """
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or handler is None:
         ray.shutdown()
+        return
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(ray.shutdown)
+        while not ended.done():
+            signal.signal(signal.SIGTERM, handler)
+            wait([ended], 0.01)
+    signal.signal(signal.SIGTERM, handler)
+    ended.result()
 
 
 @contextmanager

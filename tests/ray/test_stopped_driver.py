@@ -61,3 +61,31 @@ def test_a_job_that_gets_sigterm_releases_its_output_and_resumes_at_once(start, 
     assert resumed.returncode == 0, said
     assert "writing to this output" not in said
     assert whole_output(str(output))["encoded"] == PAIRS
+
+
+DISCONNECT = """
+import os, signal, sys, threading, time
+from inpaint_encode.job.cluster import connect_ray
+received = []
+signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+def send():
+    while not ended:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.03)
+ended = []
+with connect_ray(sys.argv[1]):
+    thread = threading.Thread(target=send)
+    thread.start()
+    time.sleep(0.1)
+time.sleep(0.1)
+ended.append(1)
+thread.join()
+print(len(received) > 3)
+"""
+
+
+def test_the_handler_of_sigterm_survives_the_end_of_the_connection(detached_ray):
+    """Ray's library sets the default action when it disconnects: a report or a clean-up after that would be cut."""
+    command = [sys.executable, "-c", DISCONNECT, detached_ray]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
