@@ -4,11 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
 COMMAND = """
-import hashlib, sys, time
+import hashlib, sys, threading, time
 from inpaint_encode.cli import main, signals
 from inpaint_encode.output.lease import acquire_lease
 
@@ -49,16 +50,17 @@ EXITS = """
             ready(); time.sleep(60)
         except KeyboardInterrupt:
             sys.exit(15)  # as Ray's handler of SIGTERM"""
-IN_C = "ready(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
+IN_C = "threading.Timer(0.3, ready).start(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 
 
-def run(folder, body, number, times=1):
+def run(folder, body, number, times=1, preexec=None):
     """Start a command, send it a signal; return its exit code, its output and its seconds since the signal."""
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND.format(body=body), folder],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=preexec,
     )
     assert process.stdout.readline() == "ready\n"
     begun = time.monotonic()
@@ -99,3 +101,10 @@ def test_a_call_that_cannot_be_interrupted_ends_after_the_grace_period(tmp_path)
     assert ended == 143
     assert list(tmp_path.iterdir()) == []
     assert 1.5 < seconds < 10
+
+
+def test_a_command_that_inherits_an_ignored_sigterm_ends_by_it(tmp_path):
+    """cluster/slurm.sh ignores SIGTERM around `ray symmetric-run`, which starts the command."""
+    ignore = partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    assert run(tmp_path, WAITS, signal.SIGTERM, preexec=ignore)[0] == 143
+    assert list(tmp_path.iterdir()) == []
