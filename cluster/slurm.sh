@@ -20,7 +20,7 @@ export RAY_enable_metrics_collection="${RAY_enable_metrics_collection:-0}"
 
 # Other users share /tmp: Ray's folder of each node is below one that only this user can enter. Slurm sends SIGTERM to
 # every process and SIGKILL 30 s later: what starts Ray ignores the first, so that the command can release the output.
-start='trap "" TERM; RAY_TMPDIR=$(mktemp -d) && export RAY_TMPDIR && exec "$@"'
+start='trap "" TERM; RAY_TMPDIR=$(mktemp -d -p /tmp) && export RAY_TMPDIR && exec "$@"'
 workers=$((SLURM_JOB_NUM_NODES * SLURM_GPUS_PER_TASK))
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK}" bash -c "${start}" start ray symmetric-run \
   --address "${head}:6379" --min-nodes "${SLURM_JOB_NUM_NODES}" \

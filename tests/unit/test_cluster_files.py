@@ -161,6 +161,9 @@ def test_no_pod_can_do_more_than_it_needs(overlay):
         mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
         assert {"/tmp", home_of(CLUSTER / "Dockerfile")} <= mounts, "Ray and the caches write there"
         assert (API_TOKEN in mounts) == (container is autoscaler)
+    shared = {mount["name"] for mount in autoscaler["volumeMounts"]}
+    for container in containers[1:]:
+        assert not shared & {mount["name"] for mount in container["volumeMounts"]}, "a job's file would be its code"
     for pod in pods(ray):
         assert pod["metadata"]["labels"] == {"app": "inpaint-encode"}, "the network policies select it"
         assert pod["spec"]["automountServiceAccountToken"] is False
@@ -505,6 +508,18 @@ def test_a_wrong_option_of_the_slurm_script_is_found(tmp_path, right, wrong):
     spoiled.write_text((CLUSTER / "slurm.sh").read_text().replace(right, wrong))
     with pytest.raises(AssertionError):
         check_slurm(spoiled)
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("file", ["README.md", "gcp.yaml", "slurm.sh"])
+def test_what_writes_a_token_writes_it_for_its_user_only(file):
+    """Ray's own command writes its token with the umask of the shell."""
+    text = (CLUSTER / file).read_text()
+    made = re.findall(r".*(?:get-auth-token --generate|nohup bash -c|mktemp).*", text)
+    assert made
+    assert "umask 077\n" in text or all("umask 077;" in line for line in made), made
 
 
 # The page
