@@ -12,7 +12,7 @@ import sys
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.stores.redaction import redacted
 
-from .signals import end_interrupted, stop_on_signals, stopped
+from .signals import end_interrupted, prefer_interrupt, stop_on_signals
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,12 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     stop_on_signals()
     tokens = sys.argv[1:] if arguments is None else arguments
     try:
-        try:
+        with prefer_interrupt():
             _run(tokens)
-        except BaseException as error:
-            if stopped():  # what a clean-up or a library raises after a signal is not the reason
-                raise KeyboardInterrupt from error
-            raise
     except EncodeError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:

@@ -12,6 +12,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 GRACE_S = 15.0
@@ -47,14 +49,21 @@ def stop_on_signals() -> None:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         _State.wakeup_fd = writer.detach()
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
         threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
     # Python writes each signal's number there at once; its handlers wait for the main thread.
     signal.set_wakeup_fd(_State.wakeup_fd, warn_on_full_buffer=False)
 
 
-def stopped() -> bool:
-    """Return whether this process has received Ctrl-C or SIGTERM."""
-    return _State.received != 0
+@contextmanager
+def prefer_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt in place of any error after a signal: libraries and clean-ups raise others."""
+    try:
+        yield
+    except BaseException as error:
+        if _State.received:
+            raise KeyboardInterrupt from error
+        raise
 
 
 def end_interrupted() -> int:

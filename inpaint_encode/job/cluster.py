@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from inpaint_encode.errors import JobFailed, UsageError
@@ -92,6 +93,9 @@ def _explained_exit() -> Iterator[None]:
         "killed; run the same command again: it resumes where it stopped"
     )
     shell = ["/bin/sh", "-c", 'read -r _ || echo "$0" >&2', line]
+    if not Path(shell[0]).exists():
+        yield
+        return
     with subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True) as watcher:  # noqa: S603
         try:
             yield

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 COMMAND = """
-import hashlib, sys, threading, time
+import hashlib, multiprocessing, sys, threading, time
 from inpaint_encode.cli import main, signals
 from inpaint_encode.output.lease import acquire_lease
 
@@ -50,6 +50,14 @@ EXITS = """
             ready(); time.sleep(60)
         except KeyboardInterrupt:
             sys.exit(15)  # as Ray's handler of SIGTERM"""
+FORKS = """
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        time.sleep(0.3)
+        child.terminate()
+        child.join()
+        time.sleep(1)
+        ready()"""
 IN_C = "threading.Timer(0.3, ready).start(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 
 
@@ -108,3 +116,9 @@ def test_a_command_that_inherits_an_ignored_sigterm_ends_by_it(tmp_path):
     ignore = partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     assert run(tmp_path, WAITS, signal.SIGTERM, preexec=ignore)[0] == 143
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_of_a_forked_child_is_not_the_command_s(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", COMMAND.format(body=FORKS), tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
