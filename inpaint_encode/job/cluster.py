@@ -232,8 +232,9 @@ def secure_local_ray(address: str) -> None:
     if os.environ["RAY_AUTH_MODE"] == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The node's address is then 127.0.0.1 on Linux too; else Ray's metrics listen on 0.0.0.0 and require no token.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "ray" not in sys.modules:  # a Ray that is imported already would look for the node at another address
+        # The node's address is then 127.0.0.1 on Linux too; else Ray's metrics listen on 0.0.0.0 and require no token.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 @contextmanager

@@ -20,7 +20,13 @@ def encoding(tmp_path, vae_folder):
     write_random_pairs(tmp_path / "in", 400, seed=12, smallest=64, largest=96)
     options = ["--images", tmp_path / "in/images", "--masks", tmp_path / "in/masks", "--vae", vae_folder]
     options += ["--output", tmp_path / "out", "--samples-dtype", "float32", "--chunk-rows", "4", "--batch-size", "1"]
-    hidden = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_BACKEND_LOG_LEVEL")
+    hidden = (
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_BACKEND_LOG_LEVEL",
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "inpaint_encode", "encode", *map(str, options)],
         env={name: value for name, value in os.environ.items() if name not in hidden},
