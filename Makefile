@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-long demo bench scale clean
+.PHONY: help venv check test test-long demo bench scale lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ bench: $(INSTALLED) ## measure the job and its peers on this machine, half an ho
 
 scale: $(INSTALLED) ## measure how the job grows with pairs and workers
 	$(BIN)/python -m jobs.benchmarks --scale
+
+lock: $(INSTALLED) ## write requirements-hashed*.txt for the image, after a change of constraints.txt; needs uv
+	$(BIN)/python cluster/lock.py
 
 clean: ## remove caches, builds and the demo's files; .venv stays
 	rm -rf .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

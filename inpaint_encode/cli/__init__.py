@@ -1,5 +1,6 @@
 """The command line: `main` runs a command, `commands` defines all of them."""
 
-from .main import INTERRUPTED, main, stop_on_signals
+from .main import main
+from .signals import end_interrupted, stop_on_signals
 
-__all__ = ["INTERRUPTED", "main", "stop_on_signals"]
+__all__ = ["end_interrupted", "main", "stop_on_signals"]

@@ -55,7 +55,7 @@ def doctor(
     inpaint-encode doctor s3://bucket/images --output s3://bucket/latents
 
     To check the nodes of a cluster: ray job submit --working-dir . -- python jobs/doctor.py
-    Exit codes: 0 no problem, 1 problems found, 2 bad usage, 130 interrupted.
+    Exit codes: 0 no problem, 1 problems found, 2 bad usage, 130/143 stopped.
 
     Args:
         uris: Sources to check: prefixes, folders or files. Each is listed, and one object in it is read.
@@ -78,7 +78,7 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
     inpaint-encode encode --images s3://bucket/images --masks s3://bucket/masks \
         --vae stabilityai/sd-vae-ft-mse --output s3://bucket/latents
 
-    Exit codes: 0 done, 1 failed, 2 bad usage, 3 too many rejects, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 3 too many rejects, 130/143 stopped.
     """
     secure_local_ray(job.run.address)
     from inpaint_encode.job.pipeline import run_job
@@ -102,7 +102,7 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
 
     Lists the source and reads the headers of a random sample of its images. Does not start Ray.
     Accepts the --config file of an encode job. Prints each estimate with its margin of error.
-    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130/143 stopped.
     """
     from inpaint_encode.tools.plan.estimate import estimate
     from inpaint_encode.tools.plan.table import print_estimate
@@ -125,7 +125,7 @@ def verify(options: Annotated[VerifyOptions, Parameter(name="*")]) -> None:
     Chunks that are not encoded yet count as incomplete, not as damaged.
     --repair --dry-run prints which files --repair would remove or write, and why, and changes nothing.
     Exit codes, also with --repair: 0 complete, 1 could not check, 2 bad usage, 4 incomplete or damaged,
-    130 interrupted.
+    130/143 stopped.
     """
     secure_local_ray(options.address)
     from inpaint_encode.tools.verify.findings import print_result
@@ -144,7 +144,7 @@ def info(output: str, *, as_json: bool = False) -> None:
     inpaint-encode info s3://bucket/latents
 
     Lists the output and reads a few small objects, but no rows. A job may run at the same time.
-    Exit codes: 0 done, 1 output cannot be read, 2 bad usage, 130 interrupted.
+    Exit codes: 0 done, 1 output cannot be read, 2 bad usage, 130/143 stopped.
 
     Args:
         output: Folder or prefix that `encode` wrote.
@@ -168,7 +168,7 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
     The page is one file without external resources. For a large output, the command reads a random
     sample of rows, and the page states their number. For an unfinished output, the page shows the
     rows that exist.
-    Exit codes: 0 done, 1 output cannot be read, 2 bad usage, 130 interrupted.
+    Exit codes: 0 done, 1 output cannot be read, 2 bad usage, 130/143 stopped.
 
     Args:
         output: Folder or prefix that `encode` wrote.
@@ -199,7 +199,7 @@ def show(output: str, key: str, /, *, options: Annotated[ShowOptions, Parameter(
 
     inpaint-encode show s3://bucket/latents a/042 --picture a-042.png
 
-    Exit codes: 0 done, 1 output cannot be read, 2 bad usage or unknown key, 130 interrupted.
+    Exit codes: 0 done, 1 output cannot be read, 2 bad usage or unknown key, 130/143 stopped.
 
     Args:
         output: Folder or prefix that `encode` wrote.
@@ -222,7 +222,7 @@ def export(latents: str, /, *, options: Annotated[ExportOptions, Parameter(name=
 
     After an interruption, or when the output has new rows, run the same command again.
     It exports the missing rows.
-    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130/143 stopped.
 
     Args:
         latents: Source of the export: folder or prefix that `encode` wrote. It may be unfinished.

@@ -1,4 +1,4 @@
-"""Entry point of all commands: signals, errors and exit codes.
+"""Entry point of all commands: errors and exit codes.
 
 The base package does not include the command line's libraries. This module imports them late, so that it can say what
 to install.
@@ -7,19 +7,12 @@ to install.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from types import FrameType
 
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.stores.redaction import redacted
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM."""
-
-GRACE_S = 15.0
-"""Seconds between a signal and the forced exit."""
+from .signals import end_interrupted, prefer_interrupt, stop_on_signals
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,7 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     stop_on_signals()
     tokens = sys.argv[1:] if arguments is None else arguments
     try:
-        _run(tokens)
+        with prefer_interrupt():
+            _run(tokens)
     except EncodeError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
@@ -45,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         advice = "run `inpaint-encode doctor` to check disks and stores"
         _fail(f"reading or writing failed; {advice} ({type(error).__name__}: {error})", JobFailed.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to resume", INTERRUPTED)
+        _fail("interrupted; run the same command again to resume", end_interrupted())
 
 
 def _run(tokens: list[str]) -> None:
@@ -64,22 +58,6 @@ def _run(tokens: list[str]) -> None:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         raise UsageError(describe_error(error)) from error
-
-
-def stop_on_signals() -> None:
-    """Raise KeyboardInterrupt on Ctrl-C and SIGTERM, and exit after `GRACE_S` seconds if the process still runs.
-
-    The forced exit is necessary: an exception that is raised in a library's callback may be lost.
-    """
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    last_resort = threading.Timer(GRACE_S, os._exit, args=(INTERRUPTED,))
-    last_resort.daemon = True
-    last_resort.start()
-    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> None:

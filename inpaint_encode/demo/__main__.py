@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from inpaint_encode.cli import INTERRUPTED, stop_on_signals
+from inpaint_encode.cli import end_interrupted, stop_on_signals
 from inpaint_encode.cli import main as inpaint_encode
 from inpaint_encode.job.cluster import connect_ray, secure_local_ray
 from inpaint_encode.reader import Output
@@ -41,7 +41,7 @@ def main() -> None:
             os.environ.update(s3.environment)
             _demonstrate(folder, s3)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(end_interrupted())
 
 
 def _demonstrate(folder: Path, s3: LocalS3) -> None:

@@ -8,10 +8,13 @@ import re
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from inpaint_encode.errors import JobFailed, UsageError
@@ -47,12 +50,57 @@ def connect_ray(address: str) -> Iterator[None]:
     try:
         if cluster:
             _check_reachable(cluster)
-        with _signals_delayed(), _no_stderr():
-            _start(options)
-        _configure_ray_data()
-        yield
+        from .private import keep_sigterm_handler
+
+        with _explained_exit():
+            with _signals_delayed(), keep_sigterm_handler(), _no_stderr():
+                _start(options)
+            _configure_ray_data()
+            yield
     finally:
+        _disconnect()
+
+
+def _disconnect() -> None:
+    """Disconnect from Ray, and keep the handler of SIGTERM.
+
+    Ray's library installs the default action meanwhile: a SIGTERM would then end this process without its clean-up.
+    """
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or handler is None:
         ray.shutdown()
+        return
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(ray.shutdown)
+        while not ended.done():
+            signal.signal(signal.SIGTERM, handler)
+            wait([ended], 0.01)
+    signal.signal(signal.SIGTERM, handler)
+    ended.result()
+
+
+@contextmanager
+def _explained_exit() -> Iterator[None]:
+    """Print a line if this process ends inside the ``with`` block, without an exception.
+
+    Ray ends its driver at once, without Python's clean-up, when the raylet of this machine or the cluster's head has
+    died. A shell reads from a pipe whose other end only this process has, and prints the line at its end.
+    """
+    line = (
+        "error: this process ended suddenly: Ray on this machine or the cluster's head has died, or the process was "
+        "killed; run the same command again: it resumes where it stopped"
+    )
+    shell = ["/bin/sh", "-c", 'read -r _ || echo "$0" >&2', line]
+    if not Path(shell[0]).exists():
+        yield
+        return
+    with subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True) as watcher:  # noqa: S603
+        try:
+            yield
+        finally:
+            watcher.communicate(b"\n")
 
 
 def _check_reachable(address: str) -> None:
@@ -172,10 +220,10 @@ def _cpus_of(workers: Workers, gpus: float) -> float:
 
 
 def secure_local_ray(address: str) -> None:
-    """Require an auth token for a Ray that this process starts, unless the environment decides otherwise.
+    """Require an auth token for a Ray that this process starts, and let it listen on 127.0.0.1 only.
 
-    Such a Ray listens on the machine's address. Ray reads these variables when it is imported, so call this first. An
-    existing cluster has its own authentication.
+    Variables that are set already win. Ray reads them when it is imported, so call this first. An existing cluster has
+    its own authentication.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # each actor pool prints a harmless error
     if address or os.environ.get("RAY_ADDRESS"):
@@ -184,6 +232,9 @@ def secure_local_ray(address: str) -> None:
     if os.environ["RAY_AUTH_MODE"] == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" not in sys.modules:  # a Ray that is imported already would look for the node at another address
+        # The node's address is then 127.0.0.1 on Linux too; else Ray's metrics listen on 0.0.0.0 and require no token.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 @contextmanager

@@ -221,6 +221,10 @@ class _Run:
                         self._add(receipt, metrics)
                     feed.raise_error()
                 feed.raise_error()
+        except KeyboardInterrupt:
+            self._write_receipts()
+            self._lease.release()  # first: to disconnect from Ray may take longer than a scheduler waits
+            raise
         finally:
             self._write_receipts()
         self._check_masks()

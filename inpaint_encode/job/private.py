@@ -2,13 +2,18 @@
 
 Ray Data keeps statistics of every block for `Dataset.stats`, which a job never reads: six kilobytes per chunk of three
 stages, two gigabytes for a hundred million pairs. `drop_block_statistics` drops them.
+
+``ray.init`` replaces the process's handler of SIGTERM. `keep_sigterm_handler` prevents that.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import ray._private.utils
 import ray.data
 
 try:
@@ -36,3 +41,17 @@ def drop_block_statistics() -> None:
         _LOG.warning("this version of Ray keeps statistics of every block; the driver needs more memory")
     elif _DropBlockStatistics not in callbacks:
         callbacks.append(_DropBlockStatistics)
+
+
+@contextmanager
+def keep_sigterm_handler() -> Iterator[None]:
+    """Keep ``ray.init`` from replacing the handler of SIGTERM by one that exits before Ray's processes are known."""
+    replaced = getattr(ray._private.utils, "set_sigterm_handler", None)
+    if replaced is None:
+        yield
+        return
+    ray._private.utils.set_sigterm_handler = lambda _handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = replaced

@@ -35,6 +35,10 @@ RENEW_S = 10.0
 """Seconds between two renewals."""
 
 
+_held: set[Lease] = set()
+"""Leases that this process has taken, or tries to take, and has not released."""
+
+
 @dataclass(frozen=True)
 class _Holder:
     """The process that holds a lease; another process on the same machine can see whether it has ended."""
@@ -58,10 +62,10 @@ class _Holder:
 class Lease:
     """A held lease, renewed by a thread; ``lost`` is set when another run has taken it."""
 
-    def __init__(self, uri: str, holder: _Holder, version: str) -> None:
-        self.token = holder.token
+    def __init__(self, uri: str, holder: _Holder) -> None:
+        self.token, self.version = holder.token, ""
         self.lost = threading.Event()
-        self.uri, self._holder, self._version = uri, holder, version
+        self.uri, self._holder = uri, holder
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -70,19 +74,25 @@ class Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Stop renewing the lease, and delete it if this process still holds it."""
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join(RENEW_S)  # a later renewal fails, since it expects a version that is deleted
         with contextlib.suppress(OSError):
             holder = _read(self.uri)[0]
             if not self.lost.is_set() and holder is not None and holder.token == self.token:
                 storage.delete(self.uri)
+        _held.discard(self)
 
     def _renew(self) -> None:
         renewals = 0
         while not self.lost.is_set() and not self._ended.wait(RENEW_S):
             renewals += 1
             try:
-                self._version = storage.write(self.uri, self._holder.encode(renewals), expect=self._version)
+                self.version = storage.write(self.uri, self._holder.encode(renewals), expect=self.version)
             except storage.Conflict:
                 self._check_holder()
             except OSError:
@@ -91,7 +101,7 @@ class Lease:
     def _check_holder(self) -> None:
         """Set ``lost`` if another run holds the lease; after a renewal whose response was lost, it is still ours."""
         try:
-            holder, self._version = _read(self.uri)
+            holder, self.version = _read(self.uri)
         except FileNotFoundError:
             self.lost.set()
         except OSError:
@@ -116,6 +126,12 @@ def acquire_lease(uri: str, on_status: Callable[[str], None]) -> Lease:
         candidate.check_not_renewed()
         time.sleep(0.5)
     return lease
+
+
+def release_all() -> None:
+    """Release every lease that this process holds; for the end of an interrupted process."""
+    for lease in list(_held):
+        lease.release()
 
 
 def check_no_lease(uris: Iterable[str], on_status: Callable[[str], None]) -> None:
@@ -151,10 +167,14 @@ class LeaseCandidate:
         """Take the lease if it is free now; this returns at once."""
         if not self.is_free():
             return None
+        lease = Lease(self._uri, self._me)
+        _held.add(lease)  # before the request: a signal may come between its end and the caller's `with`
         try:
-            return Lease(self._uri, self._me, storage.write_once(self._uri, self._me.encode(0), expect=self._version))
+            lease.version = storage.write_once(self._uri, self._me.encode(0), expect=self._version)
         except storage.Conflict:
+            _held.discard(lease)
             return None
+        return lease
 
     def is_free(self) -> bool:
         """Whether there is no lease, or its holder has ended, or nobody has renewed it for `LEASE_S` seconds."""

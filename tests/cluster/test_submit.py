@@ -145,6 +145,8 @@ def stopped(cluster, client, options, source_store, s3):
     second = wait_for(scrape_changed, 600, "a change of every metric", logs, pause=1.0)
     assert ray_job(cluster, "stop", "stopped").returncode == 0
     wait_for(lambda: client.get_job_status("stopped").is_terminal(), 120, "the end of the job")
+    # `ray job stop` sends SIGTERM, and SIGKILL three seconds later.
+    assert "_lease.json" not in files_of(s3.uri("submitted-out")), client.get_job_logs("stopped")
     source_store.share = 0.0
     return first, second, len(data_files(s3.uri("submitted-out")))
 
@@ -164,6 +166,7 @@ def test_a_stopped_job_resumes_and_encodes_every_pair_once(client, stopped, resu
     report = whole_output(s3.uri("submitted-out"))
     assert (report["encoded"], report["rejected"]) == (PAIRS - 1, 1)
     assert 0 < report["this_run"]["encoded"] <= PAIRS - files
+    assert "writing to this output" not in resumed.stdout
     assert f"{PAIRS} pairs: {PAIRS - 1} encoded, 1 rejected" in resumed.stdout
 
 

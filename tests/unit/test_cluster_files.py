@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -50,7 +51,7 @@ def pods(value) -> list[dict]:
         return [pod for one in value for pod in pods(one)]
     if not isinstance(value, dict):
         return []
-    own = [value["template"]] if "spec" in value.get("template", {}) else []
+    own = [value[name] for name in ("template", "submitterPodTemplate") if "spec" in value.get(name, {})]
     return own + [pod for one in value.values() for pod in pods(one)]
 
 
@@ -92,6 +93,8 @@ def check_ray(manifest: dict) -> None:
     manifest |= about
 
 
+SHARED_KINDS = ("ServiceAccount", "ConfigMap", "ConfigMap", "NetworkPolicy", "NetworkPolicy")
+
 with_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"{CRDS} is not there")
 
 
@@ -99,11 +102,11 @@ with_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"{CRDS} is not there")
 def test_kuberay_manifests_are_kubernetes(overlay):
     manifests = rendered(KUBERAY, overlay)
     assert sorted(one["kind"] for one in manifests) == sorted(
-        ["ServiceAccount", "ConfigMap", "ConfigMap", "RayJob" if overlay.endswith("-job") else "RayCluster"]
+        [*SHARED_KINDS, "RayJob" if overlay.endswith("-job") else "RayCluster"]
     )
     for manifest in manifests:
         check_kubernetes(manifest)
-    assert sum(len(pods(one)) for one in manifests) == 4
+    assert sum(len(pods(one)) for one in manifests) == (5 if overlay.endswith("-job") else 4)
 
 
 @with_crds
@@ -133,11 +136,94 @@ def test_what_the_cluster_rests_on(overlay):
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert container["image"].endswith(":cuda")
         assert "spot" in str(group["template"]["spec"]["nodeSelector"])
-    for pod in pods(ray):
+    for pod in pods(spec):
         keys = {one["name"] for one in pod["spec"]["containers"][0]["env"]}
         assert not keys & {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
         assert pod["spec"]["serviceAccountName"] == "inpaint-encode"
-        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+
+
+API_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_pod_can_do_more_than_it_needs(overlay):
+    """Kubernetes' "restricted" profile, no writable image, and the API's token for the autoscaler only."""
+    (ray,) = [one for one in rendered(KUBERAY, overlay) if one["apiVersion"] == "ray.io/v1"]
+    autoscaler = ray["spec"].get("rayClusterSpec", ray["spec"])["autoscalerOptions"]
+    containers = [autoscaler, *(one for pod in pods(ray) for one in pod["spec"]["containers"])]
+    for container in containers:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert {"/tmp", home_of(CLUSTER / "Dockerfile")} <= mounts, "Ray and the caches write there"
+        assert (API_TOKEN in mounts) == (container is autoscaler)
+    shared = {mount["name"] for mount in autoscaler["volumeMounts"]}
+    for container in containers[1:]:
+        assert not shared & {mount["name"] for mount in container["volumeMounts"]}, "a job's file would be its code"
+    for pod in pods(ray):
+        assert pod["metadata"]["labels"] == {"app": "inpaint-encode"}, "the network policies select it"
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        context = pod["spec"]["securityContext"]
+        assert context["runAsNonRoot"]
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert all("sizeLimit" in one["emptyDir"] for one in pod["spec"]["volumes"] if "emptyDir" in one)
+        assert not pod["spec"].keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        mounted = {mount["name"] for one in [autoscaler, *pod["spec"]["containers"]] for mount in one["volumeMounts"]}
+        assert {volume["name"] for volume in pod["spec"]["volumes"]} <= mounted
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_network_policies_admit_the_pods_and_the_operator_only(overlay):
+    policies = {one["metadata"]["name"]: one for one in rendered(KUBERAY, overlay) if one["kind"] == "NetworkPolicy"}
+    for policy in policies.values():
+        assert policy["spec"]["podSelector"]["matchLabels"]["app"] == "inpaint-encode"
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        for rule in policy["spec"]["ingress"]:
+            assert rule["from"], "an empty list admits everybody"
+            assert all(peer["podSelector"]["matchLabels"] for peer in rule["from"])
+        for rule in policy["spec"]["egress"]:
+            assert rule.get("ports") or rule["to"][0]["podSelector"]["matchLabels"]
+    open_ports = {
+        port["port"]
+        for rule in policies["inpaint-encode"]["spec"]["egress"]
+        if "to" not in rule
+        for port in rule["ports"]
+    }
+    assert open_ports == {53, 443}
+
+
+def test_the_end_of_the_head_sends_sigterm_to_the_drivers_only(tmp_path):
+    """The hook of the head's pod, with a folder in place of /proc that has three of this machine's processes."""
+    (ray,) = [one for one in rendered(KUBERAY, "gke") if one["kind"] == "RayCluster"]
+    head, *workers = [pod["spec"]["containers"][0] for pod in pods(ray)]
+    assert not [worker for worker in workers if worker.get("lifecycle")], "SIGTERM drains a worker"
+    shell, option, script = head["lifecycle"]["preStop"]["exec"]["command"]
+    assert script.count("/proc/") == 1
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "jobs").mkdir()
+    code = "import time; print(flush=True); time.sleep(60)"
+    names = ["bin/inpaint-encode", "jobs/encode.py", "bin/other"]
+    started = []
+    for name in names:
+        (tmp_path / name).write_text(code)
+        started.append(subprocess.Popen([sys.executable, tmp_path / name, "encode"], stdout=subprocess.PIPE))
+        started[-1].stdout.readline()
+        (tmp_path / "proc" / str(started[-1].pid)).mkdir(parents=True)
+        (tmp_path / "proc" / str(started[-1].pid) / "cmdline").symlink_to(f"/proc/{started[-1].pid}/cmdline")
+    try:
+        command = [shell, option, script.replace("/proc/", f"{tmp_path}/proc/")]
+        waiting = subprocess.Popen(command)
+        assert [process.wait(30) for process in started[:2]] == [-signal.SIGTERM] * 2
+        assert waiting.wait(30) == 0
+        assert started[2].poll() is None
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 def test_a_job_goes_when_it_ends():
@@ -156,6 +242,10 @@ WRONG = [
     ("base/raycluster.yaml", "terminationGracePeriodSeconds: 60", "terminationGracePeriod: 60", "kubernetes"),
     ("base/raycluster.yaml", "version: v2", "version: v3", "ray"),
     ("base/serviceaccount.yaml", "metadata:", "meta:", "kubernetes"),
+    ("base/networkpolicy.yaml", "policyTypes", "policyType", "kubernetes"),
+    ("base/raycluster.yaml", "readOnlyRootFilesystem", "readOnlyRootFileSystem", "kubernetes"),
+    ("base/raycluster.yaml", "volumeMounts:", "volumeMount:", "ray"),
+    ("job/rayjob.yaml", "submitterPodTemplate", "submitterTemplate", "ray"),
     ("base/kustomization.yaml", "resources:", "resource:", "kubernetes"),
     ("job/rayjob.yaml", "ttlSecondsAfterFinished: 600", 'ttlSecondsAfterFinished: "600"', "ray"),
     ("job/rayjob.yaml", "shutdownAfterJobFinishes", "shutdownAfterJobFinished", "ray"),
@@ -185,6 +275,9 @@ def test_a_wrong_field_of_kuberay_is_found(tmp_path, file, right, wrong, by):
 # The image
 
 
+BASE_IMAGE = re.compile(r"FROM python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}")
+
+
 def lint(dockerfile: Path) -> subprocess.CompletedProcess:
     return run(tool("hadolint"), dockerfile)
 
@@ -196,7 +289,7 @@ def test_the_dockerfile_is_clean():
     assert any(line.startswith("HEALTHCHECK") for line in lines)
     assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
     assert home_of(CLUSTER / "Dockerfile") == "/home/encode"
-    assert '".[cluster]"' in (CLUSTER / "Dockerfile").read_text(), "`ray up`'s head starts nodes with the clouds' SDKs"
+    assert [line for line in lines if line.startswith("FROM")] == [line for line in lines if BASE_IMAGE.fullmatch(line)]
     for line in lines:
         if line.startswith("COPY"):
             *sources, _ = line.split()[1:]
@@ -223,7 +316,7 @@ def test_an_image_without_a_home_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("FROM python:3.11.14-slim-bookworm", "FROM python:latest"),
+        ("FROM python:3.11.16-slim-bookworm", "FROM python:latest #"),
         ("HEALTHCHECK", "HEALTCHECK"),
         ("USER 1000", "USER root"),
     ],
@@ -393,7 +486,7 @@ def check_slurm(script: Path) -> None:
     from ray.scripts.symmetric_run import symmetric_run
 
     assert run("bash", "-n", script).returncode == 0
-    assert 'srun --cpus-per-task="${SLURM_CPUS_PER_TASK}" ray' in script.read_text(), "srun inherits it no longer"
+    assert 'srun --cpus-per-task="${SLURM_CPUS_PER_TASK}" ' in script.read_text(), "srun inherits it no longer"
     known = known_options(start) | known_options(symmetric_run)
     assert set(symmetric_run_options(script.read_text())) <= known - {
         "--head",
@@ -415,6 +508,18 @@ def test_a_wrong_option_of_the_slurm_script_is_found(tmp_path, right, wrong):
     spoiled.write_text((CLUSTER / "slurm.sh").read_text().replace(right, wrong))
     with pytest.raises(AssertionError):
         check_slurm(spoiled)
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("file", ["README.md", "gcp.yaml", "slurm.sh"])
+def test_what_writes_a_token_writes_it_for_its_user_only(file):
+    """Ray's own command writes its token with the umask of the shell."""
+    text = (CLUSTER / file).read_text()
+    made = re.findall(r".*(?:get-auth-token --generate|nohup bash -c|mktemp).*", text)
+    assert made
+    assert "umask 077\n" in text or all("umask 077;" in line for line in made), made
 
 
 # The page

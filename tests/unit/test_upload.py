@@ -6,12 +6,14 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import pathspec
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
 ROOT = Path(__file__).parents[2]
 WANTED = {"inpaint_encode", "jobs", "cluster", "pyproject.toml", "constraints.txt", "Makefile", "README.md"}
-WANTED |= {"CHANGELOG.md", "LICENSE", ".gitignore", ".rayignore"}
+WANTED |= {"CHANGELOG.md", "LICENSE", "SECURITY.md", ".gitignore", ".rayignore"}
+WANTED |= {"requirements-hashed.txt", "requirements-hashed-cuda.txt"}
 NOT_WANTED = [
     ".venv/lib/python3.11/site-packages/torch.py",
     ".git/objects/pack",
@@ -29,6 +31,41 @@ NOT_WANTED = [
     "inpaint_encode/__pycache__/cli.pyc",
     ".mypy_cache/3.11/types.json",
 ]
+SECRETS = [
+    ".env",
+    ".env.production",
+    ".envrc",
+    "certificate.pem",
+    "tls/server.KEY",
+    "client.p12",
+    "id_rsa",
+    "keys/id_ed25519.pub",
+    "credentials",
+    "credentials.json",
+    "application_default_credentials.json",
+    ".git-credentials",
+    "client_secret_123.apps.googleusercontent.com.json",
+    "secrets.toml",
+    "project-service-account.json",
+    "gcp_service_account_prod.json",
+    "project-1a2b3c-key.json",
+    ".netrc",
+    ".npmrc",
+    ".pypirc",
+    "hub.token",
+    ".ray/auth_token",
+    ".aws/config",
+    ".kube/config",
+    "staging.kubeconfig",
+    "kubeconfig.yaml",
+    ".config/gcloud/access_tokens.db",
+    ".docker/config.json",
+    ".huggingface/token",
+    ".ssh/known_hosts",
+    "terraform.tfstate.backup",
+    "prod.tfvars",
+]
+SECRETS += [f"jobs/recipes/{name}" for name in SECRETS]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +82,7 @@ def package(tmp_path_factory):
         if (ROOT / path).is_file():
             (folder / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, folder / "tree" / path)
-    for path in NOT_WANTED:
+    for path in NOT_WANTED + SECRETS:
         (folder / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "tree" / path).write_bytes(bytes(100_000))
     create_package(str(folder / "tree"), folder / "package.zip", include_gitignore=False)
@@ -58,6 +95,29 @@ def test_the_upload_is_the_code(package):
     assert "inpaint_encode/demo/vae/diffusion_pytorch_model.safetensors" in names  # small, and the demo's own
     assert {name.split("/")[0] for name in names if not name.endswith("/")} == WANTED
     assert not set(NOT_WANTED) & set(names)
+
+
+def test_the_upload_has_every_module(package):
+    modules = {
+        str(path.relative_to(ROOT)) for part in ("inpaint_encode", "jobs") for path in (ROOT / part).rglob("*.py")
+    }
+    assert modules - set(zipfile.ZipFile(package).namelist()) == set()
+
+
+def test_the_upload_has_no_secrets(package):
+    """The files that clouds, SSH, Kubernetes and the hubs write, at the top and beside the recipes."""
+    assert set(SECRETS) & set(zipfile.ZipFile(package).namelist()) == set()
+
+
+def test_the_image_has_no_secrets():
+    """Docker reads the same syntax but for patterns without a slash, which it applies to the top folder only."""
+    patterns = (ROOT / "cluster/Dockerfile.dockerignore").read_text().splitlines()
+    ignored = pathspec.PathSpec.from_lines("gitignore", patterns)
+    assert [path for path in SECRETS if not ignored.match_file(path)] == []
+    kept = ["inpaint_encode/cli/main.py", "jobs/encode.py", "jobs/recipes/laptop.toml", "requirements-hashed.txt"]
+    assert [path for path in kept if ignored.match_file(path)] == []
+    ours = (ROOT / ".rayignore").read_text().partition("# Secrets")[2].splitlines()[1:]
+    assert {f"**/{pattern}" for pattern in ours} <= set(patterns)
 
 
 def test_the_upload_is_as_small_as_the_page_says(package):
