@@ -25,8 +25,8 @@ check: $(INSTALLED) ## lint, formatting, types, the direction of imports, and th
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/unit/test_cluster_files.py
 
-test: $(INSTALLED) ## every test but the long ones
-	$(BIN)/python -m pytest -m 'not long'
+test: $(INSTALLED) ## every test but the long ones, in two processes
+	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadgroup
 
 test-long: $(INSTALLED) ## the tests that take minutes; they print their figures
 	$(BIN)/python -m pytest -m long -s

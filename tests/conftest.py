@@ -28,6 +28,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("INPAINT_ENCODE_LOGICAL_GPUS", "1")  # of nodes that tests start; their workers inherit it
 
 
+def pytest_collection_modifyitems(config, items):
+    """Send the tests that use Ray to one process, and the tests of every other file to any one of the processes."""
+    if not config.pluginmanager.hasplugin("dsession") and "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    on_ray = {item.path for item in items if item.path.parent.name in ("ray", "cluster") or _uses_ray(item)}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else item.path.name))
+
+
+def _uses_ray(item) -> bool:
+    return "detached_ray" in getattr(item, "fixturenames", ())
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
     """An S3 server. Its credentials and its endpoint are in the environment."""
