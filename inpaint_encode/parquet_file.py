@@ -92,6 +92,8 @@ class ParquetFile:
         if check_pages:
             opened: Any = PageCheck(io.BytesIO(source) if in_memory else source, self.metadata)
             self._pages = opened
+            if in_memory:
+                options["pre_buffer"] = False  # threads would only wait for each other
         else:
             opened = pa.BufferReader(source) if in_memory else source
         self._file = pq.ParquetFile(opened, metadata=self.metadata, **_OPTIONS, **options)

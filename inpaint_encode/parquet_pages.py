@@ -106,6 +106,10 @@ class PageCheck(io.RawIOBase):
         self._lock = threading.Lock()
         self._chunks: list[_Chunk] = []
         self._limits = PageLimits(None, 0)
+        leaves = map(metadata.schema.column, range(metadata.num_columns))
+        self._leaves = [
+            (leaf.path, leaf.physical_type == "BYTE_ARRAY", leaf.max_repetition_level > 0) for leaf in leaves
+        ]
 
     def expect(self, row_groups: Collection[int], columns: Collection[str], limits: PageLimits) -> None:
         """Check columns of row groups from now on; Arrow must read no others."""
@@ -115,14 +119,14 @@ class PageCheck(io.RawIOBase):
 
     def _chunks_of(self, group: int, columns: Collection[str]) -> Iterator[_Chunk]:
         row_group = self._metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            chunk, leaf = row_group.column(number), self._metadata.schema.column(number)
-            if f"{leaf.path}.".startswith(tuple(f"{name}." for name in columns)):
+        names = tuple(f"{name}." for name in columns)
+        for number, (path, is_bytes, is_repeated) in enumerate(self._leaves):
+            if f"{path}.".startswith(names):
+                chunk = row_group.column(number)
                 start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
                 if dictionary and 0 < dictionary < start:  # as Arrow does
                     start = dictionary
-                is_bytes, is_repeated = leaf.physical_type == "BYTE_ARRAY", leaf.max_repetition_level > 0
-                yield _Chunk(leaf.path, start, chunk.total_compressed_size, chunk.compression, is_bytes, is_repeated)
+                yield _Chunk(path, start, chunk.total_compressed_size, chunk.compression, is_bytes, is_repeated)
 
     def readable(self) -> bool:
         """Return True."""

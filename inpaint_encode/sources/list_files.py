@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
-import pyarrow.parquet as pq
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.parquet_file import ParquetFile, leaf_paths
@@ -120,6 +119,7 @@ class _ParquetFile(ListFile):
         whole = file.size <= _FOOTER_BYTES
         self._parquet = ParquetFile(file.read() if whole else file, check_pages=True)
         self._metadata, schema = self._parquet.metadata, self._parquet.schema
+        self._paths = leaf_paths(self._metadata)
         sides = [source.image_column, "" if source.random_masks or source.is_own_mask else source.mask_column]
         self._text_columns = {*sides, source.key_column}
         self._parquet.check_readable(list(self._text_columns))
@@ -141,7 +141,7 @@ class _ParquetFile(ListFile):
         if file.size <= _SMALL_BYTES and not any(self.embedded):
             file.seek(0)
             self._parquet = ParquetFile(file.read(), self._metadata, check_pages=True)
-        elif max((sum(_sizes(self._metadata, group, self._columns)) for group in groups), default=0) <= _BUFFERED_BYTES:
+        elif max((sum(self._sizes(group, self._columns)) for group in groups), default=0) <= _BUFFERED_BYTES:
             self._parquet = ParquetFile(file, self._metadata, check_pages=True, pre_buffer=True)
         else:
             self._parquet = ParquetFile(
@@ -164,7 +164,7 @@ class _ParquetFile(ListFile):
             self.row_groups += 1
             self.image_bytes += image_bytes
             self.mask_bytes += mask_bytes
-        _, decoded_bytes = _sizes(self._metadata, number, self._columns)
+        _, decoded_bytes = self._sizes(number, self._columns)
         rows = min(pairs.BATCH_PAIRS, max(1, pairs.BATCH_BYTES * group.num_rows // max(1, decoded_bytes)))
         for table in self._tables(number, rows):
             skipped = min(table.num_rows, max(0, start - first))
@@ -187,7 +187,7 @@ class _ParquetFile(ListFile):
     def _batches(self, number: int, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield batches of a row group of up to ``rows`` rows, or of fewer if a dictionary has large values."""
         names = tuple(f"{name}." for name in self._columns)
-        leaves = sum(f"{path}.".startswith(names) for path in leaf_paths(self._metadata))
+        leaves = sum(f"{path}.".startswith(names) for path in self._paths)
         column_bytes = max(1, pairs.BATCH_BYTES // max(1, leaves))
         rows = min(rows, self._metadata.row_group(number).num_rows, max(1, column_bytes // _NUMBER_BYTES))
         while True:
@@ -208,22 +208,22 @@ class _ParquetFile(ListFile):
             yield first
             yield from batches
 
+    def _sizes(self, number: int, names: list[str]) -> tuple[int, int]:
+        """Return the compressed and the uncompressed size of columns in a row group."""
+        starts, group = tuple(f"{name}." for name in names), self._metadata.row_group(number)
+        chunks = [group.column(at) for at, path in enumerate(self._paths) if f"{path}.".startswith(starts)]
+        sizes = [(chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in chunks]
+        return sum(compressed for compressed, _ in sizes), sum(size for _, size in sizes)
+
     def _embedded_bytes(self, number: int, name: str) -> int:
         """Return the compressed size of a column of images in a row group; 0 if ``name`` is empty."""
-        compressed, size = _sizes(self._metadata, number, [name] if name else [])
+        compressed, size = self._sizes(number, [name] if name else [])
         if size > MAX_ROW_GROUP_BYTES:
             raise UsageError(
                 f"--pairs {self.uri}: column {name} has {size:,} bytes in one row group, which a worker reads as a "
                 f"whole; write the file with row groups of at most {MAX_ROW_GROUP_BYTES:,} bytes, for example 100 rows"
             )
         return compressed
-
-
-def _sizes(metadata: pq.FileMetaData, number: int, names: list[str]) -> tuple[int, int]:
-    """Return the compressed and the uncompressed size of columns in a row group."""
-    starts, group = tuple(f"{name}." for name in names), metadata.row_group(number)
-    chunks = [group.column(at) for at, path in enumerate(leaf_paths(metadata)) if f"{path}.".startswith(starts)]
-    return sum(chunk.total_compressed_size for chunk in chunks), sum(chunk.total_uncompressed_size for chunk in chunks)
 
 
 class _TextFile(ListFile):

@@ -1,9 +1,11 @@
 """Files with extension types, in a process in which Ray has registered its own, which unpickle values."""
 
 import json
+import random
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -386,3 +388,21 @@ def test_damaged_footers(damage, sentence):
     else:
         assert read_table(data).to_pylist() == [{"a": 1}]
     assert MAX_FOOTER_BYTES < 2**31
+
+
+def test_column_chunks_of_damaged_footers():
+    """pyarrow's objects for column chunks abort the process where Arrow raises an error."""
+    rng = random.Random(0)
+    data = encoded(pa.table({"a": ["x", None] * 20, "b": [["y", "z"], None] * 20}), row_group_size=16)
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    read = 0
+    for _ in range(1_000):
+        damaged = bytearray(data)
+        damaged[rng.randrange(footer, len(data) - 8)] = rng.randrange(256)
+        with suppress(pa.ArrowException, OSError):
+            metadata = read_footer(bytes(damaged))
+            groups = map(metadata.row_group, range(metadata.num_row_groups))
+            read += sum(
+                group.column(at).total_compressed_size > 0 for group in groups for at in range(group.num_columns)
+            )
+    assert read
