@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from inpaint_encode.stores.ranged_file import RangedFile
 from . import pairs
 from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
 from .part_uris import row_uris
+from .text_checks import Text, TextError, check_encoding, check_json, scan_quotes
 
 _FOOTER_BYTES = 2**16
 """Size up to which a Parquet file is read whole; Arrow reads these bytes to find the footer."""
@@ -39,9 +40,14 @@ _MAX_LINE_BYTES = 2**24
 """Size of the largest line of a text file."""
 _BLOCK_BYTES = 2**24
 """Bytes of a text file that are read in one request and parsed together."""
+_INFERRED_BYTES = 2**16
+"""Bytes of JSONL that are parsed together to find the types. A name takes memory in each object that is parsed with it,
+and the number of names is only known afterwards."""
+_MAX_CELLS = 2**24
+"""Values of a table that is parsed from JSONL, missing ones included."""
+MAX_COLUMNS = 2_000
+"""Limit for the columns of a text file, those nested in others included."""
 _CSV = pa.csv.ParseOptions(newlines_in_values=True)
-_QUOTED_VALUE = rb'"[^"]*+(?:""[^"]*+)*+"'
-_QUOTED_VALUES = re.compile(_QUOTED_VALUE + rb"(?:[,\r\n]" + _QUOTED_VALUE + rb")*+")
 _FIRST_INEXACT_FLOAT = 2.0**53
 _LONG_INTEGER = re.compile(rb"[:,\[]\s*-?\d{16,}\s*[,}\]]")
 
@@ -87,6 +93,8 @@ def translate_errors(uri: str) -> Iterator[None]:
     try:
         with pairs.translate_read_errors(uri):
             yield
+    except TextError as error:
+        raise UsageError(f"--pairs {uri} line {error.line:,}: {error.sentence}") from error
     except (pa.ArrowException, ValueError) as error:
         raise UsageError(f"--pairs {uri} is not valid {uri.rpartition('.')[2]}; correct it ({error})") from error
 
@@ -185,33 +193,41 @@ def _sizes(group: pq.RowGroupMetaData, names: list[str]) -> tuple[int, int]:
 class _TextFile(ListFile):
     """A file that is read from its start to its end, in blocks of whole lines. A small one is kept in memory."""
 
+    _suffix: str
+
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
         self._file: io.RawIOBase | io.BytesIO = io.BytesIO(file.read()) if file.size <= _SMALL_BYTES else file
 
     def lines(self, start: int) -> Iterator[Lines]:
         first = 0
-        for number, block in enumerate(self._blocks()):
-            table = self._parse(block, is_first=number == 0)
-            skipped = min(table.num_rows, max(0, start - first))
-            first += table.num_rows
-            if skipped < table.num_rows:
-                yield Lines(table.slice(skipped))
+        for block in self._blocks():
+            for piece in self._pieces(block):
+                with self._located(piece, self._parse):
+                    table = self._parse(piece)
+                skipped = min(table.num_rows, max(0, start - first))
+                first += table.num_rows
+                for row in range(skipped, table.num_rows, pairs.BATCH_PAIRS):
+                    yield Lines(table.slice(row, pairs.BATCH_PAIRS))
 
-    def _blocks(self) -> Iterator[bytes]:
+    def _blocks(self) -> Iterator[Text]:
+        """Yield the file in blocks of whole lines, which `_check` accepts."""
         self._file.seek(0)
-        rest = b""
+        rest, line = b"", 1
         while data := self._file.read(_BLOCK_BYTES):
             text = rest + data
             end = self._end_of_lines(text)
-            block, rest = text[:end], text[end:]
-            if block and not block.isspace():
+            block, rest = Text(text[:end], line), text[end:]
+            if block.text and not block.text.isspace():
+                self._check(block)
                 yield block
+            line += block.text.count(b"\n")
             if len(rest) > _MAX_LINE_BYTES:
-                raise ValueError(f"a line has more than {_MAX_LINE_BYTES:,} bytes, or a quotation mark is not closed")
+                raise TextError(line, f"it has more than {_MAX_LINE_BYTES:,} bytes, or a quotation mark is not closed")
         if rest and not rest.isspace():
             self._check_last_line(rest)
-            yield rest
+            self._check(Text(rest, line))
+            yield Text(rest, line)
 
     def _end_of_lines(self, text: bytes) -> int:
         """Return the number of bytes of the whole lines at the start of ``text``."""
@@ -220,64 +236,90 @@ class _TextFile(ListFile):
     def _check_last_line(self, text: bytes) -> None:
         """Check what follows the last end of a line."""
 
+    def _check(self, block: Text) -> None:
+        """Check lines before they are parsed; raise TextError."""
+        check_encoding(block)
+
+    def _pieces(self, block: Text) -> Iterator[Text]:
+        """Yield a block in parts of whole lines, each of which makes a table of bounded size."""
+        yield block
+
     @abstractmethod
-    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
-        """Return the lines of a block, which may be the file's first."""
+    def _parse(self, piece: Text) -> pa.Table:
+        """Return the lines of a part of a block."""
+
+    @contextmanager
+    def _located(self, piece: Text, parse: Callable[[Text], object]) -> Iterator[None]:
+        """Raise TextError with the number of the first line that ``parse`` fails for; search it by halves."""
+        try:
+            yield
+        except (pa.ArrowException, ValueError) as error:
+            ends = np.flatnonzero(np.frombuffer(piece.text, np.uint8) == ord("\n")) + 1
+            good, bad, reason = 0, len(ends) + (not piece.text.endswith(b"\n")), str(error)
+            while bad - good > 1:
+                middle = (good + bad) // 2
+                text = piece.text[: ends[middle - 1]]
+                try:
+                    if text := text[: self._end_of_lines(text)]:
+                        parse(piece._replace(text=text))
+                    good = middle
+                except (pa.ArrowException, ValueError) as found:
+                    bad, reason = middle, str(found)
+            raise TextError(piece.line + bad - 1, f"it is not valid {self._suffix}; correct it ({reason})") from error
 
 
 class _CsvFile(_TextFile):
+    _suffix = "csv"
+
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
-        start = pa.BufferReader(next(self._blocks(), b""))
+        self.schema = pa.schema([])
+        first = next(self._blocks(), Text(b"", 1))
+        self._header_line = first.line
+        if first.text.lstrip(b"\r\n").partition(b"\n")[0].count(b",") >= MAX_COLUMNS:
+            raise TextError(first.line, f"it has more than {MAX_COLUMNS:,} columns; remove columns")
         options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES)
-        with pa.csv.open_csv(start, options, _CSV) as reader:
+        with self._located(first, self._parse), pa.csv.open_csv(pa.BufferReader(first.text), options, _CSV) as reader:
             self.schema = pa.schema([(name, pa.string()) for name in reader.schema.names])
 
-    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
-        names = self.schema.names
-        read_options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES, column_names=None if is_first else names)
-        convert_options = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        return pa.csv.read_csv(pa.BufferReader(block), read_options, _CSV, convert_options)
+    def _parse(self, piece: Text) -> pa.Table:
+        names = None if piece.line == self._header_line else self.schema.names
+        read_options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES, column_names=names)
+        types = dict.fromkeys(self.schema.names, pa.string())
+        convert_options = pa.csv.ConvertOptions(column_types=types)
+        return pa.csv.read_csv(pa.BufferReader(piece.text), read_options, _CSV, convert_options)
 
     def _end_of_lines(self, text: bytes) -> int:
-        end = open_quote = len(text)
-        while open_quote >= 0:  # the value that is open at the end of a line began in that line or an earlier one
-            end = text.rfind(b"\n", 0, open_quote) + 1
-            open_quote = _find_open_quote(text[:end])
-        return end
+        return scan_quotes(text)[0]
 
     def _check_last_line(self, text: bytes) -> None:
-        if _find_open_quote(text) >= 0:  # Arrow would take the rest of the file for the last value
+        if scan_quotes(text)[1] >= 0:  # Arrow would take the rest of the file for the last value
             raise UsageError(f"--pairs {self.uri} ends inside a quoted value; close the quotation mark")
-
-
-def _find_open_quote(text: bytes) -> int:
-    """Return where the quoted value starts that is open at the end of some lines of CSV; -1 if there is none."""
-    at = 0
-    while (at := text.find(b'"', at)) >= 0:
-        if at and text[at - 1] not in b",\r\n":
-            at += 1  # a mark within a value that is not quoted
-        elif quoted := _QUOTED_VALUES.match(text, at):
-            at = quoted.end()
-        else:
-            return at
-    return -1
 
 
 class _JsonlFile(_TextFile):
     """Types are those of the whole file, so it is parsed once when it is opened, and once for its lines."""
 
+    _suffix = "jsonl"
+
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
         self.schema, largest, long_integer = pa.schema([]), dict[_Path, float](), False
-        for block in self._blocks():
-            table = _parse_jsonl(block)
+        for piece in (piece for block in self._blocks() for piece in _cut_jsonl(block, _INFERRED_BYTES)):
+            with self._located(piece, lambda some: self._unify(_read_jsonl(some).schema)):
+                table = _read_jsonl(piece)
+                schema = self._unify(table.schema)
             numbers = {path: _largest(values) for path, values in _leaves(table)}
             if max(numbers.values(), default=0.0) >= _FIRST_INEXACT_FLOAT:
-                long_integer = long_integer or bool(_LONG_INTEGER.search(block))
+                long_integer = long_integer or bool(_LONG_INTEGER.search(piece.text))
             largest = {path: max(largest.get(path, 0.0), numbers.get(path, 0.0)) for path in largest | numbers}
-            schema = pa.schema([(field.name, _times_as_strings(field.type)) for field in table.schema])
-            self.schema = pa.unify_schemas([self.schema, schema], promote_options="permissive")
+            if schema != self.schema and _count_fields(schema) > MAX_COLUMNS:
+                raise TextError(
+                    piece.line,
+                    f"this line and the next ones have new names; the list has more than {MAX_COLUMNS:,} names, the "
+                    "nested ones included; write such values as strings",
+                )
+            self.schema = schema
         if not self.schema.names:
             raise ValueError("the file is empty")
         for path, values in _leaves(self.schema.empty_table()):
@@ -287,13 +329,53 @@ class _JsonlFile(_TextFile):
                     "these integers as strings"
                 )
 
-    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
-        return _parse_jsonl(block, self.schema).select(self.schema.names)
+    def _unify(self, found: pa.Schema) -> pa.Schema:
+        """Return the schema of the lines so far and of others; times are strings."""
+        schema = pa.schema([(field.name, _times_as_strings(field.type)) for field in found])
+        return pa.unify_schemas([self.schema, schema], promote_options="permissive")
+
+    def _check(self, block: Text) -> None:
+        super()._check(block)
+        check_json(block)
+
+    def _pieces(self, block: Text) -> Iterator[Text]:
+        rows = _MAX_CELLS // _count_fields(self.schema)
+        if block.text.count(b"{") <= rows:
+            yield block
+        else:
+            yield from _cut_jsonl(block, max(_INFERRED_BYTES, 2 * rows))  # the shortest object has two bytes
+
+    def _parse(self, piece: Text) -> pa.Table:
+        return _read_jsonl(piece, self.schema).select(self.schema.names)
 
 
-def _parse_jsonl(block: bytes, schema: pa.Schema | None = None) -> pa.Table:
-    read_options = pa.json.ReadOptions(block_size=_MAX_LINE_BYTES)
-    return pa.json.read_json(pa.BufferReader(block), read_options, pa.json.ParseOptions(explicit_schema=schema))
+def _read_jsonl(piece: Text, schema: pa.Schema | None = None) -> pa.Table:
+    read_options = pa.json.ReadOptions(block_size=2 * _MAX_LINE_BYTES)
+    return pa.json.read_json(pa.BufferReader(piece.text), read_options, pa.json.ParseOptions(explicit_schema=schema))
+
+
+def _cut_jsonl(block: Text, size: int) -> Iterator[Text]:
+    """Cut a block into parts of at most ``size`` bytes, or of one longer line; between objects if possible."""
+    text, line, start = block.text, block.line, 0
+    while start < len(text):
+        end = start + size
+        if end < len(text):
+            whole = text.rfind(b"\n{", start, end) + 1 or text.rfind(b"\n", start, end) + 1
+            end = whole or text.find(b"\n", end) + 1 or len(text)
+        piece = text[start:end]
+        if not piece.isspace():
+            yield Text(piece, line)
+        line, start = line + piece.count(b"\n"), end
+
+
+def _count_fields(schema: pa.Schema) -> int:
+    """Return the number of columns, and of fields nested in them."""
+    stack, count = list(schema.types), 0
+    while stack:
+        type_ = stack.pop()
+        count += 1
+        stack += [type_.field(number).type for number in range(type_.num_fields)]
+    return count
 
 
 def _leaves(table: pa.Table) -> Iterator[tuple[_Path, pa.ChunkedArray]]:
