@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from inpaint_encode.stores.ranged_file import RangedFile
 from . import pairs
 from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
 from .part_uris import row_uris
-from .text_checks import Text, TextError, check_encoding, check_json, scan_quotes
+from .text_checks import Text, TextError, check_encoding, check_json, end_of_csv_lines, find_open_quote
 
 _FOOTER_BYTES = 2**16
 """Size up to which a Parquet file is read whole; Arrow reads these bytes to find the footer."""
@@ -70,6 +71,8 @@ class ListFile(ABC):
     """The columns of the lines; of embedded images, the URIs."""
     embedded: tuple[str, str] = ("", "")
     """Names of the columns with embedded images and masks; empty if there is no such column."""
+    may_have_nul = True
+    """Whether a string may have a NUL character."""
     row_groups = image_bytes = mask_bytes = 0
     """Row groups with embedded images that were read, and the compressed sizes of their images and masks."""
 
@@ -193,6 +196,7 @@ def _sizes(group: pq.RowGroupMetaData, names: list[str]) -> tuple[int, int]:
 class _TextFile(ListFile):
     """A file that is read from its start to its end, in blocks of whole lines. A small one is kept in memory."""
 
+    may_have_nul = False
     _suffix: str
 
     def __init__(self, uri: str, file: RangedFile) -> None:
@@ -203,8 +207,7 @@ class _TextFile(ListFile):
         first = 0
         for block in self._blocks():
             for piece in self._pieces(block):
-                with self._located(piece, self._parse):
-                    table = self._parse(piece)
+                table = self._located(self._parse, piece)
                 skipped = min(table.num_rows, max(0, start - first))
                 first += table.num_rows
                 for row in range(skipped, table.num_rows, pairs.BATCH_PAIRS):
@@ -213,21 +216,24 @@ class _TextFile(ListFile):
     def _blocks(self) -> Iterator[Text]:
         """Yield the file in blocks of whole lines, which `_check` accepts."""
         self._file.seek(0)
-        rest, line = b"", 1
+        rest, lines = b"", 0
         while data := self._file.read(_BLOCK_BYTES):
             text = rest + data
             end = self._end_of_lines(text)
-            block, rest = Text(text[:end], line), text[end:]
+            block, rest = Text(text[:end], partial(int, lines)), text[end:]
             if block.text and not block.text.isspace():
                 self._check(block)
                 yield block
-            line += block.text.count(b"\n")
+            lines += int(np.count_nonzero(np.frombuffer(block.text, np.uint8) == ord("\n")))
             if len(rest) > _MAX_LINE_BYTES:
-                raise TextError(line, f"it has more than {_MAX_LINE_BYTES:,} bytes, or a quotation mark is not closed")
+                raise TextError(
+                    lines + 1, f"it has more than {_MAX_LINE_BYTES:,} bytes, or a quotation mark is not closed"
+                )
         if rest and not rest.isspace():
             self._check_last_line(rest)
-            self._check(Text(rest, line))
-            yield Text(rest, line)
+            last = Text(rest, partial(int, lines))
+            self._check(last)
+            yield last
 
     def _end_of_lines(self, text: bytes) -> int:
         """Return the number of bytes of the whole lines at the start of ``text``."""
@@ -248,11 +254,10 @@ class _TextFile(ListFile):
     def _parse(self, piece: Text) -> pa.Table:
         """Return the lines of a part of a block."""
 
-    @contextmanager
-    def _located(self, piece: Text, parse: Callable[[Text], object]) -> Iterator[None]:
-        """Raise TextError with the number of the first line that ``parse`` fails for; search it by halves."""
+    def _located(self, parse: Callable[[Text], pa.Table], piece: Text) -> pa.Table:
+        """Call ``parse``; if it fails, raise TextError with the number of the line. It is searched by halves."""
         try:
-            yield
+            return parse(piece)
         except (pa.ArrowException, ValueError) as error:
             ends = np.flatnonzero(np.frombuffer(piece.text, np.uint8) == ord("\n")) + 1
             good, bad, reason = 0, len(ends) + (not piece.text.endswith(b"\n")), str(error)
@@ -260,12 +265,13 @@ class _TextFile(ListFile):
                 middle = (good + bad) // 2
                 text = piece.text[: ends[middle - 1]]
                 try:
-                    if text := text[: self._end_of_lines(text)]:
-                        parse(piece._replace(text=text))
+                    if end := self._end_of_lines(text):
+                        parse(piece.part(0, end))
                     good = middle
                 except (pa.ArrowException, ValueError) as found:
                     bad, reason = middle, str(found)
-            raise TextError(piece.line + bad - 1, f"it is not valid {self._suffix}; correct it ({reason})") from error
+            line = piece.line_of(0) + bad - 1
+            raise TextError(line, f"it is not valid {self._suffix}; correct it ({reason})") from error
 
 
 class _CsvFile(_TextFile):
@@ -274,26 +280,25 @@ class _CsvFile(_TextFile):
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
         self.schema = pa.schema([])
-        first = next(self._blocks(), Text(b"", 1))
-        self._header_line = first.line
+        first = next(self._blocks(), Text(b""))
+        self._header_line = first.line_of(0)
         if first.text.lstrip(b"\r\n").partition(b"\n")[0].count(b",") >= MAX_COLUMNS:
-            raise TextError(first.line, f"it has more than {MAX_COLUMNS:,} columns; remove columns")
-        options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES)
-        with self._located(first, self._parse), pa.csv.open_csv(pa.BufferReader(first.text), options, _CSV) as reader:
-            self.schema = pa.schema([(name, pa.string()) for name in reader.schema.names])
+            raise TextError(self._header_line, f"it has more than {MAX_COLUMNS:,} columns; remove columns")
+        names = self._located(self._parse, first).column_names
+        self.schema = pa.schema([(name, pa.string()) for name in names])
 
     def _parse(self, piece: Text) -> pa.Table:
-        names = None if piece.line == self._header_line else self.schema.names
+        names = None if piece.line_of(0) == self._header_line else self.schema.names
         read_options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES, column_names=names)
         types = dict.fromkeys(self.schema.names, pa.string())
         convert_options = pa.csv.ConvertOptions(column_types=types)
         return pa.csv.read_csv(pa.BufferReader(piece.text), read_options, _CSV, convert_options)
 
     def _end_of_lines(self, text: bytes) -> int:
-        return scan_quotes(text)[0]
+        return end_of_csv_lines(text)
 
     def _check_last_line(self, text: bytes) -> None:
-        if scan_quotes(text)[1] >= 0:  # Arrow would take the rest of the file for the last value
+        if find_open_quote(text) >= 0:  # Arrow would take the rest of the file for the last value
             raise UsageError(f"--pairs {self.uri} ends inside a quoted value; close the quotation mark")
 
 
@@ -305,21 +310,11 @@ class _JsonlFile(_TextFile):
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
         self.schema, largest, long_integer = pa.schema([]), dict[_Path, float](), False
-        for piece in (piece for block in self._blocks() for piece in _cut_jsonl(block, _INFERRED_BYTES)):
-            with self._located(piece, lambda some: self._unify(_read_jsonl(some).schema)):
-                table = _read_jsonl(piece)
-                schema = self._unify(table.schema)
+        for piece, table in self._parsed():
             numbers = {path: _largest(values) for path, values in _leaves(table)}
             if max(numbers.values(), default=0.0) >= _FIRST_INEXACT_FLOAT:
-                long_integer = long_integer or bool(_LONG_INTEGER.search(piece.text))
+                long_integer = long_integer or bool(_LONG_INTEGER.search(piece))
             largest = {path: max(largest.get(path, 0.0), numbers.get(path, 0.0)) for path in largest | numbers}
-            if schema != self.schema and _count_fields(schema) > MAX_COLUMNS:
-                raise TextError(
-                    piece.line,
-                    f"this line and the next ones have new names; the list has more than {MAX_COLUMNS:,} names, the "
-                    "nested ones included; write such values as strings",
-                )
-            self.schema = schema
         if not self.schema.names:
             raise ValueError("the file is empty")
         for path, values in _leaves(self.schema.empty_table()):
@@ -329,43 +324,83 @@ class _JsonlFile(_TextFile):
                     "these integers as strings"
                 )
 
-    def _unify(self, found: pa.Schema) -> pa.Schema:
-        """Return the schema of the lines so far and of others; times are strings."""
-        schema = pa.schema([(field.name, _times_as_strings(field.type)) for field in found])
-        return pa.unify_schemas([self.schema, schema], promote_options="permissive")
+    def _parsed(self) -> Iterator[tuple[bytes, pa.Table]]:
+        """Yield parts of the file with their tables, and extend the schema by the types that they have.
 
-    def _check(self, block: Text) -> None:
-        super()._check(block)
-        check_json(block)
+        Large parts are parsed with the types of the lines before them. If that fails, the types of a small part are
+        inferred: each name of one line takes memory in all lines that are parsed with it, and their number is unknown.
+        """
+        size = 0
+        for block in self._blocks():
+            check_json(block)
+            self.may_have_nul = self.may_have_nul or b"\\u0000" in block.text
+            start = 0
+            while start < len(block.text):
+                end = _cut(block.text, start, size) if size else start
+                known = self._parse_known(block.text[start:end]) if size else None
+                if known is None:
+                    end = _cut(block.text, start, _INFERRED_BYTES)
+                    piece = block.part(start, end)
+                    known = None if piece.text.isspace() else self._infer(piece)
+                if known is not None:
+                    yield block.text[start:end], known
+                    size = min(4 * max(size, _INFERRED_BYTES), self._max_bytes()) if size else _INFERRED_BYTES
+                start = end
+
+    def _parse_known(self, text: bytes) -> pa.Table | None:
+        """Return some lines if they have no other names and types than the lines before; else None."""
+        try:
+            return _read_jsonl(text, self.schema, "error")
+        except pa.ArrowException:
+            return None
+
+    def _infer(self, piece: Text) -> pa.Table:
+        def parse(some: Text) -> pa.Table:
+            table = _read_jsonl(some.text)
+            schema = pa.schema([(field.name, _times_as_strings(field.type)) for field in table.schema])
+            return table, pa.unify_schemas([self.schema, schema], promote_options="permissive")
+
+        table, schema = self._located(parse, piece)
+        if _count_fields(schema) > MAX_COLUMNS:
+            raise TextError(
+                piece.line_of(0),
+                f"this line and the next ones have new names; the list has more than {MAX_COLUMNS:,} names, the nested "
+                "ones included; write such values as strings",
+            )
+        self.schema = schema
+        return table
+
+    def _max_bytes(self) -> int:
+        """Return the size of lines whose table has at most `_MAX_CELLS` values; the shortest line has two bytes."""
+        return max(_INFERRED_BYTES, 2 * _MAX_CELLS // max(1, _count_fields(self.schema)))
 
     def _pieces(self, block: Text) -> Iterator[Text]:
-        rows = _MAX_CELLS // _count_fields(self.schema)
-        if block.text.count(b"{") <= rows:
-            yield block
-        else:
-            yield from _cut_jsonl(block, max(_INFERRED_BYTES, 2 * rows))  # the shortest object has two bytes
+        start = 0
+        while start < len(block.text):
+            end = _cut(block.text, start, self._max_bytes())
+            yield block.part(start, end)
+            start = end
 
     def _parse(self, piece: Text) -> pa.Table:
-        return _read_jsonl(piece, self.schema).select(self.schema.names)
+        return _read_jsonl(piece.text, self.schema).select(self.schema.names)
 
 
-def _read_jsonl(piece: Text, schema: pa.Schema | None = None) -> pa.Table:
+def _read_jsonl(text: bytes, schema: pa.Schema | None = None, unexpected: str = "infer") -> pa.Table:
     read_options = pa.json.ReadOptions(block_size=2 * _MAX_LINE_BYTES)
-    return pa.json.read_json(pa.BufferReader(piece.text), read_options, pa.json.ParseOptions(explicit_schema=schema))
+    parse_options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
+    return pa.json.read_json(pa.BufferReader(text), read_options, parse_options)
 
 
-def _cut_jsonl(block: Text, size: int) -> Iterator[Text]:
-    """Cut a block into parts of at most ``size`` bytes, or of one longer line; between objects if possible."""
-    text, line, start = block.text, block.line, 0
-    while start < len(text):
-        end = start + size
-        if end < len(text):
-            whole = text.rfind(b"\n{", start, end) + 1 or text.rfind(b"\n", start, end) + 1
-            end = whole or text.find(b"\n", end) + 1 or len(text)
-        piece = text[start:end]
-        if not piece.isspace():
-            yield Text(piece, line)
-        line, start = line + piece.count(b"\n"), end
+def _cut(text: bytes, start: int, size: int) -> int:
+    """Return the end of at most ``size`` bytes of whole lines from ``start`` on, between objects if possible.
+
+    It is the end of one line if that is longer.
+    """
+    end = start + size
+    if end >= len(text):
+        return len(text)
+    whole = text.rfind(b"\n{", start, end) + 1 or text.rfind(b"\n", start, end) + 1
+    return whole or text.find(b"\n", end) + 1 or len(text)
 
 
 def _count_fields(schema: pa.Schema) -> int:

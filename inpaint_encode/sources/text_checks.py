@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,16 +34,24 @@ class TextError(ValueError):
         self.line, self.sentence = line, sentence
 
 
-class Text(NamedTuple):
-    """Whole lines of a file."""
+class Text:
+    """Whole lines of a file.
 
-    text: bytes
-    line: int
-    """Number of the first line in the file; the file's first line is 1."""
+    Args:
+        text: the lines.
+        count_lines: returns the number of the lines before them in the file; called for errors only.
+    """
+
+    def __init__(self, text: bytes, count_lines: Callable[[], int] = lambda: 0) -> None:
+        self.text, self._count_lines = text, count_lines
+
+    def part(self, start: int, end: int) -> Text:
+        """Return some bytes of the lines."""
+        return Text(self.text[start:end], lambda: self.line_of(start) - 1)
 
     def line_of(self, position: int) -> int:
-        """Return the number of the line that contains the byte at ``position``."""
-        return self.line + self.text.count(b"\n", 0, position)
+        """Return the number of the line in the file that contains the byte at ``position``; the first line is 1."""
+        return self._count_lines() + 1 + self.text.count(b"\n", 0, position)
 
 
 def check_encoding(lines: Text) -> None:
@@ -65,6 +73,8 @@ def check_json(lines: Text) -> None:
     If each line is ``{...}``, a value cannot go on in the next line, so a line is nested at most as deep as it has
     opening brackets. Only lines with many brackets are scanned then, and else all lines are.
     """
+    if _is_flat(lines.text):
+        return
     text = np.frombuffer(lines.text, np.uint8)
     ends = np.flatnonzero(text == ord("\n"))
     if not lines.text.endswith(b"\n"):
@@ -73,14 +83,27 @@ def check_json(lines: Text) -> None:
     filled = np.flatnonzero(ends > starts)
     lasts = ends[filled] - 1
     lasts -= (text[lasts] == ord("\r")) & (lasts > starts[filled])
-    opened = np.searchsorted(ends, np.flatnonzero((text | 0x20) == ord("{")))  # "[" is "{" without this bit
+    opened = np.searchsorted(ends, np.flatnonzero((text | 0x20) == ord("{")))
     scanned = np.bincount(opened, minlength=len(ends)) > MAX_NESTING
     scanned |= ends - starts > LONG_LINE_BYTES
     if ((text[starts[filled]] != ord("{")) | (text[lasts] != ord("}"))).any():
         _check_structure(lines)
     for line in np.flatnonzero(scanned).tolist():
         is_long = bool(ends[line] - starts[line] > LONG_LINE_BYTES)
-        _check_structure(Text(lines.text[starts[line] : ends[line]], lines.line + line), is_long=is_long)
+        _check_structure(lines.part(starts[line], ends[line]), is_long=is_long)
+
+
+def _is_flat(text: bytes) -> bool:
+    """Whether each line is a short ``{...}``, and all lines have few more brackets than one each; a fast test."""
+    levels, step = np.frombuffer(text, np.uint8), LONG_LINE_BYTES // 2
+    count = text.count(b"}\n{") + 1
+    return (
+        text.startswith(b"{")
+        and text.endswith(b"}\n")
+        and np.count_nonzero(levels == ord("\n")) == count
+        and np.count_nonzero((levels | 0x20) == ord("{")) - count < MAX_NESTING  # "[" is "{" without this bit
+        and all(text.find(b"\n", start, start + step) >= 0 for start in range(0, len(text) - step, step))
+    )
 
 
 def _check_structure(lines: Text, *, is_long: bool = False) -> None:
@@ -89,29 +112,45 @@ def _check_structure(lines: Text, *, is_long: bool = False) -> None:
     deltas = _BRACKETS[text]
     depth = np.cumsum(deltas, dtype=np.int32)
     if (too_deep := depth > MAX_NESTING).any():
-        line = lines.line + int(np.count_nonzero(text[: too_deep.argmax()] == ord("\n")))
-        raise TextError(line, f"its values are nested more than {MAX_NESTING} deep; write deep values as strings")
+        line = int(np.count_nonzero(text[: too_deep.argmax()] == ord("\n")))
+        raise TextError(
+            lines.line_of(0) + line, f"its values are nested more than {MAX_NESTING} deep; write deep values as strings"
+        )
     if is_long and np.count_nonzero((depth == 0) & (deltas < 0)) > 1:
-        raise TextError(lines.line, "it has several objects; write one object a line")
+        raise TextError(lines.line_of(0), "it has several objects; write one object a line")
     if is_long and np.count_nonzero(text == ord(":")) > MAX_NAMES:
-        raise TextError(lines.line, f"it has more than {MAX_NAMES:,} names; write large values as strings")
+        raise TextError(lines.line_of(0), f"it has more than {MAX_NAMES:,} names; write large values as strings")
 
 
-def scan_quotes(text: bytes) -> tuple[int, int]:
-    """Find the end of the last whole line of CSV, and a quoted value that is not closed, in one pass.
-
-    Returns:
-        The number of bytes of the whole lines at the start, and where the quoted value starts that is open at the end;
-        -1 if there is none.
-    """
-    at = unquoted = end = 0
+def find_open_quote(text: bytes) -> int:
+    """Return where the quoted value starts that is open at the end of some lines of CSV; -1 if there is none."""
+    at = 0
     while (at := text.find(b'"', at)) >= 0:
         if at and text[at - 1] not in b",\r\n":
             at += 1  # a mark within a value that is not quoted
+        elif quoted := _QUOTED_VALUES.match(text, at):
+            at = quoted.end()
+        else:
+            return at
+    return -1
+
+
+def end_of_csv_lines(text: bytes) -> int:
+    """Return the number of bytes of the whole lines at the start of some lines of CSV; a quoted value may have several.
+
+    Each byte is read at most twice: a search backward from each open quotation mark would need quadratic time.
+    """
+    last = text.rfind(b"\n") + 1
+    if find_open_quote(text[:last]) < 0:
+        return last
+    at = unquoted = end = 0
+    while (at := text.find(b'"', at, last)) >= 0:
+        if at and text[at - 1] not in b",\r\n":
+            at += 1
             continue
         end = text.rfind(b"\n", unquoted, at) + 1 or end
-        if not (quoted := _QUOTED_VALUES.match(text, at)):
-            return end, at
+        if not (quoted := _QUOTED_VALUES.match(text, at, last)):
+            return end
         end = quoted.end("newline") if quoted["newline"] else end
         at = unquoted = quoted.end()
-    return text.rfind(b"\n", unquoted) + 1 or end, -1
+    return end

@@ -12,7 +12,7 @@ import pytest
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import open_source
-from inpaint_encode.sources.text_checks import scan_quotes
+from inpaint_encode.sources.text_checks import end_of_csv_lines, find_open_quote
 from tests.unit.sources.make_sources import found_pairs, read_batches, write_manifest
 
 A = {"image": "a.jpg", "mask": "a.png"}
@@ -92,8 +92,8 @@ def test_quotation_marks_of_csv_are_matched():
     choose, found = random.Random(3), set()
     for _ in range(3_000):
         text = bytes(choose.choices(b'"",\nx', k=choose.randrange(16)))
-        end, start = scan_quotes(text)
-        whole = [at + 1 for at in range(len(text)) if text[at] == ord("\n") and scan_quotes(text[: at + 1])[1] < 0]
+        end, start = end_of_csv_lines(text), find_open_quote(text)
+        whole = [at + 1 for at in range(len(text)) if text[at] == ord("\n") and find_open_quote(text[: at + 1]) < 0]
         assert end == max(whole, default=0), text
         assert (start >= 0) == bool(unclosed.search(quoted.sub(b"", text))), text
         found.add(start)
@@ -174,18 +174,18 @@ def test_a_hostile_line_ends_in_a_sentence_that_names_it(tmp_path, name, content
     assert time.process_time() - begun < 5
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b'{"k1": 1}\n', b'{"k1": null}\n'])
+@pytest.mark.parametrize("line", [b"{}\n", b'{"k1": 1}\n'])
 def test_many_short_lines_with_many_columns_need_little_memory(tmp_path, line):
     """Each of the columns has a value in each line, also where the line does not have it."""
-    columns = b",".join(b'"k%d": 1' % n for n in range(2, 1_500)) + b', "k1": null'
-    (tmp_path / "m.jsonl").write_bytes(WIDE % columns + line * 60_000)
+    columns = b",".join(b'"k%d": 1' % n for n in range(2, 1_900)) + b', "k1": null'
+    (tmp_path / "m.jsonl").write_bytes(WIDE % columns + line * 12_000)
     pa.default_memory_pool().release_unused()
     before = pa.total_allocated_bytes()
     source, peak = open_source(Source(pairs=str(tmp_path / "m.jsonl"))), 0
     with pytest.raises(UsageError, match="no value in row 2"):
         for _ in source.batches({}):
             peak = max(peak, pa.total_allocated_bytes() - before)
-    assert peak < 500e6
+    assert peak < 400e6
 
 
 def test_quoted_line_ends_before_an_open_quotation_mark_are_scanned_once(tmp_path):
