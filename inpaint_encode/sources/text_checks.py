@@ -1,6 +1,7 @@
 """Checks of text from lists of pairs, before a parser reads it: encoding, nesting and quotation marks.
 
-Arrow's parser of JSON crashes on deeply nested values, and needs quadratic time before it does.
+Arrow's parser of JSON crashes on deeply nested values, and on a ``null`` in place of an object. It needs quadratic time
+for values that are nested less deep.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ LONG_LINE_BYTES = 2**16
 _QUOTED_VALUE = rb'"[^"]*+(?:""[^"]*+)*+"'
 _QUOTED_VALUES = re.compile(_QUOTED_VALUE + rb"(?:(?:[,\r]|(?P<newline>\n))" + _QUOTED_VALUE + rb")*+")
 _JSON_STRING = re.compile(rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"?')
+_NULL_AFTER_OBJECT = re.compile(rb"\}[ \t\r\n]*n")
+_BETWEEN_OBJECTS = np.zeros(256, bool)
+_BETWEEN_OBJECTS[list(b" \t\r\n}")] = True
 _BRACKETS = np.zeros(256, np.int8)
 _BRACKETS[[ord("["), ord("{")]] = 1
 _BRACKETS[[ord("]"), ord("}")]] = -1
@@ -68,7 +72,7 @@ def check_encoding(lines: Text) -> None:
 
 
 def check_json(lines: Text) -> None:
-    """Raise TextError if values of JSONL are nested too deep, or a long line has too many names or several objects.
+    """Raise TextError if a value of JSONL is not an object, or is nested too deep, or a long line has several objects.
 
     If each line is ``{...}``, a value cannot go on in the next line, so a line is nested at most as deep as it has
     opening brackets. Only lines with many brackets are scanned then, and else all lines are.
@@ -86,7 +90,8 @@ def check_json(lines: Text) -> None:
     opened = np.searchsorted(ends, np.flatnonzero((text | 0x20) == ord("{")))
     scanned = np.bincount(opened, minlength=len(ends)) > MAX_NESTING
     scanned |= ends - starts > LONG_LINE_BYTES
-    if ((text[starts[filled]] != ord("{")) | (text[lasts] != ord("}"))).any():
+    is_object = (text[starts[filled]] == ord("{")) & (text[lasts] == ord("}"))
+    if not is_object.all() or _NULL_AFTER_OBJECT.search(lines.text):
         _check_structure(lines)
     for line in np.flatnonzero(scanned).tolist():
         is_long = bool(ends[line] - starts[line] > LONG_LINE_BYTES)
@@ -102,13 +107,14 @@ def _is_flat(text: bytes) -> bool:
         and text.endswith(b"}\n")
         and np.count_nonzero(levels == ord("\n")) == count
         and np.count_nonzero((levels | 0x20) == ord("{")) - count < MAX_NESTING  # "[" is "{" without this bit
+        and not _NULL_AFTER_OBJECT.search(text)
         and all(text.find(b"\n", start, start + step) >= 0 for start in range(0, len(text) - step, step))
     )
 
 
 def _check_structure(lines: Text, *, is_long: bool = False) -> None:
     """Check the brackets outside of strings, and the names and the number of objects of a long line."""
-    text = np.frombuffer(_JSON_STRING.sub(b"", lines.text), np.uint8)
+    text = np.frombuffer(_JSON_STRING.sub(b'"', lines.text.removeprefix(codecs.BOM_UTF8)), np.uint8)
     deltas = _BRACKETS[text]
     depth = np.cumsum(deltas, dtype=np.int32)
     if (too_deep := depth > MAX_NESTING).any():
@@ -116,6 +122,9 @@ def _check_structure(lines: Text, *, is_long: bool = False) -> None:
         raise TextError(
             lines.line_of(0) + line, f"its values are nested more than {MAX_NESTING} deep; write deep values as strings"
         )
+    if (other := (depth <= 0) & ~_BETWEEN_OBJECTS[text]).any():
+        line = int(np.count_nonzero(text[: other.argmax()] == ord("\n")))
+        raise TextError(lines.line_of(0) + line, 'it is not an object such as {"image": "a.jpg", "mask": "a.png"}')
     if is_long and np.count_nonzero((depth == 0) & (deltas < 0)) > 1:
         raise TextError(lines.line_of(0), "it has several objects; write one object a line")
     if is_long and np.count_nonzero(text == ord(":")) > MAX_NAMES:
