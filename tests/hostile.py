@@ -205,8 +205,8 @@ def cases(folder: Path, kinds: list[str]) -> list[tuple[str, Path, Callable[[Pat
     found: list[tuple[str, Path, Callable[[Path], Any]]] = [
         ("source", path, lambda changed: ["plan", "--pairs", str(changed), "--as-json"]) for path in lists
     ]
-    vae = ["plan", "--pairs", str(folder / "list.csv"), "--vae"]
-    found.append(("vae", folder / "vae.safetensors", lambda changed: [*vae, str(changed)]))
+    vae = ["plan", "--pairs", str(folder / "list.csv"), "--vae", str(folder / "case/vae")]
+    found += [("vae", path, lambda _: vae) for path in sorted((folder / "vae").iterdir())]
     output = folder / "out"
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
         found.append(("output", path, lambda _: ["info", str(folder / "case/out")]))
@@ -223,9 +223,9 @@ def memory(name: str) -> int:
 def run_cases(folder: Path, kinds: list[str], start: int, end: int) -> None:
     """Run the cases from ``start`` to ``end``; print a line before each and after it."""
     possible = cases(folder, kinds)
-    for kind, path, command in possible[:5]:  # imports are not a case's time
-        shutil.rmtree(folder / "case", ignore_errors=True)
-        shutil.copytree(folder / "out", folder / "case/out")
+    for tree in ("out", "vae"):
+        shutil.copytree(folder / tree, folder / "case" / tree, dirs_exist_ok=True)
+    for _, path, command in possible[:5]:  # imports are not a case's time
         outcome(command(path))
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 4 * MEMORY_BYTES,) * 2)
     before = memory("VmHWM")
@@ -234,8 +234,9 @@ def run_cases(folder: Path, kinds: list[str], start: int, end: int) -> None:
         choose = random.Random(index)
         kind = kinds[index % len(kinds)]
         _, path, command = choose.choice([one for one in possible if one[0] == kind])
-        changed = folder / "case" / (path.relative_to(folder) if kind == "output" else path.name)
-        data = MUTATIONS.get(path.suffix, MUTATIONS[""])(path.read_bytes(), rng)
+        original = path.read_bytes()
+        changed = folder / "case" / path.relative_to(folder)
+        data = MUTATIONS.get(path.suffix, MUTATIONS[""])(original, rng)
         changed.write_bytes(data)
         print(json.dumps({"index": index, "kind": kind, "file": str(path.relative_to(folder))}), flush=True)
         signal.alarm(HANG_S)
@@ -244,11 +245,7 @@ def run_cases(folder: Path, kinds: list[str], start: int, end: int) -> None:
         signal.alarm(0)
         added = {"seconds": time.monotonic() - begun, "memory": memory("VmHWM") - before}
         print(json.dumps(result | added), flush=True)
-        if kind == "output":
-            shutil.rmtree(folder / "case/out")
-            shutil.copytree(folder / "out", folder / "case/out")
-        else:
-            changed.unlink()
+        changed.write_bytes(original)
 
 
 def run_all(folder: Path, kinds: list[str], count: int, start: int = 0) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -117,7 +117,7 @@ class TarReader:
         """
         by_name: dict[bytes, int] = {}
         indexed = 0  # files that are in by_name; most tars have no hard links and need no dictionary
-        buffered = io.BufferedReader(file, _BUFFER_BYTES)
+        buffered: IO[bytes] = io.BufferedReader(file, _BUFFER_BYTES)
         for member in read_members(buffered, file.size):
             if member.is_folder:
                 continue
@@ -132,7 +132,7 @@ class TarReader:
                 indexed = len(self._names)  # a link to a link is ignored
         return self._to_index()
 
-    def _add(self, file: io.BufferedReader, member: Member, tar_bytes: int) -> bool:
+    def _add(self, file: IO[bytes], member: Member, tar_bytes: int) -> bool:
         """Add a regular file, and add it to its sample; return False if it is no image, mask or text."""
         self._names.append(member.name)
         self._offsets.append(member.offset)
@@ -166,7 +166,7 @@ class TarReader:
         self._numbers.append(number)
         return True
 
-    def _read_text(self, file: io.BufferedReader, member: Member, name: str, tar_bytes: int) -> bytes:
+    def _read_text(self, file: IO[bytes], member: Member, name: str, tar_bytes: int) -> bytes:
         if member.size > MAX_TEXT_BYTES:
             raise UsageError(
                 f"--pairs {self._uri}: {name} has more than {MAX_TEXT_BYTES:,} bytes, the limit for texts; remove it"

@@ -102,7 +102,7 @@ def _is_flat(text: bytes) -> bool:
     """Whether each line is a short ``{...}``, and all lines have few more brackets than one each; a fast test."""
     levels, step = np.frombuffer(text, np.uint8), LONG_LINE_BYTES // 2
     count = text.count(b"}\n{") + 1
-    return (
+    return bool(
         text.startswith(b"{")
         and text.endswith(b"}\n")
         and np.count_nonzero(levels == ord("\n")) == count

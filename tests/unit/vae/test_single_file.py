@@ -284,7 +284,7 @@ KL = {
     "decoder.conv_out.weight": [3, 2**20, 3, 0],
     "encoder.down.0.block.0.conv1.weight": [2**40, 0, 3, 3],
 }
-SMALL_KL = dict.fromkeys(KL, [9, 9, 9, 0])
+SMALL_KL = {name: [9, 9, 9, 0] for name in KL}
 DEEP = {f"encoder.down.{level}.block.0.conv1.weight": [0] for level in range(5_000)}
 LONG = {f"encoder.down.0.block.{layer}.conv1.weight": [2**16, 0] for layer in range(5_000)}
 
@@ -305,7 +305,7 @@ LONG = {f"encoder.down.0.block.{layer}.conv1.weight": [2**16, 0] for layer in ra
         hostile(tensors({"a": [2**62, 4]})),
         hostile(tensors({"a": [-1]})),
         hostile(tensors(KL)),
-        hostile(tensors(dict.fromkeys(KL, [0]))),
+        hostile(tensors({name: [0] for name in KL})),
         hostile(tensors({"encoder.conv_in.weight": []}, 4), data=b"1234"),
         hostile(tensors(SMALL_KL | DEEP)),
         hostile(tensors(SMALL_KL | LONG)),
