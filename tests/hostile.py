@@ -179,7 +179,7 @@ def outcome(command: list[str] | Callable[[], object]) -> dict[str, Any]:
             code = end.code
         finally:
             module._run = run
-    return {"code": code, "error": printed.getvalue()[-3_000:]}
+    return {"code": code, "error": printed.getvalue()[-6_000:]}
 
 
 def verify(output: Path) -> None:

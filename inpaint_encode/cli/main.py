@@ -25,6 +25,9 @@ INTERRUPTED = 130
 TRACEBACK = "INPAINT_ENCODE_TRACEBACK"
 """Environment variable: 1 prints the traceback of an unexpected error."""
 
+_MAX_LINE = 4_000
+"""Characters of the line on stderr."""
+
 _MAX_REASON = 500
 """Characters of an unexpected error's message in the line on stderr."""
 
@@ -125,5 +128,7 @@ def _fail(message: str, code: int) -> NoReturn:
         one if one.isprintable() else one.encode("unicode_escape").decode()
         for one in " ".join(redacted(message).split())
     )
+    if len(line) > _MAX_LINE:  # a file of a stranger may have names of megabytes
+        line = f"{line[: _MAX_LINE // 2]} … {line[-_MAX_LINE // 4 :]}"
     print("\x1b[1;31merror:\x1b[0m" if colored else "error:", line, file=sys.stderr)
     sys.exit(code)
