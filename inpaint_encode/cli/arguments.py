@@ -17,6 +17,8 @@ from inpaint_encode.errors import UsageError
 
 from .commands import app
 
+_MAX_CONFIG_BYTES = 2**20
+
 _SYNONYMS = {"rgb": "luma", "grey": "luma", "gray": "luma", "l": "luma", "a": "alpha", "rgba": "alpha"}
 """Other words for choices."""
 
@@ -49,17 +51,23 @@ def apply_config(arguments: list[str]) -> tuple[list[str], set[str]]:
         raise UsageError("--config needs a TOML file, such as --config job.toml")
     path = Path(parts[at + 1])
     try:
-        values = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            data = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(data) > _MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {_MAX_CONFIG_BYTES:,} bytes")
+        values = {name: str(value) for name, value in tomllib.loads(data.decode()).items()}
     except FileNotFoundError:
         raise UsageError(f"--config {path}: the file does not exist") from None
-    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"--config {path}: the file cannot be read as TOML (its values are nested too deep)") from None
+    except (OSError, ValueError) as error:
         raise UsageError(f"--config {path}: the file cannot be read as TOML ({error})") from error
     app.config = partial(_set_options, path, values)
     return parts[:at] + parts[at + 2 :], {f"--{name.replace('_', '-')}" for name in values}
 
 
 def _set_options(
-    path: Path, values: Mapping[str, Any], _app: App, _commands: tuple[str, ...], arguments: ArgumentCollection
+    path: Path, values: Mapping[str, str], _app: App, _commands: tuple[str, ...], arguments: ArgumentCollection
 ) -> None:
     """Set the options that the command line does not give; cyclopts calls this with its arguments."""
     options = _by_field(arguments)
@@ -70,7 +78,7 @@ def _set_options(
         if name not in options:
             raise UsageError(f"{path}: unknown option {name!r}{_suggestion(name, list(options))}")
         if not options[name].tokens:
-            options[name].append(Token(keyword=name, value=str(value), source=str(path)))
+            options[name].append(Token(keyword=name, value=value, source=str(path)))
 
 
 def _by_field(arguments: ArgumentCollection) -> dict[str, Argument]:

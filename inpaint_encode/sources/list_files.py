@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from inpaint_encode.stores.ranged_file import RangedFile
 from . import pairs
 from .parquet import MAX_ROW_GROUP_BYTES, contains_bytes, is_image_type
 from .part_uris import row_uris
+from .text_checks import Text, TextError, check_encoding, check_json, end_of_csv_lines, find_open_quote
 
 _FOOTER_BYTES = 2**16
 """Size up to which a Parquet file is read whole; Arrow reads these bytes to find the footer."""
@@ -46,9 +48,14 @@ _NUMBER_BYTES = 16
 """Size of a number of any type."""
 _BLOCK_BYTES = 2**24
 """Bytes of a text file that are read in one request and parsed together."""
+_INFERRED_BYTES = 2**16
+"""Bytes of JSONL that are parsed together to find the types. A name takes memory in each object that is parsed with it,
+and the number of names is only known afterwards."""
+_MAX_CELLS = 2**24
+"""Values of a table that is parsed from JSONL, missing ones included."""
+MAX_COLUMNS = 2_000
+"""Limit for the columns of a text file, those nested in others included."""
 _CSV = pa.csv.ParseOptions(newlines_in_values=True)
-_QUOTED_VALUE = rb'"[^"]*+(?:""[^"]*+)*+"'
-_QUOTED_VALUES = re.compile(_QUOTED_VALUE + rb"(?:[,\r\n]" + _QUOTED_VALUE + rb")*+")
 _FIRST_INEXACT_FLOAT = 2.0**53
 _LONG_INTEGER = re.compile(rb"[:,\[]\s*-?\d{16,}\s*[,}\]]")
 
@@ -73,6 +80,8 @@ class ListFile(ABC):
     """Names of the columns with embedded images and masks; empty if there is no such column."""
     refused: Mapping[str, str] = {}
     """Columns that are left out because of their extension types, see `inpaint_encode.parquet_file.ParquetFile`."""
+    may_have_nul = True
+    """Whether a string may have a NUL character."""
     row_groups = image_bytes = mask_bytes = 0
     """Row groups with embedded images that were read, and the compressed sizes of their images and masks."""
 
@@ -96,6 +105,8 @@ def translate_errors(uri: str) -> Iterator[None]:
     try:
         with pairs.translate_read_errors(uri):
             yield
+    except TextError as error:
+        raise UsageError(f"--pairs {uri} line {error.line:,}: {error.sentence}") from error
     except (pa.ArrowException, ValueError) as error:
         raise UsageError(f"--pairs {uri} is not valid {uri.rpartition('.')[2]}; correct it ({error})") from error
 
@@ -229,33 +240,44 @@ class _ParquetFile(ListFile):
 class _TextFile(ListFile):
     """A file that is read from its start to its end, in blocks of whole lines. A small one is kept in memory."""
 
+    may_have_nul = False
+    _suffix: str
+
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
         self._file: io.RawIOBase | io.BytesIO = io.BytesIO(file.read()) if file.size <= _SMALL_BYTES else file
 
     def lines(self, start: int) -> Iterator[Lines]:
         first = 0
-        for number, block in enumerate(self._blocks()):
-            table = self._parse(block, is_first=number == 0)
-            skipped = min(table.num_rows, max(0, start - first))
-            first += table.num_rows
-            if skipped < table.num_rows:
-                yield Lines(table.slice(skipped))
+        for block in self._blocks():
+            for piece in self._pieces(block):
+                table = self._located(self._parse, piece)
+                skipped = min(table.num_rows, max(0, start - first))
+                first += table.num_rows
+                for row in range(skipped, table.num_rows, pairs.BATCH_PAIRS):
+                    yield Lines(table.slice(row, pairs.BATCH_PAIRS))
 
-    def _blocks(self) -> Iterator[bytes]:
+    def _blocks(self) -> Iterator[Text]:
+        """Yield the file in blocks of whole lines, which `_check` accepts."""
         self._file.seek(0)
-        rest = b""
+        rest, lines = b"", 0
         while data := self._file.read(_BLOCK_BYTES):
             text = rest + data
             end = self._end_of_lines(text)
-            block, rest = text[:end], text[end:]
-            if block and not block.isspace():
+            block, rest = Text(text[:end], partial(int, lines)), text[end:]
+            if block.text and not block.text.isspace():
+                self._check(block)
                 yield block
+            lines += int(np.count_nonzero(np.frombuffer(block.text, np.uint8) == ord("\n")))
             if len(rest) > _MAX_LINE_BYTES:
-                raise ValueError(f"a line has more than {_MAX_LINE_BYTES:,} bytes, or a quotation mark is not closed")
+                raise TextError(
+                    lines + 1, f"it has more than {_MAX_LINE_BYTES:,} bytes, or a quotation mark is not closed"
+                )
         if rest and not rest.isspace():
             self._check_last_line(rest)
-            yield rest
+            last = Text(rest, partial(int, lines))
+            self._check(last)
+            yield last
 
     def _end_of_lines(self, text: bytes) -> int:
         """Return the number of bytes of the whole lines at the start of ``text``."""
@@ -264,64 +286,79 @@ class _TextFile(ListFile):
     def _check_last_line(self, text: bytes) -> None:
         """Check what follows the last end of a line."""
 
+    def _check(self, block: Text) -> None:
+        """Check lines before they are parsed; raise TextError."""
+        check_encoding(block)
+
+    def _pieces(self, block: Text) -> Iterator[Text]:
+        """Yield a block in parts of whole lines, each of which makes a table of bounded size."""
+        yield block
+
     @abstractmethod
-    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
-        """Return the lines of a block, which may be the file's first."""
+    def _parse(self, piece: Text) -> pa.Table:
+        """Return the lines of a part of a block."""
+
+    def _located(self, parse: Callable[[Text], pa.Table], piece: Text) -> pa.Table:
+        """Call ``parse``; if it fails, raise TextError with the number of the line. It is searched by halves."""
+        try:
+            return parse(piece)
+        except (pa.ArrowException, ValueError) as error:
+            ends = np.flatnonzero(np.frombuffer(piece.text, np.uint8) == ord("\n")) + 1
+            good, bad, reason = 0, len(ends) + (not piece.text.endswith(b"\n")), str(error)
+            while bad - good > 1:
+                middle = (good + bad) // 2
+                text = piece.text[: ends[middle - 1]]
+                try:
+                    if end := self._end_of_lines(text):
+                        parse(piece.part(0, end))
+                    good = middle
+                except (pa.ArrowException, ValueError) as found:
+                    bad, reason = middle, str(found)
+            line = piece.line_of(0) + bad - 1
+            raise TextError(line, f"it is not valid {self._suffix}; correct it ({reason})") from error
 
 
 class _CsvFile(_TextFile):
+    _suffix = "csv"
+
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
-        start = pa.BufferReader(next(self._blocks(), b""))
-        options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES)
-        with pa.csv.open_csv(start, options, _CSV) as reader:
-            self.schema = pa.schema([(name, pa.string()) for name in reader.schema.names])
+        self.schema = pa.schema([])
+        first = next(self._blocks(), Text(b""))
+        self._header_line = first.line_of(0)
+        if first.text.lstrip(b"\r\n").partition(b"\n")[0].count(b",") >= MAX_COLUMNS:
+            raise TextError(self._header_line, f"it has more than {MAX_COLUMNS:,} columns; remove columns")
+        names = self._located(self._parse, first).column_names
+        self.schema = pa.schema([(name, pa.string()) for name in names])
 
-    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
-        names = self.schema.names
-        read_options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES, column_names=None if is_first else names)
-        convert_options = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        return pa.csv.read_csv(pa.BufferReader(block), read_options, _CSV, convert_options)
+    def _parse(self, piece: Text) -> pa.Table:
+        names = None if piece.line_of(0) == self._header_line else self.schema.names
+        read_options = pa.csv.ReadOptions(block_size=_MAX_LINE_BYTES, column_names=names)
+        types = dict.fromkeys(self.schema.names, pa.string())
+        convert_options = pa.csv.ConvertOptions(column_types=types)
+        return pa.csv.read_csv(pa.BufferReader(piece.text), read_options, _CSV, convert_options)
 
     def _end_of_lines(self, text: bytes) -> int:
-        end = open_quote = len(text)
-        while open_quote >= 0:  # the value that is open at the end of a line began in that line or an earlier one
-            end = text.rfind(b"\n", 0, open_quote) + 1
-            open_quote = _find_open_quote(text[:end])
-        return end
+        return end_of_csv_lines(text)
 
     def _check_last_line(self, text: bytes) -> None:
-        if _find_open_quote(text) >= 0:  # Arrow would take the rest of the file for the last value
+        if find_open_quote(text) >= 0:  # Arrow would take the rest of the file for the last value
             raise UsageError(f"--pairs {self.uri} ends inside a quoted value; close the quotation mark")
-
-
-def _find_open_quote(text: bytes) -> int:
-    """Return where the quoted value starts that is open at the end of some lines of CSV; -1 if there is none."""
-    at = 0
-    while (at := text.find(b'"', at)) >= 0:
-        if at and text[at - 1] not in b",\r\n":
-            at += 1  # a mark within a value that is not quoted
-        elif quoted := _QUOTED_VALUES.match(text, at):
-            at = quoted.end()
-        else:
-            return at
-    return -1
 
 
 class _JsonlFile(_TextFile):
     """Types are those of the whole file, so it is parsed once when it is opened, and once for its lines."""
 
+    _suffix = "jsonl"
+
     def __init__(self, uri: str, file: RangedFile) -> None:
         super().__init__(uri, file)
         self.schema, largest, long_integer = pa.schema([]), dict[_Path, float](), False
-        for block in self._blocks():
-            table = _parse_jsonl(block)
+        for piece, table in self._parsed():
             numbers = {path: _largest(values) for path, values in _leaves(table)}
             if max(numbers.values(), default=0.0) >= _FIRST_INEXACT_FLOAT:
-                long_integer = long_integer or bool(_LONG_INTEGER.search(block))
+                long_integer = long_integer or bool(_LONG_INTEGER.search(piece))
             largest = {path: max(largest.get(path, 0.0), numbers.get(path, 0.0)) for path in largest | numbers}
-            schema = pa.schema([(field.name, _times_as_strings(field.type)) for field in table.schema])
-            self.schema = pa.unify_schemas([self.schema, schema], promote_options="permissive")
         if not self.schema.names:
             raise ValueError("the file is empty")
         for path, values in _leaves(self.schema.empty_table()):
@@ -331,13 +368,93 @@ class _JsonlFile(_TextFile):
                     "these integers as strings"
                 )
 
-    def _parse(self, block: bytes, *, is_first: bool) -> pa.Table:
-        return _parse_jsonl(block, self.schema).select(self.schema.names)
+    def _parsed(self) -> Iterator[tuple[bytes, pa.Table]]:
+        """Yield parts of the file with their tables, and extend the schema by the types that they have.
+
+        Large parts are parsed with the types of the lines before them. If that fails, the types of a small part are
+        inferred: each name of one line takes memory in all lines that are parsed with it, and their number is unknown.
+        """
+        size = 0
+        for block in self._blocks():
+            check_json(block)
+            self.may_have_nul = self.may_have_nul or b"\\u0000" in block.text
+            start = 0
+            while start < len(block.text):
+                end = _cut(block.text, start, size) if size else start
+                known = self._parse_known(block.text[start:end]) if size else None
+                if known is None:
+                    end = _cut(block.text, start, _INFERRED_BYTES)
+                    piece = block.part(start, end)
+                    known = None if piece.text.isspace() else self._infer(piece)
+                if known is not None:
+                    yield block.text[start:end], known
+                    size = min(4 * max(size, _INFERRED_BYTES), self._max_bytes()) if size else _INFERRED_BYTES
+                start = end
+
+    def _parse_known(self, text: bytes) -> pa.Table | None:
+        """Return some lines if they have no other names and types than the lines before; else None."""
+        try:
+            return _read_jsonl(text, self.schema, "error")
+        except pa.ArrowException:
+            return None
+
+    def _infer(self, piece: Text) -> pa.Table:
+        def parse(some: Text) -> pa.Table:
+            table = _read_jsonl(some.text)
+            schema = pa.schema([(field.name, _times_as_strings(field.type)) for field in table.schema])
+            return table, pa.unify_schemas([self.schema, schema], promote_options="permissive")
+
+        table, schema = self._located(parse, piece)
+        if _count_fields(schema) > MAX_COLUMNS:
+            raise TextError(
+                piece.line_of(0),
+                f"this line and the next ones have new names; the list has more than {MAX_COLUMNS:,} names, the nested "
+                "ones included; write such values as strings",
+            )
+        self.schema = schema
+        return table
+
+    def _max_bytes(self) -> int:
+        """Return the size of lines whose table has at most `_MAX_CELLS` values; the shortest line has two bytes."""
+        return max(_INFERRED_BYTES, 2 * _MAX_CELLS // max(1, _count_fields(self.schema)))
+
+    def _pieces(self, block: Text) -> Iterator[Text]:
+        start = 0
+        while start < len(block.text):
+            end = _cut(block.text, start, self._max_bytes())
+            yield block.part(start, end)
+            start = end
+
+    def _parse(self, piece: Text) -> pa.Table:
+        return _read_jsonl(piece.text, self.schema).select(self.schema.names)
 
 
-def _parse_jsonl(block: bytes, schema: pa.Schema | None = None) -> pa.Table:
-    read_options = pa.json.ReadOptions(block_size=_MAX_LINE_BYTES)
-    return pa.json.read_json(pa.BufferReader(block), read_options, pa.json.ParseOptions(explicit_schema=schema))
+def _read_jsonl(text: bytes, schema: pa.Schema | None = None, unexpected: str = "infer") -> pa.Table:
+    read_options = pa.json.ReadOptions(block_size=2 * _MAX_LINE_BYTES)
+    parse_options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
+    return pa.json.read_json(pa.BufferReader(text), read_options, parse_options)
+
+
+def _cut(text: bytes, start: int, size: int) -> int:
+    """Return the end of at most ``size`` bytes of whole lines from ``start`` on, between objects if possible.
+
+    It is the end of one line if that is longer.
+    """
+    end = start + size
+    if end >= len(text):
+        return len(text)
+    whole = text.rfind(b"\n{", start, end) + 1 or text.rfind(b"\n", start, end) + 1
+    return whole or text.find(b"\n", end) + 1 or len(text)
+
+
+def _count_fields(schema: pa.Schema) -> int:
+    """Return the number of columns, and of fields nested in them."""
+    stack, count = list(schema.types), 0
+    while stack:
+        type_ = stack.pop()
+        count += 1
+        stack += [type_.field(number).type for number in range(type_.num_fields)]
+    return count
 
 
 def _leaves(table: pa.Table) -> Iterator[tuple[_Path, pa.ChunkedArray]]:

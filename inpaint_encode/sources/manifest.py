@@ -198,6 +198,8 @@ class PairList(PairSource):
         empty = pc.or_kleene(pc.is_null(strings), pc.equal(strings, ""))
         if (line := pc.index(empty, True).as_py()) >= 0:
             raise UsageError(f"{option} {name} has no value in {self._row(file, start + line)}; add the value")
+        if file.may_have_nul and (line := pc.index(pc.match_substring(strings, "\0"), True).as_py()) >= 0:
+            raise UsageError(f"{option} {name} has a NUL character in {self._row(file, start + line)}; remove it")
         return strings
 
     def _uris(self, option: str, name: str, table: pa.Table, file: ListFile, start: int) -> pa.ChunkedArray:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +23,14 @@ from inpaint_encode.stores.ranged_file import RangedFile
 from . import pairs
 from .pairs import IMAGE_SUFFIXES, MAX_EXAMPLES, LeftOut
 from .part_uris import member_uris
+from .tar_headers import Member, read_members
 
 _MEMBER_NAME = re.compile(r"^(?:\./)*(?P<sample>(?:.*/)?[^./]+)\.(?:(?P<role>[^/]*)\.)?(?P<suffix>[^./]+)$")
 _BUFFER_BYTES = 2**16
 """Bytes of one request: one reads many small members and texts, and the data of large members is skipped."""
+
+MAX_TEXT_BYTES = 2**24
+"""Limit for a member that is copied to a column of the output."""
 
 _RESERVE_EVERY = 64
 """Files after which the memory of the index is reserved."""
@@ -108,49 +111,45 @@ class TarReader:
         """Read all members, also those of a tar appended to this one. A hard link is read as the file it links to.
 
         Raises:
-            UsageError: a sample has two images, or the same mask or text twice, or a text is not UTF-8.
-            tarfile.TarError: the tar is damaged.
+            UsageError: a sample has two images, or the same mask or text twice, or a text cannot be read.
+            DamagedTar: the tar is damaged.
             OSError: the tar cannot be read.
         """
         by_name: dict[bytes, int] = {}
         indexed = 0  # files that are in by_name; most tars have no hard links and need no dictionary
-        with tarfile.open(fileobj=io.BufferedReader(file, _BUFFER_BYTES), mode="r:") as tar:
-            while (member := tar.next()) is not None or _open_appended(tar):
-                if member is None:
-                    continue
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all members in memory
-                if member.isdir():
-                    continue
-                if is_link := member.islnk():
-                    by_name.update((self._names[number], number) for number in range(indexed, len(self._names)))
-                    if (target := by_name.get(_encode(member.linkname))) is not None:
-                        member.offset_data, member.size = self._offsets[target], self._sizes[target]
-                        member.type = tarfile.REGTYPE
-                if not member.isreg() or not self._add(tar, member):
-                    self._left_out.ignored_files += 1
-                if is_link:
-                    indexed = len(self._names)  # a link to a link is ignored
-        if file.size % tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"its size of {file.size:,} bytes is not a multiple of {tarfile.BLOCKSIZE}")
+        buffered: IO[bytes] = io.BufferedReader(file, _BUFFER_BYTES)
+        for member in read_members(buffered, file.size):
+            if member.is_folder:
+                continue
+            if is_link := member.target is not None:
+                by_name.update((self._names[number], number) for number in range(indexed, len(self._names)))
+                if (target := by_name.get(member.target)) is not None:
+                    offset, size = self._offsets[target], self._sizes[target]
+                    member = member._replace(offset=offset, size=size, is_file=True)
+            if not member.is_file or not self._add(buffered, member, file.size):
+                self._left_out.ignored_files += 1
+            if is_link:
+                indexed = len(self._names)  # a link to a link is ignored
         return self._to_index()
 
-    def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    def _add(self, file: IO[bytes], member: Member, tar_bytes: int) -> bool:
         """Add a regular file, and add it to its sample; return False if it is no image, mask or text."""
-        self._names.append(_encode(member.name))
-        self._offsets.append(member.offset_data)
+        self._names.append(member.name)
+        self._offsets.append(member.offset)
         self._sizes.append(member.size)
         if not len(self._sizes) % _RESERVE_EVERY:
             self._reserve(self._nbytes)
-        if not storage.is_utf8(member.name):
+        text = member.name.decode(errors="surrogateescape")
+        if not storage.is_utf8(text) or "\0" in text:
             if len(self._left_out.unreadable_names) < MAX_EXAMPLES:
-                self._left_out.unreadable_names.append(f"{self._uri}: {member.name!a}")
+                self._left_out.unreadable_names.append(f"{self._uri}: {text!a}")
             return False
-        if member.issparse() or not (name := _MEMBER_NAME.match(member.name)):
+        if not (name := _MEMBER_NAME.match(text)):
             return False
         role, suffix = name["role"] or "", name["suffix"].lower()
         if suffix in _TEXTS and not role:
             number = _TEXTS[suffix]
-            self._texts[suffix].append(self._read_text(tar, member))
+            self._texts[suffix].append(self._read_text(file, member, text, tar_bytes))
         elif suffix not in IMAGE_SUFFIXES:
             return False
         elif role in ("", self._source.image_column):
@@ -167,16 +166,19 @@ class TarReader:
         self._numbers.append(number)
         return True
 
-    def _read_text(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-        text = tar.extractfile(member)
-        assert text is not None  # a regular file has data
-        data = text.read()
+    def _read_text(self, file: IO[bytes], member: Member, name: str, tar_bytes: int) -> bytes:
+        if member.size > MAX_TEXT_BYTES:
+            raise UsageError(
+                f"--pairs {self._uri}: {name} has more than {MAX_TEXT_BYTES:,} bytes, the limit for texts; remove it"
+            )
+        if sum(texts.nbytes for texts in self._texts.values()) + member.size > tar_bytes:
+            raise UsageError(f"--pairs {self._uri}: hard links repeat more text than the tar has; remove {name}")
+        file.seek(member.offset)
+        data = file.read(member.size)
         try:
             data.decode()
         except UnicodeDecodeError as error:
-            raise UsageError(
-                f"--pairs {self._uri}: {member.name} is not UTF-8; encode it as UTF-8 ({error})"
-            ) from error
+            raise UsageError(f"--pairs {self._uri}: {name} is not UTF-8; encode it as UTF-8 ({error})") from error
         return data
 
     def _to_index(self) -> TarIndex:
@@ -320,28 +322,5 @@ class TarIndex:
         return member_uris(self.uri, _to_strings(self.names.take(files)), self.offsets[files], self.sizes[files])
 
 
-def _encode(name: str) -> bytes:
-    """Return a name as bytes, also one that is not UTF-8."""
-    return name.encode(errors="surrogatepass")
-
-
 def _to_strings(values: pa.LargeBinaryArray) -> pa.StringArray:
     return values.cast(pa.large_string()).cast(pa.string())
-
-
-def _open_appended(tar: tarfile.TarFile) -> bool:
-    """Move to the tar behind the end of this one; return False at the end of the file.
-
-    For tarfile a damaged header and a cut are an end too, so both are checked here.
-    """
-    file, end = tar.fileobj, tar.offset  # type: ignore[attr-defined]
-    file.seek(end)
-    block = file.read(tarfile.BLOCKSIZE)
-    if not block:
-        raise tarfile.ReadError(f"it ends at byte {end:,} without the block of zeros that ends a tar")
-    if any(block):
-        raise tarfile.ReadError(f"the header at byte {end:,} is damaged")
-    while block and not any(block):
-        block = file.read(tarfile.BLOCKSIZE)
-    tar.offset = file.tell() - len(block)  # type: ignore[attr-defined]
-    return len(block) == tarfile.BLOCKSIZE

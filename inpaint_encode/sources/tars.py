@@ -8,7 +8,6 @@ number after it. json and txt become string columns. All other members are ignor
 
 from __future__ import annotations
 
-import tarfile
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -37,6 +36,7 @@ from .pairs import (
     translate_read_errors,
 )
 from .random_masks import slice_version
+from .tar_headers import DamagedTar
 from .tar_index import EXTRA, PAIRS, TarReader
 
 SAMPLE_NAME = "__key__"
@@ -187,7 +187,7 @@ class TarPairs(PairSource):
         try:
             with translate_read_errors(uri):
                 index = TarReader(uri, self._source, partial(ahead.reserve, number)).read(file)
-        except tarfile.TarError as error:
+        except DamagedTar as error:
             raise UsageError(
                 f"--pairs {uri} is not a tar, or is truncated or damaged; write it again, without compression ({error})"
             ) from error

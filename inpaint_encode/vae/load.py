@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
-from inpaint_encode.errors import JobFailed, UsageError
+from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.stores import storage
 
+from .checks import INDEX, check_config, check_files, check_index, check_size
 from .registry import VAE_CLASSES, patch_statistics, vae_class_of, vae_metadata
 from .single_file import check_no_pickles, load_single_file
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _DOWNLOADED = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Files of a folder that are downloaded: no variants such as fp16, and no other parts of a pipeline."""
+_MAX_REASON = 300
+"""Characters of a library's error in ours."""
 _RANGE_BYTES = 64 * 2**20
 """Bytes per request. One of this size ends well within its time-out, and it is all that memory holds of the file."""
 
@@ -107,8 +110,12 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
         where |= {"revision": revision} if revision else {}
     elif not [*Path(place, subfolder).glob("*.safetensors")]:
         check_no_pickles(name, (path.name for path in Path(place, subfolder).glob("*")))
+    folder = None if at_hub else Path(place, subfolder)
     try:
+        if folder:
+            check_files(name, folder)
         config: dict[str, Any] = diffusers.AutoencoderKL.load_config(place, **where)  # reads any class's
+        check_config(name, config)
         if not (class_name := str(config.get("_class_name", ""))):
             raise UsageError(
                 f"--vae {name}: its config.json has no _class_name; give a VAE's own folder, or --subfolder"
@@ -120,6 +127,10 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
                 f"--vae {name} is of class {class_name}, which diffusers {diffusers.__version__} does not have; it has "
                 f"{', '.join(available)}; install a newer diffusers"
             )
+        if (index := _read_index(place, where)) is not None:
+            check_index(name, index)
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else None
+        check_size(name, getattr(diffusers, class_name), config, weights)
         model, loading = getattr(diffusers, class_name).from_pretrained(
             place,
             use_safetensors=True,
@@ -128,8 +139,12 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
             output_loading_info=True,
             **where,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    except EncodeError:
+        raise
+    except Exception as error:  # diffusers raises errors of many types for a file that is not valid
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:_MAX_REASON].rstrip(".")
+        if folder and folder.is_relative_to(_cache()):
+            reason += f"; the copy of its files is {folder}: delete it to download them again"
         if at_hub:
             reason = f"there is no such folder on this node, and the Hugging Face hub says: {reason}"
         offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
@@ -144,6 +159,21 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
         count = f"{len(missing)} weight{'s' if len(missing) > 1 else ''}"
         raise UsageError(f"--vae {name} lacks {count} (the first: {missing[0]}); give a complete VAE")
     return model
+
+
+def _read_index(place: str, where: dict[str, str]) -> Any:
+    """Return the index of a folder or a hub id whose weights are in several files; None for one file."""
+    import diffusers
+
+    class Index(diffusers.ConfigMixin):  # type: ignore[misc]
+        config_name = INDEX
+
+    try:
+        return Index.load_config(place, **where)
+    except OSError:
+        if Path(place, where.get("subfolder", ""), INDEX).exists():
+            raise
+        return None
 
 
 def load_verified_vae(source: VaeSource, expected: VaeMetadata) -> tuple[ModelMixin, VaeMetadata]:
@@ -244,13 +274,15 @@ def _folder_objects(uri: str) -> list[_Object]:
 def _cached_copy(objects: list[_Object]) -> Path:
     """Return the folder with copies of the objects; download them if no process of this node has."""
     key = hashlib.sha256(json.dumps(sorted(objects)).encode()).hexdigest()[:24]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inpaint-encode")
+    cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)
     copy, unfinished = cache / key, cache / f"{storage.TEMPORARY}{uuid.uuid4().hex}"
     with (cache / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it if this process dies
         if copy.is_dir():
-            return copy
+            if all((copy / one.name).is_file() and (copy / one.name).stat().st_size == one.size for one in objects):
+                return copy
+            shutil.rmtree(copy)  # a file was cut, for example on a full disk
         unfinished.mkdir()
         try:
             for one in objects:
@@ -263,3 +295,7 @@ def _cached_copy(objects: list[_Object]) -> Path:
             return unfinished.rename(copy)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inpaint-encode")

@@ -12,8 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from inpaint_encode.errors import UsageError
+from inpaint_encode.errors import EncodeError, UsageError
 
+from .checks import check_config, check_size
 from .latents import SCALINGS
 
 if TYPE_CHECKING:
@@ -92,14 +93,18 @@ def load_single_file(name: str, path: Path, vae_family: str) -> ModelMixin:
             layout.config.update(_scaling(name, layout, all_shapes, vae_family))
             wanted = [key for key in all_shapes if key.startswith(tuple(prefix + part for part in _PARTS))]
             tensors = {key.removeprefix(prefix): file.get_tensor(key).float() for key in wanted}
+        check_config(name, layout.config)
+        check_size(name, getattr(diffusers, layout.class_name), layout.config, path.stat().st_size)
         vae = getattr(diffusers, layout.class_name).from_config(layout.config)
         vae.load_state_dict(layout.convert(tensors, layout.config), strict=True)
     except SafetensorError as error:
         raise UsageError(f"--vae {name} is not a safetensors file ({error})") from error
     except ImportError as error:
         raise UsageError(f"--vae {name} cannot be converted: {error}; give the model's diffusers folder") from error
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except EncodeError:
+        raise
+    except Exception as error:  # shapes that do not fit together fail in many ways
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
         raise UsageError(f"--vae {name} is not a complete VAE, or has unexpected shapes ({reason})") from error
     return vae
 

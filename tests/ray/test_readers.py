@@ -18,8 +18,8 @@ from inpaint_encode import inpaint_input, iter_rows, open_latents
 from inpaint_encode.reader.conventions import for_comfyui, for_diffusers
 from inpaint_encode.reader.output import Output
 from tests import recipes
-from tests.hostile import with_pickled
 from tests.outputs import write_output
+from tests.pickled_parquet import with_pickled
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,8 @@ from inpaint_encode.stores import storage
 from inpaint_encode.tools.export.destination import Destination
 from inpaint_encode.tools.export.pipeline import EXPORT_WORK, export_data_file
 from inpaint_encode.tools.inspect.info import read_info
-from tests.hostile import PICKLED, encoded, extension, pickled_column, with_pickled
 from tests.outputs import write_output
+from tests.pickled_parquet import PICKLED, encoded, extension, pickled_column, with_pickled
 
 ROOT = Path(__file__).parents[2]
 NESTINGS = [
@@ -139,7 +139,7 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, ray.data
 from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.schema import tensor_type
-from tests.hostile import Payload, encoded
+from tests.pickled_parquet import Payload, encoded
 canary = Path({str(canary)!r})
 metadata = {{"ARROW:extension:name": "{TENSOR_TYPE}", "ARROW:extension:metadata": pickle.dumps(Payload(canary), 0)}}
 field = pa.field("x", tensor_type(pa.int64()), metadata=metadata)

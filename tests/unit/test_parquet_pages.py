@@ -17,7 +17,7 @@ from inpaint_encode.settings import Source
 from inpaint_encode.sources import PairReader, list_files, open_source
 from inpaint_encode.sources import parquet as embedded
 from inpaint_encode.sources.part_uris import row_uris
-from tests.hostile import encoded
+from tests.pickled_parquet import encoded
 
 ROWS = 1_000
 LARGE = "a" * 900_000

@@ -42,6 +42,11 @@ def test_options_in_the_file_are_not_missing(shell, tmp_path):
         ("grow_mask = 6", "job.toml: unknown option 'grow_mask'; did you mean 'grow_mask_by'?"),
         ("grow_mask_by 6", "job.toml: the file cannot be read as TOML (Expected '='"),
         (None, "job.toml: the file does not exist"),
+        ("a = " + "[" * 50_000, "job.toml: the file cannot be read as TOML (its values are nested too deep)"),
+        ("a = " + "9" * 5_000, "job.toml: the file cannot be read as TOML (Exceeds the limit"),
+        ("a = 0x" + "f" * 5_000, "job.toml: the file cannot be read as TOML (Exceeds the limit"),
+        ("#" * 2**20 + "#", "job.toml: the file cannot be read as TOML (it has more than 1,048,576 bytes)"),
+        ("grow_mask_by = {a = 1}", "--grow-mask-by {'a': 1} must be a whole number"),
     ],
 )
 @pytest.mark.parametrize("option", [["--config"], ["--config="]])

@@ -1,7 +1,10 @@
 """Exit codes and sentences of errors that end a command."""
 
+import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +39,61 @@ def test_broken_own_module_is_not_a_missing_package():
     broken = "import sys; sys.modules['inpaint_encode.cli.arguments'] = None"
     code = f"{broken}; from inpaint_encode.cli import main; main(['info'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, "Traceback" in done.stderr) == (1, True)
+    assert (done.returncode, "info failed unexpectedly: ModuleNotFoundError" in done.stderr) == (1, True)
+
+
+class PanicException(BaseException):
+    """Like pyo3's, which is raised where Rust code panics."""
+
+
+UNEXPECTED = [
+    PanicException("index out of\nbounds: \x1b[31m https://user:word@host/a.jpg?X-Amz-Signature=5ec2e7"),
+    RecursionError("maximum recursion depth exceeded"),
+    MemoryError(),
+    KeyError("x" * 100_000),
+]
+
+
+@pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("shown", ["", "1"])
+def test_an_unexpected_error_is_one_line_and_a_private_file(shell, monkeypatch, tmp_path, error, shown):
+    def fail(_tokens):
+        raise error
+
+    monkeypatch.setattr(sys.modules["inpaint_encode.cli.main"], "_run", fail)
+    monkeypatch.setenv("INPAINT_ENCODE_TRACEBACK", shown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    done = shell("info", "out")
+    assert done.returncode == 1
+    *printed, line = done.stderr.splitlines()
+    assert line.startswith(f"error: info failed unexpectedly: {type(error).__name__}: ")
+    assert line.isprintable() and len(line) < 1_000
+    path = Path(re.search(r" the traceback is in (\S+); please report it$", line)[1])
+    text = path.read_text()
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert "Traceback (most recent call last)" in text
+    assert "5ec2e7" not in text + done.stderr and "word" not in text + done.stderr
+    assert text.splitlines() == printed[:-1] if shown else printed == []
+
+
+def test_an_unexpected_error_is_one_line_where_no_file_can_be_written(shell, monkeypatch, tmp_path):
+    def fail(_tokens):
+        raise RecursionError
+
+    monkeypatch.setattr(sys.modules["inpaint_encode.cli.main"], "_run", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    done = shell("info", "out")
+    assert "INPAINT_ENCODE_TRACEBACK=1 prints the traceback (it could not be written to a file: " in done.stderr
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+@pytest.mark.parametrize("script", ["encode", "plan", "verify", "export", "report", "doctor"])
+def test_scripts_of_jobs_end_in_one_line(script):
+    broken = "import runpy, sys; sys.modules['inpaint_encode.cli.arguments'] = None"
+    code = f"{broken}; sys.argv = ['x']; runpy.run_path('jobs/{script}.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert done.stderr.startswith(f"error: {script} failed unexpectedly: ModuleNotFoundError")
 
 
 def test_import_changes_no_signal_handler():

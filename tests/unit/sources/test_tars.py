@@ -4,12 +4,14 @@ import io
 import json
 import random
 import tarfile
+import time
 
 import pytest
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import Changed, PairReader, open_source
+from inpaint_encode.sources.tar_headers import read_members
 from tests.unit.sources.make_sources import found_pairs, noise, read_all, read_batches, sample, write_tar
 
 
@@ -206,3 +208,134 @@ def test_a_hard_link_to_the_last_file_of_its_name(tmp_path):
     pairs = found_pairs(Source(pairs=str(tmp_path / "x.tar"), random_masks=1))
     reader = PairReader()
     assert [reader.read(pair["image_uri"]).data for pair in pairs] == [b"old", b"newer"]
+
+
+def header(
+    name: bytes = b"a.jpg", size: int | bytes = 0, kind: bytes = b"0", *, link: bytes = b"", extended: bool = False
+) -> bytes:
+    """Return a header of ustar; a size of bytes is written as it is."""
+    digits = size if isinstance(size, bytes) else b"%011o\0" % size
+    block = bytearray(512)
+    block[:100], block[124:136], block[156:157] = name.ljust(100, b"\0"), digits.ljust(12, b"\0"), kind
+    block[157:257], block[257:265], block[482] = link.ljust(100, b"\0"), b"ustar\x0000", extended
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 512)
+
+
+def member(data: bytes, *arguments: object, **options: object) -> bytes:
+    """Return a header with the size of ``data``, and the data."""
+    return header(arguments[0], len(data), *arguments[1:], **options) + padded(data)
+
+
+def pax(**records: bytes) -> bytes:
+    """Return a pax header with records whose lengths are right."""
+    text = b""
+    for key, value in records.items():
+        rest = b" %s=%s\n" % (key.replace("_", ".").encode(), value)
+        length = next(one for one in range(len(rest), len(rest) + 20) if one == len(str(one)) + len(rest))
+        text += b"%d" % length + rest
+    return member(text, b"pax", b"x")
+
+
+END = bytes(1024)
+GNU_NEGATIVE = b"\xff" * 10 + b"\xfe\x00"
+BINARY_SIZE = b"\x80" + b"\x7f" * 11
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (header(size=GNU_NEGATIVE) + END, "the header at byte 0 is damaged"),
+        (member(b"1", b"a") + header(size=GNU_NEGATIVE) + END, "the header at byte 1,024 is damaged"),
+        (header(size=BINARY_SIZE) + END, "the member at byte 0 ends after the end of the file"),
+        (header(size=5_000) + END, "the member at byte 0 ends after the end of the file"),
+        (pax(size=b"9" * 5_000) + header() + END, "the member at byte [0-9,]+ ends after the end of the file"),
+        (pax(size=b"-512") + header() + END, "the member at byte 1,024 ends after the end of the file"),
+        (pax(size=b"x") + header() + END, "the member at byte 1,024 ends after the end of the file"),
+        (header(b"p", 2**30, b"x") + END, "the header at byte 0 has more than 1,048,576 bytes of names and records"),
+        (header(b"l", BINARY_SIZE, b"L") + END, "the header at byte 0 has more than 1,048,576 bytes"),
+        (header(b"p", 700, b"x") + END[:512], "the header at byte 0 ends after the end of the file"),
+        (pax(path=b"a.jpg") * 5_000 + header() + END, "the header at byte 16,384 has more than"),
+        (member(b"1" * 100_000, b"p", b"x") + header() + END, "the pax header at byte 0 is damaged"),
+        (member(b"9" * 5_000 + b" size=1\n", b"p", b"x") + header() + END, "the pax header at byte 0 is damaged"),
+        (member(b"0 size=1\n", b"p", b"x") + header() + END, "the pax header at byte 0 is damaged"),
+        (pax(path=b"a.jpg") + END, "the header at byte 1,024 is damaged"),
+        (header(kind=b"S", extended=True) + b"\1" * 512, "the map of the sparse file before byte 1,024 is not"),
+        (member(b"1", b"a") + bytes(2**25), "has more than 16,777,216 bytes of zeros at byte 1,536"),
+        (member(b"1", b"a") + bytes(511), "its size of 1,535 bytes is not a multiple of 512"),
+        (member(b" " * (2**24 + 1), b"a.json") + END, r"a\.json has more than 16,777,216 bytes, the limit for texts"),
+        (
+            member(b"1" * 100_000, b"a.json")
+            + b"".join(header(b"%d.json" % number, 0, b"1", link=b"a.json") for number in range(99))
+            + END,
+            "hard links repeat more text than the tar has",
+        ),
+    ],
+)
+def test_hostile_headers_end_in_one_sentence(tmp_path, data, sentence):
+    (tmp_path / "x.tar").write_bytes(data)
+    begun = time.process_time()
+    with pytest.raises(UsageError, match=sentence):
+        read_batches(Source(pairs=str(tmp_path / "x.tar")))
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        pax(GNU_sparse_major=b"1", GNU_sparse_minor=b"0") + member(b"9" * 1_000, b"s.jpg"),
+        pax(GNU_sparse_map=b"x,y") + member(b"9", b"s.jpg"),
+        pax(GNU_sparse_size=b"x" * 4_000) + member(b"9", b"s.jpg"),
+        header(b"s.jpg", 600, b"S", extended=True) + b"x" * 511 + b"\1" + bytes(512) + bytes(1024),
+        header(b"s.jpg", 5_000, b"3"),
+        header(b"s.jpg", 5_000, b"2", link=b"/etc/passwd"),
+        header(b"s.jpg", 5_000, b"1", link=b"../../etc/passwd"),
+        pax(path=b"s\0.jpg") + member(b"9", b"s.jpg"),
+        member(b"9", b"\xff.jpg"),
+        member(b"9", b".jpg"),
+        member(b"19 size=99999999999\n", b"g", b"g") + member(b"9", b"s"),
+    ],
+)
+def test_members_that_are_not_plain_files_are_ignored(tmp_path, ignored):
+    both = member(b"1", b"a.jpg") + member(b"2", b"a.mask.png")
+    (tmp_path / "x.tar").write_bytes(ignored + both + END)
+    source = open_source(Source(pairs=str(tmp_path / "x.tar")))
+    (pair,) = read_all(source).to_pylist()
+    assert (pair["key"], source.left_out.ignored_files) == ("x/a", 1)
+    assert PairReader().read(pair["mask_uri"]).data == b"2"
+
+
+@pytest.mark.parametrize("name", [b"/etc/a", b"../../a", b"a/../b", b"C:\\a"])
+def test_names_of_members_are_only_names(tmp_path, name):
+    """Nothing is unpacked: the data are read from the tar."""
+    (tmp_path / "x.tar").write_bytes(member(b"1", name + b".jpg") + member(b"2", name + b".mask.png") + END)
+    (pair,) = found_pairs(Source(pairs=str(tmp_path / "x.tar")))
+    assert pair["key"] == f"x/{name.decode()}"
+    assert pair["image_uri"].startswith(f"{tmp_path}/x.tar#member=")
+    assert PairReader().read(pair["image_uri"]).data == b"1"
+
+
+def test_the_members_are_those_of_tarfile(tmp_path):
+    """In all formats, with long names, links, folders, negative times and large numbers."""
+    choose = random.Random(6)
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "x.tar", "w", format=form, pax_headers={"comment": "global"}) as tar:
+            for number in range(60):
+                folder = "ü" * choose.randrange(40) + "/" + "n" * choose.choice((3, 60, 90))
+                info = tarfile.TarInfo(f"{folder}/{number}.jpg")
+                info.type = choose.choice((tarfile.REGTYPE,) * 4 + (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE))
+                targets = [one for one in tar.getnames() if len(one.encode()) < 100]
+                info.linkname = choose.choice(targets or ["x"])
+                info.size = choose.randrange(3_000) if info.isreg() else 0
+                info.uid = choose.choice((0, 2**20))
+                tar.addfile(info, io.BytesIO(bytes(info.size)))
+        with tarfile.open(tmp_path / "x.tar") as tar:
+            expected = [(one.name, one.offset_data, one.size, one.isreg(), one.isdir()) for one in tar]
+        with (tmp_path / "x.tar").open("rb") as file:
+            found = list(read_members(file, (tmp_path / "x.tar").stat().st_size))
+        assert [(one.name.decode(), *one[1:5]) for one in found] == expected

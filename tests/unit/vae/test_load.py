@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -212,4 +213,114 @@ def test_a_folder_of_pickles_in_a_bucket_is_refused(tmp_path, bucket):
     torch.save({}, tmp_path / "diffusion_pytorch_model.bin")
     uri = bucket(tmp_path, "config.json", "diffusion_pytorch_model.bin")
     with pytest.raises(UsageError, match=r"diffusion_pytorch_model.bin is a pickle"):
+        load_vae(uri)
+
+
+@pytest.fixture
+def changed_vae(vae_folder, tmp_path):
+    """Return a function that copies a VAE with other values in its config.json, or another config.json."""
+
+    def change(text: str | None = None, **values: object) -> Path:
+        for path in Path(vae_folder).iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(text if text is not None else json.dumps(config | values))
+        return tmp_path
+
+    return change
+
+
+class Ran:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("shard", ["weights.bin", "../x.safetensors", "/x.safetensors", "a/b.safetensors", "", None, 3])
+def test_an_index_may_only_name_safetensors_of_its_folder(changed_vae, tmp_path, shard):
+    folder = changed_vae()
+    torch.save({"encoder.conv_in.bias": Ran(tmp_path / "ran")}, folder / "weights.bin")
+    index = {"metadata": {"total_size": 1}, "weight_map": {"encoder.conv_in.bias": shard}}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match=r"index\.json names .*, which is not a \.safetensors file of its folder"):
+        load_vae(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": []}', "{", "[" * 100_000, "\xff"])
+def test_an_index_that_is_not_valid_is_a_usage_error(changed_vae, text):
+    folder = changed_vae()
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UsageError, match=f"--vae {folder}"):
+        load_vae(folder)
+
+
+def test_weights_in_several_files_are_loaded(vae_folder, changed_vae):
+    folder = changed_vae()
+    load_vae(vae_folder).save_pretrained(folder, max_shard_size="20kB")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    assert len([*folder.glob("*-of-*.safetensors")]) > 1
+    assert weights_sha256(load_vae(folder)) == weights_sha256(load_vae(vae_folder))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"block_out_channels": [2**16, 2**16]},
+        {"block_out_channels": [2**30]},
+        {"block_out_channels": [8] * 100_000, "down_block_types": ["DownEncoderBlock2D"] * 100_000},
+        {"layers_per_block": 10**9},
+        {"layers_per_block": -1},
+        {"layers_per_block": "2"},
+        {"latent_channels": None},
+        {"latent_channels": 10**400},
+        {"norm_num_groups": 0},
+        {"down_block_types": ["NoBlock"]},
+        {"down_block_types": {"a": "b"}},
+        {"scaling_factor": "x"},
+        {"scaling_factor": float("nan")},
+        {"latents_mean": ["x"]},
+        {"_class_name": "x" * 10**6},
+        {"_class_name": ["AutoencoderKL"]},
+        {"act_fn": "x"},
+        {"quantization_config": {"load_in_8bit": True}},
+    ],
+    ids=lambda values: f"{values!s:.40}",
+)
+def test_a_hostile_configuration_is_a_usage_error(changed_vae, values):
+    begun = time.process_time()
+    folder = changed_vae(**values)
+    with pytest.raises(UsageError, match=f"--vae {folder}") as raised:
+        load_vae(folder)
+    assert len(str(raised.value)) < 1_500
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", "[" * 100_000, '{"a":' * 100_000, "\x00", " " * 2**24 + "{}"])
+def test_a_configuration_that_is_no_object_is_a_usage_error(changed_vae, text):
+    with pytest.raises(UsageError, match="--vae"):
+        load_vae(changed_vae(text))
+
+
+def test_a_cut_file_in_the_cache_is_downloaded_again(vae_folder, bucket, tmp_path):
+    uri = bucket(Path(vae_folder), "config.json", "diffusion_pytorch_model.safetensors")
+    expected = weights_sha256(load_vae(uri))
+    (copy,) = copies(tmp_path)
+    weights = copy / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert weights_sha256(load_vae(uri)) == expected
+    assert copies(tmp_path) == [copy]
+
+
+def test_a_damaged_file_in_the_cache_is_named_with_what_to_do(vae_folder, bucket, tmp_path):
+    uri = bucket(Path(vae_folder), "config.json", "diffusion_pytorch_model.safetensors")
+    load_vae(uri)
+    (copy,) = copies(tmp_path)
+    weights = copy / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"\xff" * weights.stat().st_size)
+    with pytest.raises(UsageError, match=f"the copy of its files is {copy}: delete it to download them again"):
         load_vae(uri)

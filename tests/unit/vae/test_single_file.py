@@ -1,7 +1,10 @@
 """Single files in every supported layout give the weights of the diffusers model, without network."""
 
+import json
 import logging
 import socket
+import struct
+import time
 
 import diffusers
 import pytest
@@ -263,3 +266,55 @@ def test_a_single_file_with_original_names_is_refused(original_vae, tmp_path, wi
     sentence = rf"cannot be converted: diffusers [\d.]+ has no {PRIVATE[0]}; give the model's diffusers folder"
     with pytest.raises(UsageError, match=sentence):
         load_vae(tmp_path / "vae.safetensors")
+
+
+def hostile(header: object, length: int | None = None, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensors(shapes: dict[str, list[int]], size: int = 0) -> dict:
+    """Return a header of tensors of ``size`` bytes, all at the start of the data."""
+    return {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]} for name, shape in shapes.items()}
+
+
+KL = {
+    "encoder.conv_in.weight": [2**20, 3, 3, 0],
+    "encoder.conv_out.weight": [2**16, 8, 0, 3],
+    "decoder.conv_out.weight": [3, 2**20, 3, 0],
+    "encoder.down.0.block.0.conv1.weight": [2**40, 0, 3, 3],
+}
+SMALL_KL = {name: [9, 9, 9, 0] for name in KL}
+DEEP = {f"encoder.down.{level}.block.0.conv1.weight": [0] for level in range(5_000)}
+LONG = {f"encoder.down.0.block.{layer}.conv1.weight": [2**16, 0] for layer in range(5_000)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 7,
+        hostile(b"{}", 2**63),
+        hostile(b"{}", 2**64 - 1),
+        hostile(b"{}", 2**40),
+        hostile(b'{"a":' + b"[" * 1_000_000),
+        hostile(b"[]"),
+        hostile(b'{"\xff": 1}'),
+        hostile(tensors({"a": [1], "b": [1]}, 4), data=b"1234"),
+        hostile(tensors({"a": [9]}, 36), data=b"1234"),
+        hostile(tensors({"a": [2**62, 4]})),
+        hostile(tensors({"a": [-1]})),
+        hostile(tensors(KL)),
+        hostile(tensors({name: [0] for name in KL})),
+        hostile(tensors({"encoder.conv_in.weight": []}, 4), data=b"1234"),
+        hostile(tensors(SMALL_KL | DEEP)),
+        hostile(tensors(SMALL_KL | LONG)),
+    ],
+)
+def test_a_hostile_file_is_a_usage_error(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    begun = time.process_time()
+    with pytest.raises(UsageError, match=r"x\.safetensors") as raised:
+        load_vae(tmp_path / "x.safetensors")
+    assert len(str(raised.value)) < 1_500
+    assert time.process_time() - begun < 5

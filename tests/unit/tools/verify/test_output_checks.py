@@ -35,8 +35,8 @@ from tests.damage import (
     with_first,
     wrong_receipts,
 )
-from tests.hostile import with_pickled
 from tests.outputs import PLAIN
+from tests.pickled_parquet import with_pickled
 
 from .conftest import CHUNKS
 
