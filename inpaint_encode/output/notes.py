@@ -24,6 +24,9 @@ MAX_NOTE_BYTES = 32_000_000
 CHUNK_KEY = b"inpaint_encode.chunk"
 """Key of the JSON in a data file's metadata: its chunk and revision, the hash of its planned pairs, and its rejects."""
 
+RESTORE_JOB = "restore it from a copy, such as the value of job in _report.json"
+"""Advice for a damaged ``_job.json``."""
+
 JobName = Annotated[str, re.compile("[0-9a-f]{8}")]
 """Random name of a job, with which the names of its files begin."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.notes import parse_job, parse_metadata_footer, parse_report, read_note
+from inpaint_encode.output.notes import RESTORE_JOB, parse_job, parse_metadata_footer, parse_report, read_note
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
 from inpaint_encode.stores import storage
@@ -89,7 +89,7 @@ class Output:
         Raises:
             DamagedNote: it is damaged.
         """
-        return self._read("_job.json", parse_job, "restore it from a copy, or run encode with --overwrite")
+        return self._read("_job.json", parse_job, RESTORE_JOB)
 
     @cached_property
     def report(self) -> dict[str, Any]:

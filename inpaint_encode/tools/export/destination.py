@@ -253,6 +253,10 @@ class Destination:
                 raise ValueError(f"{ascii(path)[:100]} is no name of a file that export writes")
         if record.keys not in (None, _keys_path(file)):
             raise ValueError(f"{ascii(record.keys)[:100]} is no name of a file of keys")
+        is_indexed = self.to == "parquet" and record.done and record.files
+        lacks = None in (record.unit, record.footer_bytes) or sum(record.group_rows or ()) != record.rows
+        if is_indexed and lacks:
+            raise ValueError("it lacks what the index needs, or its counts differ")
         return record
 
     def write_record(self, file: str, record: ExportRecord) -> None:

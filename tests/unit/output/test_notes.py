@@ -235,6 +235,16 @@ class TestJobFile:
             begin()
         assert all(path.exists() for path in files)
 
+    def test_the_copy_in_the_report_restores_it(self, job, begin, files, data):
+        """As the error advises; `write_report` writes it without replaced jobs and the date."""
+        path = Path(job.output.output, "_job.json")
+        copy = {"job": parse_job(path.read_bytes())["job"], **self.record(job)}
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=r"such as the value of job in _report\.json"):
+            begin()
+        path.write_text(json.dumps(copy))
+        assert begin()[0].job == copy["job"]
+
     def test_overwrite_is_a_way_out(self, job, begin, files, data):
         before = Path(job.output.output, "_job.json")
         before.write_bytes(data)
