@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint_encode.errors import JobFailed, UsageError
@@ -69,6 +69,7 @@ def test_every_damage_is_a_value_error(parse, data):
 
 
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__qualname__)
+@settings(max_examples=40)
 @given(st.binary() | ANY_JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_parsed_or_a_value_error(parse, data):
     with pytest.raises(ValueError):
