@@ -28,8 +28,7 @@ from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.schema import KEY_INDEX
 from inpaint_encode.stores import storage
 
-from . import notes
-from .notes import Count, DamagedNote, JobName, Note
+from .notes import Count, DamagedNote, JobName, Parsed, read_parsed
 from .parquet import check_counts
 
 NOTE = "_index.json"
@@ -152,7 +151,7 @@ def read_index_file(uri: str, schema: pa.Schema, columns: Sequence[str] | None =
         return None
 
 
-def parse_note(output: str) -> Note[IndexNote]:
+def parse_note(output: str) -> Parsed[IndexNote]:
     """Return the note of an output.
 
     Raises:
@@ -160,7 +159,7 @@ def parse_note(output: str) -> Note[IndexNote]:
         FileNotFoundError, PermissionError, OSError: the store's error.
     """
     advice = "run the same command again to write it again"
-    return notes.read_note(storage.join(output, NOTE), IndexNote.parse, advice)
+    return read_parsed(storage.join(output, NOTE), IndexNote.parse, advice)
 
 
 def read_note(output: str) -> IndexNote | None:

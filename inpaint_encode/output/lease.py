@@ -26,7 +26,7 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.json_files import convert_json, parse_object
 from inpaint_encode.stores import storage
 
-from .notes import DamagedNote, read_note
+from .notes import DamagedNote, read_parsed
 
 LEASE_S = 45.0
 """Seconds without a renewal after which another run may take the lease: longer than a renewal is retried."""
@@ -232,7 +232,7 @@ def _read(uri: str) -> tuple[_Holder | None, str]:
     Nothing is known about the holder of a damaged lease, so another run waits until it would have expired.
     """
     try:
-        return read_note(uri, _Holder.parse, "another run may hold it")
+        return read_parsed(uri, _Holder.parse, "another run may hold it")
     except DamagedNote as error:
         return None, error.version
 

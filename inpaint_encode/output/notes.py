@@ -1,7 +1,7 @@
 """The notes of an output: its small JSON files, and the JSON in the footers of its files.
 
 A note may be damaged, or a stranger may have written it. Each is read with bounds and checked against its type. Notes
-of the plan, of the index and of leases have their own modules, which use `read_note`, too.
+of the plan, of the index and of leases have their own modules, which use `read_parsed`, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ MAX_NOTE_BYTES = 32_000_000
 CHUNK_KEY = b"inpaint_encode.chunk"
 """Key of the JSON in a data file's metadata: its chunk and revision, the hash of its planned pairs, and its rejects."""
 
+RESTORE_JOB = "restore it from a copy, such as the value of job in _report.json"
+"""Advice for a damaged ``_job.json``."""
+
 JobName = Annotated[str, re.compile("[0-9a-f]{8}")]
 """Random name of a job, with which the names of its files begin."""
 
@@ -40,14 +43,14 @@ class DamagedNote(JobFailed):
         self.reason, self.version = reason, version
 
 
-class Note(NamedTuple, Generic[_T]):
+class Parsed(NamedTuple, Generic[_T]):
     """The contents of a note, and the version of the file."""
 
     value: _T
     version: str
 
 
-def read_note(uri: str, parse: Callable[[bytes], _T], advice: str) -> Note[_T]:
+def read_parsed(uri: str, parse: Callable[[bytes], _T], advice: str) -> Parsed[_T]:
     """Read a note.
 
     Args:
@@ -65,7 +68,7 @@ def read_note(uri: str, parse: Callable[[bytes], _T], advice: str) -> Note[_T]:
         size, version = storage.stat(uri)
         raise DamagedNote(uri, f"it has {size:,} bytes; at most {MAX_NOTE_BYTES:,} are read", advice, version) from None
     try:
-        return Note(parse(blob.data), blob.version)
+        return Parsed(parse(blob.data), blob.version)
     except ValueError as error:
         raise DamagedNote(uri, str(error), advice, blob.version) from error
 

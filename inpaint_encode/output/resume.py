@@ -28,7 +28,7 @@ from inpaint_encode.stores import storage
 from . import plan
 from .index import IndexWriter
 from .index_files import NOTE
-from .notes import DamagedNote, metadata_of_job, parse_job, read_note
+from .notes import RESTORE_JOB, DamagedNote, metadata_of_job, parse_job, read_parsed
 from .plan_log import MARKER, PlanLog
 from .planner import Planner
 from .state import ChunkResult, Inventory, OutputState
@@ -154,9 +154,9 @@ def _read_job(output: str, *, overwrite: bool) -> tuple[dict[str, Any] | None, s
     Raises:
         UsageError: it is damaged.
     """
-    advice = "restore it from a copy, choose another --output, or use --overwrite to start again"
+    advice = f"{RESTORE_JOB}, choose another --output, or use --overwrite to start again"
     try:
-        return read_note(storage.join(output, "_job.json"), parse_job, advice)
+        return read_parsed(storage.join(output, "_job.json"), parse_job, advice)
     except FileNotFoundError:
         version = storage.ABSENT
     except DamagedNote as error:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import RowMetadata
-from inpaint_encode.output.notes import parse_job, parse_metadata_footer, parse_report, read_note
+from inpaint_encode.output.notes import RESTORE_JOB, parse_job, parse_metadata_footer, parse_report, read_parsed
 from inpaint_encode.output.parquet import translate_errors
 from inpaint_encode.parquet_file import ParquetFile, check_plain, is_tensor, read_footer
 from inpaint_encode.schema import FOOTER_KEY, TENSORS, is_packed, unpack_mask
@@ -90,7 +90,7 @@ class Output:
         Raises:
             DamagedNote: it is damaged.
         """
-        return self._read("_job.json", parse_job, "restore it from a copy, or run encode with --overwrite")
+        return self._read("_job.json", parse_job, RESTORE_JOB)
 
     @cached_property
     def report(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Output:
 
     def _read(self, name: str, parse: Callable[[bytes], dict[str, Any]], advice: str) -> dict[str, Any]:
         try:
-            return read_note(storage.join(self.uri, name), parse, advice).value
+            return read_parsed(storage.join(self.uri, name), parse, advice).value
         except FileNotFoundError:
             return {}
 

@@ -24,7 +24,7 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.json_files import convert_json, parse_object
 from inpaint_encode.output.index_files import NOTE
 from inpaint_encode.output.lease import check_lease_token
-from inpaint_encode.output.notes import Count, DamagedNote, read_note
+from inpaint_encode.output.notes import Count, DamagedNote, read_parsed
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.names import validate_name
 from inpaint_encode.stores.pool import map_concurrently
@@ -138,7 +138,7 @@ class Destination:
     def _read_export(self, *, overwrite: bool) -> Mapping[str, Any] | None:
         """Return the contents of ``_export.json``; None if there is none. With ``overwrite``, remove the export."""
         try:
-            existing = read_note(self._uri(_EXPORT), _parse_export, _ADVICE).value
+            existing = read_parsed(self._uri(_EXPORT), _parse_export, _ADVICE).value
         except FileNotFoundError:
             if not overwrite or not self._record_files():
                 return None
@@ -243,7 +243,7 @@ class Destination:
         Raises:
             DamagedNote: it is damaged, or names files that export does not write.
         """
-        return read_note(self._uri(_record_path(file)), partial(self._parse_record, file), _ADVICE).value
+        return read_parsed(self._uri(_record_path(file)), partial(self._parse_record, file), _ADVICE).value
 
     def _parse_record(self, file: str, data: bytes) -> ExportRecord:
         record = convert_json(ExportRecord, parse_object(data))
@@ -253,6 +253,10 @@ class Destination:
                 raise ValueError(f"{ascii(path)[:100]} is no name of a file that export writes")
         if record.keys not in (None, _keys_path(file)):
             raise ValueError(f"{ascii(record.keys)[:100]} is no name of a file of keys")
+        is_indexed = self.to == "parquet" and record.done and record.files
+        lacks = None in (record.unit, record.footer_bytes) or sum(record.group_rows or ()) != record.rows
+        if is_indexed and lacks:
+            raise ValueError("it lacks what the index needs, or its counts differ")
         return record
 
     def write_record(self, file: str, record: ExportRecord) -> None:

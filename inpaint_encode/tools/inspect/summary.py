@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.json_files import parse_object
-from inpaint_encode.output.notes import read_note
+from inpaint_encode.output.notes import read_parsed
 from inpaint_encode.output.parquet import check_counts, translate_errors
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.plan_log import parse_marker, read_marker
@@ -105,7 +105,7 @@ def _source_of_export(output: Output) -> str:
     """Return the output that ``export --to parquet`` exported to here; empty if this is no export."""
     try:
         uri, advice = storage.join(output.uri, "_export.json"), "export again with --overwrite"
-        return str(read_note(uri, parse_object, advice).value.get("source", ""))
+        return str(read_parsed(uri, parse_object, advice).value.get("source", ""))
     except FileNotFoundError:
         return ""
 

@@ -228,4 +228,4 @@ def print_result(result: VerifyResult, console: Console) -> None:
         console.print(table)
     done = "done" if result.is_repaired else "not done yet"
     for line in result.repairs or ():
-        console.print(f"repair ({done}): {escape(line)}", highlight=False)
+        console.print(f"repair ({done}): {escape(line)}", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from inpaint_encode.errors import JobFailed
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output import version_1
 from inpaint_encode.output.index import index_problems
-from inpaint_encode.output.notes import DamagedNote, parse_report, read_note
+from inpaint_encode.output.notes import DamagedNote, parse_report, read_parsed
 from inpaint_encode.output.parquet import read_parquet
 from inpaint_encode.output.plan import split_chunk_name
 from inpaint_encode.output.plan_check import CheckedPlan, check_plan, find_extra_columns
@@ -184,7 +184,7 @@ def _report_problems(state: OutputState, result: VerifyResult) -> Iterator[Probl
     """Check that the report's counts add up, and that those of a finished job are the counts of the data files."""
     uri = state.uri("_report.json")
     try:
-        report = read_note(uri, parse_report, "run the same encode command again").value
+        report = read_parsed(uri, parse_report, "run the same encode command again").value
         left = report.get("pairs_left", 0)  # of a run with --limit
         if not left and report["pairs"] < result.pairs:
             result.is_finished = result.is_old

@@ -16,7 +16,7 @@ from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.job.cluster import connect_ray
 from inpaint_encode.job.progress import EVERY_S
 from inpaint_encode.metadata import CONTRACT_VERSION, RowMetadata
-from inpaint_encode.output.notes import DamagedNote, metadata_of_job, parse_job, read_note
+from inpaint_encode.output.notes import RESTORE_JOB, DamagedNote, metadata_of_job, parse_job, read_parsed
 from inpaint_encode.output.plan import CHUNKS_PER_PART
 from inpaint_encode.output.resume import LAYOUT
 from inpaint_encode.output.shards import hold_output
@@ -83,7 +83,7 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
 def _read_job(output: str) -> dict[str, Any]:
     uri, where = storage.join(output, "_job.json"), "give the folder or prefix that was encode's --output"
     try:
-        job = read_note(uri, parse_job, "restore it from a copy, or run encode with --overwrite to start again").value
+        job = read_parsed(uri, parse_job, RESTORE_JOB).value
     except DamagedNote as error:
         raise UsageError(str(error)) from error
     except (FileNotFoundError, NotADirectoryError):

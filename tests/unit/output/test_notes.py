@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint_encode.errors import JobFailed, UsageError
@@ -69,6 +69,7 @@ def test_every_damage_is_a_value_error(parse, data):
 
 
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__qualname__)
+@settings(max_examples=40)
 @given(st.binary() | ANY_JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_parsed_or_a_value_error(parse, data):
     with pytest.raises(ValueError):
@@ -234,6 +235,16 @@ class TestJobFile:
         with pytest.raises(UsageError, match=r"_job\.json is damaged .* use --overwrite to start again$"):
             begin()
         assert all(path.exists() for path in files)
+
+    def test_the_copy_in_the_report_restores_it(self, job, begin, files, data):
+        """As the error advises; `write_report` writes it without replaced jobs and the date."""
+        path = Path(job.output.output, "_job.json")
+        copy = {"job": parse_job(path.read_bytes())["job"], **self.record(job)}
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=r"such as the value of job in _report\.json"):
+            begin()
+        path.write_text(json.dumps(copy))
+        assert begin()[0].job == copy["job"]
 
     def test_overwrite_is_a_way_out(self, job, begin, files, data):
         before = Path(job.output.output, "_job.json")

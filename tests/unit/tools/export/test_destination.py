@@ -123,7 +123,8 @@ def test_overwrite_is_a_way_out_of_damage(tmp_path, name, damage, form):
     (to / "_export").mkdir()
     for number in range(2):
         stem = f"0a1b2c3d-000000-{number:05d}"
-        record = {"version": "1", "done": True, "rows": 1, "bytes": 1, "files": [f"{stem}.{suffix}"]}
+        record = {"version": "1", "done": True, "rows": 1, "bytes": 9, "files": [f"{stem}.{suffix}"]}
+        record |= {"unit": 0, "footer_bytes": 5, "group_rows": [1]} if form == "parquet" else {}
         (to / "_export" / f"{stem}.json").write_text(json.dumps(record))
         (to / f"{stem}.{suffix}").write_text("exported")
     (to / "mine.txt").write_text("mine")
@@ -158,6 +159,18 @@ def test_a_folder_of_an_export_that_is_a_link_is_refused(plain, tmp_path, victim
     with pytest.raises(UsageError, match="a/b is a link to another folder"):
         start(to, overwrite=overwrite)
     assert victim.exists()
+
+
+@pytest.mark.parametrize("changes", [{"unit": None}, {"footer_bytes": None}, {"group_rows": None}, {"group_rows": [2]}])
+def test_a_record_without_what_the_index_needs_is_damaged(tmp_path, changes):
+    to = tmp_path / "to"
+    start(to, "parquet")
+    (to / "_export").mkdir()
+    record = {"version": "1", "done": True, "rows": 1, "bytes": 9, "files": ["0a1b2c3d-000000-00000.parquet"]}
+    record |= {"unit": 0, "footer_bytes": 5, "group_rows": [1]} | changes
+    (to / "_export" / "0a1b2c3d-000000-00000.json").write_text(json.dumps(record))
+    with pytest.raises(JobFailed, match="it lacks what the index needs, or its counts differ"):
+        start(to, "parquet")
 
 
 def test_a_foreign_file_below_index_stays(tmp_path):
