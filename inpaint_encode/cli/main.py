@@ -13,7 +13,7 @@ import threading
 from types import FrameType
 
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
-from inpaint_encode.stores.redaction import redacted
+from inpaint_encode.stores.redaction import for_terminal
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
@@ -84,5 +84,5 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 def _fail(message: str, code: int) -> None:
     colored = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    print("\x1b[1;31merror:\x1b[0m" if colored else "error:", redacted(message), file=sys.stderr)
+    print("\x1b[1;31merror:\x1b[0m" if colored else "error:", for_terminal(message), file=sys.stderr)
     sys.exit(code)

@@ -6,17 +6,18 @@ stages, two gigabytes for a hundred million pairs. `drop_block_statistics` drops
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import ray.data
+
+from inpaint_encode.stores.redaction import get_logger
 
 try:
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 except ImportError:
     ExecutionCallback = None
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 
 
 class _DropBlockStatistics(ExecutionCallback or object):  # type: ignore[misc]

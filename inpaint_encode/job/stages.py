@@ -7,7 +7,6 @@ and a commit never replaces another. An error that is not one pair's own (a fail
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, PAIRS, RECEIPT, 
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
+from inpaint_encode.stores.redaction import get_logger
 
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
 
@@ -48,7 +48,7 @@ MAX_CONCURRENCY = 2
 LOGICAL_GPUS = "INPAINT_ENCODE_LOGICAL_GPUS"
 """Environment variable; "1" on a cluster whose GPUs are only numbers, as in tests: workers with a GPU use the CPU."""
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 _PIXELS = ReusableBuffer()
 
 

@@ -24,6 +24,7 @@ from inpaint_encode.schema import WORK, extra_columns_schema
 from inpaint_encode.settings import Decoding, EncodeJob, RowSettings, Source
 from inpaint_encode.sources.pairs import LeftOut, PairSource
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.redaction import redacted_values
 
 from . import plan
 from .index import IndexWriter
@@ -69,7 +70,7 @@ def job_record(job: EncodeJob, metadata: RowMetadata, extra_columns: Sequence[pa
     """
     rows = metadata.to_dict()
     versions, vae_source = rows.pop("versions"), rows.pop("vae_source")
-    return {
+    record = {
         "layout": LAYOUT,
         "rows": rows,
         "source": _source_record(job.source, extra_columns),
@@ -77,6 +78,7 @@ def job_record(job: EncodeJob, metadata: RowMetadata, extra_columns: Sequence[pa
         "vae_source": vae_source,
         "versions": versions,
     }
+    return dict(redacted_values(record))
 
 
 def metadata_of_job(record: Mapping[str, Any]) -> RowMetadata:

@@ -51,7 +51,7 @@ def _check_credentials() -> Finding:
     try:
         provider = s3.credentials_from()
     except PermissionError as error:
-        return problem("credentials", f"incomplete ({error.strerror})", advice)
+        return problem("credentials", f"they cannot be used: {error.strerror}", advice)
     if provider:
         return ok("credentials", f"found in: {provider}")
     return warning("credentials", "none; only public buckets can be read, and nothing can be written", advice)
