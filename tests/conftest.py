@@ -25,6 +25,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("INPAINT_ENCODE_LOGICAL_GPUS", "1")  # of nodes that tests start; their workers inherit it
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory):
+    """Marks of own outputs are not left in the home of whoever runs the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
     """An S3 server. Its credentials and its endpoint are in the environment."""

@@ -52,8 +52,19 @@ _LOG = get_logger(__name__)
 _PIXELS = ReusableBuffer()
 
 
-def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_bytes: int, threads: int) -> pa.Table:
-    """Read the chunk's pairs from the plan, fetch their files and decode them."""
+def fetch_stage(
+    row: pa.Table,
+    *,
+    decoder: PairDecoder,
+    access: Access,
+    max_bytes: int,
+    threads: int,
+    find_signed: Callable[[list[str]], dict[str, str]] = lambda _: {},
+) -> pa.Table:
+    """Read the chunk's pairs from the plan, fetch their files and decode them.
+
+    ``find_signed`` returns the signed forms of the URLs of a list that has some.
+    """
     work = {name: row[name][0].as_py() for name in WORK.names}
     counters, retries = Counters(float), storage.retry_count()
     try:
@@ -68,7 +79,8 @@ def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_byte
     pairs = [Pair(*(one[name] for name in Pair._fields)) for one in planned.select(PAIRS.names).to_pylist()]
     messages = planned["error"].drop_null().to_pylist()
     rejects = [Reject(pair, DUPLICATE_KEY, message) for pair, message in zip(pairs, messages, strict=False)]
-    reader = PairReader(access, max_bytes)
+    urls = [uri for pair in pairs for uri in (pair.image_uri, pair.mask_uri) if uri.startswith(("http://", "https://"))]
+    reader = PairReader(access, max_bytes, find_signed(urls) if urls else {})
     others = partial(plan.other_images, work["part"], work["chunk"])
     breaker = CircuitBreaker(reader, others, retried=work["keep"])
     results = fetch_and_decode(pairs[len(rejects) :], reader, decoder, breaker, counters, threads=threads)

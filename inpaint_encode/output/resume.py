@@ -7,7 +7,7 @@ import platform
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from inpaint_encode.stores.redaction import redacted_values
 from . import plan
 from .index import IndexWriter
 from .index_files import NOTE
+from .own_outputs import mark_own
 from .plan_log import PlanLog
 from .planner import Planner
 from .state import ChunkResult, Inventory, OutputState
@@ -152,6 +153,10 @@ def open_output(
         except storage.Conflict:  # another run has begun the output
             return open_output(output, record, overwrite=False, token=token, lease=lease)
         state.delete(["_report.json", NOTE])
+    else:
+        whole = {"job": state.job, **present}
+    if all(whole.get(name) == value for name, value in record.items() if name in ("source", "access", "vae_source")):
+        mark_own(output, whole)
     state.check_lease()
     state.delete(inventory.replaced_files)
     return state, inventory
@@ -213,7 +218,7 @@ class Remaining:
 
     def __init__(self, state: OutputState, inventory: Inventory, job: EncodeJob, source: PairSource) -> None:
         self.log = PlanLog.read(state, inventory.plan, extra_columns_schema(source.extra_columns))
-        self.state, self._inventory, self._run = state, inventory, job.run
+        self.state, self._inventory, self._run, self._source = state, inventory, job.run, source
         self.done = self._committed(inventory)
         self.new_planner(job, source)
         self._old_plan = set(inventory.plan)
@@ -262,8 +267,11 @@ class Remaining:
                     self.done.pop(name, None)
             yield sorted(self.log.chunks.keys() - self.done.keys())
             return
-        yield sorted(self.log.chunks.keys() - self.done.keys())
-        yield from self.planner.plan()
+        planned: Iterable[Sequence[str]] = self.planner.plan()
+        if (left := sorted(self.log.chunks.keys() - self.done.keys())) and self._source.is_signed:
+            planned = list(planned)  # reads the signatures for the chunks that are left
+        yield left
+        yield from planned
 
     def _revise(self) -> Iterator[list[str]]:
         if self._run.retry_rejected:

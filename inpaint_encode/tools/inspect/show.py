@@ -51,7 +51,7 @@ def show_row(
     uri = normalize_output_uri(picture, "--picture")
     output = Output.open(where)
     row = read_row(output, find_row(output, key))
-    inspector = RowInspector(output, options.decoder, on_status)
+    inspector = RowInspector(output, options.decoder, options.reading, on_status)
     inspected = inspector.inspect(row)
     file = io.BytesIO()
     row_sheet(inspected).save(file, "PNG")
