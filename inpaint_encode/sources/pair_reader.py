@@ -109,7 +109,7 @@ class PairReader:
     def probe(self, uri: str) -> None:
         """Request one byte of the object, or of the file that the URI names a part of. No cache is used."""
         part = parse_part(uri)
-        storage.read_range(part.file if part else uri, 0, 1, self.access)
+        storage.read_range(part.file if part else self.signed.get(uri, uri), 0, 1, self.access)
 
     def probe_listing(self, store: str) -> None:
         """Request the first page of a bucket's listing; raises the errors of `storage.list_objects`."""
