@@ -38,7 +38,7 @@ from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, PAIRS, RECEIPT, 
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
-from inpaint_encode.stores.redaction import get_logger
+from inpaint_encode.stores.redaction import get_logger, redact_handlers
 
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
 
@@ -65,6 +65,7 @@ def fetch_stage(
 
     ``find_signed`` returns the signed forms of the URLs of a list that has some.
     """
+    redact_handlers()
     work = {name: row[name][0].as_py() for name in WORK.names}
     counters, retries = Counters(float), storage.retry_count()
     try:
@@ -116,6 +117,7 @@ class EncodeStage:
     ) -> None:
         import torch
 
+        redact_handlers()
         on_gpu = gpus > 0 and torch.cuda.is_available()
         if gpus > 0 and not on_gpu and os.environ.get(LOGICAL_GPUS) != "1":
             raise JobFailed(_no_cuda(gpus, torch.version.cuda))
@@ -159,6 +161,7 @@ def _no_cuda(gpus: float, built_for: str | None) -> str:
 
 def commit_stage(row: pa.Table, *, state: OutputState, make_schema: Callable[[], pa.Schema]) -> pa.Table:
     """Write a chunk's rows and rejects into the output; return its receipt (`inpaint_encode.schema.RECEIPT`)."""
+    redact_handlers()
     work, before, fatal, (rows, rejects) = unpack_chunk(row, "rows", "rejects")
     schema, counters, retries = make_schema(), Counters(float, before), storage.retry_count()
     receipt: dict[str, Any] = ChunkResult(0, 0, {}, 0, version="", rejects_version="").to_receipt()

@@ -39,7 +39,7 @@ _URL = re.compile(r"(?P<start>(?:https?://|\burl: /)[^\s?#\"'<>]*)\?(?P<query>[^
 """A URL with a query, or a path with a query as urllib3's errors print it."""
 _LOGIN = re.compile(r"(?<=://)[^\s/?#\"'<>]+@")
 _SECRET_PARAMETER = re.compile(
-    r"^(?:x-(?:amz|goog|oss)-.*|sig|signature|policy|expires|key-pair-id|.*access_?key_?id|googleaccessid|"
+    r"^(?:x-(?:amz|goog|oss)-.*|sk(?:oid|tid|t|e|s|v)|sig|signature|policy|expires|key-pair-id|.*access_?key_?id|googleaccessid|"
     r".*(?:token|secret|password|passwd|api-?_?key|auth|credential).*|key|pwd|sas|code|jwt)$",
     re.IGNORECASE,
 )
@@ -164,7 +164,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def redact_handlers() -> None:
-    """Remove credentials from the records of all libraries too: for a process of a job, not for a host process."""
+    """Remove credentials from the records of all libraries too: in a worker of a job, not in a host process."""
     for logger in (logging.getLogger(), logging.getLogger("ray")):
         for handler in logger.handlers:
             if not any(isinstance(one, RedactingFilter) for one in handler.filters):

@@ -18,6 +18,7 @@ import torch
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.redaction import check_credentials
 
 from .registry import VAE_CLASSES, patch_statistics, vae_class_of, vae_metadata
 from .single_file import check_no_pickles, load_single_file
@@ -104,6 +105,7 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
         )
     where = {"subfolder": subfolder} if subfolder else {}
     if at_hub:
+        _check_hub_token()
         where |= {"revision": revision} if revision else {}
     elif not [*Path(place, subfolder).glob("*.safetensors")]:
         check_no_pickles(name, (path.name for path in Path(place, subfolder).glob("*")))
@@ -144,6 +146,13 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
         count = f"{len(missing)} weight{'s' if len(missing) > 1 else ''}"
         raise UsageError(f"--vae {name} lacks {count} (the first: {missing[0]}); give a complete VAE")
     return model
+
+
+def _check_hub_token() -> None:
+    try:
+        check_credentials("HF_", "HUGGING_FACE_")
+    except PermissionError as error:
+        raise UsageError(str(error.strerror)) from None
 
 
 def load_verified_vae(source: VaeSource, expected: VaeMetadata) -> tuple[ModelMixin, VaeMetadata]:
