@@ -92,13 +92,7 @@ def build_pipeline(
         read_work(work)
         .map_batches(
             fetch_stage,
-            fn_kwargs={
-                "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
-                "access": job.access.to_access(),
-                "max_bytes": job.limits.max_bytes,
-                "threads": job.workers.fetch_threads,
-                **({"find_signed": partial(ask_for_signed, queue=work, path=signatures)} if signatures else {}),
-            },
+            fn_kwargs=_fetch_options(work, job, metadata, signatures),
             num_cpus=job.workers.fetch_cpus,
             label_selector=fetch_on,
             **one_chunk,
@@ -125,6 +119,27 @@ def build_pipeline(
             **one_chunk,
         )
     )
+
+
+def _fetch_options(work: Any, job: EncodeJob, metadata: RowMetadata, signatures: str) -> dict[str, Any]:
+    """Return the keyword arguments of `fetch_stage`."""
+    options = {
+        "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
+        "access": job.access.to_access(),
+        "max_bytes": job.limits.max_bytes,
+        "threads": job.workers.fetch_threads,
+    }
+    return options | ({"find_signed": partial(ask_for_signed, queue=work, path=signatures)} if signatures else {})
+
+
+def _open_source(job: EncodeJob) -> PairSource:
+    source = open_source(job.source, job.access.to_access())
+    if job.run.shard and source.is_signed:
+        raise UsageError(
+            "--shard cannot be combined with a list of signed URLs, because only one of the runs reads the whole list; "
+            "leave out --shard"
+        )
+    return source
 
 
 def run_job(
@@ -160,12 +175,7 @@ def run_job(
         output = storage.normalize_uri(job.output.output)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
-    source = open_source(job.source, job.access.to_access())
-    if job.run.shard and source.is_signed:
-        raise UsageError(
-            "--shard cannot be combined with a list of signed URLs, because only one of the runs reads the whole list; "
-            "leave out --shard"
-        )
+    source = _open_source(job)
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     metadata = row_metadata(job.rows, job.decoding, backend.vae)
