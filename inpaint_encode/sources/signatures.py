@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,8 +31,10 @@ _IDS = ("key-pair-id", "awsaccesskeyid", "googleaccessid", "ossaccesskeyid")
 """Parameters that tell a signature of CloudFront, or an older one of S3, GCS and OSS, from a parameter of that name."""
 _SIGNED_BY_ID = (*_IDS, "signature", "expires", "policy", "cloudfront-hash-algorithm", "security-token")
 
-_MAYBE_SIGNED = r"(?i)https?://\S*[?&](?:x-(?:amz|goog|oss)-[\w-]+|sig|signature)="
-_URL = re.compile(r"https?://[^\s\"'<>\\]+", re.IGNORECASE)
+_MAYBE_SIGNED = r"(?i)https?://\S*(?:[?&]|amp;|u0026)(?:x-(?:amz|goog|oss)-[\w-]+|sig|signature)="
+_SEPARATOR = re.compile(r"&amp;|&|\\u0026")
+"""Between parameters; the longer ones are how HTML and JSON write it."""
+_URL = re.compile(r"https?://(?:[^\s\"'<>\\]|\\u0026)+", re.IGNORECASE)
 
 _AT_ONCE = 500
 """Values of one query; SQLite allows 999."""
@@ -41,8 +44,8 @@ def unsigned(url: str) -> str:
     """Return a URL without the parameters of its signature; the others keep their order."""
     start, mark, rest = url.partition("?")
     query, hash_mark, fragment = rest.partition("#")
-    parts = query.split("&") if mark else []
-    names = [part.partition("=")[0].lower() for part in parts]
+    parts = _SEPARATOR.split(query) if mark else []
+    names = [unquote(part.partition("=")[0]).lower() for part in parts]
     removed: set[str] = {name for name in names if name.startswith(_BY_PREFIX)}
     if "sig" in names and not {"sv", "se"}.isdisjoint(names):
         removed.update(_AZURE)

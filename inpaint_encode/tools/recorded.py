@@ -16,6 +16,7 @@ for a copy of the output. The notes of a command say which option to add.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,8 +54,26 @@ def source_access(output: str, job: Mapping[str, Any], options: SourceReading) -
         anonymous=options.anonymous or recorded.anonymous or not is_named,
         requester_pays=options.requester_pays or (own and recorded.requester_pays),
         endpoint_url=endpoint,
-        prefixes=None if own and not prefixes else prefixes,
+        prefixes=prefixes if prefixes or not own else _prefixes_of_own(job),
     )
+
+
+def _prefixes_of_own(job: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the prefixes in buckets that a job of this user had listed; None for a list, or for folders with links."""
+    found = _recorded_sources(job)
+    in_buckets = all("://" in one for one in found) and not job.get("source", {}).get("pairs")
+    return tuple(found) if found and in_buckets else None
+
+
+def _recorded_sources(job: Mapping[str, Any]) -> list[str]:
+    source = job.get("source")
+    values = [source.get(name) for name in ("images", "masks", "pairs")] if isinstance(source, Mapping) else []
+    return [one for one in values if isinstance(one, str) and one]
+
+
+def option(name: str, value: str) -> str:
+    """Return an option for a shell; the value may be a stranger's, and is quoted."""
+    return f"{name}{'=' if value.startswith('-') else ' '}{shlex.quote(value)}"
 
 
 def vae_to_load(output: str, job: Mapping[str, Any], recorded: str, given: str) -> str:
@@ -75,11 +94,10 @@ def check_named(output: str, job: Mapping[str, Any], options: SourceReading, vae
     Raises:
         UsageError: the VAE or the sources are missing; the message says which options to add.
     """
-    source, recorded = job.get("source"), str(job.get("vae_source"))
-    prefixes = [source.get(name) for name in ("images", "masks", "pairs")] if isinstance(source, Mapping) else []
-    missing = [] if vae_to_load(output, job, recorded, vae) else [f"--vae {recorded}"]
+    recorded = str(job.get("vae_source"))
+    missing = [] if vae_to_load(output, job, recorded, vae) else [option("--vae", recorded)]
     if source_access(output, job, options).prefixes == ():
-        missing += dict.fromkeys(f"--sources {one}" for one in prefixes if one)
+        missing += dict.fromkeys(option("--sources", one) for one in _recorded_sources(job))
     if missing:
         raise UsageError(
             f"--sample loads a VAE and reads sources, and you did not encode {output} here; if you trust what it "
@@ -89,10 +107,8 @@ def check_named(output: str, job: Mapping[str, Any], options: SourceReading, vae
 
 def suggest_sources(uri: str, job: Mapping[str, Any]) -> str:
     """Return the ``--sources`` that covers a row's URI: a recorded prefix, or else the URI's own folder."""
-    source = job.get("source")
-    named = [source.get(name) for name in ("images", "masks", "pairs")] if isinstance(source, Mapping) else []
-    prefixes = [one for one in named if isinstance(one, str) and one and storage.is_below(uri, one)]
-    return f"--sources {max(prefixes, key=len, default='') or uri.partition('#')[0].rpartition('/')[0]}"
+    prefixes = [one for one in _recorded_sources(job) if storage.is_below(uri, one)]
+    return option("--sources", max(prefixes, key=len, default="") or uri.partition("#")[0].rpartition("/")[0])
 
 
 def _recorded_access(job: Mapping[str, Any]) -> SourceAccess:

@@ -18,7 +18,7 @@ from inpaint_encode.settings import LatentDecoding, Limits, SourceReading
 from inpaint_encode.sources import PairReader, store_of
 from inpaint_encode.sources.random_masks import RANDOM_MASK
 from inpaint_encode.stores import storage
-from inpaint_encode.tools.recorded import source_access, suggest_sources, vae_to_load
+from inpaint_encode.tools.recorded import option, source_access, suggest_sources, vae_to_load
 
 from .latent_statistics import latent_of
 from .pictures import InspectedRow
@@ -59,7 +59,9 @@ class RowInspector:
             return
         recorded = output.job.get("vae_source") or output.metadata.vae.vae_source
         if not (source := vae_to_load(output.uri, output.job, recorded, options.vae)):
-            self.not_decoded = f"you did not encode this output here; if you trust its VAE, add --vae {recorded}"
+            self.not_decoded = (
+                f"you did not encode this output here; if you trust its VAE, add {option('--vae', recorded)}"
+            )
             return
         on_status(f"loading the VAE {source}")
         try:

@@ -8,6 +8,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import PairReader, open_source
 from inpaint_encode.sources.list_files import open_list_file
+from inpaint_encode.sources.signatures import without_signatures
 from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import RangedFile
 from tests.unit.sources.make_sources import (
@@ -223,6 +224,19 @@ def test_signatures_leave_the_pairs_and_are_kept_for_the_run(tmp_path, url):
     assert pairs["image_uri"][1].as_py() == pairs["mask_uri"][1].as_py() == plain
     assert pairs["extra_columns"][1].as_py() == {"url": plain, "text": f'{{"from": "{plain}"}}'}
     assert source.signatures.find([plain, "https://x/other.jpg", "s3://b/x"]) == {plain: url}
+
+
+@pytest.mark.parametrize("separator", ["&", "&amp;", "\\u0026"])
+def test_signatures_in_text_are_removed(separator):
+    url = separator.join(
+        ["https://b/a.jpg?id=1", "X-Amz-Date=1", "X-Amz-Signature=5ec2e7", "%58-Amz-Credential=5ec2e7"]
+    )
+    texts = pa.chunked_array([[f'{{"u": "{url}"}} and {url}, "text"', None, "https://b/a.jpg?id=1&sig=2"]])
+    cleaned = without_signatures(texts).to_pylist()
+    assert (
+        cleaned[0].startswith('{"u": "https://b/a.jpg?id=1"} and https://b/a.jpg?id=1') and "5ec2e7" not in cleaned[0]
+    )
+    assert cleaned[1:] == [None, "https://b/a.jpg?id=1&sig=2"]
 
 
 def test_a_list_that_is_signed_again_has_the_same_pairs(tmp_path):

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -15,6 +17,7 @@ from inpaint_encode.output.own_outputs import is_own, mark_own
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.settings import SourceReading
+from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import gcs, retries, storage
 from inpaint_encode.stores import s3 as s3_store
 from inpaint_encode.stores.base import Access
@@ -266,3 +269,35 @@ def test_damaged_and_hostile_records_are_ignored(monkeypatch):
         check_named("s3://b/out", {"source": 5}, SourceReading(), "")
     assert suggest_sources("s3://b/x/a.tar#member=1", {"source": {"images": "s3://b"}}) == "--sources s3://b"
     assert suggest_sources("s3://c/x/a.png", {"source": {"images": "s3://b"}}) == "--sources s3://c/x"
+
+
+def test_advice_is_safe_to_paste_into_a_shell():
+    hostile = {"source": {"images": "s3://b/$(touch x)"}, "vae_source": "--repair"}
+    with pytest.raises(UsageError) as refused:
+        check_named("s3://b/out", hostile, SourceReading(), "")
+    assert str(refused.value).endswith("add --vae=--repair --sources 's3://b/$(touch x)'")
+    assert suggest_sources("s3://c/;x/a.png", hostile) == "--sources 's3://c/;x'"
+
+
+def test_an_owners_rows_are_read_below_the_prefixes_of_the_job(monkeypatch, tmp_path):
+    """Whoever can write to the output may change its rows."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for source, prefixes in (
+        ({"images": "s3://b/i", "masks": "s3://b/m", "pairs": ""}, ("s3://b/i", "s3://b/m")),
+        ({"images": "/data/i", "masks": "/data/m"}, None),
+        ({"pairs": "s3://b/list.csv"}, None),
+    ):
+        job = {"job": "1", "source": source}
+        mark_own("s3://b/out", job)
+        assert source_access("s3://b/out", job, SourceReading()).prefixes == prefixes
+
+
+def test_files_that_a_parquet_source_names_are_below_a_prefix_too(tmp_path):
+    (tmp_path / "secret").write_bytes(b"5ec2e7")
+    (tmp_path / "shared").mkdir()
+    path = str(tmp_path / "shared/x.parquet")
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": str(tmp_path / "secret")}]}), path)
+    reader = PairReader(Access(prefixes=(f"{tmp_path}/shared",)))
+    with pytest.raises(storage.NotAllowed):
+        reader.read(f"{path}#row=0&column=image")
+    assert PairReader(Access(prefixes=(str(tmp_path),))).read(f"{path}#row=0&column=image").data == b"5ec2e7"
