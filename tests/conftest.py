@@ -41,6 +41,12 @@ def _uses_ray(item) -> bool:
     return "detached_ray" in getattr(item, "fixturenames", ())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory):
+    """Marks of own outputs are not left in the home of whoever runs the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
     """An S3 server. Its credentials and its endpoint are in the environment."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
 from inpaint_encode import __version__
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.job.cluster import secure_local_ray
-from inpaint_encode.job.progress import open_display
+from inpaint_encode.job.progress import SafeConsole, open_display
 from inpaint_encode.settings import (
     EncodeJob,
     ExportOptions,
@@ -23,6 +21,7 @@ from inpaint_encode.settings import (
     format_value,
     unit,
 )
+from inpaint_encode.stores.redaction import for_terminal, redacted_json
 
 app = App(
     name="inpaint-encode",
@@ -38,9 +37,14 @@ app = App(
 )
 
 
-def _console() -> Console:
+def _console() -> SafeConsole:
     """Return a console as wide as the terminal, or of 140 columns for a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return SafeConsole(width=None if sys.stdout.isatty() else 140)
+
+
+def _print(text: str) -> None:
+    """Print lines to standard output."""
+    print(for_terminal(text))
 
 
 @app.command(sort_key=1, usage="inpaint-encode doctor [URI...] [OPTIONS]")
@@ -86,7 +90,7 @@ def encode(*, job: Annotated[EncodeJob, Parameter(name="*")]) -> None:
     with open_display() as display:
         whole = run_job(job, display)
     this = whole["this_run"]
-    print(
+    _print(
         f"{whole['pairs']:,} pairs: {whole['encoded']:,} encoded, {whole['rejected']:,} rejected; this run "
         f"{this['encoded'] + this['rejected']:,} in {this['seconds']:,.1f} s\n"
         f"{job.output.output}: {whole['files']:,} files, {whole['data_bytes']:,} bytes"
@@ -110,7 +114,7 @@ def plan(*, options: Annotated[PlanOptions, Parameter(name="*")]) -> None:
     with open_display() as display:
         job = estimate(options, display.say)
     if options.estimation.as_json:
-        print(json.dumps(job.as_dict(), indent=2))
+        print(redacted_json(job.as_dict()))
     else:
         print_estimate(job, _console())
 
@@ -154,7 +158,7 @@ def info(output: str, *, as_json: bool = False) -> None:
 
     found = read_info(output)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(redacted_json(found))
     else:
         print_info(found, _console())
 
@@ -189,8 +193,8 @@ def report(output: str, /, *, options: Annotated[ReportOptions, Parameter(name="
         with open_display() as display:
             written = write_page(output, options, display.say)
         if not found:
-            print(f"no run of {output} has finished yet, so there is no report to print")
-        print(written)
+            _print(f"no run of {output} has finished yet, so there is no report to print")
+        _print(written)
 
 
 @app.command(sort_key=7)
@@ -233,9 +237,9 @@ def export(latents: str, /, *, options: Annotated[ExportOptions, Parameter(name=
 
     with open_display() as display:
         made = export_output(latents, options, display.say)
-    print(
+    _print(
         f"{made.whole.rows:,} rows for {options.to}; this run {made.rows_now:,} in {made.seconds:,.1f} s\n"
         f"{made.uri}: {made.whole.files:,} files, {made.whole.bytes:,} bytes"
     )
     if made.unfinished:
-        print(made.unfinished)
+        _print(made.unfinished)

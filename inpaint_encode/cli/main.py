@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
-from inpaint_encode.stores.redaction import redacted
+from inpaint_encode.stores.redaction import for_terminal, redacted
 
 from .signals import end_interrupted, prefer_interrupt, stop_on_signals
 
@@ -101,11 +101,7 @@ def _fail_unexpectedly(error: BaseException, tokens: list[str]) -> NoReturn:
 
 def _fail(message: str, code: int) -> NoReturn:
     colored = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    # Names from files may have line ends or escape sequences, which a terminal would act on.
-    line = "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode()
-        for one in " ".join(redacted(message).split())
-    )
+    line = " ".join(for_terminal(message).split())
     if len(line) > _MAX_LINE:  # a file of a stranger may have names of megabytes
         line = f"{line[: _MAX_LINE // 2]} … {line[-_MAX_LINE // 4 :]}"
     print("\x1b[1;31merror:\x1b[0m" if colored else "error:", line, file=sys.stderr)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from inpaint_encode.stores.redaction import get_logger
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -21,7 +22,7 @@ COMPILE_AFTER = 32
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.03}
 """Largest difference between the compiled and the eager result, as a share of the largest value."""
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 
 
 def optimize_for_gpu(vae: AutoencoderKL, *, deterministic: bool, compiled: bool) -> AutoencoderKL:

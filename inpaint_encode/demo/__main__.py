@@ -19,7 +19,7 @@ from inpaint_encode.cli import end_interrupted, stop_on_signals
 from inpaint_encode.cli import main as inpaint_encode
 from inpaint_encode.job.cluster import connect_ray, secure_local_ray
 from inpaint_encode.reader import Output
-from inpaint_encode.settings import LatentDecoding
+from inpaint_encode.settings import LatentDecoding, SourceReading
 from inpaint_encode.tools.inspect.pictures import contact_sheet
 from inpaint_encode.tools.inspect.row_inspector import RowInspector
 
@@ -68,7 +68,7 @@ def _demonstrate(folder: Path, s3: LocalS3) -> None:
     _print_rows(rows)
     for reject in pq.read_table(f"{path}/_rejected", filesystem=store).to_pylist():  # noqa: TID251
         console.print(f"[red]rejected[/] {reject['key']}: {reject['error']}: {reject['message']}", soft_wrap=True)
-    inspector = RowInspector(Output.open(output), LatentDecoding(), lambda _: None)
+    inspector = RowInspector(Output.open(output), LatentDecoding(), SourceReading(), lambda _: None)
     shown = [inspector.inspect(rows[index]) for index in np.linspace(0, len(rows) - 1, 7).round().astype(int)]
     sheet, page, copy = folder / "contact-sheet.png", folder / "report.html", folder / "latents"
     contact_sheet(shown).save(sheet)

@@ -8,12 +8,14 @@ import re
 import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +48,7 @@ def connect_ray(address: str) -> Iterator[None]:
         yield
         return
     cluster = address or os.environ.get("RAY_ADDRESS")
-    options = {"address": cluster} if cluster else _local_options()
+    options: dict[str, Any] = {"address": cluster} if cluster else _local_options()
     try:
         if cluster:
             _check_reachable(cluster)
@@ -124,12 +126,13 @@ def _start(options: dict[str, Any]) -> None:
         ray.init(logging_config=logs, logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # Ray raises a bare Exception when a node does not come up
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "address" in options:
+        if options["address"] != "local":
             advice = "if it needs a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
             raise JobFailed(
                 f"cannot connect to the Ray cluster at {options['address']}; {advice} ({reason})"
             ) from error
-        raise JobFailed(f"Ray did not start; its logs are in /tmp/ray/session_latest/logs ({reason})") from error
+        logs = f"{options['_temp_dir']}/session_latest/logs"
+        raise JobFailed(f"Ray did not start; its logs are in {logs} ({reason})") from error
 
 
 @contextmanager
@@ -272,7 +275,24 @@ def _no_stderr() -> Iterator[None]:
 
 def _local_options() -> dict[str, Any]:
     cpus = max(LOGICAL_CPUS, os.cpu_count() or 1)
-    return {"num_cpus": cpus, "include_dashboard": False}
+    return {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": private_folder()}
+
+
+def private_folder() -> str:
+    """Return the folder for the logs and sockets of a local Ray, inside a folder that only this user can open.
+
+    Ray lets everyone read and write its folder, /tmp/ray by default. The path is short, because those of sockets below
+    it must be.
+    """
+    root = "/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir()  # noqa: S108 - the folder is checked
+    folder = Path(root, f"inpaint-encode-{os.getuid()}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+    if not is_private:  # another user made it, or its mode was changed
+        folder = Path(tempfile.mkdtemp(prefix="ie-", dir=root))
+    return str(folder / "ray")
 
 
 def _configure_ray_data() -> None:

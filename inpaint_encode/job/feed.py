@@ -12,6 +12,8 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from inpaint_encode.sources.signatures import find_signed
+
 _STOP_S = 10.0
 """Seconds to wait for the thread at the end. A listing may take longer; what it still plans is valid."""
 
@@ -31,6 +33,10 @@ class WorkQueue:
             self._tables.append(table)
             self._changed.notify_all()
 
+    async def find_signed(self, path: str, urls: list[str]) -> dict[str, str]:
+        """Return the signed forms of URLs, see `inpaint_encode.sources.signatures`."""
+        return find_signed(path, urls)
+
     async def close(self) -> None:
         """End the queue; no table is added any more."""
         async with self._changed:
@@ -42,6 +48,12 @@ class WorkQueue:
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or index < len(self._tables))
             return self._tables[index] if index < len(self._tables) else None
+
+
+def ask_for_signed(urls: list[str], *, queue: Any, path: str) -> dict[str, str]:
+    """Ask the driver's node for the signed forms of URLs, in a task."""
+    found: dict[str, str] = ray.get(queue.find_signed.remote(path, urls))
+    return found
 
 
 def read_queue(_row: pa.Table, *, queue: Any) -> Iterator[pa.Table]:

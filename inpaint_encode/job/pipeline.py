@@ -36,7 +36,7 @@ from inpaint_encode.vae.load import load_vae
 from inpaint_encode.vae.registry import vae_metadata
 
 from .cluster import connect_ray, needed_resources, translate_ray_errors, vae_workers
-from .feed import WorkFeed, read_work
+from .feed import WorkFeed, ask_for_signed, read_work
 from .metrics import JobMetrics
 from .progress import Display, Reminder, open_display
 from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
@@ -60,7 +60,13 @@ class Backend(NamedTuple):
 
 
 def build_pipeline(
-    work: Any, job: EncodeJob, backend: Backend, state: OutputState, metadata: RowMetadata, plan_schema: pa.Schema
+    work: Any,
+    job: EncodeJob,
+    backend: Backend,
+    state: OutputState,
+    metadata: RowMetadata,
+    plan_schema: pa.Schema,
+    signatures: str = "",
 ) -> ray.data.Dataset:
     """Return the pipeline that fetches, decodes, encodes and commits.
 
@@ -73,6 +79,7 @@ def build_pipeline(
         state: of the output.
         metadata: of the rows.
         plan_schema: a schema with the source's `inpaint_encode.schema.EXTRA_COLUMNS`.
+        signatures: path of the list's signed URLs on the driver's node, see `inpaint_encode.sources.signatures`.
     """
     vae = vae_workers(job.workers, job.run.address)
     # Rows of one batch influence each other's last bits.
@@ -85,12 +92,7 @@ def build_pipeline(
         read_work(work)
         .map_batches(
             fetch_stage,
-            fn_kwargs={
-                "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
-                "access": job.access.to_access(),
-                "max_bytes": job.limits.max_bytes,
-                "threads": job.workers.fetch_threads,
-            },
+            fn_kwargs=_fetch_options(work, job, metadata, signatures),
             num_cpus=job.workers.fetch_cpus,
             label_selector=fetch_on,
             **one_chunk,
@@ -117,6 +119,27 @@ def build_pipeline(
             **one_chunk,
         )
     )
+
+
+def _fetch_options(work: Any, job: EncodeJob, metadata: RowMetadata, signatures: str) -> dict[str, Any]:
+    """Return the keyword arguments of `fetch_stage`."""
+    options = {
+        "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
+        "access": job.access.to_access(),
+        "max_bytes": job.limits.max_bytes,
+        "threads": job.workers.fetch_threads,
+    }
+    return options | ({"find_signed": partial(ask_for_signed, queue=work, path=signatures)} if signatures else {})
+
+
+def _open_source(job: EncodeJob) -> PairSource:
+    source = open_source(job.source, job.access.to_access())
+    if job.run.shard and source.is_signed:
+        raise UsageError(
+            "--shard cannot be combined with a list of signed URLs, because only one of the runs reads the whole list; "
+            "leave out --shard"
+        )
+    return source
 
 
 def run_job(
@@ -152,7 +175,7 @@ def run_job(
         output = storage.normalize_uri(job.output.output)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
-    source = open_source(job.source, job.access.to_access())
+    source = _open_source(job)
     display.say(f"loading the VAE {job.vae.vae}")
     backend = (backend_of or vae_backend)(job)
     metadata = row_metadata(job.rows, job.decoding, backend.vae)
@@ -175,7 +198,9 @@ def run_job(
                 state.remove_note()
                 display.say("waiting for Ray")
                 with connect_ray(job.run.address), WorkFeed(first, work, stopped) as feed:
-                    run.consume(build_pipeline(feed.queue, job, backend, state, metadata, left.log.schema), feed)
+                    signed = source.signatures.path if source.signatures else ""
+                    about = (job, backend, state, metadata, left.log.schema, signed)
+                    run.consume(build_pipeline(feed.queue, *about), feed)
             return run.finish(left, source, {"job": state.job, **record})
 
 

@@ -8,7 +8,6 @@ stages, two gigabytes for a hundred million pairs. `drop_block_statistics` drops
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,12 +15,14 @@ from typing import Any
 import ray._private.utils
 import ray.data
 
+from inpaint_encode.stores.redaction import get_logger
+
 try:
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 except ImportError:
     ExecutionCallback = None
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 
 
 class _DropBlockStatistics(ExecutionCallback or object):  # type: ignore[misc]

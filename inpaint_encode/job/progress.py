@@ -6,12 +6,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+
+from inpaint_encode.stores.redaction import for_terminal, printable
 
 EVERY_S = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -38,6 +42,22 @@ class Display:
 
     def update(self, done: int, total: int, rejected: int, rate: float) -> None:
         """Show the numbers of decided, planned and ``rejected`` pairs, and the pairs per second (0: unknown)."""
+
+
+class SafeConsole(Console):
+    """A console that prints no credentials, and escapes characters that control a terminal.
+
+    The strings may be a stranger's: keys, captions, URIs, errors of libraries.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a string of `print`, or of a cell of a table, as text without credentials."""
+        return super().render_str(for_terminal(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of anything that is printed, without control characters."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 class Reminder:
@@ -78,7 +98,7 @@ def _words(rate: float) -> str:
 class _Live(Display):
     def __init__(self) -> None:
         # A duplicate of standard error, which is redirected while Ray starts.
-        self._console = Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w"))
+        self._console = SafeConsole(file=os.fdopen(os.dup(sys.stderr.fileno()), "w"))
         self._progress = Progress(
             TextColumn("[bold]encoding"),
             BarColumn(bar_width=None),
@@ -116,7 +136,7 @@ class _Lines(Display):
     _last = 0.0
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(for_terminal(line), file=sys.stderr, flush=True)
 
     def start(self, total: int, done: int) -> None:
         if done:

@@ -7,7 +7,6 @@ and a commit never replaces another. An error that is not one pair's own (a fail
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from inpaint_encode.schema import DUPLICATE_KEY, EXTRA_COLUMNS, PAIRS, RECEIPT, 
 from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
+from inpaint_encode.stores.redaction import get_logger, redact_handlers
 
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
 
@@ -48,12 +48,24 @@ MAX_CONCURRENCY = 2
 LOGICAL_GPUS = "INPAINT_ENCODE_LOGICAL_GPUS"
 """Environment variable; "1" on a cluster whose GPUs are only numbers, as in tests: workers with a GPU use the CPU."""
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 _PIXELS = ReusableBuffer()
 
 
-def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_bytes: int, threads: int) -> pa.Table:
-    """Read the chunk's pairs from the plan, fetch their files and decode them."""
+def fetch_stage(
+    row: pa.Table,
+    *,
+    decoder: PairDecoder,
+    access: Access,
+    max_bytes: int,
+    threads: int,
+    find_signed: Callable[[list[str]], dict[str, str]] = lambda _: {},
+) -> pa.Table:
+    """Read the chunk's pairs from the plan, fetch their files and decode them.
+
+    ``find_signed`` returns the signed forms of the URLs of a list that has some.
+    """
+    redact_handlers()
     work = {name: row[name][0].as_py() for name in WORK.names}
     counters, retries = Counters(float), storage.retry_count()
     try:
@@ -68,7 +80,8 @@ def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_byte
     pairs = [Pair(*(one[name] for name in Pair._fields)) for one in planned.select(PAIRS.names).to_pylist()]
     messages = planned["error"].drop_null().to_pylist()
     rejects = [Reject(pair, DUPLICATE_KEY, message) for pair, message in zip(pairs, messages, strict=False)]
-    reader = PairReader(access, max_bytes)
+    urls = [uri for pair in pairs for uri in (pair.image_uri, pair.mask_uri) if uri.startswith(("http://", "https://"))]
+    reader = PairReader(access, max_bytes, find_signed(urls) if urls else {})
     others = partial(plan.other_images, work["part"], work["chunk"])
     breaker = CircuitBreaker(reader, others, retried=work["keep"])
     results = fetch_and_decode(pairs[len(rejects) :], reader, decoder, breaker, counters, threads=threads)
@@ -104,6 +117,7 @@ class EncodeStage:
     ) -> None:
         import torch
 
+        redact_handlers()
         on_gpu = gpus > 0 and torch.cuda.is_available()
         if gpus > 0 and not on_gpu and os.environ.get(LOGICAL_GPUS) != "1":
             raise JobFailed(_no_cuda(gpus, torch.version.cuda))
@@ -147,6 +161,7 @@ def _no_cuda(gpus: float, built_for: str | None) -> str:
 
 def commit_stage(row: pa.Table, *, state: OutputState, make_schema: Callable[[], pa.Schema]) -> pa.Table:
     """Write a chunk's rows and rejects into the output; return its receipt (`inpaint_encode.schema.RECEIPT`)."""
+    redact_handlers()
     work, before, fatal, (rows, rejects) = unpack_chunk(row, "rows", "rejects")
     schema, counters, retries = make_schema(), Counters(float, before), storage.retry_count()
     receipt: dict[str, Any] = ChunkResult(0, 0, {}, 0, version="", rejects_version="").to_receipt()

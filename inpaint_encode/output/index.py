@@ -6,7 +6,6 @@ The index is a cache, see `index_files`. What is missing is made from receipts, 
 from __future__ import annotations
 
 import hashlib
-import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from inpaint_encode.schema import FILE_INDEX, KEY_INDEX, RECEIPT, UNIT_INDEX
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
+from inpaint_encode.stores.redaction import get_logger
 
 from . import plan
 from .index_files import (
@@ -49,7 +49,7 @@ _KEY = np.dtype([("hash", np.uint64), ("file", np.uint32), ("group", np.uint16)]
 
 _Receipt = Mapping[str, Any]
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 
 
 class _UnitIndex(NamedTuple):

@@ -14,7 +14,6 @@ writes a new one at its end. The token is the run's, so that no file is replaced
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from inpaint_encode.json_files import convert_json, parse_object
 from inpaint_encode.parquet_file import ParquetFile
 from inpaint_encode.schema import KEY_INDEX
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.redaction import get_logger
 
 from .notes import Count, DamagedNote, JobName, Parsed, read_parsed
 from .parquet import check_counts
@@ -44,7 +44,7 @@ _ROW_GROUP = 2**15
 """Rows of a row group of the index; a reader needs the memory to decode one."""
 
 _UNIT_INDEX = re.compile(r"_index/(?P<job>[0-9a-f]{8})-(?P<unit>\d{6})\.(?P<revision>\d{1,5})\.parquet")
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)

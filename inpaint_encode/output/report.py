@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from inpaint_encode.core import mask_coverage
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.sources.pairs import LeftOut
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.redaction import redacted_json
 
 from .state import ChunkResult
 
@@ -160,5 +160,5 @@ def write_report(
         },
         "job": job,
     }
-    storage.write(uri, json.dumps(report, indent=2).encode())
+    storage.write(uri, redacted_json(report).encode())
     return report

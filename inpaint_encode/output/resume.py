@@ -7,7 +7,7 @@ import platform
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,11 +24,13 @@ from inpaint_encode.schema import WORK, extra_columns_schema
 from inpaint_encode.settings import Decoding, EncodeJob, RowSettings, Source
 from inpaint_encode.sources.pairs import LeftOut, PairSource
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.redaction import redacted_values
 
 from . import plan
 from .index import IndexWriter
 from .index_files import NOTE
 from .notes import RESTORE_JOB, DamagedNote, metadata_of_job, parse_job, read_parsed
+from .own_outputs import mark_own
 from .plan_log import MARKER, PlanLog
 from .planner import Planner
 from .state import ChunkResult, Inventory, OutputState
@@ -70,7 +72,7 @@ def job_record(job: EncodeJob, metadata: RowMetadata, extra_columns: Sequence[pa
     """
     rows = metadata.to_dict()
     versions, vae_source = rows.pop("versions"), rows.pop("vae_source")
-    return {
+    record = {
         "layout": LAYOUT,
         "rows": rows,
         "source": _source_record(job.source, extra_columns),
@@ -78,6 +80,7 @@ def job_record(job: EncodeJob, metadata: RowMetadata, extra_columns: Sequence[pa
         "vae_source": vae_source,
         "versions": versions,
     }
+    return dict(redacted_values(record))
 
 
 def validate_sizes(metadata: RowMetadata) -> None:
@@ -140,6 +143,10 @@ def open_output(
         except storage.Conflict:  # another run has begun the output
             return open_output(output, record, overwrite=False, token=token, lease=lease)
         state.delete(["_report.json", NOTE])
+    else:
+        whole = {"job": state.job, **present}
+    if all(whole.get(name) == value for name, value in record.items() if name in ("source", "access", "vae_source")):
+        mark_own(output, whole)
     state.check_lease()
     state.delete(inventory.replaced_files)
     return state, inventory
@@ -208,7 +215,7 @@ class Remaining:
 
     def __init__(self, state: OutputState, inventory: Inventory, job: EncodeJob, source: PairSource) -> None:
         self.log = PlanLog.read(state, inventory.plan, extra_columns_schema(source.extra_columns))
-        self.state, self._inventory, self._run = state, inventory, job.run
+        self.state, self._inventory, self._run, self._source = state, inventory, job.run, source
         self.done = self._committed(inventory)
         self.new_planner(job, source)
         self._old_plan = set(inventory.plan)
@@ -257,8 +264,11 @@ class Remaining:
                     self.done.pop(name, None)
             yield sorted(self.log.chunks.keys() - self.done.keys())
             return
-        yield sorted(self.log.chunks.keys() - self.done.keys())
-        yield from self.planner.plan()
+        planned: Iterable[Sequence[str]] = self.planner.plan()
+        if (left := sorted(self.log.chunks.keys() - self.done.keys())) and self._source.is_signed:
+            planned = list(planned)  # reads the signatures for the chunks that are left
+        yield left
+        yield from planned
 
     def _revise(self) -> Iterator[list[str]]:
         if self._run.retry_rejected:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from inpaint_encode.core.chunk import EncodedPair, Pair, Reject
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.schema import PACKED_MASK, REJECTS
+from inpaint_encode.stores.redaction import for_terminal
 
 ROW_GROUP_PIXELS = 2**23
 """Mask pixels in a row group. A writer's memory grows with them, and a reader of one row reads its whole group."""
@@ -96,7 +97,12 @@ def row_groups(rows: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
 def rejects_table(rejects: Sequence[Reject]) -> pa.Table:
     """Return rejects as a table of `inpaint_encode.schema.REJECTS`."""
     values = [
-        {**one.pair._asdict(), "stage": one.error.partition(".")[0], "error": one.error, "message": one.message}
+        {
+            **one.pair._asdict(),
+            "stage": one.error.partition(".")[0],
+            "error": one.error,
+            "message": for_terminal(one.message),
+        }
         for one in rejects
     ]
     return pa.table({name: [value[name] for value in values] for name in REJECTS.names}, schema=REJECTS)

@@ -84,7 +84,7 @@ class SharedRemaining(Remaining):
     ) -> None:
         super().__init__(state, inventory, job, source)
         self._shard, self._shards = job.run.shard_numbers
-        self._job, self._source = job, source
+        self._job = job
         self._on_status, self._stopped = on_status, stopped
         self._leases = ExitStack()
         self._uncommitted: set[str] = set()

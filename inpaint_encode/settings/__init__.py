@@ -7,7 +7,7 @@ and its key in a TOML file have the same name: ``grow_mask_by`` is ``--grow-mask
 from .base import format_value, unit
 from .commands import EncodeJob, ExportOptions, LatentDecoding, PlanOptions, ReportOptions, ShowOptions, VerifyOptions
 from .job import Chunks, Output, RowSettings, RunOptions, VaeSource, Workers, label_selector
-from .source import Decoding, Limits, Source, SourceAccess
+from .source import Decoding, Limits, Source, SourceAccess, SourceReading
 
 __all__ = [
     "Chunks",
@@ -24,6 +24,7 @@ __all__ = [
     "ShowOptions",
     "Source",
     "SourceAccess",
+    "SourceReading",
     "VaeSource",
     "VerifyOptions",
     "Workers",

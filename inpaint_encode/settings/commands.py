@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from .base import Frozen, matching, section, unit
 from .job import Chunks, Output, RowSettings, RunOptions, VaeSource, Workers
-from .source import MASK_PRESETS, Decoding, Limits, Source, SourceAccess
+from .source import MASK_PRESETS, Decoding, Limits, Source, SourceAccess, SourceReading
 
 
 class _Pairs(Frozen):
@@ -96,9 +96,10 @@ class VerifyOptions(Frozen):
     """Number of random rows to encode again on this machine and compare. With 0, no VAE is loaded."""
     seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of --sample. The same seed chooses the same rows of an output."""
-    vae: Annotated[str, unit("MODEL", "the job's")] = ""
-    """VAE to use for --sample. Give it if the job's path or hub id is not available here. Its weights must be the same
-    as the job's."""
+    vae: Annotated[str, unit("MODEL", "that of your own job")] = ""
+    """VAE to use for --sample. Its weights must be the same as the job's. Give it if you did not encode the output on
+    this machine, since a model that only the output names is not loaded; or if the job's path is not available here."""
+    reading: SourceReading = SourceReading()
     repair: bool = False
     """Remove damaged files that can be made again, and rebuild a damaged plan from the data files. Then run the same
     encode command again to complete the output. Intact files are never removed. Do not use --repair while an encode job
@@ -208,9 +209,10 @@ class ExportOptions(Frozen):
 class LatentDecoding(Frozen):
     """The VAE that decodes stored latents into pictures."""
 
-    vae: Annotated[str, unit("MODEL", default="the job's")] = ""
-    """VAE to decode latents with. Give it if the job's path or hub id is not available here. Its weights must be the
-    same as the job's."""
+    vae: Annotated[str, unit("MODEL", default="that of your own job")] = ""
+    """VAE to decode latents with. Its weights must be the same as the job's. Give it if you did not encode the output
+    on this machine, since a model that only the output names is not loaded; or if the job's path is not available
+    here."""
     decode: Annotated[bool, Parameter(negative="--no-decode")] = True
     """Decode latents, to show them beside their images. --no-decode: leave out decoded latents. This loads no VAE and
     is faster."""
@@ -230,6 +232,7 @@ class ReportOptions(Frozen):
     seed: Annotated[int, unit("NUMBER")] = 0
     """Seed of the random choice of rows. The same seed chooses the same rows of an output."""
     decoder: LatentDecoding = LatentDecoding()
+    reading: SourceReading = SourceReading()
 
 
 @section("Picture", 1)
@@ -240,3 +243,4 @@ class ShowOptions(Frozen):
     """Picture to write, a path or s3:// URI that ends in .png. By default it is written to the current folder, and "/"
     in the key becomes "-"."""
     decoder: LatentDecoding = LatentDecoding()
+    reading: SourceReading = SourceReading()

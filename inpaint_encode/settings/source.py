@@ -131,7 +131,21 @@ class SourceAccess(Frozen):
 
     def to_access(self) -> Access:
         """Return the same values for `inpaint_encode.stores`, which does not import the settings."""
-        return Access(**self.model_dump())
+        return Access(self.anonymous, self.requester_pays, self.endpoint_url)
+
+
+@section("Sources", 2)
+class SourceReading(SourceAccess):
+    """What a command that reads an output may read of its rows' sources; see `inpaint_encode.tools.recorded`."""
+
+    sources: Annotated[tuple[str, ...], unit("URI", default="those of your own jobs")] = ()
+    """Prefix or folder of images and masks to read, with your credentials; give the option once for each. By default,
+    sources are read only if you encoded the output on this machine: an output of others may name any file and any
+    server."""
+    endpoint_url: Annotated[str, unit("URL")] = ""
+    """URL of the S3 or GCS server that has the sources. Requests to it are signed with your credentials. Without it, a
+    server that only the output names gets no credentials. By default, AWS_ENDPOINT_URL for s3:// and Google for
+    gs://."""
 
 
 class _Preset(NamedTuple):

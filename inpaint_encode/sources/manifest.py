@@ -27,6 +27,7 @@ from .list_files import Lines, ListFile, open_list_file, translate_errors
 from .pairs import PairBatch, PairFiles, PairSource, Slice, check_access
 from .part_uris import without_suffix
 from .random_masks import slice_version
+from .signatures import Signatures, are_signed, without_signatures
 
 _LOG = logging.getLogger(__name__)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
@@ -34,16 +35,11 @@ _READABLE = r"^(?:(?:s3|gs|https?)://[^/@]+/|file:///|/)"
 _OPEN_AHEAD = 8
 """Files that are opened before their lines are needed."""
 
-_SIGNATURES = (
-    (r"X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-Signature", ""),
-    ("sig", "se|sv"),  # Azure
-    ("Signature", "Key-Pair-Id|AWSAccessKeyId|GoogleAccessId"),  # CloudFront, and older ones of S3 and GCS
-)
-"""Names in the query of a presigned URL: one of the first, and one of the second if there are any."""
-
 
 class PairList(PairSource):
     """The lines of one or more files; a line is a pair, or an image with its ``--random-masks``."""
+
+    signatures: Signatures
 
     def __init__(self, source: Source, files: PairFiles, access: Access) -> None:
         """Open the first file.
@@ -53,6 +49,7 @@ class PairList(PairSource):
         """
         super().__init__(files.objects_listed)
         self._source, self._files, self._access = source, files, access
+        self.signatures = Signatures()
         with translate_errors(files.uris[0]):
             self._first = RangedFile(files.uris[0], access)
             self._first_opened = open_list_file(files.uris[0], self._first, source)
@@ -71,6 +68,7 @@ class PairList(PairSource):
                 "one"
             )
         self._has_masks = not (source.random_masks or source.is_own_mask)
+        self._names_of_uris = [source.image_column, *([source.mask_column] if self._has_masks else [])]
         self._check_column("--image-column", source.image_column)
         if self._has_masks:
             self._check_column("--mask-column", source.mask_column)
@@ -85,8 +83,7 @@ class PairList(PairSource):
         """Yield the pairs, see `PairSource.batches`.
 
         Raises:
-            UsageError: a file cannot be read or has other columns, a line has no URI or a presigned URL, or the list
-                has no rows.
+            UsageError: a file cannot be read or has other columns, a line has no URI, or the list has no rows.
         """
         first = True
         for batch in in_batches(self._pieces(known), self._source):
@@ -96,11 +93,33 @@ class PairList(PairSource):
                 first = False
             yield batch
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether the first lines have signed URLs; reads them."""
+        with translate_errors(self._files.uris[0]):
+            for lines in self._first_opened.lines(0):
+                return any(are_signed(lines.table[name].cast(pa.string())) for name in self._names_of_uris)
+        return False
+
+    def _read_signatures(self, unchanged: Mapping[str, RangedFile], ends: Mapping[str, int]) -> None:
+        """Read the signed URLs of lines that are planned: the plan has them without signatures."""
+        for uri, ranged in unchanged.items():
+            start, file = 0, self._open(uri, ranged)
+            with translate_errors(uri):
+                for lines in file.lines(0):
+                    for name in self._names_of_uris:
+                        self._uris("--pairs", name, lines.table, file, start)
+                    start += lines.table.num_rows
+                    if start >= ends[uri]:
+                        break
+
     def _pieces(self, known: Mapping[str, Slice]) -> Generator[Piece, None, None]:
         empty, image_bytes, mask_bytes = not known, 0, 0
         unchanged = find_unchanged(self._files.uris, known, self._source, self._open_ranged)
         self.unchanged = frozenset(unchanged)
         starts = {uri: known[uri].end for uri in unchanged}
+        if unchanged and self.is_signed:
+            self._read_signatures(unchanged, starts)
         uris = [uri for uri in self._files.uris if not (uri in unchanged and known[uri].is_last)]
         for file in map_concurrently(
             lambda uri: self._open(uri, unchanged.get(uri)), uris, _OPEN_AHEAD, ahead=_OPEN_AHEAD
@@ -195,6 +214,8 @@ class PairList(PairSource):
 
     def _strings(self, option: str, name: str, table: pa.Table, file: ListFile, start: int) -> pa.ChunkedArray:
         strings = table[name].cast(pa.string())
+        if name == self._source.key_column:
+            strings = without_signatures(strings)
         empty = pc.or_kleene(pc.is_null(strings), pc.equal(strings, ""))
         if (line := pc.index(empty, True).as_py()) >= 0:
             raise UsageError(f"{option} {name} has no value in {self._row(file, start + line)}; add the value")
@@ -203,7 +224,10 @@ class PairList(PairSource):
         return strings
 
     def _uris(self, option: str, name: str, table: pa.Table, file: ListFile, start: int) -> pa.ChunkedArray:
-        """Return the URIs of a column as `storage.normalize_uri` does; relative ones are below the files' folder."""
+        """Return the URIs of a column as `storage.normalize_uri` does; relative ones are below the files' folder.
+
+        Signed URLs are kept in ``signatures``, and returned without their signatures.
+        """
         uris = self._strings(option, name, table, file, start)
         if name in file.embedded:
             return uris
@@ -215,19 +239,14 @@ class PairList(PairSource):
                     f"{option} {name}: {uris[line]} is not supported; use a path, or a URI without credentials such as "
                     "s3://bucket/key, gs://bucket/key, https://host/path or file:///path"
                 )
-        if (line := _find_presigned(uris)) >= 0:
-            url = uris[line].as_py().partition("?")[0]
-            raise UsageError(
-                f"{option} {name} has a presigned URL in {self._row(file, start + line)}: {url}; its signature "
-                "expires, and the output would store it; give s3:// or https:// URIs without signatures"
-            )
         whole = pc.replace_substring_regex(uris, "^file://", "") if any_absolute else uris
         if any_absolute and pc.all(absolute).as_py():
-            return whole
+            return self.signatures.add(whole)
         paths = uris
         if pc.any(pc.starts_with(paths, "./")).as_py():
             paths = pc.replace_substring_regex(paths, r"^(?:\./)+", "")
-        return pc.if_else(absolute, whole, pc.binary_join_element_wise(self._files.folder, paths, "/"))
+        below = pc.binary_join_element_wise(self._files.folder, paths, "/")
+        return self.signatures.add(pc.if_else(absolute, whole, below))
 
     def _row(self, file: ListFile, line: int) -> str:
         """Return the number of a line, for an error."""
@@ -235,27 +254,18 @@ class PairList(PairSource):
         return f"row {line + 1:,}{of} ({'not counting the header' if file.uri.endswith('.csv') else 'numbered from 1'})"
 
 
-def _find_presigned(uris: pa.ChunkedArray) -> int:
-    """Return the number of the first URL with a signature in its query; -1 if there is none."""
-    queries = pc.match_substring(uris, "?")
-    if not pc.any(queries).as_py():
-        return -1
-    for names, others in _SIGNATURES:
-        found = pc.match_substring_regex(uris, rf"(?i)^https?://[^?]*\?(?:.*&)?(?:{names})=")
-        if others:
-            found = pc.and_(found, pc.match_substring_regex(uris, rf"(?i)[?&](?:{others})="))
-        if pc.any(found).as_py():
-            return int(pc.index(found, True).as_py())
-    return -1
-
-
 def _default_keys(images: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
-    """Return the image's path below ``folder``, or else its URI, without the suffix."""
+    """Return the image's path below ``folder``, or else its URI, without the suffix; a URL's query stays."""
     below = pc.starts_with(images, f"{folder}/")
     paths = pc.utf8_slice_codeunits(images, len(folder) + 1)
     if not pc.all(below).as_py():
         paths = pc.if_else(below, paths, images)
-    return without_suffix(paths)
+    has_query = pc.match_substring_regex(images, r"^https?://[^?]*\?")
+    if not pc.any(has_query).as_py():
+        return without_suffix(paths)
+    queries = pc.if_else(has_query, pc.replace_substring_regex(paths, r"^[^?]*", ""), "")
+    places = pc.if_else(has_query, pc.replace_substring_regex(paths, r"(?s)\?.*$", ""), paths)
+    return pc.binary_join_element_wise(without_suffix(places), queries, "")
 
 
 def _plain_type(type_: pa.DataType) -> pa.DataType:

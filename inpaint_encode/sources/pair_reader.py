@@ -39,6 +39,8 @@ class PairReader:
     access: Access = DEFAULT_ACCESS
     max_bytes: int = sys.maxsize
     """Limit for the size of an image or a mask."""
+    signed: Mapping[str, str] = field(default_factory=dict)
+    """Signed URLs by the URLs that are planned, see `inpaint_encode.sources.signatures`."""
     _parquet_rows: ParquetRowReader = field(default_factory=ParquetRowReader)
 
     @overload
@@ -70,7 +72,14 @@ class PairReader:
             case TarMember():
                 storage.check_size(part.size, self.max_bytes)
                 return self._read_member(part, version, part.size)
-        return storage.read(uri, self.access, self.max_bytes)
+        try:
+            return storage.read(self.signed.get(uri, uri), self.access, self.max_bytes)
+        except PermissionError as error:
+            if not self.signed or not uri.startswith(("http://", "https://")):
+                raise
+            reason = "its signature may have expired" if uri in self.signed else "the list has no signed URL for it now"
+            advice = "sign the URLs of the list again, and run with --retry-rejected"
+            raise PermissionError(error.errno, f"{error.strerror}; {reason}; {advice}") from error
 
     def refetch(self, row: Mapping[str, Any]) -> tuple[storage.Blob, SourceFile] | None:
         """Read the image and the mask of a row of an output; None if one was deleted or has another version now.
@@ -95,12 +104,12 @@ class PairReader:
                 return self._parquet_rows.read(part, version, self.access, self.max_bytes).data
             case TarMember():
                 return self._read_member(part, version, min(length, part.size)).data
-        return storage.read_range(uri, 0, length, self.access).data
+        return storage.read_range(self.signed.get(uri, uri), 0, length, self.access).data
 
     def probe(self, uri: str) -> None:
         """Request one byte of the object, or of the file that the URI names a part of. No cache is used."""
         part = parse_part(uri)
-        storage.read_range(part.file if part else uri, 0, 1, self.access)
+        storage.read_range(part.file if part else self.signed.get(uri, uri), 0, 1, self.access)
 
     def probe_listing(self, store: str) -> None:
         """Request the first page of a bucket's listing; raises the errors of `storage.list_objects`."""

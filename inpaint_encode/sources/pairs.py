@@ -18,6 +18,8 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access, Changed
 
+from .signatures import Signatures
+
 _PREFIX_SUFFIXES = ("parquet", "tar")
 """Formats whose files ``--pairs`` may give together, as one prefix."""
 _COMPRESSED_TAR = re.compile(r"\.(?:tar\.\w+|tgz|tbz2?|txz)$")
@@ -90,6 +92,8 @@ class PairSource(ABC):
     names a pair."""
     unchanged: frozenset[str] = frozenset()
     """Files whose ``known`` lines are skipped; set before `batches` yields its first batch."""
+    signatures: Signatures | None = None
+    """Of a list: the signed URLs that were read so far. The pairs have their URLs without signatures."""
     left_out: LeftOut
     objects_listed: int
     """Objects in the listings so far."""
@@ -102,6 +106,11 @@ class PairSource(ABC):
     def __init__(self, objects_listed: int = 0) -> None:
         self.left_out = LeftOut()
         self.objects_listed = objects_listed
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the source has signed URLs, so that `batches` must be read before planned pairs can be fetched."""
+        return False
 
     @abstractmethod
     def batches(self, known: Mapping[str, Slice]) -> Generator[PairBatch, None, None]:
@@ -182,7 +191,8 @@ def _check_not_compressed(uri: str, file: str) -> None:
 
 def check_access(access: Access, *uris: pa.ChunkedArray) -> None:
     """Raise UsageError if there are options for buckets, but no URI of a bucket."""
-    options = [f"--{name.replace('_', '-')}" for name, value in asdict(access).items() if value]
+    given = {name: value for name, value in asdict(access).items() if value and name != "prefixes"}
+    options = [f"--{name.replace('_', '-')}" for name in given]
     if options and not any(pc.any(pc.match_substring_regex(one, "^(?:s3|gs)://")).as_py() for one in uris):
         raise UsageError(
             f"only s3:// and gs:// accept {' and '.join(options)}, and the source has no such URI; leave this out"

@@ -20,7 +20,7 @@ READ_S = 300
 
 @dataclass(frozen=True)
 class Access:
-    """Overrides of the environment's settings for s3:// and gs://; disks and HTTP servers ignore them."""
+    """Overrides of the environment's settings for s3:// and gs://, which disks and HTTP servers ignore; and limits."""
 
     anonymous: bool = False
     """Send requests without credentials."""
@@ -28,6 +28,8 @@ class Access:
     """Accept that S3 charges the requests to the caller."""
     endpoint_url: str = ""
     """Server, as http://host:port or https://host; empty: the environment's ``AWS_ENDPOINT_URL``, or the provider's."""
+    prefixes: tuple[str, ...] | None = None
+    """Normalized URIs and paths; only what is below one of them is read. None: everything."""
 
 
 DEFAULT_ACCESS = Access()
@@ -72,6 +74,10 @@ class Unavailable(OSError):
 
 class Changed(OSError):
     """The object has another version than when it was opened or planned."""
+
+
+class NotAllowed(PermissionError):
+    """The object is not below a prefix that the user named; no request was sent."""
 
 
 class Listing(Protocol):

@@ -14,6 +14,7 @@ import obstore.exceptions as obs
 from botocore.parsers import ResponseParserError
 
 from .base import ANSWER_S, CONNECT_S, READ_S, Conflict, TooLarge, Unavailable
+from .redaction import redacted
 
 _CLIENT_ERRORS = (obs.BaseError, aws.BotoCoreError, aws.ClientError, ResponseParserError)
 _DENIED = (PermissionError, obs.PermissionDeniedError, obs.UnauthenticatedError)
@@ -56,6 +57,7 @@ def translate_errors() -> Iterator[None]:
 def _translated(error: Exception) -> Exception:
     status, code, message = _answer(error)
     line = " ".join(f"the store answered {status} {code} {message}".split()) if status else _first_line(error)
+    line = redacted(line)
     if isinstance(error, FileNotFoundError | obs.NotFoundError) or status == 404:
         return FileNotFoundError(errno.ENOENT, line)
     if isinstance(error, _DENIED + _NO_CREDENTIALS) or status in {401, 403} or code in _DENIED_CODES:

@@ -1,22 +1,27 @@
 """Objects on HTTP servers: they can only be read, one at a time.
 
-The environment's proxies are not used. urllib3 does not retry here: `inpaint_encode.stores.retries` does.
+No request has credentials: only the query of a signed URL, which its list has, is sent. The environment's proxies and
+``.netrc`` are not used. urllib3 does not retry here: `inpaint_encode.stores.retries` does.
 """
 
 from __future__ import annotations
 
 import errno
+import ipaddress
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, MaxRetryError, ResponseError
+from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, MaxRetryError
 
 from .base import ANSWER_S, CONNECT_S, READ_S, Access, Blob, Stat, Unavailable, check_size
+from .redaction import redacted
 
 _PIECE = 2**20
 _REDIRECTS = 5
@@ -62,7 +67,7 @@ listing = write = delete = _read_only
 
 @lru_cache
 def _pool() -> urllib3.PoolManager:
-    retries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS)
+    retries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=False)
     return urllib3.PoolManager(maxsize=256, retries=retries, timeout=urllib3.Timeout(CONNECT_S, ANSWER_S))
 
 
@@ -74,20 +79,51 @@ def _request(method: str, uri: str, **headers: str) -> Iterator[urllib3.BaseHTTP
     """
     headers = {"Accept-Encoding": "identity", **headers}
     try:
-        response = _pool().request(method, uri, headers=headers, preload_content=False)
+        response = _follow_redirects(method, uri, headers)
         try:
             _raise_for_status(response)
             yield response
         finally:
             response.close()
     except (LocationValueError, InvalidHeader) as error:
-        raise OSError(errno.EINVAL, str(error)) from error
+        raise OSError(errno.EINVAL, redacted(str(error))) from error
     except MaxRetryError as error:
-        if isinstance(error.reason, ResponseError):  # without an answer the reason is another one
-            raise OSError(errno.ELOOP, f"more than {_REDIRECTS} redirects") from error
-        raise Unavailable(errno.EIO, str(error.reason or error)) from error  # the error itself quotes the query
+        raise Unavailable(errno.EIO, redacted(str(error.reason or error))) from error
     except HTTPError as error:
-        raise Unavailable(errno.EIO, str(error)) from error
+        raise Unavailable(errno.EIO, redacted(str(error))) from error
+
+
+def _follow_redirects(method: str, uri: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    """Return the first response that is no redirect, before its body is read."""
+    place = uri
+    for _ in range(_REDIRECTS + 1):
+        response = _pool().request(method, place, headers=headers, preload_content=False)
+        if not (location := response.get_redirect_location()):
+            return response
+        if 0 <= (_length(response) or 0) <= _PIECE:
+            response.drain_conn()
+        response.close()
+        place = urljoin(place, location)
+        _check_redirect(uri, place)
+    raise OSError(errno.ELOOP, f"more than {_REDIRECTS} redirects")
+
+
+def _check_redirect(uri: str, place: str) -> None:
+    """Raise OSError if a server sends this client to a place that only this client may reach."""
+    to, host = urlsplit(place), urlsplit(uri).hostname
+    if to.scheme not in ("http", "https") or "@" in to.netloc:
+        raise OSError(errno.EINVAL, f"the server redirects to {to.scheme}://{to.hostname}, which is not allowed")
+    if to.hostname != host and _is_private(to.hostname) and not _is_private(host):
+        raise OSError(errno.EINVAL, f"the server redirects to {to.hostname}, which is in a private network")
+
+
+def _is_private(host: str | None) -> bool:
+    """Return whether a host has an address that is not public: of this machine, a private network or a link."""
+    try:
+        found = {str(one[4][0]).partition("%")[0] for one in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False  # a request to it fails, too
+    return any(not ipaddress.ip_address(address).is_global for address in found)
 
 
 def _raise_for_status(response: urllib3.BaseHTTPResponse) -> None:

@@ -22,6 +22,7 @@ from obstore.store import S3Store
 
 from .base import ABSENT, ANSWER_S, CONNECT_S, DEFAULT_ACCESS, Access, Conflict
 from .clients import obstore_options, translate_errors
+from .redaction import check_credentials, remember_secret
 
 _CALL_S = 2 * (CONNECT_S + ANSWER_S)
 """Time-out in seconds for a call of s3fs, which may send its request twice."""
@@ -33,7 +34,7 @@ _MIN_UPLOAD_RATE = 2**17
 def connect(bucket: str, access: Access = DEFAULT_ACCESS) -> S3Store:
     """Return obstore's client of a bucket."""
     endpoint = access.endpoint_url or _endpoint()
-    signed = not access.anonymous and _session().get_credentials() is not None
+    signed = not access.anonymous and _find_credentials() is not None
     return S3Store(
         bucket,
         region=_region(),
@@ -48,7 +49,7 @@ def connect(bucket: str, access: Access = DEFAULT_ACCESS) -> S3Store:
 @lru_cache
 def botocore_client(access: Access) -> Any:
     """Return botocore's S3 client."""
-    unsigned = access.anonymous or _session().get_credentials() is None
+    unsigned = access.anonymous or _find_credentials() is None
     config = Config(**_botocore_options(), **({"signature_version": UNSIGNED} if unsigned else {}))
     endpoint = access.endpoint_url or _endpoint()
     return _session().create_client("s3", endpoint_url=endpoint, region_name=_region(), config=config)
@@ -90,9 +91,9 @@ def credentials_from() -> str:
     """Return where botocore's chain found credentials, such as ``env`` or ``iam-role``; empty if it found none.
 
     Raises:
-        PermissionError: the credentials are incomplete, or the named profile does not exist.
+        PermissionError: the credentials are incomplete, have a control character, or the named profile does not exist.
     """
-    found = _session().get_credentials()
+    found = _find_credentials()
     return str(found.method) if found else ""
 
 
@@ -131,6 +132,19 @@ def _session() -> botocore.session.Session:
     return botocore.session.get_session()
 
 
+def _find_credentials() -> Any:
+    """Return the credentials of botocore's chain, None if there are none; their values are never shown.
+
+    Raises:
+        PermissionError: a credential variable has a control character.
+    """
+    check_credentials("AWS_")
+    found = _session().get_credentials()
+    if found is not None and not hasattr(found, "refresh_needed"):  # these do not expire, and need no request
+        remember_secret(found.secret_key, found.token)
+    return found
+
+
 def _botocore_options() -> dict[str, Any]:
     """Return botocore's options: time-outs, and a single attempt."""
     return {"connect_timeout": CONNECT_S, "read_timeout": ANSWER_S, "retries": {"total_max_attempts": 1}}
@@ -147,10 +161,11 @@ def _region() -> str:
 
 def _credentials() -> Any:
     """Return credentials for obstore, which asks again when they expire; botocore refreshes them if necessary."""
-    credentials = _session().get_credentials()
+    credentials = _find_credentials()
     if credentials is None:
         raise PermissionError("the credentials were removed from the environment")
     frozen = credentials.get_frozen_credentials()
+    remember_secret(frozen.secret_key, frozen.token)
     return {
         "access_key_id": frozen.access_key,
         "secret_access_key": frozen.secret_key,
@@ -164,7 +179,7 @@ def _s3fs() -> Any:
     import s3fs  # not needed for reading
 
     files = s3fs.S3FileSystem(
-        anon=_session().get_credentials() is None,
+        anon=_find_credentials() is None,
         endpoint_url=_endpoint(),
         client_kwargs={"region_name": _region()},
         config_kwargs=_botocore_options(),

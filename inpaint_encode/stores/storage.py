@@ -10,9 +10,13 @@ backoff for `RETRY_BUDGET_S` seconds, then raises `Unavailable`.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 from . import disk
 from .base import (
@@ -24,6 +28,7 @@ from .base import (
     Conflict,
     Listed,
     Listing,
+    NotAllowed,
     Stat,
     Store,
     TooLarge,
@@ -44,11 +49,14 @@ __all__ = [
     "Changed",
     "Conflict",
     "Listed",
+    "NotAllowed",
     "Stat",
     "TooLarge",
     "Unavailable",
     "check_size",
     "delete",
+    "is_allowed",
+    "is_below",
     "is_utf8",
     "join",
     "linked_folders",
@@ -104,11 +112,11 @@ def list_objects(prefix: str, access: Access = DEFAULT_ACCESS) -> Iterator[Liste
 
     Raises:
         FileNotFoundError: the bucket does not exist.
-        PermissionError: the store denies access.
+        PermissionError: the store denies access, or (`NotAllowed`) ``access`` does.
         Unavailable: the store still fails after the last retry.
         OSError: any other error of the store or the disk.
     """
-    listing = _store_of(prefix).listing(prefix, access)
+    listing = _store_to_read(prefix, access).listing(prefix, access)
     while page := retry(listing.next_page):
         yield page
         if parts := listing.split():
@@ -149,7 +157,7 @@ def read(uri: str, access: Access = DEFAULT_ACCESS, max_bytes: int = sys.maxsize
         Unavailable: the store still fails after the last retry.
         OSError: any other error of the store or the disk.
     """
-    return retry(_store_of(uri).read, uri, access, max_bytes)
+    return retry(_store_to_read(uri, access).read, uri, access, max_bytes)
 
 
 def read_range(uri: str, start: int, length: int, access: Access = DEFAULT_ACCESS) -> Blob:
@@ -158,7 +166,7 @@ def read_range(uri: str, start: int, length: int, access: Access = DEFAULT_ACCES
     Raises:
         FileNotFoundError, PermissionError, Unavailable, OSError: as `read`.
     """
-    return retry(_store_of(uri).read_range, uri, start, length, access)
+    return retry(_store_to_read(uri, access).read_range, uri, start, length, access)
 
 
 def stat(uri: str, access: Access = DEFAULT_ACCESS) -> Stat:
@@ -167,7 +175,7 @@ def stat(uri: str, access: Access = DEFAULT_ACCESS) -> Stat:
     Raises:
         FileNotFoundError, PermissionError, Unavailable, OSError: as `read`.
     """
-    return retry(_store_of(uri).stat, uri, access)
+    return retry(_store_to_read(uri, access).stat, uri, access)
 
 
 def write(uri: str, data: bytes, *, expect: str | None = None) -> str:
@@ -236,6 +244,30 @@ def linked_folders(prefix: str, *, recursive: bool = False) -> Iterator[str]:
         recursive: look in all subfolders, not only in ``prefix``.
     """
     return iter(()) if "://" in prefix else disk.linked_folders(prefix, recursive=recursive)
+
+
+def is_below(uri: str, prefix: str) -> bool:
+    """Return whether an object is the normalized ``prefix`` or below it; on a disk, after links are followed."""
+    if "://" not in uri and "://" not in prefix:
+        return Path(os.path.realpath(uri)).is_relative_to(os.path.realpath(prefix))
+    parts = re.split(r"[/\\]", unquote(unquote(re.split("[?#]", uri, maxsplit=1)[0])))
+    return ".." not in parts and f"{uri}/".startswith(f"{prefix.rstrip('/')}/")
+
+
+def is_allowed(uri: str, access: Access) -> bool:
+    """Return whether ``access`` allows to read an object."""
+    return access.prefixes is None or any(is_below(uri, prefix) for prefix in access.prefixes)
+
+
+def _store_to_read(uri: str, access: Access) -> Store:
+    """Return the module for a URI's scheme.
+
+    Raises:
+        NotAllowed: the URI is not below the prefixes of ``access``.
+    """
+    if access.prefixes is not None and not is_allowed(uri, access):
+        raise NotAllowed(errno.EACCES, "it is not below a prefix that you named with --sources")
+    return _store_of(uri)
 
 
 def _store_of(uri: str) -> Store:

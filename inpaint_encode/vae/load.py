@@ -18,6 +18,7 @@ import torch
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata, VaeMetadata
 from inpaint_encode.stores import storage
+from inpaint_encode.stores.redaction import check_credentials
 
 from .checks import INDEX, check_config, check_files, check_index, check_size
 from .registry import VAE_CLASSES, patch_statistics, vae_class_of, vae_metadata
@@ -107,6 +108,7 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
         )
     where = {"subfolder": subfolder} if subfolder else {}
     if at_hub:
+        _check_hub_token()
         where |= {"revision": revision} if revision else {}
     elif not [*Path(place, subfolder).glob("*.safetensors")]:
         check_no_pickles(name, (path.name for path in Path(place, subfolder).glob("*")))
@@ -174,6 +176,13 @@ def _read_index(place: str, where: dict[str, str]) -> Any:
         if Path(place, where.get("subfolder", ""), INDEX).exists():
             raise
         return None
+
+
+def _check_hub_token() -> None:
+    try:
+        check_credentials("HF_", "HUGGING_FACE_")
+    except PermissionError as error:
+        raise UsageError(str(error.strerror)) from None
 
 
 def load_verified_vae(source: VaeSource, expected: VaeMetadata) -> tuple[ModelMixin, VaeMetadata]:

@@ -14,6 +14,7 @@ import torch
 
 from inpaint_encode.errors import UsageError
 from inpaint_encode.metadata import LatentForm, VaeMetadata
+from inpaint_encode.stores.redaction import redacted
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -186,8 +187,10 @@ def vae_metadata(vae: ModelMixin, source: VaeSource) -> VaeMetadata:
     mean, std = patch_statistics(vae) if packs else (config.get("latents_mean"), config.get("latents_std"))
     return VaeMetadata(
         vae_class=type(vae).__name__,
-        vae_source="/".join(part for part in (source.vae, source.subfolder) if part)
-        + (f"@{source.revision}" if source.revision else ""),
+        vae_source=redacted(
+            "/".join(part for part in (source.vae, source.subfolder) if part)
+            + (f"@{source.revision}" if source.revision else "")
+        ),
         weights_sha256=weights_sha256(vae),
         config_sha256=config_sha256(vae),
         vae_scale_factor=vae_scale_factor(vae),

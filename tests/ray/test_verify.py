@@ -1,5 +1,6 @@
 """``verify`` and ``verify --repair`` on Ray: an output, a damaged one, a bucket, a sample, and the command."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from inpaint_encode.errors import IncompleteOutput, JobFailed, UsageError
 from inpaint_encode.job.pipeline import run_job
 from inpaint_encode.job.progress import Display
 from inpaint_encode.output.plan import chunk_name
-from inpaint_encode.settings import ExportOptions, VerifyOptions
+from inpaint_encode.settings import ExportOptions, SourceReading, VerifyOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.export.pipeline import export_output
 from inpaint_encode.tools.verify import pipeline
@@ -177,7 +178,9 @@ def test_only_a_repair_takes_the_lease(output):
 def test_a_sample_is_of_intact_chunks_and_finds_a_wrong_value(output):
     truncate(output)
     in_row("samples", lambda tensor: with_first(tensor["data"][0] + 0.01)(tensor), chunk=3)(output)
-    result = verify(output, sample=100, repair=True)
+    job = json.loads((output / "_job.json").read_text())  # of a copy, whose sources must be named
+    reading = SourceReading(sources=(job["source"]["images"], job["source"]["masks"]))
+    result = verify(output, sample=100, repair=True, vae=job["vae_source"], reading=reading)
     assert (result.reencoded.rows, len(result.reencoded.problems)) == (20, 1)
     assert [(problem.check, problem.chunk) for problem in result.problems] == [
         ("file", chunk_name(0, 2)),

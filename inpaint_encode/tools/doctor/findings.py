@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.stores.redaction import redacted
+from inpaint_encode.stores.redaction import for_terminal
 from inpaint_encode.tools import pluralize
 
 
@@ -42,11 +42,11 @@ def print_findings(findings: Iterable[Finding], console: Console) -> None:
     counts: Counter[str] = Counter()
     for finding in findings:
         counts[finding.level] += 1
-        check = redacted(finding.check)
-        found = Text(f"{check}: {redacted(finding.found)}", overflow="fold")
+        check = for_terminal(finding.check)
+        found = Text(f"{check}: {for_terminal(finding.found)}", overflow="fold")
         found.stylize("bold", 0, len(check))
         if finding.advice:
-            found.append(f"\n{finding.advice}", style="italic")
+            found.append(f"\n{for_terminal(finding.advice)}", style="italic")
         line = Table.grid(padding=(0, 1))
         line.add_column(width=7)
         line.add_row(Text(finding.level, style=_COLORS[finding.level]), found)

@@ -62,7 +62,7 @@ def check_nodes(
                 yield from _findings_of(node_name, task, result, done=result in done)
     except JobFailed as error:
         remote = "run `ray status` on its head node, and check firewalls"
-        yield problem("Ray", str(error), remote if cluster else "see the logs in /tmp/ray/session_latest/logs")
+        yield problem("Ray", str(error), remote if cluster else "read the logs that the error names")
 
 
 def _start(node: Mapping[str, Any], sources: Sequence[str], output: str, *, local: bool) -> Iterator[_Task]:

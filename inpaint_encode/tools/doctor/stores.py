@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from inpaint_encode.stores import s3, storage
+from inpaint_encode.stores.redaction import check_credentials
 
 from .findings import Finding, ok, problem, warning
 from .machine import check_disk
@@ -33,6 +34,7 @@ _MAX_SKEW_S, _LARGE_SKEW_S = 15 * 60, 60
 def check_stores(sources: Iterable[str], output: str) -> Iterator[Finding]:
     """Check S3's credentials and server if a URI needs them, then each source and the output."""
     sources = list(sources)
+    yield from _check_variables()
     on_s3 = [uri for uri in (*sources, output) if uri.startswith("s3://")]
     if on_s3:
         access = [_check_credentials(), _check_server(on_s3[0])]
@@ -46,12 +48,21 @@ def check_stores(sources: Iterable[str], output: str) -> Iterator[Finding]:
         yield from check_output(output)
 
 
+def _check_variables() -> Iterator[Finding]:
+    """Yield a problem for each provider with a credential variable that has a control character."""
+    for provider in ("AWS_", "AZURE_", "GOOGLE_", "HF_", "HUGGING_FACE_"):
+        try:
+            check_credentials(provider)
+        except PermissionError as error:
+            yield problem("credentials", str(error.strerror), "correct the variable, or unset it")
+
+
 def _check_credentials() -> Finding:
     advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
     try:
         provider = s3.credentials_from()
     except PermissionError as error:
-        return problem("credentials", f"incomplete ({error.strerror})", advice)
+        return problem("credentials", f"they cannot be used: {error.strerror}", advice)
     if provider:
         return ok("credentials", f"found in: {provider}")
     return warning("credentials", "none; only public buckets can be read, and nothing can be written", advice)

@@ -22,7 +22,6 @@ from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.parquet_file import is_tensor, leaf_paths
 from inpaint_encode.reader import Output
 from inpaint_encode.schema import TENSORS, is_packed
-from inpaint_encode.stores.redaction import redacted
 
 from .summary import SETTING_DEFAULTS, VAE_FIELDS, count_output, describe_value, normalize_output_uri
 
@@ -62,7 +61,7 @@ def read_info(output: str) -> dict[str, Any]:
         "rows_in_first_file": footer.num_rows,
         "vae": {name: getattr(metadata.vae, name) for name in VAE_FIELDS},
         "settings": {name: getattr(metadata, name) for name in SETTING_DEFAULTS},
-        "source": {name: redacted(value) if isinstance(value, str) else value for name, value in source.items()},
+        "source": source,
         "versions": dict(metadata.versions),
         "contract": metadata.contract,
         "rejected_by_error": rejected_by_error,

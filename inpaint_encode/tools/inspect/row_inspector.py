@@ -14,10 +14,11 @@ from inpaint_encode.core.geometry import format_size
 from inpaint_encode.errors import EncodeError, PairRejected
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
-from inpaint_encode.settings import LatentDecoding
+from inpaint_encode.settings import LatentDecoding, Limits, SourceReading
 from inpaint_encode.sources import PairReader, store_of
+from inpaint_encode.sources.random_masks import RANDOM_MASK
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.base import Access
+from inpaint_encode.tools.recorded import option, source_access, suggest_sources, vae_to_load
 
 from .latent_statistics import latent_of
 from .pictures import InspectedRow
@@ -27,11 +28,12 @@ Decoder = Callable[[NDArray[Any]], NDArray[np.uint8]]
 
 
 class RowInspector:
-    """Inspects rows of one output, one after another, with the access options of its job.
+    """Inspects rows of one output, one after another.
 
     Args:
         output: the output.
         options: whether to decode latents, and with which VAE.
+        reading: which sources to read.
         on_status: called with a line before the VAE is loaded.
         max_pixels: larger rows are not decoded.
     """
@@ -40,16 +42,27 @@ class RowInspector:
     """Why latents are not decoded; empty if they are."""
 
     def __init__(
-        self, output: Output, options: LatentDecoding, on_status: Callable[[str], None], max_pixels: int = sys.maxsize
+        self,
+        output: Output,
+        options: LatentDecoding,
+        reading: SourceReading,
+        on_status: Callable[[str], None],
+        max_pixels: int = sys.maxsize,
     ) -> None:
-        self._metadata, self._max_pixels = output.metadata, max_pixels
-        self._reader = PairReader(Access(**output.job.get("access", {})))
+        self._metadata, self._max_pixels, self._job = output.metadata, max_pixels, output.job
+        access = source_access(output.uri, output.job, reading)
+        self._reader = PairReader(access, sys.maxsize if access.prefixes is None else Limits().max_bytes)
         self._decoder: Decoder | None = None
         self._unavailable: dict[str, str] = {}  # errors of stores that did not respond, which get no more requests
         if not options.decode:
             self.not_decoded = "--no-decode was given"
             return
-        source = options.vae or output.job.get("vae_source") or output.metadata.vae.vae_source
+        recorded = output.job.get("vae_source") or output.metadata.vae.vae_source
+        if not (source := vae_to_load(output.uri, output.job, recorded, options.vae)):
+            self.not_decoded = (
+                f"you did not encode this output here; if you trust its VAE, add {option('--vae', recorded)}"
+            )
+            return
         on_status(f"loading the VAE {source}")
         try:
             self._decoder = load_decoder(source, output.metadata)
@@ -87,6 +100,10 @@ class RowInspector:
             image_file, mask_file = sources
             image = decoder.image(image_file.data)
             return image.pixels, decoder.mask(mask_file.data, image)
+        except storage.NotAllowed:
+            uris = [row[name] for name in ("image_uri", "mask_uri") if not row[name].startswith(RANDOM_MASK)]
+            options = " ".join(dict.fromkeys(suggest_sources(uri, self._job) for uri in uris))
+            missing.append(f"its source is not fetched; if you trust this output, add {options}")
         except OSError as error:
             if isinstance(error, storage.Unavailable):
                 self._unavailable[store] = str(error)

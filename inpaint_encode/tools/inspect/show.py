@@ -20,7 +20,6 @@ from inpaint_encode.reader.groups import RowGroupReader
 from inpaint_encode.schema import REJECTS
 from inpaint_encode.settings import ShowOptions
 from inpaint_encode.stores import storage
-from inpaint_encode.stores.redaction import redacted
 
 from .pictures import InspectedRow, psnr, row_sheet
 from .row_inspector import RowInspector
@@ -56,7 +55,7 @@ def show_row(
     uri = normalize_output_uri(picture, "--picture")
     output = Output.open(where)
     row = read_row(output, find_row(output, key))
-    inspector = RowInspector(output, options.decoder, on_status)
+    inspector = RowInspector(output, options.decoder, options.reading, on_status)
     inspected = inspector.inspect(row)
     file = io.BytesIO()
     row_sheet(inspected).save(file, "PNG")
@@ -125,12 +124,12 @@ def print_row(inspected: InspectedRow, notes: Mapping[str, str], console: Consol
     console.print(table, channels, highlight=False)
     for label, sentence in [*(("missing", one) for one in inspected.missing), *notes.items()]:
         color = "default" if label == "picture" else "yellow"
-        console.print(f"[{color}]{label}:[/] {escape(redacted(sentence))}", highlight=False, soft_wrap=True)
+        console.print(f"[{color}]{label}:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
 def _describe(value: Any) -> str:
     if not isinstance(value, np.ndarray):
-        return redacted(str(value))
+        return str(value)
     shape = " x ".join(map(str, value.shape))
     if value.dtype == np.uint8:
         return f"{value.dtype}, {shape}, {np.count_nonzero(value) / max(1, value.size):.1%} are 1"

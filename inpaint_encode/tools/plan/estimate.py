@@ -235,7 +235,7 @@ def estimate(options: PlanOptions, on_status: Callable[[str], None]) -> JobEstim
     validate_sizes(metadata)
     on_status("reading the list of pairs" if options.source.pairs else "listing the images and the masks")
     counts = _SourceCounts(source, options)
-    headers = _read_headers(options, counts.sample, metadata, on_status)
+    headers = _read_headers(options, counts.sample, source, metadata, on_status)
     population, sampled = counts.sample.population, len(headers)
 
     def share_of_all(images: int) -> Estimate:
@@ -299,13 +299,18 @@ def _load_vae_metadata(options: PlanOptions) -> VaeMetadata | None:
 
 
 def _read_headers(
-    options: PlanOptions, sample: Reservoir, metadata: RowMetadata, on_status: Callable[[str], None]
+    options: PlanOptions,
+    sample: Reservoir,
+    source: PairSource,
+    metadata: RowMetadata,
+    on_status: Callable[[str], None],
 ) -> list[Header]:
     """Read the headers of the sample's images, and compute their sizes as the job would."""
     pairs = sample.rows
     on_status(f"reading the headers of {len(pairs):,} of {sample.population:,} images")
     decoder = PairDecoder.of(metadata, max_pixels=options.limits.max_pixels)
-    reader = PairReader(options.access.to_access(), options.limits.max_bytes)
+    signed = source.signatures.find(pair["image_uri"] for pair in pairs) if source.signatures else {}
+    reader = PairReader(options.access.to_access(), options.limits.max_bytes, signed)
     with ThreadPoolExecutor(options.estimation.fetch_threads) as pool:
         return list(pool.map(lambda pair: read_header(pair, reader, decoder), pairs))
 

@@ -24,6 +24,7 @@ from inpaint_encode.output.state import OutputState
 from inpaint_encode.settings import RunOptions, VerifyOptions
 from inpaint_encode.stores import storage
 from inpaint_encode.tools.inspect.summary import normalize_output_uri
+from inpaint_encode.tools.recorded import check_named
 
 from .chunk_checks import check_chunk
 from .findings import CHECKS, ChunkFindings, PlannedChunk, VerifyResult
@@ -55,6 +56,8 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
     writes = options.repair and not options.dry_run
     with hold_output(output, RunOptions(), on_status) if writes else nullcontext() as lease:
         job = _read_job(output)
+        if options.sample:
+            check_named(output, job, options.reading, options.vae)
         state = OutputState(output, job["job"], lease.token if lease else "", tuple(job["replaces"]))
         inventory, metadata = state.inventory(), metadata_of_job(job)
         check_chunks = partial(
@@ -67,7 +70,7 @@ def verify_output(options: VerifyOptions, on_status: Callable[[str], None]) -> V
             intact = sorted(result.findings.keys() - result.damaged)
             rows = draw_rows({chunk: result.findings[chunk].encoded for chunk in intact}, options.sample, options.seed)
             on_status(f"encoding {sum(map(len, rows.values())):,} rows again")
-            result.reencoded = reencode_rows(rows, state, job, options.vae)
+            result.reencoded = reencode_rows(rows, state, job, options.vae, options.reading)
             result.problems += result.reencoded.problems
         order = list(CHECKS)
         result.problems.sort(key=lambda problem: (order.index(problem.check), problem.file))

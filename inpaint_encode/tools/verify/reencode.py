@@ -20,15 +20,19 @@ from numpy.typing import NDArray
 from inpaint_encode.core.chunk import EncodedPair, Pair, Reject, encode_chunk
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.errors import JobFailed
+from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.notes import metadata_of_job
 from inpaint_encode.output.state import OutputState
 from inpaint_encode.reader.output import Row
 from inpaint_encode.schema import unpack_mask
+from inpaint_encode.settings import Limits, SourceReading
 from inpaint_encode.sources import PairReader
+from inpaint_encode.sources.part_uris import parse_part
+from inpaint_encode.sources.random_masks import RANDOM_MASK
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
+from inpaint_encode.tools.recorded import check_named, source_access, suggest_sources
 from inpaint_encode.vae.load import parse_vae_source
 
 from .chunk_checks import DataFile
@@ -66,7 +70,7 @@ def draw_rows(encoded: Mapping[str, int], count: int, seed: int) -> dict[str, li
 
 
 def reencode_rows(
-    rows: Mapping[str, list[int]], state: OutputState, job: Mapping[str, Any], vae: str
+    rows: Mapping[str, list[int]], state: OutputState, job: Mapping[str, Any], vae: str, reading: SourceReading
 ) -> ReencodeResult:
     """Encode rows again and compare them. Rows whose source has changed are counted and not compared.
 
@@ -77,16 +81,20 @@ def reencode_rows(
         rows: indices of rows by chunk.
         state: of the output.
         job: the contents of ``_job.json``.
-        vae: path or hub id of the VAE; empty: the job's.
+        vae: path or hub id of the VAE; empty: the job's, if it is a job of this user.
+        reading: which sources to read.
 
     Raises:
-        UsageError, JobFailed: the VAE cannot be loaded or is another one, or a source cannot be fetched.
+        UsageError: the VAE or a source must be named, or the VAE cannot be loaded.
+        JobFailed: the VAE is another one, or a source cannot be fetched.
     """
     metadata = metadata_of_job(job)
+    check_named(state.output, job, reading, vae)
     source = parse_vae_source(vae or job["vae_source"], metadata)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = BatchEncoder.load(source, replace(metadata, samples_dtype="float32"), device, compiled=False)
-    reader = PairReader(Access(**job.get("access", {})))
+    access = source_access(state.output, job, reading)
+    reader = PairReader(access, sys.maxsize if access.prefixes is None else Limits().max_bytes)
     decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize)
     versions = [
         f"{name} {made} in the output, {here} now"
@@ -99,6 +107,7 @@ def reencode_rows(
         file = DataFile(storage.read(state.data_uri(chunk)).data)
         for row in (row for index, row in enumerate(file.read_rows()) if index in indices):
             pair, tile = Pair(row["key"], row["image_uri"], row["mask_uri"], row["mask_index"]), row.get("tiled", False)
+            _check_allowed(row, access, job)
             (encoded,) = encode_chunk([pair], reader, decoder, encoder, batch_size=1, threads=1, tile=tile)
             if _has_changed(row, encoded):
                 result.changed += 1
@@ -108,6 +117,18 @@ def reencode_rows(
                 sentence = f"{row['key']}: {differences}{made_with}"
                 result.problems.append(Problem("reencode", state.data_uri(chunk), sentence, chunk))
     return result
+
+
+def _check_allowed(row: Row, access: Access, job: Mapping[str, Any]) -> None:
+    """Raise UsageError if the user must name the sources of a row."""
+    uris = [row[name] for name in ("image_uri", "mask_uri") if not row[name].startswith(RANDOM_MASK)]
+    files = [part.file if (part := parse_part(uri)) else uri for uri in uris]
+    if not all(storage.is_allowed(file, access) for file in files):
+        options = " ".join(dict.fromkeys(suggest_sources(uri, job) for uri in uris))
+        raise UsageError(
+            f"--sample reads sources, and those of {row['key']} are not below a prefix that you named; if you trust "
+            f"this output, add {options}"
+        )
 
 
 def _has_changed(row: Row, encoded: EncodedPair | Reject) -> bool:

@@ -1,11 +1,14 @@
 """What a VAE worker takes of a cluster, and how many there may be, by what the cluster has now."""
 
+import os
+import stat
 import threading
+from pathlib import Path
 
 import pytest
 
 from inpaint_encode.errors import UsageError
-from inpaint_encode.job.cluster import needed_resources, vae_workers_for
+from inpaint_encode.job.cluster import needed_resources, private_folder, vae_workers_for
 from inpaint_encode.job.progress import Display, Reminder
 from inpaint_encode.settings import Workers
 
@@ -63,3 +66,19 @@ def test_it_is_said_what_a_job_waits_for_until_it_has_come():
         reminder._thread.join(60)
         assert not reminder._thread.is_alive()
     assert all(line.endswith(f" s: {sentence}") for line in display.lines)
+
+
+def test_only_this_user_can_read_the_folder_of_a_local_ray(tmp_path, monkeypatch):
+    """Ray makes its own folder public, so the folder around it must not be."""
+    folder = Path(private_folder())
+    assert folder.name == "ray" and private_folder() == str(folder)
+    status = folder.parent.lstat()
+    assert stat.S_IMODE(status.st_mode) == 0o700 and status.st_uid == os.getuid()
+    assert len(str(folder)) < 40
+
+    public = tmp_path / f"inpaint-encode-{os.getuid()}"
+    public.mkdir(mode=0o755)
+    monkeypatch.setattr(Path, "is_dir", lambda _: False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    other = Path(private_folder()).parent
+    assert other != public and other.parent == tmp_path and stat.S_IMODE(other.stat().st_mode) == 0o700

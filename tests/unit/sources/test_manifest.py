@@ -8,6 +8,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import PairReader, open_source
 from inpaint_encode.sources.list_files import open_list_file
+from inpaint_encode.sources.signatures import without_signatures
 from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import RangedFile
 from tests.unit.sources.make_sources import (
@@ -212,14 +213,65 @@ PRESIGNED = [
 
 
 @pytest.mark.parametrize("url", PRESIGNED)
-def test_presigned_urls_are_an_error_that_hides_the_signature(tmp_path, url):
-    for side in ("image", "mask"):
-        path = write_manifest(tmp_path / "m.jsonl", [A, {**A, side: url}])
-        with pytest.raises(
-            UsageError, match=rf"--{side}-column {side} has a presigned URL in row 2 .*a\.jpg;"
-        ) as raised:
-            read_batches(Source(pairs=str(path)))
-        assert "5ec2e7" not in str(raised.value)
+def test_signatures_leave_the_pairs_and_are_kept_for_the_run(tmp_path, url):
+    plain = url.partition("?")[0]
+    caption = f'{{"from": "{url}"}}'
+    path = write_manifest(tmp_path / "m.jsonl", [A, {"image": url, "mask": url, "url": url, "text": caption}])
+    source = open_source(Source(pairs=str(path)))
+    assert source.is_signed
+    pairs = read_all(source)
+    assert "5ec2e7" not in str(pairs.to_pylist())
+    assert pairs["image_uri"][1].as_py() == pairs["mask_uri"][1].as_py() == plain
+    assert pairs["extra_columns"][1].as_py() == {"url": plain, "text": f'{{"from": "{plain}"}}'}
+    assert source.signatures.find([plain, "https://x/other.jpg", "s3://b/x"]) == {plain: url}
+
+
+@pytest.mark.parametrize("separator", ["&", "&amp;", "\\u0026"])
+def test_signatures_in_text_are_removed(separator):
+    url = separator.join(
+        ["https://b/a.jpg?id=1", "X-Amz-Date=1", "X-Amz-Signature=5ec2e7", "%58-Amz-Credential=5ec2e7"]
+    )
+    texts = pa.chunked_array([[f'{{"u": "{url}"}} and {url}, "text"', None, "https://b/a.jpg?id=1&sig=2"]])
+    cleaned = without_signatures(texts).to_pylist()
+    assert (
+        cleaned[0].startswith('{"u": "https://b/a.jpg?id=1"} and https://b/a.jpg?id=1') and "5ec2e7" not in cleaned[0]
+    )
+    assert cleaned[1:] == [None, "https://b/a.jpg?id=1&sig=2"]
+
+
+def test_a_list_that_is_signed_again_has_the_same_pairs(tmp_path):
+    def pairs_of(signature):
+        lines = [
+            {
+                "image": f"https://b/a.jpg?id={number}&X-Amz-Signature={signature}&w=1&X-Amz-Date={signature}",
+                "mask": "m",
+            }
+            for number in (1, 2)
+        ]
+        path = write_manifest(tmp_path / f"{signature}.jsonl", lines)
+        source = open_source(Source(pairs=str(path)))
+        assert source.is_signed
+        return read_all(source)
+
+    pairs = pairs_of("5ec2e7")
+    assert pairs["key"].to_pylist() == ["https://b/a?id=1&w=1", "https://b/a?id=2&w=1"]
+    assert pairs.drop_columns("mask_uri") == pairs_of("0ther5").drop_columns("mask_uri")
+
+
+def test_signatures_leave_given_keys(tmp_path):
+    path = write_manifest(tmp_path / "m.jsonl", [{**A, "name": PRESIGNED[0]}])
+    (pair,) = found_pairs(Source(pairs=str(path), key_column="name"))
+    assert pair["key"] == PRESIGNED[0].partition("?")[0]
+
+
+def test_planned_lines_of_a_signed_list_are_read_again_for_their_signatures(tmp_path):
+    path = write_manifest(tmp_path / "m.jsonl", [{"image": url, "mask": url} for url in PRESIGNED])
+    first = open_source(Source(pairs=str(path)))
+    (batch,) = first.batches({})
+    again = open_source(Source(pairs=str(path)))
+    known = {one.file: one for one in batch.slices}
+    assert [one.pairs.num_rows for one in again.batches(known)] in ([], [0])
+    assert again.signatures.find([PRESIGNED[-1].partition("?")[0]]) == {PRESIGNED[-1].partition("?")[0]: PRESIGNED[-1]}
 
 
 def test_other_urls_with_queries_are_read(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from inpaint_encode.errors import JobFailed
-from inpaint_encode.settings import LatentDecoding, ReportOptions
+from inpaint_encode.settings import LatentDecoding, ReportOptions, SourceReading
 from inpaint_encode.tools.inspect import row_inspector
 from inpaint_encode.tools.inspect.page import render
 from inpaint_encode.tools.inspect.page.sections import REASONS
@@ -112,7 +112,8 @@ class TestPage:
             assert "1e" not in drawn
 
     def test_cards_say_what_is_missing(self, output):
-        text = page_of(output)
+        reading = SourceReading(sources=("/images", "/masks"))
+        text = page_of(output, reading=reading)
         assert text.count("Missing: its image or mask was deleted or has changed since it was encoded.") == 2 + 1 + 1
         assert "grown mask covers" in text and "masked image</figcaption>" not in html_of(output)
 
@@ -142,7 +143,7 @@ class TestPage:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
         monkeypatch.setattr(row_inspector, "load_decoder", full)
-        text = page_of(output, decoder=LatentDecoding())
+        text = page_of(output, decoder=LatentDecoding(vae="/a/vae"))
         assert "No latent is decoded: the VAE cannot be moved to the device (CUDA out of memory. Tried" in text
 
     def test_latents_with_nan_are_counted(self, tmp_path):
@@ -192,7 +193,7 @@ class TestPage:
         write_rejects(output, 1, rejects)
         write_report(output, unpaired_image_uris=["https://me:5ec2e7@host/y.png"])
         html = html_of(output)
-        assert "https://host/x.png?…" in html and "https://…@host/y.png" in html
+        assert "https://host/x.png?X-Amz-Signature=…&amp;X-Amz-Credential=…" in html and "https://…@host/y.png" in html
         assert "5ec2e7" not in html and "AKIA" not in html
 
     def test_it_loads_nothing(self, output):

@@ -13,6 +13,7 @@ from inpaint_encode.demo.pairs import write_random_pairs
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.state import OutputState
+from inpaint_encode.settings import SourceReading
 from inpaint_encode.tools.verify.findings import ReencodeResult
 from inpaint_encode.tools.verify.reencode import draw_rows, latent_difference, reencode_rows
 from tests.conftest import save_vae
@@ -46,7 +47,8 @@ def reencode(output: Path, rows: dict[int, list[int]], vae: str = "") -> Reencod
     """Encode rows again, by the number of their chunk."""
     by_name = {chunk_name(0, number): indices for number, indices in rows.items()}
     job = json.loads((output / "_job.json").read_text())
-    return reencode_rows(by_name, OutputState(str(output), job["job"], ""), job, vae)
+    reading = SourceReading(sources=(job["source"]["images"], job["source"]["masks"]))
+    return reencode_rows(by_name, OutputState(str(output), job["job"], ""), job, vae or job["vae_source"], reading)
 
 
 def test_an_intact_output_gives_the_same_rows(encoded):
