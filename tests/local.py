@@ -54,7 +54,7 @@ def encode_here(job: EncodeJob) -> str:
         left = Remaining(state, inventory, job, source)
         make_schema = partial(data_schema, metadata, left.log.schema)
         opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)
-        encode = EncodeStage(opened, job.workers.batch_size, make_schema, gpus=0, workers=WORKERS)
+        encode = EncodeStage(opened, job.workers.batch_size, make_schema, gpus=0, workers=WORKERS, decode_deferred=None)
         work = pa.concat_tables(left.work())
         for index in range(work.num_rows):
             row = encode(fetch_stage(work.slice(index, 1), **reading))

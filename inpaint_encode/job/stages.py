@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -21,16 +23,21 @@ import pyarrow.compute as pc
 from inpaint_encode.core import mask_coverage
 from inpaint_encode.core.batch import LatentEncoder
 from inpaint_encode.core.chunk import (
+    DecodedPair,
+    Deferred,
     EncodedPair,
     IdleClock,
     Pair,
     Reject,
+    check_vae,
     encode_pairs,
     fetch_and_decode,
 )
 from inpaint_encode.core.circuit_breaker import CircuitBreaker
 from inpaint_encode.core.counters import Counters
 from inpaint_encode.core.decode import PairDecoder
+from inpaint_encode.core.decode.memory import machine_memory
+from inpaint_encode.core.isolation import DecodingProcess, IsolatedDecoder, IsolatedReader, time_limit
 from inpaint_encode.errors import EncodeError, JobFailed
 from inpaint_encode.output import plan
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
@@ -40,10 +47,21 @@ from inpaint_encode.sources import PairReader
 from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 
+from .cluster import node_cpus
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
 
 MAX_CONCURRENCY = 2
 """Chunks that an actor works on: while the last batches of one are collected, those of the other are launched."""
+
+ISOLATED_FROM = 4
+"""Attempt of a chunk from which a child process reads and decodes its files, one by one: a file may have killed the
+workers of three attempts. Workers and nodes that were lost for other reasons count too, which only costs time."""
+
+MAX_ATTEMPTS = 30
+"""Attempts of a chunk; a worker that dies in the child process's place too would be started without end."""
+
+_PIXELS_FRACTION = 4
+"""The decoded pixels of all fetch tasks of a node take at most a quarter of its memory."""
 
 LOGICAL_GPUS = "INPAINT_ENCODE_LOGICAL_GPUS"
 """Environment variable; "1" on a cluster whose GPUs are only numbers, as in tests: workers with a GPU use the CPU."""
@@ -52,10 +70,36 @@ _LOG = logging.getLogger(__name__)
 _PIXELS = ReusableBuffer()
 
 
-def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_bytes: int, threads: int) -> pa.Table:
-    """Read the chunk's pairs from the plan, fetch their files and decode them."""
+def fetch_stage(
+    row: pa.Table,
+    *,
+    decoder: PairDecoder,
+    access: Access,
+    max_bytes: int,
+    threads: int,
+    cpus: float = 1.0,
+) -> pa.Table:
+    """Read the chunk's pairs from the plan, fetch their files and decode them.
+
+    Args:
+        row: the chunk's work.
+        decoder: decodes the files.
+        access: how the stores are accessed.
+        max_bytes: limit for the size of a file.
+        threads: concurrent downloads.
+        cpus: CPUs of this task; those of the node divided by it are its tasks, which share the node's memory.
+    """
     work = {name: row[name][0].as_py() for name in WORK.names}
-    counters, retries = Counters(float), storage.retry_count()
+    counters, retries, attempt = Counters(float), storage.retry_count(), 1
+    if "ray" in sys.modules:
+        from .private import task_attempt
+
+        attempt = task_attempt()
+    if attempt > MAX_ATTEMPTS:
+        fatal = (
+            f"{MAX_ATTEMPTS} workers have died while they fetched chunk {work['chunk']}; see Ray's logs for the cause"
+        )
+        return pack_chunk(work, counters, fatal, decoded=DECODED.empty_table())
     try:
         with counters.timed("fetch"):
             planned = plan.read_chunk(work["part"], work["chunk"], work["hash"])
@@ -71,12 +115,69 @@ def fetch_stage(row: pa.Table, *, decoder: PairDecoder, access: Access, max_byte
     reader = PairReader(access, max_bytes)
     others = partial(plan.other_images, work["part"], work["chunk"])
     breaker = CircuitBreaker(reader, others, retried=work["keep"])
-    results = fetch_and_decode(pairs[len(rejects) :], reader, decoder, breaker, counters, threads=threads)
-    decoded = pack_decoded(chain(rejects, results), _PIXELS)
+    fetching: dict[str, Any] = {"threads": threads, "max_bytes": _task_memory(cpus), "time_limit": time_limit}
+    with ExitStack() as stack:
+        if attempt >= ISOLATED_FROM:
+            _LOG.warning("attempt %d of chunk %s: its files are decoded in a child process", attempt, work["chunk"])
+            process = stack.enter_context(DecodingProcess(reader, decoder))
+            reader, decoder = IsolatedReader(reader, process), IsolatedDecoder.in_process(process)
+            fetching["time_limit"] = nullcontext  # the child has its own
+        results = fetch_and_decode(pairs[len(rejects) :], reader, decoder, breaker, counters, **fetching)
+        try:
+            decoded = pack_decoded(chain(rejects, results), _PIXELS)
+        except JobFailed as error:
+            return pack_chunk(work, counters, str(error), decoded=DECODED.empty_table())
     if EXTRA_COLUMNS in planned.column_names:
         decoded = decoded.append_column(EXTRA_COLUMNS, planned[EXTRA_COLUMNS].combine_chunks())
     counters["retries"] += storage.retry_count() - retries
     return pack_chunk(work, counters, breaker.failure, decoded=decoded)
+
+
+def _task_memory(cpus: float) -> int:
+    """Return the bytes of decoded pixels that a task of this many CPUs may hold."""
+    return int(machine_memory() / _PIXELS_FRACTION / max(1.0, node_cpus() / cpus))
+
+
+def decode_deferred(
+    work: Mapping[str, Any],
+    pairs: Sequence[Pair],
+    counters: Counters,
+    *,
+    decoder: PairDecoder,
+    access: Access,
+    max_bytes: int,
+    threads: int,
+    cpus: float = 1.0,
+) -> Iterator[list[DecodedPair | Reject]]:
+    """Fetch and decode the pairs that a fetch task has deferred; yield their results in parts that fit in memory.
+
+    A child process decodes them: a file that kills its process must not kill the actor and its VAE.
+
+    Args:
+        work: the chunk's.
+        pairs: the deferred pairs.
+        counters: as of `fetch_and_decode`.
+        decoder: these and the others are those of `fetch_stage`.
+        access: see there.
+        max_bytes: see there.
+        threads: see there.
+        cpus: see there.
+
+    Raises:
+        JobFailed: a store fails, or the child process cannot be started.
+    """
+    reader = PairReader(access, max_bytes)
+    others = partial(plan.other_images, work["part"], work["chunk"])
+    breaker = CircuitBreaker(reader, others, retried=work["keep"])
+    with DecodingProcess(reader, decoder) as process:
+        isolated = IsolatedReader(reader, process), IsolatedDecoder.in_process(process)
+        while pairs:
+            memory = _task_memory(cpus)
+            results = list(fetch_and_decode(pairs, *isolated, breaker, counters, threads=threads, max_bytes=memory))
+            if breaker.failure:
+                raise JobFailed(breaker.failure)
+            pairs = [result.pair for result in results if isinstance(result, Deferred)]
+            yield [result for result in results if not isinstance(result, Deferred)]
 
 
 class EncodeStage:
@@ -89,6 +190,7 @@ class EncodeStage:
             Ray's own types of tensors.
         gpus: GPUs that Ray gave the actor.
         workers: actors that share a node's CPUs, at most.
+        decode_deferred: `decode_deferred` with the settings of the fetch tasks.
 
     Raises:
         JobFailed: Ray gave it a GPU, and torch finds none.
@@ -101,6 +203,7 @@ class EncodeStage:
         make_schema: Callable[[], pa.Schema],
         gpus: float,
         workers: int,
+        decode_deferred: Callable[..., Iterator[list[DecodedPair | Reject]]],
     ) -> None:
         import torch
 
@@ -112,25 +215,36 @@ class EncodeStage:
         self._encoder = open_encoder("cuda" if on_gpu else "cpu")
         self._batch_size = batch_size
         self._schema = make_schema()
+        self._decode_deferred = decode_deferred
         self._clock = IdleClock()
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """Encode a chunk; its pixels do not leave the actor."""
+        """Encode a chunk; its pixels do not leave the actor. Deferred pairs are decoded and encoded part by part."""
         work, before, fatal, (decoded,) = unpack_chunk(row, "decoded")
         counters = Counters(float, before)
-        results: list[EncodedPair | Reject] = []
-        try:
-            if fatal is None:
-                pairs = unpack_decoded(decoded)
-                results = encode_pairs(pairs, self._encoder, counters, batch_size=self._batch_size, clock=self._clock)
-        except JobFailed as error:
-            fatal = str(error)
-        at = [index for index, result in enumerate(results) if isinstance(result, EncodedPair)]
         extra = decoded[EXTRA_COLUMNS].combine_chunks() if EXTRA_COLUMNS in decoded.column_names else None
-        encoded = [result for result in results if isinstance(result, EncodedPair)]
-        rows = rows_table(encoded, self._schema, None if extra is None else extra.take(pa.array(at, pa.int64())))
-        rejects = rejects_table([result for result in results if isinstance(result, Reject)])
-        return pack_chunk(work, counters, fatal, rows=rows, rejects=rejects)
+        tables, rejects, start = [rows_table([], self._schema, extra and extra.slice(0, 0))], list[Reject](), 0
+        try:
+            pairs = unpack_decoded(decoded) if fatal is None else []
+            first = [pair for pair in pairs if not isinstance(pair, Deferred)]
+            deferred = [pair.pair for pair in pairs if isinstance(pair, Deferred)]
+            parts: Iterator[list[DecodedPair | Reject]] = iter(())
+            if deferred:
+                counters["deferred"] += len(deferred)
+                parts = self._decode_deferred(work, deferred, counters)
+            for part in chain([first], parts):
+                results = encode_pairs(part, self._encoder, counters, batch_size=self._batch_size, clock=self._clock)
+                at = [start + index for index, result in enumerate(results) if isinstance(result, EncodedPair)]
+                encoded = [result for result in results if isinstance(result, EncodedPair)]
+                own = None if extra is None else extra.take(pa.array(at, pa.int64()))
+                tables.append(rows_table(encoded, self._schema, own))
+                rejects += [result for result in results if isinstance(result, Reject)]
+                start += len(results)
+            check_vae(rejects, start)
+        except JobFailed as error:
+            fatal, tables, rejects = str(error), tables[:1], []
+        rows = pa.concat_tables([table for table in tables[1:] if table.num_rows] or tables[:1])
+        return pack_chunk(work, counters, fatal, rows=rows, rejects=rejects_table(rejects))
 
 
 def _no_cuda(gpus: float, built_for: str | None) -> str:

@@ -45,15 +45,7 @@ def machine_memory() -> int:
 
 
 class DecodingMemory(ExitStack):
-    """Memory for decoding one image or mask; leaving the ``with`` block frees it.
-
-    Args:
-        pixels: a size that is reserved at least, once something is reserved.
-    """
-
-    def __init__(self, pixels: int = 0) -> None:
-        super().__init__()
-        self._pixels = pixels
+    """Memory for decoding one image or mask; leaving the ``with`` block frees it."""
 
     def reserve(self, pixels: int) -> None:
         """Reserve memory for this number of pixels, in place of an earlier reservation; wait until it is free.
@@ -62,7 +54,6 @@ class DecodingMemory(ExitStack):
         the locks cannot be used, nothing is reserved.
         """
         self.close()
-        pixels = max(pixels, self._pixels)
         if pixels <= UNCOUNTED_PIXELS or (folder := _lock_folder()) is None:
             return
         shares = max(1, machine_memory() // _FRACTION // _SHARE_BYTES)

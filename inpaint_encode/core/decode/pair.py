@@ -104,31 +104,28 @@ class PairDecoder:
             MemoryError: there is not enough memory.
         """
         height, width = image.geometry.resized_height, image.geometry.resized_width
-        with DecodingMemory(height * width) as memory:
-            return self._binary_mask(data, image, height, width, memory)[image.geometry.crop.slices]
+        with DecodingMemory() as memory:
+            if isinstance(data, RandomMask):
+                levels = data.draw(height, width)
+            else:
+                levels, transposed = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels, memory=memory)
+                if transposed != image.transposed:
+                    _check_orientation(levels.shape, image)
+                if self.mask_polarity in ("black", "transparent"):
+                    levels = np.iinfo(levels.dtype).max - levels
+            full_scale = np.iinfo(levels.dtype).max
+            if levels.shape == (height, width):  # needs no floating point
+                binary = (levels > full_scale // 2).view(np.uint8)
+            else:
+                import torch
 
-    def _binary_mask(
-        self, data: bytes | RandomMask, image: DecodedImage, height: int, width: int, memory: DecodingMemory
-    ) -> NDArray[np.uint8]:
-        if isinstance(data, RandomMask):
-            levels = data.draw(height, width)
-        else:
-            levels, transposed = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels, memory=memory)
-            if transposed != image.transposed:
-                _check_orientation(levels.shape, image)
-            if self.mask_polarity in ("black", "transparent"):
-                levels = np.iinfo(levels.dtype).max - levels
-        full_scale = np.iinfo(levels.dtype).max
-        if levels.shape == (height, width):  # needs no floating point
-            return (levels > full_scale // 2).view(np.uint8)
-        import torch
+                from inpaint_encode.core.transform import binarize_mask, resize_mask
 
-        from inpaint_encode.core.transform import binarize_mask, resize_mask
-
-        if height * width > UNCOUNTED_PIXELS:
-            memory.reserve(levels.size)
-        mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
-        return binarize_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
+                if max(levels.size, height * width) > UNCOUNTED_PIXELS:
+                    memory.reserve(max(levels.size, height * width))
+                mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
+                binary = binarize_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
+        return binary[image.geometry.crop.slices]
 
 
 def _check_orientation(mask: tuple[int, ...], image: DecodedImage) -> None:

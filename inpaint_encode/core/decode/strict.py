@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import GifImagePlugin, Image, TiffImagePlugin
+from PIL import GifImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
 
 from .pillow import open_image
 
@@ -60,7 +60,8 @@ def check_scans(image: Image.Image, data: bytes) -> None:
     Raises:
         TooManyScans: there are more than `MAX_SCANS`.
     """
-    first = image.fp.tell() - 8 - 2 * len(image.getbands()) if image.fp else 0
+    assert isinstance(image, JpegImagePlugin.JpegImageFile) and image.fp is not None
+    first = image.fp.tell() - 8 - 2 * len(image.getbands())
     if data[first : first + 2] == _START_OF_SCAN and "progressive" not in image.info:
         return  # libjpeg reads one scan if it has all components
     pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
