@@ -13,7 +13,7 @@ from PIL import Image
 from inpaint_encode import iter_rows
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
+from inpaint_encode.job.stages import EncodeStage, commit_stage, decode_deferred, fetch_stage
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
 from inpaint_encode.schema import data_schema
@@ -54,7 +54,14 @@ def encode_here(job: EncodeJob) -> str:
         left = Remaining(state, inventory, job, source)
         make_schema = partial(data_schema, metadata, left.log.schema)
         opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)
-        encode = EncodeStage(opened, job.workers.batch_size, make_schema, gpus=0, workers=WORKERS, decode_deferred=None)
+        encode = EncodeStage(
+            opened,
+            job.workers.batch_size,
+            make_schema,
+            gpus=0,
+            workers=WORKERS,
+            decode_deferred=partial(decode_deferred, **reading),
+        )
         work = pa.concat_tables(left.work())
         for index in range(work.num_rows):
             row = encode(fetch_stage(work.slice(index, 1), **reading))

@@ -84,7 +84,8 @@ def build_pipeline(
     decoder = PairDecoder.of(metadata, max_pixels=job.limits.max_pixels)
     limits = {"max_bytes": job.limits.max_bytes, "threads": job.workers.fetch_threads, "cpus": job.workers.fetch_cpus}
     fetching: dict[str, Any] = {"decoder": decoder, "access": job.access.to_access(), **limits}
-    deferred = partial(decode_deferred, **fetching)
+    opened, deferred = partial(backend.open, metadata), partial(decode_deferred, **fetching)
+    encoding = opened, batch_size, make_schema, vae.gpus, vae.most, deferred
     return (
         read_work(work)
         .map_batches(
@@ -96,14 +97,7 @@ def build_pipeline(
         )
         .map_batches(
             EncodeStage,
-            fn_constructor_args=(
-                partial(backend.open, metadata),
-                batch_size,
-                make_schema,
-                vae.gpus,
-                vae.most,
-                deferred,
-            ),
+            fn_constructor_args=encoding,
             compute=ray.data.ActorPoolStrategy(
                 min_size=vae.least,
                 max_size=vae.most,

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -71,13 +71,7 @@ _PIXELS = ReusableBuffer()
 
 
 def fetch_stage(
-    row: pa.Table,
-    *,
-    decoder: PairDecoder,
-    access: Access,
-    max_bytes: int,
-    threads: int,
-    cpus: float = 1.0,
+    row: pa.Table, *, decoder: PairDecoder, access: Access, max_bytes: int, threads: int, cpus: float = 1.0
 ) -> pa.Table:
     """Read the chunk's pairs from the plan, fetch their files and decode them.
 
@@ -87,7 +81,7 @@ def fetch_stage(
         access: how the stores are accessed.
         max_bytes: limit for the size of a file.
         threads: concurrent downloads.
-        cpus: CPUs of this task; those of the node divided by it are its tasks, which share the node's memory.
+        cpus: CPUs of this task. The node runs as many tasks as fit its CPUs, and they share its memory.
     """
     work = {name: row[name][0].as_py() for name in WORK.names}
     counters, retries, attempt = Counters(float), storage.retry_count(), 1
@@ -115,14 +109,14 @@ def fetch_stage(
     reader = PairReader(access, max_bytes)
     others = partial(plan.other_images, work["part"], work["chunk"])
     breaker = CircuitBreaker(reader, others, retried=work["keep"])
-    fetching: dict[str, Any] = {"threads": threads, "max_bytes": _task_memory(cpus), "time_limit": time_limit}
+    limits: dict[str, Any] = {"max_bytes": _task_memory(cpus), "time_limit": time_limit}
     with ExitStack() as stack:
         if attempt >= ISOLATED_FROM:
             _LOG.warning("attempt %d of chunk %s: its files are decoded in a child process", attempt, work["chunk"])
             process = stack.enter_context(DecodingProcess(reader, decoder))
             reader, decoder = IsolatedReader(reader, process), IsolatedDecoder.in_process(process)
-            fetching["time_limit"] = nullcontext  # the child has its own
-        results = fetch_and_decode(pairs[len(rejects) :], reader, decoder, breaker, counters, **fetching)
+            del limits["time_limit"]  # the child has its own
+        results = fetch_and_decode(pairs[len(rejects) :], reader, decoder, breaker, counters, threads=threads, **limits)
         try:
             decoded = pack_decoded(chain(rejects, results), _PIXELS)
         except JobFailed as error:
