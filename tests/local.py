@@ -45,11 +45,10 @@ def encode_here(job: EncodeJob) -> str:
     with acquire_lease(storage.join(output, "_lease.json"), print) as lease:
         record = job_record(job, metadata, source.extra_columns)
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
-        limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
         reading = {
             "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
             "access": job.access.to_access(),
-            **limits,
+            "max_bytes": job.limits.max_bytes,
         }
         left = Remaining(state, inventory, job, source)
         make_schema = partial(data_schema, metadata, left.log.schema)
@@ -64,7 +63,7 @@ def encode_here(job: EncodeJob) -> str:
         )
         work = pa.concat_tables(left.work())
         for index in range(work.num_rows):
-            row = encode(fetch_stage(work.slice(index, 1), **reading))
+            row = encode(fetch_stage(work.slice(index, 1), threads=1, **reading))
             (receipt,) = commit_stage(row, state=state, make_schema=make_schema).to_pylist()
             assert (receipt["fatal"], receipt["errors"]) == (None, []), receipt
     return output

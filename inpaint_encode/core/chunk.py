@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +33,9 @@ from .isolation import ProcessCrashed
 
 PREFETCH_BATCHES = 2
 """Batches of a chunk that are launched before the first result is collected."""
+
+MAX_MASK_BYTES = 2**29
+"""Once the masks of an image have this many bytes, the others are not fetched with them: their pairs are deferred."""
 
 _T = TypeVar("_T")
 _TimeLimit = Callable[[Literal["decode", "read"]], AbstractContextManager[Any]]
@@ -207,7 +210,7 @@ def _prefetched(
     ahead: int,
 ) -> Iterator[tuple[list[Pair], Any, list[Any]]]:
     """Yield the pairs of each image with its file and its masks' files, in order; count the waits as ``fetch_s``."""
-    waiting: deque[tuple[list[Pair], Future[list[SourceFile | PairRejected]]]] = deque()
+    waiting: deque[tuple[list[Pair], Future[list[SourceFile | PairRejected | None]]]] = deque()
     images = groupby(pairs, key=lambda pair: pair.image_uri)
     while True:
         for _, group in islice(images, ahead - len(waiting)):
@@ -223,15 +226,20 @@ def _prefetched(
 
 def _fetch_image_and_masks(
     pairs: list[Pair], reader: PairReader, breaker: CircuitBreaker
-) -> list[SourceFile | PairRejected]:
-    """Return the file of the image that ``pairs`` share and then those of their masks.
+) -> list[SourceFile | PairRejected | None]:
+    """Return the file of the image that ``pairs`` share and then those of their masks; None for masks over the limit.
 
     No mask is requested if the image cannot be read: a store that answers for masks alone must not seem to work.
     """
     image = _fetch(pairs[0], "image", reader, breaker)
-    use_image = [isinstance(image, PairRejected) or pair.mask_uri == pair.image_uri for pair in pairs]
-    masks = zip(pairs, use_image, strict=True)
-    return [image, *(image if same else _fetch(pair, "mask", reader, breaker) for pair, same in masks)]
+    files, held = [image, *repeat(None, len(pairs))], 0
+    for index, pair in enumerate(pairs, 1):
+        if isinstance(image, PairRejected) or pair.mask_uri == pair.image_uri:
+            files[index] = image
+        elif held <= MAX_MASK_BYTES:
+            files[index] = mask = _fetch(pair, "mask", reader, breaker)
+            held += len(mask.data) if isinstance(mask, storage.Blob) else 0
+    return files
 
 
 def _fetch(
@@ -285,13 +293,13 @@ def _fetch_error(uri: str, error: Exception, role: Literal["image", "mask"]) -> 
 
 def _decoded(
     decode: Callable[..., _T],
-    file: SourceFile | PairRejected,
+    file: SourceFile | PairRejected | None,
     stage: str,
     time_limit: _TimeLimit,
     *image: DecodedImage,
 ) -> _T | PairRejected | None:
     """Decode a file, unless it is rejected already; return the rejection if it fails, and None if memory is short."""
-    if isinstance(file, PairRejected):
+    if file is None or isinstance(file, PairRejected):
         return file
     try:
         with time_limit("decode"):

@@ -38,7 +38,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 
 from .decode import DecodedImage, PairDecoder
-from .decode.memory import machine_memory
+from .machine import machine_memory
 
 DECODE_CPU_S = 120.0
 """CPU seconds to decode one file. A file of 100 megapixels takes up to 4 s, on the slowest of our machines up to 10."""

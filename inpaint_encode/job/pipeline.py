@@ -82,7 +82,7 @@ def build_pipeline(
     schema = data_schema(metadata, plan_schema)
     make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
     decoder = PairDecoder.of(metadata, max_pixels=job.limits.max_pixels)
-    limits = {"max_bytes": job.limits.max_bytes, "threads": job.workers.fetch_threads, "cpus": job.workers.fetch_cpus}
+    limits = {"max_bytes": job.limits.max_bytes, "cpus": job.workers.fetch_cpus}
     fetching: dict[str, Any] = {"decoder": decoder, "access": job.access.to_access(), **limits}
     opened, deferred = partial(backend.open, metadata), partial(decode_deferred, **fetching)
     encoding = opened, batch_size, make_schema, vae.gpus, vae.most, deferred
@@ -90,7 +90,7 @@ def build_pipeline(
         read_work(work)
         .map_batches(
             fetch_stage,
-            fn_kwargs=fetching,
+            fn_kwargs={**fetching, "threads": job.workers.fetch_threads},
             num_cpus=job.workers.fetch_cpus,
             label_selector=fetch_on,
             **one_chunk,

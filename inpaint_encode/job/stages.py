@@ -36,8 +36,8 @@ from inpaint_encode.core.chunk import (
 from inpaint_encode.core.circuit_breaker import CircuitBreaker
 from inpaint_encode.core.counters import Counters
 from inpaint_encode.core.decode import PairDecoder
-from inpaint_encode.core.decode.memory import machine_memory
 from inpaint_encode.core.isolation import DecodingProcess, IsolatedDecoder, IsolatedReader, time_limit
+from inpaint_encode.core.machine import machine_memory
 from inpaint_encode.errors import EncodeError, JobFailed
 from inpaint_encode.output import plan
 from inpaint_encode.output.rows import rejects_table, row_groups, rows_table
@@ -114,7 +114,7 @@ def fetch_stage(
         if attempt >= ISOLATED_FROM:
             _LOG.warning("attempt %d of chunk %s: its files are decoded in a child process", attempt, work["chunk"])
             process = stack.enter_context(DecodingProcess(reader, decoder))
-            reader, decoder = IsolatedReader(reader, process), IsolatedDecoder.in_process(process)
+            reader, decoder, threads = IsolatedReader(reader, process), IsolatedDecoder.in_process(process), 1
             del limits["time_limit"]  # the child has its own
         results = fetch_and_decode(pairs[len(rejects) :], reader, decoder, breaker, counters, threads=threads, **limits)
         try:
@@ -140,7 +140,6 @@ def decode_deferred(
     decoder: PairDecoder,
     access: Access,
     max_bytes: int,
-    threads: int,
     cpus: float = 1.0,
 ) -> Iterator[list[DecodedPair | Reject]]:
     """Fetch and decode the pairs that a fetch task has deferred; yield their results in parts that fit in memory.
@@ -154,7 +153,6 @@ def decode_deferred(
         decoder: these and the others are those of `fetch_stage`.
         access: see there.
         max_bytes: see there.
-        threads: see there.
         cpus: see there.
 
     Raises:
@@ -167,7 +165,7 @@ def decode_deferred(
         isolated = IsolatedReader(reader, process), IsolatedDecoder.in_process(process)
         while pairs:
             memory = _task_memory(cpus)
-            results = list(fetch_and_decode(pairs, *isolated, breaker, counters, threads=threads, max_bytes=memory))
+            results = list(fetch_and_decode(pairs, *isolated, breaker, counters, threads=1, max_bytes=memory))
             if breaker.failure:
                 raise JobFailed(breaker.failure)
             pairs = [result.pair for result in results if isinstance(result, Deferred)]

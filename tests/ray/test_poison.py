@@ -33,7 +33,9 @@ def write_poisoned_pairs(folder: Path, count: int) -> Path:
 
 def run(folder: Path, image: Path, count: int, make_job, driver) -> float:
     """Encode the pairs with workers whose JPEG decoder has the flaw; return the seconds."""
-    job = make_job(folder / "images", folder / "masks", folder / "out", chunk_rows=max(10, count // 8))
+    job = make_job(
+        folder / "images", folder / "masks", folder / "out", chunk_rows=max(10, count // 8), deterministic=True
+    )
     start = time.monotonic()
     process = driver(encode, job.model_dump_json(), **{poison.VARIABLE: "1"})
     process.join(600)
@@ -58,7 +60,7 @@ def test_a_poison_file_among_1000_pairs(tmp_path, make_job, driver):
     """It costs the attempts of its chunk, and rows are those of a job without it."""
     image = write_poisoned_pairs(tmp_path, 1_000)
     seconds = run(tmp_path, image, 1_000, make_job, driver)
-    job = make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "plain", chunk_rows=125)
+    job = make_job(tmp_path / "images", tmp_path / "masks", tmp_path / "plain", chunk_rows=125, deterministic=True)
     start = time.monotonic()
     process = driver(encode, job.model_dump_json())
     process.join(600)

@@ -17,6 +17,8 @@ from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
+from inpaint_encode.core.machine import machine_memory
+
 UNCOUNTED_PIXELS = 2**24
 """Images up to this size reserve nothing: decoding one takes at most 0.3 GB."""
 
@@ -28,20 +30,7 @@ _FRACTION = 4
 """Large images take at most a quarter of the machine's memory."""
 
 _POLL_S = 0.02
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _LOG = logging.getLogger(__name__)
-
-
-@lru_cache
-def machine_memory() -> int:
-    """Return the bytes of memory that this machine or this container has."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in _CGROUP_LIMITS:
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # there is no such file, or it says "max"
-            continue
-    return min(limits)
 
 
 class DecodingMemory(ExitStack):

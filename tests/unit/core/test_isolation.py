@@ -145,6 +145,14 @@ def test_pairs_over_the_memory_of_a_task_are_deferred_and_decoded_in_parts(tmp_p
     assert len(decode(pairs, reader, decoder, max_bytes=1)) == 5
 
 
+def test_masks_of_an_image_over_the_limit_are_not_fetched_with_it(tmp_path, reader, decoder, monkeypatch):
+    monkeypatch.setattr("inpaint_encode.core.chunk.MAX_MASK_BYTES", 1)
+    pairs = write_pairs(tmp_path, {})
+    pairs = [pair._replace(image_uri=pairs[0].image_uri) for pair in pairs]
+    found = decode(pairs, reader, decoder)
+    assert [type(result) for result in found] == [DecodedPair, *[Deferred] * 4]
+
+
 @pytest.mark.parametrize(("limit", "code"), [("DECODE_CPU_S", -27), ("DECODE_S", -14)])
 def test_a_decoder_that_hangs_ends_its_worker(limit, code):
     """Whether it computes or waits, and without Python's help."""
