@@ -40,8 +40,9 @@ from inpaint_encode.stores.base import Access
 from .decode import DecodedImage, PairDecoder
 from .machine import machine_memory
 
-DECODE_CPU_S = 120.0
-"""CPU seconds to decode one file. A file of 100 megapixels takes up to 4 s, on the slowest of our machines up to 10."""
+CPU_S = 120.0
+"""CPU seconds to decode one file, or of this process while it waits for the files of an image. Decoding 100 megapixels
+takes up to 4 s."""
 
 DECODE_S = 900.0
 """Seconds to decode one file, with all waits: for memory, and for other processes on the same cores."""
@@ -84,8 +85,7 @@ def time_limit(work: Literal["decode", "read"]) -> Iterator[None]:
     A decoder that hangs may never let Python's threads run, so the kernel ends the process.
     """
     signal.setitimer(signal.ITIMER_REAL, DECODE_S if work == "decode" else READ_S)
-    if work == "decode":
-        signal.setitimer(signal.ITIMER_PROF, DECODE_CPU_S)
+    signal.setitimer(signal.ITIMER_PROF, CPU_S)
     try:
         yield
     finally:
@@ -117,7 +117,7 @@ class DecodingProcess:
     """
 
     def __init__(
-        self, reader: PairReader, decoder: PairDecoder, *, memory: int | None = None, cpu_seconds: float = DECODE_CPU_S
+        self, reader: PairReader, decoder: PairDecoder, *, memory: int | None = None, cpu_seconds: float = CPU_S
     ) -> None:
         enough = _READING_BYTES + 2 * reader.max_bytes + _BYTES_PER_PIXEL * decoder.max_pixels
         memory = memory or min(enough, machine_memory() // 2)
@@ -197,7 +197,7 @@ class DecodingProcess:
 
     def _describe(self, code: int) -> str:
         if -code == signal.SIGPROF:
-            return f"decoding took more than {self.setup.cpu_seconds:.0f} s of a core"
+            return f"reading or decoding took more than {self.setup.cpu_seconds:.0f} s of a core"
         if -code == signal.SIGALRM:
             return "reading or decoding did not end"
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -274,9 +274,9 @@ def _read_exactly(pipe: IO[bytes], length: int) -> bytes:
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """In the child: answer requests until their pipe is closed."""
-    global DECODE_CPU_S
+    global CPU_S
     setup: _Setup = pickle.loads(_read_frame(requests, 0)[0])  # noqa: S301 - of the parent
-    DECODE_CPU_S = setup.cpu_seconds
+    CPU_S = setup.cpu_seconds
     resource.setrlimit(resource.RLIMIT_DATA, (setup.memory, setup.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):  # if the machine runs out of memory, this process is the one to end

@@ -58,7 +58,7 @@ ISOLATED_FROM = 4
 workers of three attempts. Workers and nodes that were lost for other reasons count too, which only costs time."""
 
 MAX_ATTEMPTS = 30
-"""Attempts of a chunk; a worker that dies in the child process's place too would be started without end."""
+"""Attempts to fetch or to encode a chunk. Ray would start a worker that always dies without end."""
 
 _PIXELS_FRACTION = 4
 """The decoded pixels of all fetch tasks of a node take at most a quarter of its memory."""
@@ -84,16 +84,9 @@ def fetch_stage(
         cpus: CPUs of this task. The node runs as many tasks as fit its CPUs, and they share its memory.
     """
     work = {name: row[name][0].as_py() for name in WORK.names}
-    counters, retries, attempt = Counters(float), storage.retry_count(), 1
-    if "ray" in sys.modules:
-        from .private import task_attempt
-
-        attempt = task_attempt()
+    counters, retries, attempt = Counters(float), storage.retry_count(), _attempt()
     if attempt > MAX_ATTEMPTS:
-        fatal = (
-            f"{MAX_ATTEMPTS} workers have died while they fetched chunk {work['chunk']}; see Ray's logs for the cause"
-        )
-        return pack_chunk(work, counters, fatal, decoded=DECODED.empty_table())
+        return pack_chunk(work, counters, _died(work), decoded=DECODED.empty_table())
     try:
         with counters.timed("fetch"):
             planned = plan.read_chunk(work["part"], work["chunk"], work["hash"])
@@ -125,6 +118,22 @@ def fetch_stage(
         decoded = decoded.append_column(EXTRA_COLUMNS, planned[EXTRA_COLUMNS].combine_chunks())
     counters["retries"] += storage.retry_count() - retries
     return pack_chunk(work, counters, breaker.failure, decoded=decoded)
+
+
+def _attempt() -> int:
+    """Return which attempt of its task this is, from 1; without Ray it is the first."""
+    if "ray" not in sys.modules:
+        return 1
+    from .private import task_attempt
+
+    return task_attempt()
+
+
+def _died(work: Mapping[str, Any]) -> str:
+    return (
+        f"{MAX_ATTEMPTS} workers have died over chunk {work['chunk']}; Ray's logs have the cause; if it is memory, "
+        "lower --max-pixels, or --chunk-rows with a new output"
+    )
 
 
 def _task_memory(cpus: float) -> int:
@@ -214,6 +223,8 @@ class EncodeStage:
         """Encode a chunk; its pixels do not leave the actor. Deferred pairs are decoded and encoded part by part."""
         work, before, fatal, (decoded,) = unpack_chunk(row, "decoded")
         counters = Counters(float, before)
+        if fatal is None and _attempt() > MAX_ATTEMPTS:
+            fatal = _died(work)
         extra = decoded[EXTRA_COLUMNS].combine_chunks() if EXTRA_COLUMNS in decoded.column_names else None
         tables, rejects, start = [rows_table([], self._schema, extra and extra.slice(0, 0))], list[Reject](), 0
         try:

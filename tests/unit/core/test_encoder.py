@@ -239,7 +239,7 @@ class Crowded(nn.Module):
 
     def __init__(self, encoder: nn.Module, pixels: int) -> None:
         super().__init__()
-        self.encoder, self.pixels, self.conv_in = encoder, pixels, encoder.conv_in
+        self.encoder, self.pixels, self.conv_in = encoder, pixels, getattr(encoder, "conv_in", None)
         self.given = []
 
     def forward(self, inputs):

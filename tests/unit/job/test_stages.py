@@ -76,4 +76,4 @@ def test_a_chunk_whose_workers_die_without_end_fails_the_job(monkeypatch):
         pa.Table.from_pylist([work], WORK), decoder=decoder, access=DEFAULT_ACCESS, max_bytes=1, threads=1
     )
     _, _, fatal, _ = unpack_chunk(row, "decoded")
-    assert fatal == ("30 workers have died while they fetched chunk 000000-00003; see Ray's logs for the cause")
+    assert fatal.startswith("30 workers have died over chunk 000000-00003; Ray's logs have the cause")
