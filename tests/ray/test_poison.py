@@ -1,6 +1,8 @@
 """A file that kills the process that decodes it costs its pair, and nothing else: the job ends with all other rows."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -50,9 +52,19 @@ def run(folder: Path, image: Path, count: int, make_job, driver) -> float:
     return seconds
 
 
-def test_a_poison_file_is_the_only_reject(tmp_path, make_job, driver):
-    image = write_poisoned_pairs(tmp_path, 40)
-    run(tmp_path, image, 40, make_job, driver)
+def test_ray_counts_the_attempts_of_a_task(ray_cluster):
+    """Also of one whose process has died."""
+    import ray
+
+    @ray.remote(max_retries=-1)
+    def attempt() -> int:
+        from inpaint_encode.job.private import task_attempt
+
+        if task_attempt() < 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return task_attempt()
+
+    assert 3 <= ray.get(attempt.remote(), timeout=120) < 10
 
 
 @pytest.mark.long
