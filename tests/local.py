@@ -13,7 +13,7 @@ from PIL import Image
 from inpaint_encode import iter_rows
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
-from inpaint_encode.job.stages import EncodeStage, commit_stage, fetch_stage
+from inpaint_encode.job.stages import EncodeStage, commit_stage, decode_deferred, fetch_stage
 from inpaint_encode.output.lease import acquire_lease
 from inpaint_encode.output.resume import Remaining, job_record, open_output, row_metadata
 from inpaint_encode.schema import data_schema
@@ -45,19 +45,25 @@ def encode_here(job: EncodeJob) -> str:
     with acquire_lease(storage.join(output, "_lease.json"), print) as lease:
         record = job_record(job, metadata, source.extra_columns)
         state, inventory = open_output(output, record, overwrite=False, token=lease.token)
-        limits = {"max_bytes": job.limits.max_bytes, "threads": 1}
         reading = {
             "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
             "access": job.access.to_access(),
-            **limits,
+            "max_bytes": job.limits.max_bytes,
         }
         left = Remaining(state, inventory, job, source)
         make_schema = partial(data_schema, metadata, left.log.schema)
         opened = partial(BatchEncoder.load, job.vae, metadata, compiled=False)
-        encode = EncodeStage(opened, job.workers.batch_size, make_schema, gpus=0, workers=WORKERS)
+        encode = EncodeStage(
+            opened,
+            job.workers.batch_size,
+            make_schema,
+            gpus=0,
+            workers=WORKERS,
+            decode_deferred=partial(decode_deferred, **reading),
+        )
         work = pa.concat_tables(left.work())
         for index in range(work.num_rows):
-            row = encode(fetch_stage(work.slice(index, 1), **reading))
+            row = encode(fetch_stage(work.slice(index, 1), threads=1, **reading))
             (receipt,) = commit_stage(row, state=state, make_schema=make_schema).to_pylist()
             assert (receipt["fatal"], receipt["errors"]) == (None, []), receipt
     return output

@@ -101,6 +101,8 @@ def become_worker(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if os.environ.get("INPAINT_ENCODE_POISONED"):
+        runpy.run_path(str(Path(__file__).parent / "poison.py"))
     sys.argv = arguments
     sys.path.insert(0, str(Path(arguments[0]).parent))
     runpy.run_path(arguments[0], run_name="__main__")

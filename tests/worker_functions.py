@@ -35,7 +35,12 @@ def functions_of_a_worker(images: str, masks: str, vae: str, output: str) -> dic
     schema = data_schema(metadata)
     make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
     encode = EncodeStage(
-        lambda device: BatchEncoder.load(job.vae, metadata, device, compiled=False), "auto", make_schema, 0, 1
+        lambda device: BatchEncoder.load(job.vae, metadata, device, compiled=False),
+        "auto",
+        make_schema,
+        0,
+        1,
+        decode_deferred=None,
     )
     called: set[tuple[str, str]] = set()
 

@@ -6,13 +6,15 @@ pair becomes one result, in the order of the pairs; a pair that fails becomes a 
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,11 +29,16 @@ from .circuit_breaker import CircuitBreaker
 from .counters import Counters
 from .decode import DecodedImage, PairDecoder
 from .geometry import format_size
+from .isolation import ProcessCrashed
 
 PREFETCH_BATCHES = 2
 """Batches of a chunk that are launched before the first result is collected."""
 
+MAX_MASK_BYTES = 2**29
+"""Once the masks of an image have this many bytes, the others are not fetched with them: their pairs are deferred."""
+
 _T = TypeVar("_T")
+_TimeLimit = Callable[[Literal["decode", "read"]], AbstractContextManager[Any]]
 
 
 class Pair(NamedTuple):
@@ -86,6 +93,13 @@ class Reject:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A pair that is not decoded yet, because the chunk's decoded pairs fill the memory that it may take."""
+
+    pair: Pair
+
+
 def encode_chunk(
     pairs: Sequence[Pair],
     reader: PairReader,
@@ -108,24 +122,32 @@ def encode_chunk(
         tile: whether to encode in tiles; None: as the rows' metadata say.
 
     Raises:
-        JobFailed: a store fails, or the VAE fails on every image.
+        JobFailed: a store fails, the VAE fails on every image, or there is too little memory to decode.
     """
     counters, breaker = Counters(float), CircuitBreaker(reader)
-    decoded = list(fetch_and_decode(pairs, reader, decoder, breaker, counters, threads=threads))
+    decoded: list[DecodedPair | Reject] = []
+    for result in fetch_and_decode(pairs, reader, decoder, breaker, counters, threads=threads):
+        if isinstance(result, Deferred):
+            raise JobFailed(f"there is too little memory to decode {result.pair.image_uri}")
+        decoded.append(result)
     if breaker.failure:
         raise JobFailed(breaker.failure)
-    return encode_pairs(decoded, encoder, counters, batch_size=batch_size, tile=tile)
+    results = encode_pairs(decoded, encoder, counters, batch_size=batch_size, tile=tile)
+    check_vae([result for result in results if isinstance(result, Reject)], len(results))
+    return results
 
 
 def fetch_and_decode(
-    pairs: Iterable[Pair],
+    pairs: Sequence[Pair],
     reader: PairReader,
     decoder: PairDecoder,
     breaker: CircuitBreaker,
     counters: Counters,
     *,
     threads: int,
-) -> Iterator[DecodedPair | Reject]:
+    max_bytes: int = sys.maxsize,
+    time_limit: _TimeLimit = nullcontext,
+) -> Iterator[DecodedPair | Reject | Deferred]:
     """Fetch and decode pairs, each image once for all its masks; yield one result per pair, in their order.
 
     Args:
@@ -135,17 +157,36 @@ def fetch_and_decode(
         breaker: decides when a store is failing; the caller must check ``breaker.failure`` at the end.
         counters: receive ``fetch_s``, ``decode_s``, ``objects_fetched`` and ``images_decoded``.
         threads: concurrent downloads; at most twice as many images wait to be decoded.
+        max_bytes: limit for the pixels and the packed masks of all decoded pairs. The pairs after it are `Deferred`.
+            The first image is decoded whatever its size.
+        time_limit: is entered for each file that is decoded, and while files are awaited.
+
+    Raises:
+        JobFailed: the child process of an isolated reader or decoder cannot be started.
     """
-    with ThreadPoolExecutor(threads) as pool:
-        images = _prefetched(pool, pairs, reader, breaker, counters, ahead=2 * threads)
+    done, kept = 0, 0
+    pool = ThreadPoolExecutor(threads)
+    try:
+        images = _prefetched(pool, pairs, reader, breaker, counters, time_limit, ahead=2 * threads)
         for group, image_file, mask_files in images:
             files = [image_file, *(file for file in mask_files if file is not image_file)]
             counters["objects_fetched"] += sum(isinstance(file, storage.Blob) for file in files)
             with counters.timed("decode"):
-                image = _decoded(decoder.image, image_file, "image")
-                masks = [_decoded(decoder.mask, file, "mask", image) for file in mask_files]
-            counters["images_decoded"] += isinstance(image, DecodedImage)
-            for pair, mask_file, mask in zip(group, mask_files, masks, strict=True):
+                image = _decoded(decoder.image, image_file, "image", time_limit)
+            if isinstance(image, DecodedImage):
+                counters["images_decoded"] += 1
+                kept += image.pixels.size
+            for pair, mask_file in zip(group, mask_files, strict=True):
+                mask: Any = image
+                if isinstance(image, DecodedImage):
+                    kept += image.pixels.size // 24
+                    with counters.timed("decode"):
+                        mask = _decoded(decoder.mask, mask_file, "mask", time_limit, image)
+                        mask = mask if mask is None or isinstance(mask, PairRejected) else np.packbits(mask)
+                if mask is None or (kept > max_bytes and done > 0):
+                    yield from map(Deferred, pairs[done:])
+                    return
+                done += 1
                 if isinstance(mask, PairRejected):
                     uri = pair.mask_uri if mask.stage == "mask" else pair.image_uri
                     named = uri in mask.message or pair.mask_uri in mask.message
@@ -153,7 +194,9 @@ def fetch_and_decode(
                 else:
                     assert isinstance(image, DecodedImage)
                     versions = {"image_version": image_file.version, "mask_version": mask_file.version}
-                    yield DecodedPair(pair._replace(**versions), image, np.packbits(mask))
+                    yield DecodedPair(pair._replace(**versions), image, mask)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _prefetched(
@@ -162,11 +205,12 @@ def _prefetched(
     reader: PairReader,
     breaker: CircuitBreaker,
     counters: Counters,
+    time_limit: _TimeLimit,
     *,
     ahead: int,
 ) -> Iterator[tuple[list[Pair], Any, list[Any]]]:
     """Yield the pairs of each image with its file and its masks' files, in order; count the waits as ``fetch_s``."""
-    waiting: deque[tuple[list[Pair], Future[list[SourceFile | PairRejected]]]] = deque()
+    waiting: deque[tuple[list[Pair], Future[list[SourceFile | PairRejected | None]]]] = deque()
     images = groupby(pairs, key=lambda pair: pair.image_uri)
     while True:
         for _, group in islice(images, ahead - len(waiting)):
@@ -175,22 +219,27 @@ def _prefetched(
         if not waiting:
             return
         of_image, future = waiting.popleft()
-        with counters.timed("fetch"):
+        with counters.timed("fetch"), time_limit("read"):
             image_file, *mask_files = future.result()
         yield of_image, image_file, mask_files
 
 
 def _fetch_image_and_masks(
     pairs: list[Pair], reader: PairReader, breaker: CircuitBreaker
-) -> list[SourceFile | PairRejected]:
-    """Return the file of the image that ``pairs`` share and then those of their masks.
+) -> list[SourceFile | PairRejected | None]:
+    """Return the file of the image that ``pairs`` share and then those of their masks; None for masks over the limit.
 
     No mask is requested if the image cannot be read: a store that answers for masks alone must not seem to work.
     """
     image = _fetch(pairs[0], "image", reader, breaker)
-    use_image = [isinstance(image, PairRejected) or pair.mask_uri == pair.image_uri for pair in pairs]
-    masks = zip(pairs, use_image, strict=True)
-    return [image, *(image if same else _fetch(pair, "mask", reader, breaker) for pair, same in masks)]
+    files, held = [image, *repeat(None, len(pairs))], 0
+    for index, pair in enumerate(pairs, 1):
+        if isinstance(image, PairRejected) or pair.mask_uri == pair.image_uri:
+            files[index] = image
+        elif held <= MAX_MASK_BYTES:
+            files[index] = mask = _fetch(pair, "mask", reader, breaker)
+            held += len(mask.data) if isinstance(mask, storage.Blob) else 0
+    return files
 
 
 def _fetch(
@@ -202,6 +251,8 @@ def _fetch(
         return PairRejected("fetch.unavailable", reason)
     try:
         file = reader.read(uri, version, key=pair.key)
+    except JobFailed:
+        raise
     except Exception as error:  # no object, whatever its name or the answer, may stop the others
         rejection = _fetch_error(uri, error, role)
     else:
@@ -211,7 +262,7 @@ def _fetch(
         breaker.record_denied(uri, rejection.message)
     elif rejection.error == "fetch.unavailable":
         breaker.record_unanswered(uri, rejection.message)
-    elif rejection.error != "fetch.failed":
+    elif rejection.error not in ("fetch.failed", f"{role}.crashed"):
         breaker.record_answer(uri, read=False)
     return rejection
 
@@ -220,6 +271,8 @@ def _fetch_error(uri: str, error: Exception, role: Literal["image", "mask"]) -> 
     """Return the rejection for an error of the store; an unknown error counts as the object's."""
     reason = f"{uri}: {getattr(error, 'strerror', None) or error}"
     match error:
+        case ProcessCrashed():
+            return PairRejected(f"{role}.crashed", reason)
         case NullValue() if role == "mask":
             return PairRejected("mask.missing", reason)
         case FileNotFoundError():
@@ -239,17 +292,26 @@ def _fetch_error(uri: str, error: Exception, role: Literal["image", "mask"]) -> 
 
 
 def _decoded(
-    decode: Callable[..., _T], file: SourceFile | PairRejected, stage: str, *image: DecodedImage | PairRejected
-) -> _T | PairRejected:
-    """Decode a file, unless it or its image is rejected already; return the rejection if it fails."""
-    for rejected in (*image, file):
-        if isinstance(rejected, PairRejected):
-            return rejected
-    assert not isinstance(file, PairRejected)
+    decode: Callable[..., _T],
+    file: SourceFile | PairRejected | None,
+    stage: str,
+    time_limit: _TimeLimit,
+    *image: DecodedImage,
+) -> _T | PairRejected | None:
+    """Decode a file, unless it is rejected already; return the rejection if it fails, and None if memory is short."""
+    if file is None or isinstance(file, PairRejected):
+        return file
     try:
-        return decode(file.data, *image)
+        with time_limit("decode"):
+            return decode(file.data, *image)
     except PairRejected as rejection:
         return rejection
+    except ProcessCrashed as crash:
+        return PairRejected(f"{stage}.crashed", str(crash))
+    except MemoryError:
+        return None
+    except JobFailed:
+        raise
     except Exception as error:  # no file, whatever its bytes, may stop the others
         return PairRejected(f"{stage}.corrupt", repr(error))
 
@@ -284,7 +346,6 @@ def encode_pairs(
         clock: of the device, if several threads use it.
 
     Raises:
-        JobFailed: the VAE fails on every image.
         RuntimeError: the device is not usable any more.
     """
     worker = _BatchWorker(encoder, counters, clock or IdleClock(), tile)
@@ -310,11 +371,13 @@ def encode_pairs(
             encoded = worker.collect([results[index] for index in indices], batch, future)
             for index, result in zip(indices, encoded, strict=True):
                 results[index] = result
-    if results and all(isinstance(result, Reject) and result.error == "encode.failed" for result in results):
-        raise JobFailed(
-            f"the VAE fails on every image of a chunk ({len(results)}); the last error: {results[-1].message}"
-        )
     return results
+
+
+def check_vae(rejects: Sequence[Reject], pairs: int) -> None:
+    """Raise `JobFailed` if the VAE failed on each of a chunk's ``pairs``."""
+    if pairs and pairs == sum(reject.error == "encode.failed" for reject in rejects):
+        raise JobFailed(f"the VAE fails on every image of a chunk ({pairs}); the last error: {rejects[-1].message}")
 
 
 @dataclass(frozen=True)

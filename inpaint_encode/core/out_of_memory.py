@@ -12,12 +12,16 @@ from inpaint_encode.vae.encode import Posterior, posterior, tiled_posterior
 from inpaint_encode.vae.registry import crop_multiple
 
 from .batch import CPU_BATCH_PIXELS, MAX_BATCH_SIZE, OutOfMemory, is_out_of_memory
+from .machine import machine_memory
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 MEMORY_FRACTION = 0.8
 """Share of the free memory that an estimate may fill; fragmentation and other processes need the rest."""
+
+_CPU_TENSORS = 5
+"""Tensors of the encoder's first layers that a pass on a CPU holds at a time, as measured."""
 
 _MEASURED_SIDE = 512
 """Side in pixels of the image by which memory is measured."""
@@ -75,7 +79,11 @@ class OomAdaptiveVae:
         tiled: list[bool] = []
         steps = 0
         while len(tiled) < count:
-            strategy = self._strategies.get(key) or _Strategy(count, tiled=bool(tile) and larger)
+            strategy = self._strategies.get(key)
+            if strategy is None:
+                strategy = _Strategy(count, tiled=bool(tile) and larger)
+                if not strategy.tiled and not self._fits_in_host_memory(pixels):
+                    strategy = _smaller(strategy._replace(images=1), may_tile=larger and tile is None, steps=0)
             part = pixels[len(tiled) : len(tiled) + strategy.images]
             found = self._attempt(part, tiled=strategy.tiled)
             if found is None:
@@ -104,6 +112,15 @@ class OomAdaptiveVae:
         if device.type == "cuda":
             needed = bytes_per_pixel(self._vae, device)
             self._pixels = MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0] / needed
+
+    def _fits_in_host_memory(self, pixels: Tensor) -> bool:
+        """Return whether a CPU can encode an image of this size: there, one that does not fit kills its process."""
+        first = getattr(getattr(self._vae, "encoder", None), "conv_in", None)
+        if pixels.is_cuda or not isinstance(first, nn.Module):
+            return True
+        weight = next(first.parameters())
+        needed = _CPU_TENSORS * weight.shape[0] * weight.element_size() * pixels.shape[1] * pixels.shape[2]
+        return needed < MEMORY_FRACTION * machine_memory()
 
     def _attempt(self, pixels: Tensor, *, tiled: bool) -> Posterior | None:
         """Return the posterior, or None if memory ran out; then the memory is freed."""

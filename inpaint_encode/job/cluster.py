@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,6 +153,18 @@ def _cause(error: Exception) -> str:
     """Return the first error of the tracebacks in Ray's message."""
     named = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", str(error), re.MULTILINE)
     return ": ".join(named[0]) if named else str(error).strip().splitlines()[-1]
+
+
+@lru_cache
+def node_cpus() -> float:
+    """Return the CPUs that Ray counts on this worker's node; without Ray, those of this machine."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            here = ray.get_runtime_context().get_node_id()
+            return float(next(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == here))
+    return float(os.cpu_count() or 1)
 
 
 class VaeWorkers(NamedTuple):

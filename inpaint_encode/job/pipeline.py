@@ -39,7 +39,7 @@ from .cluster import connect_ray, needed_resources, translate_ray_errors, vae_wo
 from .feed import WorkFeed, ask_for_signed, read_work
 from .metrics import JobMetrics
 from .progress import Display, Reminder, open_display
-from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, fetch_stage
+from .stages import MAX_CONCURRENCY, EncodeStage, commit_stage, decode_deferred, fetch_stage
 
 MASK_CHECK_AFTER = 1_000
 """Rows after which a run's masks are checked, if it does not end before."""
@@ -88,18 +88,25 @@ def build_pipeline(
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     schema = data_schema(metadata, plan_schema)
     make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
+    decoder = PairDecoder.of(metadata, max_pixels=job.limits.max_pixels)
+    limits = {"max_bytes": job.limits.max_bytes, "cpus": job.workers.fetch_cpus}
+    fetching: dict[str, Any] = {"decoder": decoder, "access": job.access.to_access(), **limits}
+    if signatures:
+        fetching["find_signed"] = partial(ask_for_signed, queue=work, path=signatures)
+    opened, deferred = partial(backend.open, metadata), partial(decode_deferred, **fetching)
+    encoding = opened, batch_size, make_schema, vae.gpus, vae.most, deferred
     return (
         read_work(work)
         .map_batches(
             fetch_stage,
-            fn_kwargs=_fetch_options(work, job, metadata, signatures),
+            fn_kwargs={**fetching, "threads": job.workers.fetch_threads},
             num_cpus=job.workers.fetch_cpus,
             label_selector=fetch_on,
             **one_chunk,
         )
         .map_batches(
             EncodeStage,
-            fn_constructor_args=(partial(backend.open, metadata), batch_size, make_schema, vae.gpus, vae.most),
+            fn_constructor_args=encoding,
             compute=ray.data.ActorPoolStrategy(
                 min_size=vae.least,
                 max_size=vae.most,
@@ -119,17 +126,6 @@ def build_pipeline(
             **one_chunk,
         )
     )
-
-
-def _fetch_options(work: Any, job: EncodeJob, metadata: RowMetadata, signatures: str) -> dict[str, Any]:
-    """Return the keyword arguments of `fetch_stage`."""
-    options = {
-        "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
-        "access": job.access.to_access(),
-        "max_bytes": job.limits.max_bytes,
-        "threads": job.workers.fetch_threads,
-    }
-    return options | ({"find_signed": partial(ask_for_signed, queue=work, path=signatures)} if signatures else {})
 
 
 def _open_source(job: EncodeJob) -> PairSource:

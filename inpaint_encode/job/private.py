@@ -3,6 +3,9 @@
 Ray Data keeps statistics of every block for `Dataset.stats`, which a job never reads: six kilobytes per chunk of three
 stages, two gigabytes for a hundred million pairs. `drop_block_statistics` drops them.
 
+Ray starts a task again, without end, if its worker dies; the process that owns the task counts its attempts.
+`task_attempt` returns the count.
+
 ``ray.init`` replaces the process's handler of SIGTERM. `keep_sigterm_handler` prevents that.
 """
 
@@ -14,6 +17,7 @@ from typing import Any
 
 import ray._private.utils
 import ray.data
+from ray._private.worker import global_worker
 
 from inpaint_encode.stores.redaction import get_logger
 
@@ -42,6 +46,20 @@ def drop_block_statistics() -> None:
         _LOG.warning("this version of Ray keeps statistics of every block; the driver needs more memory")
     elif _DropBlockStatistics not in callbacks:
         callbacks.append(_DropBlockStatistics)
+
+
+def task_attempt() -> int:
+    """Return which attempt of its task this process runs, from 1. A lost worker or node adds one, whatever its cause.
+
+    Without Ray's private API each attempt counts as the first one.
+    """
+    if not ray.is_initialized():
+        return 1
+    count = getattr(global_worker.core_worker, "get_current_task_attempt_number", None)
+    if count is None:
+        _LOG.warning("this version of Ray does not tell attempts; a file that kills its worker can stall the job")
+        return 1
+    return int(count()) + 1
 
 
 @contextmanager

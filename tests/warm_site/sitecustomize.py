@@ -2,8 +2,11 @@
 
 Ray starts each worker by its script ``setup_worker.py``, which imports ray only to find the worker's executable. That
 costs half a second of CPU for each worker. For warm workers this file does the same without ray.
+
+Processes that workers start get the flaw of ``tests/poison.py`` here.
 """
 
+import os
 import sys
 
 
@@ -26,7 +29,11 @@ def start_warm_worker(arguments: list[str]) -> None:
 
 if sys.orig_argv[1:] and sys.orig_argv[1].endswith("/ray/_private/workers/setup_worker.py"):
     import json
-    import os
     import shlex
 
     start_warm_worker(sys.orig_argv[2:])
+elif os.environ.get("INPAINT_ENCODE_POISONED"):
+    import runpy
+    from pathlib import Path
+
+    runpy.run_path(str(Path(__file__).parents[1] / "poison.py"))

@@ -18,6 +18,9 @@ from PIL import Image, ImageCms
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode for a profile's color space."""
 
+_CACHED_BYTES = 2**20
+"""Larger profiles are read anew for every image, so that the cache stays small."""
+
 
 def to_srgb(stored: Image.Image | NDArray[np.uint8], profile: bytes) -> Image.Image | NDArray[np.uint8]:
     """Return an image as RGB in sRGB, without alpha.
@@ -33,7 +36,7 @@ def to_srgb(stored: Image.Image | NDArray[np.uint8], profile: bytes) -> Image.Im
         mode = "L" if stored.ndim == 2 else "RGB"
     else:
         mode = "L" if stored.mode in {"1", "L", "LA", "La"} else "CMYK" if stored.mode == "CMYK" else "RGB"
-    conversion = _conversion(profile, mode)
+    conversion = (_conversion if len(profile) <= _CACHED_BYTES else _conversion.__wrapped__)(profile, mode)
     if conversion is None:
         return stored
     input_mode, transform = conversion
@@ -41,7 +44,7 @@ def to_srgb(stored: Image.Image | NDArray[np.uint8], profile: bytes) -> Image.Im
     return transform.apply(image if image.mode == input_mode else image.convert(input_mode))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _conversion(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform] | None:
     """Return the Pillow mode that the transform to sRGB takes, and the transform; None to ignore the profile."""
     try:

@@ -29,8 +29,9 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from inpaint_encode.errors import PairRejected
 
 from .color import to_srgb
+from .memory import UNCOUNTED_PIXELS, DecodingMemory
 from .pillow import TooLarge, open_image
-from .strict import load_gif, load_png, load_tiff
+from .strict import TooManyScans, check_scans, load_gif, load_png, load_tiff
 
 MAX_PIXELS = 64_000_000
 """Default limit: a file whose header declares more pixels is rejected before a pixel is decoded."""
@@ -45,6 +46,9 @@ _SIGNATURES = re.compile(
 _SWAPPING = {5, 6, 7, 8}
 """EXIF orientations that swap height and width."""
 _ENDS_EARLY = re.compile("truncated|premature end of jpeg file", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|insufficient memory|memory allocation|(?:not enough|(?:cannot|can't) allocate) memory", re.IGNORECASE
+)
 _CHANNELS = ("red", "green", "blue")
 _WIDE = {"I": "32-bit integers", "F": "floating-point numbers"}
 
@@ -57,19 +61,23 @@ class DecodedFile(NamedTuple):
     """Whether the orientation swapped height and width; never of a square TIFF, where it makes no difference."""
 
 
-def decode_image(data: bytes, *, icc: str = "srgb", max_pixels: int = MAX_PIXELS) -> DecodedFile:
+def decode_image(
+    data: bytes, *, icc: str = "srgb", max_pixels: int = MAX_PIXELS, memory: DecodingMemory | None = None
+) -> DecodedFile:
     """Decode an image file to uint8 RGB levels ``[H, W, 3]``.
 
     Args:
         data: the file.
         icc: ``srgb`` applies an embedded ICC profile, ``ignore`` does not.
         max_pixels: a file whose header declares more is rejected before a pixel is decoded.
+        memory: is reserved for a large image; None reserves nothing.
 
     Raises:
         PairRejected: ``image.not_an_image``, ``image.too_large``, ``image.unsupported``, ``image.truncated`` or
             ``image.corrupt``.
+        MemoryError: there is not enough memory.
     """
-    with _opened(data, "image", max_pixels) as image:
+    with _opened(data, "image", max_pixels, memory) as image:
         stored = _load(image, data)
         if isinstance(stored, np.ndarray) and stored.dtype == np.uint16:
             stored = ((stored.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -83,20 +91,24 @@ def decode_image(data: bytes, *, icc: str = "srgb", max_pixels: int = MAX_PIXELS
         return _apply_orientation(stored, image)
 
 
-def decode_mask(data: bytes, channel: str = "auto", *, max_pixels: int = MAX_PIXELS) -> DecodedFile:
+def decode_mask(
+    data: bytes, channel: str = "auto", *, max_pixels: int = MAX_PIXELS, memory: DecodingMemory | None = None
+) -> DecodedFile:
     """Decode a mask file to levels ``[h, w]``: uint8, or uint16 if the file is 16-bit gray.
 
     Args:
         data: the file.
         channel: channel to read the mask from: ``auto``, ``luma``, ``alpha``, ``red``, ``green`` or ``blue``.
         max_pixels: as in `decode_image`.
+        memory: as in `decode_image`.
 
     Raises:
         PairRejected: the names of `decode_image` with ``mask`` in place of ``image``; ``mask.no_alpha`` if ``channel``
             is ``alpha`` and the file has none; ``mask.ambiguous`` if ``channel`` is ``auto`` and the file has
             transparent pixels.
+        MemoryError: there is not enough memory.
     """
-    with _opened(data, "mask", max_pixels) as image:
+    with _opened(data, "mask", max_pixels, memory) as image:
         stored = _load(image, data)
         if channel in {"alpha", "auto"} and image.has_transparency_data:
             alpha = _alpha(image, stored, data)
@@ -146,12 +158,16 @@ def upright_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(data: bytes, role: Literal["image", "mask"], max_pixels: int) -> Iterator[Image.Image]:
-    """Open a file and check its header; translate errors in the block to rejections named ``role.what``."""
+def _opened(
+    data: bytes, role: Literal["image", "mask"], max_pixels: int, memory: DecodingMemory | None = None
+) -> Iterator[Image.Image]:
+    """Open a file, check its header and reserve memory; translate errors in the block to rejections ``role.what``."""
     try:
         image = open_image(data, max_pixels)
     except TooLarge as error:
         raise PairRejected(f"{role}.too_large", str(error)) from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise almost any type on damaged headers
         raise _unreadable(data, role) from error
     with image:
@@ -161,10 +177,18 @@ def _opened(data: bytes, role: Literal["image", "mask"], max_pixels: int) -> Ite
             if image.mode in _WIDE and not is_png16:
                 what = f"its pixels are {_WIDE[image.mode]}, whose range is unknown"
                 raise PairRejected(f"{role}.unsupported", f"{what}; save it with 8 or 16 bits")
+            if memory and image.width * image.height > UNCOUNTED_PIXELS:
+                memory.reserve(image.width * image.height)
             yield image
         except PairRejected as rejection:
             raise PairRejected(rejection.error, f"{about}: {rejection.message}") from None
+        except TooManyScans as error:
+            raise PairRejected(f"{role}.unsupported", f"{about}: {error}") from None
+        except MemoryError:
+            raise
         except Exception as error:  # damaged pixel data may raise any type, too
+            if _OUT_OF_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from error
             what = "truncated" if _ENDS_EARLY.search(str(error)) else "corrupt"
             raise PairRejected(f"{role}.{what}", f"{about}: {error}") from error
 
@@ -190,6 +214,8 @@ def _load(image: Image.Image, data: bytes) -> Image.Image | NDArray[Any]:
     Returns:
         Levels of gray and RGB JPEG (uint8) and of 16-bit gray (uint16); all else as a Pillow image in its own mode.
     """
+    if image.format in {"JPEG", "MPO"}:
+        check_scans(image, data)
     if image.format in {"JPEG", "MPO"} and image.mode in _SIMPLEJPEG_SPACES:
         # libjpeg-turbo: the same levels as Pillow's in half the time, and an error where Pillow fills a damaged scan
         levels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, _SIMPLEJPEG_SPACES[image.mode])

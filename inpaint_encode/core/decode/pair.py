@@ -15,6 +15,7 @@ from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.sources.random_masks import RandomMask
 
 from .image_file import MAX_PIXELS, decode_image, decode_mask
+from .memory import UNCOUNTED_PIXELS, DecodingMemory
 
 
 class DecodedImage(NamedTuple):
@@ -59,13 +60,17 @@ class PairDecoder:
 
         Raises:
             PairRejected: ``image.*`` for a bad file, or the names of `fit`.
+            MemoryError: there is not enough memory.
         """
-        pixels, transposed = decode_image(data, icc=self.icc, max_pixels=self.max_pixels)
-        height, width = pixels.shape[:2]
-        geometry = self.fit(height, width)
-        if (geometry.resized_height, geometry.resized_width) != (height, width):
-            size = geometry.resized_width, geometry.resized_height
-            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+        with DecodingMemory() as memory:
+            pixels, transposed = decode_image(data, icc=self.icc, max_pixels=self.max_pixels, memory=memory)
+            height, width = pixels.shape[:2]
+            geometry = self.fit(height, width)
+            if (geometry.resized_height, geometry.resized_width) != (height, width):
+                size = geometry.resized_width, geometry.resized_height
+                if size[0] * size[1] > max(UNCOUNTED_PIXELS, height * width):
+                    memory.reserve(size[0] * size[1])
+                pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
         return DecodedImage(pixels[geometry.crop.slices], height, width, geometry, transposed)
 
     def fit(self, height: int, width: int) -> Geometry:
@@ -96,26 +101,30 @@ class PairDecoder:
         Raises:
             PairRejected: ``mask.*`` for a bad file; ``orientation.mismatch`` if only one of image and mask has an EXIF
                 orientation that swaps its sides, and their proportions match only without it.
+            MemoryError: there is not enough memory.
         """
         height, width = image.geometry.resized_height, image.geometry.resized_width
-        if isinstance(data, RandomMask):
-            levels = data.draw(height, width)
-        else:
-            levels, transposed = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels)
-            if transposed != image.transposed:
-                _check_orientation(levels.shape, image)
-            if self.mask_polarity in ("black", "transparent"):
-                levels = np.iinfo(levels.dtype).max - levels
-        full_scale = np.iinfo(levels.dtype).max
-        if levels.shape == (height, width):  # needs no floating point
-            binary = (levels > full_scale // 2).view(np.uint8)
-        else:
-            import torch
+        with DecodingMemory() as memory:
+            if isinstance(data, RandomMask):
+                levels = data.draw(height, width)
+            else:
+                levels, transposed = decode_mask(data, self.mask_channel, max_pixels=self.max_pixels, memory=memory)
+                if transposed != image.transposed:
+                    _check_orientation(levels.shape, image)
+                if self.mask_polarity in ("black", "transparent"):
+                    levels = np.iinfo(levels.dtype).max - levels
+            full_scale = np.iinfo(levels.dtype).max
+            if levels.shape == (height, width):  # needs no floating point
+                binary = (levels > full_scale // 2).view(np.uint8)
+            else:
+                import torch
 
-            from inpaint_encode.core.transform import binarize_mask, resize_mask
+                from inpaint_encode.core.transform import binarize_mask, resize_mask
 
-            mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
-            binary = binarize_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
+                if max(levels.size, height * width) > UNCOUNTED_PIXELS:
+                    memory.reserve(max(levels.size, height * width))
+                mask = torch.from_numpy(levels.astype(np.float32) / np.float32(full_scale))
+                binary = binarize_mask(resize_mask(mask[None], height, width))[0].numpy().astype(np.uint8)
         return binary[image.geometry.crop.slices]
 
 

@@ -1,14 +1,18 @@
-"""Load PNG, TIFF and GIF files strictly: damage that Pillow fills with black or gray is an error here."""
+"""Load PNG, TIFF and GIF files strictly: damage that Pillow fills with black or gray is an error here.
+
+`check_scans` limits the scans of a JPEG.
+"""
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import GifImagePlugin, Image, TiffImagePlugin
+from PIL import GifImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
 
 from .pillow import open_image
 
@@ -33,6 +37,43 @@ _ADAM7 = (
     (1, 0, 2, 1),
 )
 """For each pass of an interlaced PNG: first row, first column, and the steps to the next row and column."""
+
+MAX_SCANS = 100
+"""Largest number of scans of a JPEG, as in libtiff. Encoders write up to 14; a progressive JPEG in the finest steps
+that the format allows has fewer than 100."""
+_START_OF_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+"""A JPEG marker with a segment, or of an end; not a stuffed zero, a restart or a fill byte."""
+
+
+class TooManyScans(ValueError):
+    """The JPEG has more than `MAX_SCANS` scans."""
+
+
+def check_scans(image: Image.Image, data: bytes) -> None:
+    """Check the number of scans of a JPEG. Each passes over all pixels, and 104 kB can hold 300 scans of a large image.
+
+    Args:
+        image: the opened file; its header is read up to the first scan.
+        data: the file.
+
+    Raises:
+        TooManyScans: there are more than `MAX_SCANS`.
+    """
+    assert isinstance(image, JpegImagePlugin.JpegImageFile) and image.fp is not None
+    first = image.fp.tell() - 8 - 2 * len(image.getbands())
+    if data[first : first + 2] == _START_OF_SCAN and "progressive" not in image.info:
+        return  # libjpeg reads one scan if it has all components
+    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
+    if sum(np.count_nonzero(pair == int.from_bytes(_START_OF_SCAN, "little")) for pair in pairs) <= MAX_SCANS:
+        return
+    # Thumbnails, profiles and a film behind the image can contain the same two bytes: count the image's own.
+    at, scans = 2, 0
+    while (found := _MARKER.search(data, at)) and found[0] != b"\xff\xd9":
+        at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2]))
+        scans += found[0] == _START_OF_SCAN
+        if scans > MAX_SCANS:
+            raise TooManyScans(f"it has more than {MAX_SCANS} scans; save it with fewer")
 
 
 def load_png(image: Image.Image, data: bytes) -> None:

@@ -78,7 +78,7 @@ def test_deterministic_rows_do_not_depend_on_the_number_of_workers(monkeypatch):
         return BatchEncoder(copy.deepcopy(vae), metadata, torch.device(device), compiled=False)
 
     try:
-        stages = [EncodeStage(opened, 1, lambda: data_schema(row_metadata()), 0, count) for count in (1, 2, 4)]
+        stages = [EncodeStage(opened, 1, lambda: data_schema(row_metadata()), 0, count, None) for count in (1, 2, 4)]
         made = [stage._encoder.launch(batch).result().samples for stage in stages]
     finally:
         torch.use_deterministic_algorithms(False)
@@ -114,8 +114,8 @@ def test_a_row_says_that_it_was_tiled(encoded):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_worker_without_the_gpu_that_it_was_given_says_so(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    opened = EncodeStage(lambda device: device, "auto", lambda: data_schema(row_metadata()), 0.5, 1)
+    opened = EncodeStage(lambda device: device, "auto", lambda: data_schema(row_metadata()), 0.5, 1, None)
     assert opened._encoder == "cpu", "conftest says that GPUs are numbers here"
     monkeypatch.delenv("INPAINT_ENCODE_LOGICAL_GPUS")
     with pytest.raises(JobFailed, match=rf"0\.5 GPU on node {socket.gethostname()}, but torch finds no CUDA device"):
-        EncodeStage(lambda device: device, "auto", lambda: data_schema(row_metadata()), 0.5, 1)
+        EncodeStage(lambda device: device, "auto", lambda: data_schema(row_metadata()), 0.5, 1, None)

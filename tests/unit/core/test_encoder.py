@@ -239,7 +239,7 @@ class Crowded(nn.Module):
 
     def __init__(self, encoder: nn.Module, pixels: int) -> None:
         super().__init__()
-        self.encoder, self.pixels = encoder, pixels
+        self.encoder, self.pixels, self.conv_in = encoder, pixels, getattr(encoder, "conv_in", None)
         self.given = []
 
     def forward(self, inputs):
@@ -290,6 +290,17 @@ class TestOutOfMemory:
         assert encoder.launch(batch).result().oom_steps == 0
         assert set(given) == {(1, 3, 64, 64)}
         assert encoder.batch_size(96, 160) == 1
+
+    def test_an_image_that_a_cpu_cannot_hold_goes_in_tiles_before_it_is_tried(self, crowded, monkeypatch):
+        """The system would end the process, without an error of torch."""
+        monkeypatch.setattr("inpaint_encode.core.out_of_memory.machine_memory", lambda: 100 * 100 * 5 * 4 * 8 / 0.8)
+        encoder, given = crowded(10**6)
+        found = encoder.launch(batch_of(10, height=96, width=160)[2]).result()
+        assert (found.tiled, found.oom_steps) == ([True, True], 0)
+        assert set(given) == {(1, 3, 64, 64)}
+        assert not any(encoder.launch(batch_of(10, height=96, width=96)[2]).result().tiled)
+        with pytest.raises(OutOfMemory):
+            encoder.launch(batch_of(10, height=96, width=160)[2], tile=False).result()
 
     @pytest.mark.parametrize(
         "settings", [{"tile": False}, {"deterministic": True, "tile_size": 64}, {"tile_size": 128}]

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from inpaint_encode.core.chunk import DecodedPair, Pair, Reject
+from inpaint_encode.core.chunk import DecodedPair, Deferred, Pair, Reject
 from inpaint_encode.core.decode import DecodedImage
 from inpaint_encode.core.geometry import CropBox, Geometry
 from inpaint_encode.job.transfer import (
@@ -34,10 +34,11 @@ class TestDecodedPairs:
         first, other = decoded("a", 1), decoded("b", 2, 16, 8)
         second = DecodedPair(first.pair._replace(key="a/1", mask_index=1), first.image, first.mask[::-1])
         reject = Reject(Pair("c", "c.jpg", "c.png"), "image.truncated", "cut")
-        table = pack_decoded(iter([reject, first, second, other]), ReusableBuffer())
-        assert [value.is_valid for value in table["pixels"]] == [False, True, False, True]
-        found = unpack_decoded(table)
-        assert found[0] == reject
+        deferred = Deferred(Pair("d", "d.jpg", "d.png", 2, "1", "2"))
+        table = pack_decoded(iter([reject, first, second, other, deferred]), ReusableBuffer())
+        assert [value.is_valid for value in table["pixels"]] == [False, True, False, True, False]
+        *found, last = unpack_decoded(table)
+        assert (found[0], last) == (reject, deferred)
         assert found[1].image is found[2].image
         for before, after in zip([first, second, other], found[1:], strict=True):
             assert before.pair == after.pair
@@ -90,8 +91,14 @@ class TestReusableBuffer:
         assert set(value.as_py()) == {7}
 
     def test_memory_that_one_chunk_needed_is_freed_after_a_small_one(self):
-        buffer = ReusableBuffer(kept=1_000)
+        buffer = ReusableBuffer(kept=1_000, size=500)
         for needed, kept in ((100_000, 150_000), (50_000, 150_000), (10, 0), (600, 900), (10, 900)):
             buffer.reserve(needed, 0)
             buffer.lend(needed)
             assert buffer._memory.size == kept
+
+    def test_a_chunk_that_grows_within_the_address_space_is_not_copied(self):
+        buffer = ReusableBuffer(kept=1_000, size=10_000)
+        first = buffer.reserve(100, 0)
+        assert buffer.reserve(10_000, 100) is first
+        assert buffer.reserve(10_001, 10_000) is not first

@@ -1,11 +1,13 @@
 """Damaged PNG, TIFF and GIF files that Pillow accepts."""
 
+import io
 import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from inpaint_encode.errors import PairRejected
 from tests.files import (
     GREY,
     png,
@@ -74,3 +76,26 @@ def test_gif_with_too_few_rows(options):
         for height in (49, 50, 96, 97):
             data = whole.replace(struct.pack("<HH", 64, 48), struct.pack("<HH", 64, height))
             assert caught_by(decode_image, data).error == "image.truncated"
+
+
+def scans(count: int, side: int = 64) -> bytes:
+    """Return a gray JPEG whose last scan comes ``count`` times more."""
+    file = io.BytesIO()
+    Image.new("L", (side, side), 90).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * count + b"\xff\xd9"
+
+
+def test_a_jpeg_of_too_many_scans_is_rejected_before_it_is_decoded():
+    with pytest.raises(PairRejected, match="it has more than 100 scans; save it with fewer") as rejected:
+        decode_image(scans(100))
+    assert rejected.value.error == "image.unsupported"
+
+
+def test_scans_of_other_images_in_a_jpeg_do_not_count():
+    """Of a thumbnail in a comment, and of a film behind the image."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", progressive=True)
+    data, many = file.getvalue(), b"\xff\xda" * 200
+    comment = b"\xff\xfe" + (len(many) + 2).to_bytes(2) + many
+    assert decode_image(data[:2] + comment + data[2:] + many).shape == (64, 64, 3)

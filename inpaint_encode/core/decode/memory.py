@@ -1,0 +1,86 @@
+"""Bounds the memory that decoding takes on a machine, whichever processes decode.
+
+A 62 kB PNG can declare 64 megapixels, and a machine decodes one image per core. Large images therefore reserve a share
+of the machine's memory before a pixel is decoded. The shares are locked files, so that a process that dies frees its
+own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import stat
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+
+from inpaint_encode.core.machine import machine_memory
+
+UNCOUNTED_PIXELS = 2**24
+"""Images up to this size reserve nothing: decoding one takes at most 0.3 GB."""
+
+_SHARE_PIXELS = 2**24
+_SHARE_BYTES = 2**28
+"""A share is the memory for `_SHARE_PIXELS`: decoding takes 3 to 17 bytes per pixel, by format."""
+
+_FRACTION = 4
+"""Large images take at most a quarter of the machine's memory."""
+
+_POLL_S = 0.02
+_LOG = logging.getLogger(__name__)
+
+
+class DecodingMemory(ExitStack):
+    """Memory for decoding one image or mask; leaving the ``with`` block frees it."""
+
+    def reserve(self, pixels: int) -> None:
+        """Reserve memory for this number of pixels, in place of an earlier reservation; wait until it is free.
+
+        Processes that wait get their shares in turn. An image that needs more shares than the machine has gets all. If
+        the locks cannot be used, nothing is reserved.
+        """
+        self.close()
+        if pixels <= UNCOUNTED_PIXELS or (folder := _lock_folder()) is None:
+            return
+        shares = max(1, machine_memory() // _FRACTION // _SHARE_BYTES)
+        free = [folder / f"share-{number}" for number in range(shares)]
+        missing = min(shares, -(-pixels // _SHARE_PIXELS))
+        with (folder / "queue").open("w") as queue:
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            while True:
+                for path in tuple(free):
+                    if missing and self._lock(path):
+                        free.remove(path)
+                        missing -= 1
+                if not missing:
+                    return
+                time.sleep(_POLL_S)
+
+    def _lock(self, path: Path) -> bool:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self.enter_context(file)
+        return True
+
+
+@lru_cache
+def _lock_folder() -> Path | None:
+    """Return this user's folder for locks, which no other user can write; None if there is none."""
+    folder = Path(tempfile.gettempdir()) / f"inpaint-encode-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        _LOG.warning("memory for large images is not reserved: %s", error)
+        return None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        _LOG.warning("memory for large images is not reserved: %s belongs to another user", folder)
+        return None
+    return folder
