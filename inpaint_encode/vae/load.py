@@ -144,23 +144,28 @@ def _load_folder(name: str, place: str, subfolder: str, revision: str, vae_famil
     except EncodeError:
         raise
     except Exception as error:  # diffusers raises errors of many types for a file that is not valid
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:_MAX_REASON].rstrip(".")
-        if folder and folder.is_relative_to(_cache()):
-            reason += f"; the copy of its files is {folder}: delete it to download them again"
-        if at_hub:
-            reason = f"there is no such folder on this node, and the Hugging Face hub says: {reason}"
-        offline = at_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-        raise UsageError(
-            f"--vae {name} cannot be loaded: {reason}; give a folder in the diffusers layout with .safetensors "
-            "weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of a pipeline"
-            + "; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was searched"
-            * offline
-        ) from error
+        raise UsageError(_explain(name, error, folder)) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         count = f"{len(missing)} weight{'s' if len(missing) > 1 else ''}"
         raise UsageError(f"--vae {name} lacks {count} (the first: {missing[0]}); give a complete VAE")
     return model
+
+
+def _explain(name: str, error: Exception, folder: Path | None) -> str:
+    """Return why a folder, or a model of the hub if there is no folder, cannot be loaded."""
+    reason = (" ".join(str(error).split()) or type(error).__name__)[:_MAX_REASON].rstrip(".")
+    if folder and folder.is_relative_to(_cache()):
+        reason += f"; the copy of its files is {folder}: delete it to download them again"
+    if not folder:
+        reason = f"there is no such folder on this node, and the Hugging Face hub says: {reason}"
+    offline = not folder and os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return (
+        f"--vae {name} cannot be loaded: {reason}; give a folder in the diffusers layout with .safetensors "
+        "weights, a single .safetensors file, or a hub id, and --subfolder if the VAE is a part of a pipeline"
+        + "; HF_HUB_OFFLINE is set, so that only the hub's cache on this node was searched"
+        * offline
+    )
 
 
 def _read_index(place: str, where: dict[str, str]) -> Any:
