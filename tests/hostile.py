@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 HANG_S = 10
 MEMORY_BYTES = 10**9
 
-EXPECTED = {"source", "vae"}
+EXPECTED = {"source", "vae", "output"}
 """Kinds of files for which each error is an expected one, with a sentence of its own."""
 
 DEEP = 1_000
@@ -210,7 +210,9 @@ def cases(folder: Path, kinds: list[str]) -> list[tuple[str, Path, Callable[[Pat
     output = folder / "out"
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
         found.append(("output", path, lambda _: ["info", str(folder / "case/out")]))
-        found.append(("output", path, lambda _: ["report", str(folder / "case/out"), "--html", str(folder / "page.html")]))
+        found.append(
+            ("output", path, lambda _: ["report", str(folder / "case/out"), "--html", str(folder / "page.html")])
+        )
         found.append(("output", path, lambda _: lambda: verify(folder / "case/out")))
     return [one for one in found if one[0] in kinds]
 
