@@ -101,9 +101,8 @@ class Chunks(Frozen):
     work after a crash, and need more requests. All masks of an image are in one chunk if they fit."""
     chunk_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 64 * 2**20
     """Maximum total size of the image files of a chunk. A chunk ends before --chunk-rows pairs when its image files
-    together reach this size. A task holds the decoded pixels of a chunk in memory: for photographs, about ten times the
-    size of the files. Plain-color images have many more pixels per byte, and for lists of URIs the file sizes are
-    unknown. For both, only --chunk-rows limits memory: each image takes 3 bytes per pixel, 192 MB for 64 megapixels."""
+    together reach this size. For photographs, the decoded pixels take about ten times the size of the files. Pixels
+    above a task's share of a quarter of the node's memory are decoded later, by the VAE worker, which then waits."""
 
 
 @section("Output", 5)
