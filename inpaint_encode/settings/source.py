@@ -250,8 +250,8 @@ class Limits(Frozen):
 
     max_pixels: Annotated[int, Field(ge=1), unit("PIXELS")] = 64_000_000
     """Largest image or mask to decode, in pixels. A file whose header declares more pixels is rejected before it is
-    decoded. The tasks of a node hold the pixels of their chunks in a quarter of its memory; pairs above that are decoded
-    later, by the VAE worker. For large images, lower --chunk-rows."""
+    decoded. The tasks of a node hold the pixels of their chunks in a quarter of its memory. Pairs above that are
+    decoded later, by the VAE worker. For large images, lower --chunk-rows."""
     max_bytes: Annotated[int, Field(ge=1), unit("BYTES")] = 256 * 2**20
     """Largest file to fetch, in bytes. A larger file is rejected. The default is enough for 64 megapixels of
     uncompressed RGB."""
