@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("INPAINT_ENCODE_LOGICAL_GPUS", "1")  # of nodes that tests start; their workers inherit it
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Send the tests that use Ray to one process, and the tests of every other file to any one of the processes."""
     if not config.pluginmanager.hasplugin("dsession") and "PYTEST_XDIST_WORKER" not in os.environ:

@@ -167,11 +167,20 @@ class Planner:
             yield self._write_revision(unit, current, current.slice(0, 0), pa.array(keys, pa.string()))
 
     def _accepted_later(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """Return which rejected pairs have another key now, in a plan of a refresh that was killed."""
+        """Return which rejected pairs have another key now, in a plan of a refresh that was killed.
+
+        A planned pair that this refresh changes had the contents of the rejected pair only before.
+        """
         rejected = np.flatnonzero(pc.and_(rows["error"].is_valid(), rows["key"].is_valid()))
         keys = base_keys(rows, numbers_masks=self._source.numbers_masks).take(rejected)
+        digests = contents_digests(keys, rows.take(rejected))
+        at = np.flatnonzero(self._pairs.contains(digests))
         found = np.zeros(rows.num_rows, np.bool_)
-        found[rejected] = self._pairs.contains(contents_digests(keys, rows.take(rejected)))
+        if len(at):
+            planned = self._planned_pairs(keys.take(at))
+            kept = planned.filter(pc.and_(planned["error"].is_null(), pc.equal(planned["changed_hash"], pa.scalar(0, pa.uint64()))))
+            own = {tuple(one) for one in self._digests(kept).tolist()}
+            found[rejected[at]] = [tuple(one) in own for one in digests[at].tolist()]
         return found
 
     def _write_versions(self) -> Iterator[list[str]]:
