@@ -26,7 +26,7 @@ check: $(INSTALLED) ## lint, formatting, types, the direction of imports, and th
 	$(BIN)/python -m pytest --durations=0 --durations-min=5 tests/unit/test_cluster_files.py
 
 test: $(INSTALLED) ## every test but the long ones, in two processes
-	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m 'not long' -n 2
 
 test-long: $(INSTALLED) ## the tests that take minutes; they print their figures
 	$(BIN)/python -m pytest -m long -s

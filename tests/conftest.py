@@ -28,18 +28,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("INPAINT_ENCODE_LOGICAL_GPUS", "1")  # of nodes that tests start; their workers inherit it
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    """Send the tests that use Ray to one process, and the tests of every other file to any one of the processes."""
-    if not config.pluginmanager.hasplugin("dsession") and "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    on_ray = {item.path for item in items if item.path.parent.name in ("ray", "cluster") or _uses_ray(item)}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Send all tests that use the shared Ray to one process, and the tests of every other file to any one."""
+    from xdist.scheduler import LoadFileScheduling
 
+    class ByFileOrRay(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return "ray" if path.startswith(("tests/ray/", "tests/cluster/")) else path
 
-def _uses_ray(item) -> bool:
-    return "detached_ray" in getattr(item, "fixturenames", ())
+    return ByFileOrRay(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
