@@ -68,9 +68,7 @@ def build_pipeline(
     plan_schema: pa.Schema,
     signatures: str = "",
 ) -> ray.data.Dataset:
-    """Return the pipeline that fetches, decodes, encodes and commits.
-
-    A row of the result is the receipt of a chunk, see `inpaint_encode.schema.RECEIPT`.
+    """Return the pipeline that fetches, decodes, encodes and commits; its rows are receipts (`schema.RECEIPT`).
 
     Args:
         work: a `feed.WorkQueue`, whose rows are chunks.
@@ -82,19 +80,13 @@ def build_pipeline(
         signatures: path of the list's signed URLs on the driver's node, see `inpaint_encode.sources.signatures`.
     """
     vae = vae_workers(job.workers, job.run.address)
-    # Rows of one batch influence each other's last bits.
-    batch_size = 1 if metadata.deterministic else job.workers.batch_size
+    batch_size = 1 if metadata.deterministic else job.workers.batch_size  # rows change each other's last bits
     fetch_on, encode_on = label_selector(job.workers.fetch_on), label_selector(job.workers.encode_on)
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     schema = data_schema(metadata, plan_schema)
     make_schema = partial(pa.schema, list(schema), metadata=schema.metadata)
-    decoder = PairDecoder.of(metadata, max_pixels=job.limits.max_pixels)
-    limits = {"max_bytes": job.limits.max_bytes, "cpus": job.workers.fetch_cpus}
-    fetching: dict[str, Any] = {"decoder": decoder, "access": job.access.to_access(), **limits}
-    if signatures:
-        fetching["find_signed"] = partial(ask_for_signed, queue=work, path=signatures)
-    opened, deferred = partial(backend.open, metadata), partial(decode_deferred, **fetching)
-    encoding = opened, batch_size, make_schema, vae.gpus, vae.most, deferred
+    fetching = _fetch_options(work, job, metadata, signatures)
+    encoding = partial(backend.open, metadata), batch_size, make_schema, vae.gpus, vae.most
     return (
         read_work(work)
         .map_batches(
@@ -106,7 +98,7 @@ def build_pipeline(
         )
         .map_batches(
             EncodeStage,
-            fn_constructor_args=encoding,
+            fn_constructor_args=(*encoding, partial(decode_deferred, **fetching)),
             compute=ray.data.ActorPoolStrategy(
                 min_size=vae.least,
                 max_size=vae.most,
@@ -126,6 +118,19 @@ def build_pipeline(
             **one_chunk,
         )
     )
+
+
+def _fetch_options(work: Any, job: EncodeJob, metadata: RowMetadata, signatures: str) -> dict[str, Any]:
+    """Return the arguments that `fetch_stage` and `decode_deferred` share; those of `build_pipeline`."""
+    options: dict[str, Any] = {
+        "decoder": PairDecoder.of(metadata, max_pixels=job.limits.max_pixels),
+        "access": job.access.to_access(),
+        "max_bytes": job.limits.max_bytes,
+        "cpus": job.workers.fetch_cpus,
+    }
+    if signatures:
+        options["find_signed"] = partial(ask_for_signed, queue=work, path=signatures)
+    return options
 
 
 def _open_source(job: EncodeJob) -> PairSource:

@@ -178,7 +178,9 @@ class Planner:
         found = np.zeros(rows.num_rows, np.bool_)
         if len(at):
             planned = self._planned_pairs(keys.take(at))
-            kept = planned.filter(pc.and_(planned["error"].is_null(), pc.equal(planned["changed_hash"], pa.scalar(0, pa.uint64()))))
+            kept = planned.filter(
+                pc.and_(planned["error"].is_null(), pc.equal(planned["changed_hash"], pa.scalar(0, pa.uint64())))
+            )
             own = {tuple(one) for one in self._digests(kept).tolist()}
             found[rejected[at]] = [tuple(one) in own for one in digests[at].tolist()]
         return found

@@ -6,7 +6,7 @@ import uuid
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from inpaint_encode.errors import JobFailed
@@ -483,6 +483,9 @@ SOME_LINES = st.lists(
 )
 
 
+B_X, B_Y = ({"image": "b.jpg", "mask": "m2.png", "caption": caption} for caption in "xy")
+
+
 def planned(folder, lines, batch, output="out", **options):
     """Plan the lines in batches of this size; return the pairs by key, and the run."""
     with pytest.MonkeyPatch.context() as patch:
@@ -563,6 +566,8 @@ class TestAnyList:
         states=st.lists(st.tuples(SOME_LINES, st.booleans(), st.booleans(), st.integers(0, 4)), min_size=2, max_size=4),
         batch=st.integers(1, 9),
     )
+    # The refresh ends after it has rejected "y", and before it has changed the planned pair "y" to "x".
+    @example(states=[([B_Y], False, False, 1), ([B_X, B_Y], True, False, 1)], batch=1)
     def test_whatever_was_killed_the_next_run_has_every_line(self, new_folder, states, batch):
         folder = new_folder()
         for lines, refresh, drop, steps in states:
