@@ -23,11 +23,13 @@ from inpaint_encode.stores.pool import map_concurrently
 from inpaint_encode.stores.ranged_file import RangedFile
 
 from .batches import Piece, find_unchanged, in_batches
-from .list_files import Lines, ListFile, open_list_file, translate_errors
+from .list_files import Lines, ListFile, translate_errors
 from .pairs import PairBatch, PairFiles, PairSource, Slice, check_access
+from .parquet_lists import ParquetList
 from .part_uris import without_suffix
 from .random_masks import slice_version
 from .signatures import Signatures, are_signed, without_signatures
+from .text_lists import CsvList, JsonlList
 
 _LOG = logging.getLogger(__name__)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
@@ -275,3 +277,16 @@ def _plain_type(type_: pa.DataType) -> pa.DataType:
 def _plain_values(column: pa.ChunkedArray) -> pa.ChunkedArray:
     plain = _plain_type(column.type)
     return column if plain == column.type else column.cast(plain)
+
+
+def open_list_file(uri: str, file: RangedFile, source: Source) -> ListFile:
+    """Return the file with the reader for its suffix; raises the errors of `ListFile.lines`."""
+    match uri.rpartition(".")[2]:
+        case "parquet":
+            return ParquetList(uri, file, source)
+        case "csv":
+            return CsvList(uri, file)
+        case "jsonl":
+            return JsonlList(uri, file)
+        case suffix:
+            raise NotImplementedError(f"there is no reader for .{suffix} files")

@@ -14,7 +14,7 @@ from inpaint_encode.errors import UsageError
 from inpaint_encode.parquet_file import ParquetFile, read_footer
 from inpaint_encode.parquet_pages import PageCheck, PageLimits, RepeatedValues, _read_struct
 from inpaint_encode.settings import Source
-from inpaint_encode.sources import PairReader, list_files, open_source
+from inpaint_encode.sources import PairReader, open_source, parquet_lists
 from inpaint_encode.sources import parquet as embedded
 from inpaint_encode.sources.part_uris import row_uris
 from tests.pickled_parquet import encoded
@@ -209,4 +209,4 @@ def test_invalid_headers(data):
 
 
 def test_limits_of_lists_and_images_fit_together():
-    assert list_files._MAX_PATH_BYTES < list_files._MAX_VALUE_BYTES < embedded._REPEATED_BYTES
+    assert parquet_lists._MAX_PATH_BYTES < parquet_lists._MAX_VALUE_BYTES < embedded._REPEATED_BYTES

@@ -32,8 +32,10 @@ def set_limits(monkeypatch):
     def limit(pairs: int, size: int = BATCH_BYTES, buffered: int = 2**27) -> None:
         monkeypatch.setattr("inpaint_encode.sources.pairs.BATCH_PAIRS", pairs)
         monkeypatch.setattr("inpaint_encode.sources.pairs.BATCH_BYTES", size)
-        for name, value in {"FOOTER": 0, "SMALL": 0, "BUFFERED": buffered, "MAX_LINE": 200, "BLOCK": 100}.items():
-            monkeypatch.setattr(f"inpaint_encode.sources.list_files._{name}_BYTES", value)
+        limits = {"parquet_lists._FOOTER": 0, "parquet_lists.SMALL": 0, "parquet_lists._BUFFERED": buffered}
+        limits |= {"text_lists.SMALL": 0, "text_lists._MAX_LINE": 200, "text_lists._BLOCK": 100}
+        for name, value in limits.items():
+            monkeypatch.setattr(f"inpaint_encode.sources.{name}_BYTES", value)
 
     return limit
 

@@ -7,7 +7,7 @@ import pytest
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import PairReader, open_source
-from inpaint_encode.sources.list_files import open_list_file
+from inpaint_encode.sources.manifest import open_list_file
 from inpaint_encode.sources.signatures import without_signatures
 from inpaint_encode.stores.base import DEFAULT_ACCESS, Access
 from inpaint_encode.stores.ranged_file import RangedFile
@@ -195,7 +195,7 @@ def test_a_row_without_a_value_is_numbered_within_its_file(tmp_path):
 
 
 def test_a_row_group_that_is_too_large_for_a_worker_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("inpaint_encode.sources.list_files.MAX_ROW_GROUP_BYTES", 40_000)
+    monkeypatch.setattr("inpaint_encode.sources.parquet_lists.MAX_ROW_GROUP_BYTES", 40_000)
     write_parquet(f"{tmp_path}/x.parquet", {"image": [noise(n) for n in range(8)], "mask": [b"1"] * 8}, group=8)
     with pytest.raises(UsageError, match=r"column image has 48,\d+ bytes in one row group"):
         read_batches(Source(pairs=str(tmp_path / "x.parquet")))

@@ -20,8 +20,8 @@ A = {"image": "a.jpg", "mask": "a.png"}
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("inpaint_encode.sources.list_files._BLOCK_BYTES", 100)
-    monkeypatch.setattr("inpaint_encode.sources.list_files._SMALL_BYTES", 0)
+    monkeypatch.setattr("inpaint_encode.sources.text_lists._BLOCK_BYTES", 100)
+    monkeypatch.setattr("inpaint_encode.sources.text_lists.SMALL_BYTES", 0)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_jsonl_file_without_lines_is_an_error(tmp_path, content):
 
 
 def test_a_file_without_line_ends_is_not_read_into_memory(tmp_path, small_blocks, monkeypatch, requests):
-    monkeypatch.setattr("inpaint_encode.sources.list_files._MAX_LINE_BYTES", 1_000)
+    monkeypatch.setattr("inpaint_encode.sources.text_lists._MAX_LINE_BYTES", 1_000)
     (tmp_path / "m.jsonl").write_text("[" + json.dumps(A) * 1_000 + "]")
     with pytest.raises(UsageError, match="line 1: it has more than 1,000 bytes"):
         open_source(Source(pairs=str(tmp_path / "m.jsonl")))
@@ -112,7 +112,7 @@ def test_csv_is_cut_between_lines_and_not_within_a_value(tmp_path, small_blocks)
 @pytest.mark.parametrize("end", ['"open', '"open""', '"open\n', '"open\nx,y,z\n', '"'])
 @pytest.mark.parametrize("rows", [1, 40])
 def test_an_open_quotation_mark_of_a_large_csv_file_is_an_error(tmp_path, monkeypatch, small_blocks, rows, end):
-    monkeypatch.setattr("inpaint_encode.sources.list_files._MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("inpaint_encode.sources.text_lists._MAX_LINE_BYTES", 100)
     (tmp_path / "m.csv").write_text("image,mask,t\n" + 'a,b,"x ""y"""\n' * rows + f"a,b,{end}")
     with pytest.raises(UsageError, match="ends inside a quoted value; close the quotation mark"):
         read_batches(Source(pairs=str(tmp_path / "m.csv")))
