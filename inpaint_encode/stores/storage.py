@@ -250,7 +250,8 @@ def is_below(uri: str, prefix: str) -> bool:
     """Return whether an object is the normalized ``prefix`` or below it; on a disk, after links are followed."""
     if "://" not in uri and "://" not in prefix:
         return Path(os.path.realpath(uri)).is_relative_to(os.path.realpath(prefix))
-    parts = re.split(r"[/\\]", unquote(unquote(re.split("[?#]", uri, maxsplit=1)[0])))
+    path = re.split("[?#]", uri, maxsplit=1)[0] if uri.startswith("http") else uri  # in a bucket they are part of a key
+    parts = re.split(r"[/\\]", unquote(unquote(path)))
     return ".." not in parts and f"{uri}/".startswith(f"{prefix.rstrip('/')}/")
 
 
