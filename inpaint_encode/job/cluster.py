@@ -122,6 +122,10 @@ def _check_reachable(address: str) -> None:
 def _start(options: dict[str, Any]) -> None:
     import ray
 
+    from .private import job_config
+
+    if not options["address"].startswith("ray://"):  # the driver of such a client is a process of the cluster
+        options = {**options, "job_config": job_config()}
     try:
         logs = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
         ray.init(logging_config=logs, logging_level=logging.ERROR, log_to_driver=False, **options)
