@@ -77,6 +77,8 @@ WRITABLE = frozenset({"s3", "file", ""})
 READABLE = WRITABLE | {"gs", "http", "https"}
 """Schemes of a source."""
 
+_NO_LOGINS = "a URI must not contain credentials; set them in the environment or in a profile"
+
 LISTING_THREADS = 16
 """Number of requests in flight of one listing."""
 
@@ -88,14 +90,19 @@ def normalize_uri(uri: str, schemes: frozenset[str] = WRITABLE) -> str:
         ValueError: the scheme is not in ``schemes``, or the URI contains credentials.
     """
     scheme, _, rest = uri.partition("://") if "://" in uri else ("", "", uri)
-    if scheme and "@" in rest.partition("/")[0]:
-        raise ValueError("a URI must not contain credentials; set them in the environment or in a profile")
+    if has_login(uri):
+        raise ValueError(_NO_LOGINS)
     if scheme in ("", "file"):
         return str(Path(uri.removeprefix("file://")).absolute())
     if scheme in schemes and rest.strip("/"):
         return uri.rstrip("/")
     forms = "s3://bucket/prefix" if schemes == WRITABLE else "s3://bucket/prefix, gs://bucket/prefix, https://host/path"
     raise ValueError(f"{uri} is not supported; use {forms}, file:///path or a path")
+
+
+def has_login(uri: str) -> bool:
+    """Return whether a URI has a name or a password before its host or bucket."""
+    return "@" in re.split("[/?#]", uri.partition("://")[2], maxsplit=1)[0]
 
 
 def join(prefix: str, *parts: str) -> str:
@@ -272,9 +279,15 @@ def _store_to_read(uri: str, access: Access) -> Store:
 
 
 def _store_of(uri: str) -> Store:
-    """Return the module for a URI's scheme. It is imported at first use: a job on disks needs no client of S3."""
+    """Return the module for a URI's scheme. It is imported at first use: a job on disks needs no client of S3.
+
+    Raises:
+        PermissionError: the URI has a login, which a request would send as a part of the host or the bucket.
+    """
     if "://" not in uri:
         return disk
+    if has_login(uri):
+        raise PermissionError(errno.EACCES, _NO_LOGINS)
     if uri.startswith(("http://", "https://")):
         from . import http
 
