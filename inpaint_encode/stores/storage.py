@@ -37,6 +37,7 @@ from .base import (
     is_utf8,
 )
 from .disk import TEMPORARY
+from .redaction import LOGIN
 from .retries import RETRY_BUDGET_S, retry, retry_count
 
 __all__ = [
@@ -102,7 +103,7 @@ def normalize_uri(uri: str, schemes: frozenset[str] = WRITABLE) -> str:
 
 def has_login(uri: str) -> bool:
     """Return whether a URI has a name or a password before its host or bucket."""
-    return "@" in re.split("[/?#]", uri.partition("://")[2], maxsplit=1)[0]
+    return "://" in uri and LOGIN.match(uri, uri.index("://") + 3) is not None
 
 
 def join(prefix: str, *parts: str) -> str:

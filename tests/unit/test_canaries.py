@@ -172,7 +172,7 @@ def test_errors_of_the_library_do_not_have_it(variables, call, uri):
     assert "5ec2e7" not in str(raised.value)
 
 
-@pytest.mark.parametrize("uri", [URIS[0], f"s3://me:{CANARY}@bucket/a", f"gs://me:{CANARY}@bucket/a"])
+@pytest.mark.parametrize("uri", [URIS[0], f"s3://me:{CANARY}@bucket/a", f"s3://AKIA:{CANARY}/x@bucket/a"])
 def test_no_request_has_a_login(uri):
     """It would be a part of the bucket's name, or of the host's."""
     for call in (storage.read, storage.stat, lambda uri: next(storage.list_objects(uri)), storage.delete):
