@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from .stores.redaction import redacted
+
 
 class EncodeError(Exception):
-    """Base of the errors that end a command; its message is one sentence for the person who ran it."""
+    """Base of the errors that end a command; its message is one sentence for the person who ran it.
+
+    The message has no credentials: notebooks, schedulers and Ray show and store it, too.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(one) if isinstance(one, str) else one for one in args))
 
 
 class JobFailed(EncodeError):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,8 @@ class Site(BaseHTTPRequestHandler):
             self.answer(int(path.removeprefix("/status/")), b"said")
         elif path.startswith("/moved/"):
             self.answer(302, b"", Location=path.removeprefix("/moved"))
+        elif path.startswith("/compressed/"):
+            self.answer(200, zlib.compress(bytes(2**24), wbits=31), **{"Content-Encoding": path.rpartition("/")[2]})
         elif path == "/cut":
             self.send_response(200)
             self.send_header("Content-Length", "100")

@@ -122,6 +122,10 @@ def _check_reachable(address: str) -> None:
 def _start(options: dict[str, Any]) -> None:
     import ray
 
+    from .private import job_config
+
+    if not options["address"].startswith("ray://"):  # the driver of such a client is a process of the cluster
+        options = {**options, "job_config": job_config()}
     try:
         logs = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
         ray.init(logging_config=logs, logging_level=logging.ERROR, log_to_driver=False, **options)
@@ -291,8 +295,8 @@ def _local_options() -> dict[str, Any]:
     return {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": private_folder()}
 
 
-def private_folder() -> str:
-    """Return the folder for the logs and sockets of a local Ray, inside a folder that only this user can open.
+def private_folder(name: str = "ray") -> str:
+    """Return a folder inside one that only this user can open: of the logs and sockets of a local Ray, or other files.
 
     Ray lets everyone read and write its folder, /tmp/ray by default. The path is short, because those of sockets below
     it must be.
@@ -305,7 +309,7 @@ def private_folder() -> str:
     is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
     if not is_private:  # another user made it, or its mode was changed
         folder = Path(tempfile.mkdtemp(prefix="ie-", dir=root))
-    return str(folder / "ray")
+    return str(folder / name)
 
 
 def _configure_ray_data() -> None:

@@ -7,17 +7,23 @@ Ray starts a task again, without end, if its worker dies; the process that owns 
 `task_attempt` returns the count.
 
 ``ray.init`` replaces the process's handler of SIGTERM. `keep_sigterm_handler` prevents that.
+
+``ray.init`` puts the current folder first on the module path of all workers, so that a ``numpy.py`` in a folder of a
+stranger would run there. `job_config` prevents that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray._private.utils
 import ray.data
 from ray._private.worker import global_worker
+from ray.job_config import JobConfig
 
 from inpaint_encode.stores.redaction import get_logger
 
@@ -74,3 +80,23 @@ def keep_sigterm_handler() -> Iterator[None]:
         yield
     finally:
         ray._private.utils.set_sigterm_handler = replaced
+
+
+class _OwnFolders(list[str]):
+    """Folders on the module path of workers: of those that Ray adds, the ones that this process has on its own path."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        own = {Path(folder).absolute() for folder in sys.path}  # "" is the current folder
+        super().extend(folder for folder in folders if Path(folder) in own)
+
+
+def job_config() -> JobConfig:
+    """Return the configuration of a driver whose workers look for modules only where this process does."""
+    config = JobConfig()
+    if isinstance(getattr(config, "_py_driver_sys_path", None), list):
+        config._py_driver_sys_path = _OwnFolders()
+    else:
+        _LOG.warning(
+            "this version of Ray may import modules from the current folder; start from a folder that you trust"
+        )
+    return config

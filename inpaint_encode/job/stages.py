@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -47,7 +47,7 @@ from inpaint_encode.stores import storage
 from inpaint_encode.stores.base import Access
 from inpaint_encode.stores.redaction import get_logger, redact_handlers
 
-from .cluster import node_cpus
+from .cluster import node_cpus, private_folder
 from .transfer import DECODED, ReusableBuffer, pack_chunk, pack_decoded, unpack_chunk, unpack_decoded
 
 MAX_CONCURRENCY = 2
@@ -234,6 +234,9 @@ class EncodeStage:
         import torch
 
         redact_handlers()
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            with suppress(OSError):  # torch runs the code that it finds there; another user may make its own folder
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = private_folder("torch")
         on_gpu = gpus > 0 and torch.cuda.is_available()
         if gpus > 0 and not on_gpu and os.environ.get(LOGICAL_GPUS) != "1":
             raise JobFailed(_no_cuda(gpus, torch.version.cuda))

@@ -10,9 +10,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 
 class Frozen(BaseModel):
-    """Base of all settings: immutable; an unknown field is an error."""
+    """Base of all settings: immutable; an unknown field is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    Errors quote no values: these may be URIs with a login.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, hide_input_in_errors=True)
 
 
 def section(title: str, order: int) -> Parameter:

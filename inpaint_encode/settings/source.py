@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from inpaint_encode.stores.base import Access
+from inpaint_encode.stores.redaction import redacted
 
 from .base import Frozen, section, unit
 
@@ -126,7 +127,7 @@ class SourceAccess(Frozen):
     @classmethod
     def _validate_url(cls, value: str) -> str:
         if value and not re.fullmatch(r"https?://[^/@]+/?", value):
-            raise ValueError(f"--endpoint-url {value!r} must be http://host:port or https://host")
+            raise ValueError(f"--endpoint-url {redacted(value)!r} must be http://host:port or https://host")
         return value.rstrip("/")
 
     def to_access(self) -> Access:

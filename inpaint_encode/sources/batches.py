@@ -74,7 +74,8 @@ def _joined(pieces: list[Piece], source: Source) -> PairBatch:
     table = pa.concat_tables([piece.lines for piece in pieces])
     table = table.append_column("line", pa.array(np.arange(table.num_rows, dtype=np.int32)))
     if EXTRA_COLUMNS in table.column_names:
-        table = _without_signatures_in_extra_columns(table)
+        at = table.schema.get_field_index(EXTRA_COLUMNS)
+        table = table.set_column(at, table.schema.field(at), without_signatures(table[EXTRA_COLUMNS]))
     if source.random_masks:
         table = with_random_masks(table, source)
     slices: list[Slice] = []
@@ -86,22 +87,6 @@ def _joined(pieces: list[Piece], source: Source) -> PairBatch:
         slices.append(new)
     extra = [EXTRA_COLUMNS] if EXTRA_COLUMNS in table.column_names else []
     return PairBatch(table.select([*SOURCE_PAIRS.names, *extra]), tuple(slices))
-
-
-def _without_signatures_in_extra_columns(table: pa.Table) -> pa.Table:
-    """Remove the signatures of URLs in the source's own columns of strings, which become columns of the output."""
-    at = table.schema.get_field_index(EXTRA_COLUMNS)
-    fields = list(table.schema.field(at).type)
-    columns = table.select([EXTRA_COLUMNS]).flatten().columns
-    plain = [without_signatures(one) if _is_text(one.type) else one for one in columns]
-    if all(old is new for old, new in zip(columns, plain, strict=True)):
-        return table
-    struct = pa.StructArray.from_arrays([pa.concat_arrays(one.chunks) for one in plain], fields=fields)
-    return table.set_column(at, table.schema.field(at), struct)
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
 
 
 def find_unchanged(

@@ -57,17 +57,33 @@ def unsigned(url: str) -> str:
     return f"{start}{mark if kept else ''}{kept}{hash_mark}{fragment}"
 
 
-def are_signed(texts: pa.ChunkedArray) -> bool:
+def are_signed(texts: pa.ChunkedArray | pa.Array) -> bool:
     """Return whether a text has a URL that may be signed."""
     return bool(pc.any(pc.match_substring_regex(texts, _MAYBE_SIGNED)).as_py())
 
 
-def without_signatures(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return texts, such as captions or JSON, in which no URL has a signature."""
-    if not are_signed(texts):
-        return texts
-    cleaned = [None if text is None else _URL.sub(lambda url: unsigned(url[0]), text) for text in texts.to_pylist()]
-    return pa.chunked_array([pa.array(cleaned, texts.type)])
+def without_signatures(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return values in which no URL has a signature: texts, such as captions or JSON, and lists and structs of them."""
+    return pa.chunked_array(map(_without_signatures, values.chunks), values.type)
+
+
+def _without_signatures(values: pa.Array) -> pa.Array:
+    type_ = values.type
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_):
+        if not are_signed(values):
+            return values
+        texts = values.to_pylist()
+        return pa.array([text and _URL.sub(lambda url: unsigned(url[0]), text) for text in texts], type_)
+    if pa.types.is_dictionary(type_):
+        return pa.DictionaryArray.from_arrays(values.indices, _without_signatures(values.dictionary))
+    if pa.types.is_struct(type_):
+        children = [_without_signatures(values.field(at)) for at in range(type_.num_fields)]
+        return pa.StructArray.from_arrays(children, fields=list(type_), mask=values.is_null())
+    if pa.types.is_nested(type_) and type_.num_fields == 1:  # a list or a map; its own buffers stay as they are
+        own = values.buffers()[: 1 if pa.types.is_fixed_size_list(type_) else 2]
+        children = [_without_signatures(values.values)]
+        return pa.Array.from_buffers(type_, len(values), own, offset=values.offset, children=children)
+    return values
 
 
 class Signatures:

@@ -15,16 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import urllib3
 from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, MaxRetryError
+from urllib3.util import parse_url
 
 from .base import ANSWER_S, CONNECT_S, READ_S, Access, Blob, Stat, Unavailable, check_size
 from .redaction import redacted
 
 _PIECE = 2**20
 _REDIRECTS = 5
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""Addresses of IPv6 that end in one of IPv4, which may be private."""
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -97,7 +100,7 @@ def _follow_redirects(method: str, uri: str, headers: dict[str, str]) -> urllib3
     """Return the first response that is no redirect, before its body is read."""
     place = uri
     for _ in range(_REDIRECTS + 1):
-        response = _pool().request(method, place, headers=headers, preload_content=False)
+        response = _pool().request(method, place, headers=headers, preload_content=False, decode_content=False)
         if not (location := response.get_redirect_location()):
             return response
         if 0 <= (_length(response) or 0) <= _PIECE:
@@ -109,21 +112,36 @@ def _follow_redirects(method: str, uri: str, headers: dict[str, str]) -> urllib3
 
 
 def _check_redirect(uri: str, place: str) -> None:
-    """Raise OSError if a server sends this client to a place that only this client may reach."""
-    to, host = urlsplit(place), urlsplit(uri).hostname
-    if to.scheme not in ("http", "https") or "@" in to.netloc:
-        raise OSError(errno.EINVAL, f"the server redirects to {to.scheme}://{to.hostname}, which is not allowed")
-    if to.hostname != host and _is_private(to.hostname) and not _is_private(host):
-        raise OSError(errno.EINVAL, f"the server redirects to {to.hostname}, which is in a private network")
+    """Raise OSError if a server sends this client to a place that only this client may reach.
+
+    urllib3 parses the addresses, as it does for the request: another parser may see another host.
+    """
+    to, host = parse_url(place), parse_url(uri).host
+    if to.scheme not in ("http", "https") or to.auth is not None:
+        raise OSError(errno.EINVAL, f"the server redirects to {to.scheme}://{to.host}, which is not allowed")
+    if to.host != host and _is_private(to.host) and not _is_private(host):
+        raise OSError(errno.EINVAL, f"the server redirects to {to.host}, which is in a private network")
 
 
 def _is_private(host: str | None) -> bool:
-    """Return whether a host has an address that is not public: of this machine, a private network or a link."""
+    """Return whether a host has an address that is not public: of this machine, a private network or a link.
+
+    A host without an address counts as private.
+    """
     try:
-        found = {str(one[4][0]).partition("%")[0] for one in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False  # a request to it fails, too
-    return any(not ipaddress.ip_address(address).is_global for address in found)
+        found = {str(one[4][0]).partition("%")[0] for one in socket.getaddrinfo((host or "").strip("[]"), None)}
+    except (OSError, UnicodeError):
+        return True
+    return any(not _is_public(ipaddress.ip_address(address)) for address in found)
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) % 2**32).is_global
+        if address.sixtofour:
+            return False
+    return address.is_global
 
 
 def _raise_for_status(response: urllib3.BaseHTTPResponse) -> None:
@@ -137,6 +155,10 @@ def _raise_for_status(response: urllib3.BaseHTTPResponse) -> None:
         raise Unavailable(errno.EIO, message)
     if status not in {200, 206, 416}:
         raise OSError(errno.EINVAL, message)
+    encoding = response.headers.get("Content-Encoding", "")
+    if any(one.strip().lower() in response.CONTENT_DECODERS for one in encoding.split(",")):
+        # It is not decoded: a few bytes may be a thousand times as large.
+        raise OSError(errno.EINVAL, f"the server compresses the object ({encoding}), although it was asked not to")
 
 
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:

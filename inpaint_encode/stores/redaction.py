@@ -37,7 +37,10 @@ _PATH_NAME = re.compile(r"_(?:FILE|PATH|DIR|URI|URL)$|^GOOGLE_(?:APPLICATION_CRE
 
 _URL = re.compile(r"(?P<start>(?:https?://|\burl: /)[^\s?#\"'<>]*)\?(?P<query>[^\s\"'<>]*)", re.IGNORECASE)
 """A URL with a query, or a path with a query as urllib3's errors print it."""
-_LOGIN = re.compile(r"(?<=://)[^\s/?#\"'<>]+@")
+LOGIN = re.compile(
+    r"(?<=://)(?:[^\s/?#\"'<>]+@|(?!arn:)[^\s/?#\"'<>@:\[]+:(?!\d{1,5}(?:[/?#\s]|$))[^\s?#\"'<>]{1,200}@)"
+)
+"""A login in a URI. Its password may have slashes, as secret keys of AWS have, though it should not."""
 _SECRET_PARAMETER = re.compile(
     r"^(?:x-(?:amz|goog|oss)-.*|sk(?:oid|tid|t|e|s|v)|sig|signature|policy|expires|key-pair-id|.*access_?key_?id|googleaccessid|"
     r".*(?:token|secret|password|passwd|api-?_?key|auth|credential).*|key|pwd|sas|code|jwt)$",
@@ -82,7 +85,7 @@ def redacted(text: str) -> str:
     URIs have queries; elsewhere a ``?`` is part of a name.
     """
     text = _URL.sub(lambda found: f"{found['start']}?{_safe_query(found['query'])}", text)
-    text = _LOGIN.sub(f"{MARK}@", text)
+    text = LOGIN.sub(f"{MARK}@", text)
     for secret in _secrets():
         if secret in text:
             text = text.replace(secret, MARK)

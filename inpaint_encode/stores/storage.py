@@ -37,6 +37,7 @@ from .base import (
     is_utf8,
 )
 from .disk import TEMPORARY
+from .redaction import LOGIN
 from .retries import RETRY_BUDGET_S, retry, retry_count
 
 __all__ = [
@@ -77,6 +78,8 @@ WRITABLE = frozenset({"s3", "file", ""})
 READABLE = WRITABLE | {"gs", "http", "https"}
 """Schemes of a source."""
 
+_NO_LOGINS = "a URI must not contain credentials; set them in the environment or in a profile"
+
 LISTING_THREADS = 16
 """Number of requests in flight of one listing."""
 
@@ -88,14 +91,19 @@ def normalize_uri(uri: str, schemes: frozenset[str] = WRITABLE) -> str:
         ValueError: the scheme is not in ``schemes``, or the URI contains credentials.
     """
     scheme, _, rest = uri.partition("://") if "://" in uri else ("", "", uri)
-    if scheme and "@" in rest.partition("/")[0]:
-        raise ValueError("a URI must not contain credentials; set them in the environment or in a profile")
+    if has_login(uri):
+        raise ValueError(_NO_LOGINS)
     if scheme in ("", "file"):
         return str(Path(uri.removeprefix("file://")).absolute())
     if scheme in schemes and rest.strip("/"):
         return uri.rstrip("/")
     forms = "s3://bucket/prefix" if schemes == WRITABLE else "s3://bucket/prefix, gs://bucket/prefix, https://host/path"
     raise ValueError(f"{uri} is not supported; use {forms}, file:///path or a path")
+
+
+def has_login(uri: str) -> bool:
+    """Return whether a URI has a name or a password before its host or bucket."""
+    return "://" in uri and LOGIN.match(uri, uri.index("://") + 3) is not None
 
 
 def join(prefix: str, *parts: str) -> str:
@@ -250,7 +258,8 @@ def is_below(uri: str, prefix: str) -> bool:
     """Return whether an object is the normalized ``prefix`` or below it; on a disk, after links are followed."""
     if "://" not in uri and "://" not in prefix:
         return Path(os.path.realpath(uri)).is_relative_to(os.path.realpath(prefix))
-    parts = re.split(r"[/\\]", unquote(unquote(re.split("[?#]", uri, maxsplit=1)[0])))
+    path = re.split("[?#]", uri, maxsplit=1)[0] if uri.startswith("http") else uri  # in a bucket they are part of a key
+    parts = re.split(r"[/\\]", unquote(unquote(path)))
     return ".." not in parts and f"{uri}/".startswith(f"{prefix.rstrip('/')}/")
 
 
@@ -271,9 +280,15 @@ def _store_to_read(uri: str, access: Access) -> Store:
 
 
 def _store_of(uri: str) -> Store:
-    """Return the module for a URI's scheme. It is imported at first use: a job on disks needs no client of S3."""
+    """Return the module for a URI's scheme. It is imported at first use: a job on disks needs no client of S3.
+
+    Raises:
+        PermissionError: the URI has a login, which a request would send as a part of the host or the bucket.
+    """
     if "://" not in uri:
         return disk
+    if has_login(uri):
+        raise PermissionError(errno.EACCES, _NO_LOGINS)
     if uri.startswith(("http://", "https://")):
         from . import http
 

@@ -61,6 +61,8 @@ def check_config(vae: str, config: Any) -> None:
     """
     if not isinstance(config, dict):
         raise UsageError(f"--vae {vae}: its config.json is not an object with a VAE's options")
+    if "quantization_config" in config:  # diffusers would import the package that it names
+        raise UsageError(f"--vae {vae} is quantized; give the VAE with its original weights")
     stack: list[tuple[str, Any, int]] = [(str(name), value, 1) for name, value in config.items()]
     while stack:
         name, value, depth = stack.pop()

@@ -11,6 +11,7 @@ import pytest
 
 from inpaint_encode.demo.pairs import write_random_pairs
 from tests.cluster.heads import wait_for
+from tests.hostile import ROOT
 from tests.outputs import data_files
 
 
@@ -43,6 +44,25 @@ def encoding(tmp_path, vae_folder):
                 one.kill()
         process.kill()
         process.wait()
+
+
+SEARCH = """
+import ray, sys
+from inpaint_encode.job.cluster import connect_ray
+sys.path += sys.argv[2:]
+with connect_ray(sys.argv[1]):
+    print(ray.get(ray.remote(lambda: ("HERE", *sys.path)).remote()))
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_workers_import_from_the_current_folder_only_if_the_command_does(detached_ray, tmp_path, own):
+    """A stranger's folder may have a numpy.py; Python itself looks there only with ``python -m`` and the like."""
+    script = [sys.executable, "-P", "-c", SEARCH, detached_ray, *([str(tmp_path)] if own else [])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert "HERE" in done.stdout, done.stderr
+    assert (repr(str(tmp_path)) in done.stdout) is own
 
 
 def listening(process) -> set[str]:

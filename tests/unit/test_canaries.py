@@ -8,13 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from inpaint_encode import iter_rows, load_vae, open_latents
 from inpaint_encode.core.chunk import Pair, Reject
+from inpaint_encode.errors import EncodeError
 from inpaint_encode.job.progress import _Lines
 from inpaint_encode.output.report import RunStats, write_report
 from inpaint_encode.output.resume import job_record
 from inpaint_encode.output.rows import rejects_table
-from inpaint_encode.settings import Source, VaeSource
-from inpaint_encode.sources import LeftOut
+from inpaint_encode.settings import Source, SourceAccess, VaeSource
+from inpaint_encode.sources import LeftOut, open_source
 from inpaint_encode.stores import clients, retries, storage
 from inpaint_encode.stores import s3 as s3_store
 from inpaint_encode.stores.redaction import get_logger
@@ -149,3 +151,30 @@ def test_errors_of_options_do_not_have_it(variables, shell, option, text, tmp_pa
     done = shell("encode", *[part for pair in given.items() for part in pair])
     assert done.returncode in (1, 2)
     assert "5ec2e7" not in "".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize("uri", [URIS[0], URIS[2], f"s3://me:{CANARY}@bucket/a"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        load_vae,
+        open_latents,
+        lambda uri: list(iter_rows(uri)),
+        lambda uri: SourceAccess(endpoint_url=uri),
+        lambda uri: open_source(Source(images=uri, masks=uri)),
+        lambda uri: open_source(Source(pairs=uri)),
+    ],
+)
+def test_errors_of_the_library_do_not_have_it(variables, call, uri):
+    """Whoever shares a notebook shares the messages in it."""
+    with pytest.raises((ValueError, EncodeError)) as raised:
+        call(uri)
+    assert "5ec2e7" not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", [URIS[0], f"s3://me:{CANARY}@bucket/a", f"s3://AKIA:{CANARY}/x@bucket/a"])
+def test_no_request_has_a_login(uri):
+    """It would be a part of the bucket's name, or of the host's."""
+    for call in (storage.read, storage.stat, lambda uri: next(storage.list_objects(uri)), storage.delete):
+        with pytest.raises(PermissionError, match="must not contain credentials"):
+            call(uri)

@@ -3,6 +3,8 @@
 import copy
 import os
 import socket
+import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +121,15 @@ def test_a_worker_without_the_gpu_that_it_was_given_says_so(monkeypatch):
     monkeypatch.delenv("INPAINT_ENCODE_LOGICAL_GPUS")
     with pytest.raises(JobFailed, match=rf"0\.5 GPU on node {socket.gethostname()}, but torch finds no CUDA device"):
         EncodeStage(lambda device: device, "auto", lambda: data_schema(row_metadata()), 0.5, 1, None)
+
+
+@pytest.mark.parametrize("given", ["", "/elsewhere"])
+def test_compiled_code_is_kept_where_no_other_user_can_write(monkeypatch, given):
+    """torch runs the code that it finds in its cache, by default below a folder that any user may make first."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+    if not given:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    EncodeStage(lambda device: device, "auto", lambda: data_schema(row_metadata()), 0, 1, None)
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert str(folder) == given if given else stat.S_IMODE(folder.parent.stat().st_mode) == 0o700

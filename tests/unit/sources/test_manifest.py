@@ -216,13 +216,15 @@ PRESIGNED = [
 def test_signatures_leave_the_pairs_and_are_kept_for_the_run(tmp_path, url):
     plain = url.partition("?")[0]
     caption = f'{{"from": "{url}"}}'
-    path = write_manifest(tmp_path / "m.jsonl", [A, {"image": url, "mask": url, "url": url, "text": caption}])
+    line = {"image": url, "mask": url, "url": url, "text": caption, "more": [{"url": url}, None]}
+    path = write_manifest(tmp_path / "m.jsonl", [A, line])
     source = open_source(Source(pairs=str(path)))
     assert source.is_signed
     pairs = read_all(source)
     assert "5ec2e7" not in str(pairs.to_pylist())
     assert pairs["image_uri"][1].as_py() == pairs["mask_uri"][1].as_py() == plain
-    assert pairs["extra_columns"][1].as_py() == {"url": plain, "text": f'{{"from": "{plain}"}}'}
+    expected = {"url": plain, "text": f'{{"from": "{plain}"}}', "more": [{"url": plain}, None]}
+    assert pairs["extra_columns"][1].as_py() == expected
     assert source.signatures.find([plain, "https://x/other.jpg", "s3://b/x"]) == {plain: url}
 
 
@@ -237,6 +239,26 @@ def test_signatures_in_text_are_removed(separator):
         cleaned[0].startswith('{"u": "https://b/a.jpg?id=1"} and https://b/a.jpg?id=1') and "5ec2e7" not in cleaned[0]
     )
     assert cleaned[1:] == [None, "https://b/a.jpg?id=1&sig=2"]
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_signatures_leave_nested_values(start):
+    url, plain = PRESIGNED[0], PRESIGNED[0].partition("?")[0]
+    pair = pa.struct([("u", pa.string()), ("n", pa.int32())])
+    columns = {
+        "lists": (pa.list_(pa.string()), ["{}"], [None, "{} and {}"], None, []),
+        "large": (pa.large_list(pa.large_string()), ["{}"], None, ["x", "{}"], []),
+        "fixed": (pa.list_(pa.string(), 2), ["{}", None], None, ["x", "{}"], ["", ""]),
+        "structs": (pair, {"u": "{}", "n": 1}, None, {"u": None, "n": 2}, {"u": "{}", "n": None}),
+        "deep": (pa.list_(pa.struct([("m", pa.map_(pa.string(), pair))])), [{"m": [("{}", {"u": "{}", "n": 1})]}]),
+        "dictionary": (pa.dictionary(pa.int8(), pa.string()), "{}", None, "x", "{}"),
+        "numbers": (pa.list_(pa.int64()), [1], None, [], [2, 3]),
+    }
+    for name, (type_, *rows) in columns.items():
+        signed, expected = (eval(repr(rows).replace("{}", one)) for one in (url, plain))
+        found = without_signatures(pa.chunked_array([pa.array(signed, type_)]).slice(start))
+        found.validate(full=True)
+        assert found.type == type_ and found.to_pylist() == expected[start:], name
 
 
 def test_a_list_that_is_signed_again_has_the_same_pairs(tmp_path):

@@ -45,6 +45,17 @@ def test_only_the_requested_part_of_a_whole_answer_is_read(site, monkeypatch):
     assert time.monotonic() - begun < 3
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "X-GZIP", "deflate, gzip"])
+def test_a_compressed_body_is_not_decoded(site, encoding):
+    for read in (storage.read, lambda uri: storage.read_range(uri, 0, 10)):
+        with pytest.raises(OSError, match="the server compresses the object"):
+            read(f"{site}/compressed/{encoding.replace(' ', '')}")
+
+
+def test_a_body_with_an_unknown_encoding_is_read_as_it_is(site):
+    assert len(storage.read(f"{site}/compressed/aws-chunked").data) < 20_000
+
+
 def test_a_slow_body_times_out(site, monkeypatch):
     monkeypatch.setattr(Site, "do_GET", half_of_an_answer)
     monkeypatch.setattr(retries, "RETRY_BUDGET_S", 0.001)

@@ -35,11 +35,17 @@ CANARY = "CanAry5ec2e7+/x0987654321"
             "Max retries exceeded with url: /x.png?sig=… (Caused by",
         ),
         ("http://me:5ec2e7@host:9000/a@2x.png", "http://…@host:9000/a@2x.png"),
+        ("s3://AKIA:5e/c2+e7/x@bucket/a@2x.png", "s3://…@2x.png"),
+        ("https://me:5e/c2e7@host/a", "https://…@host/a"),
         ("http://me:5e@c2e7@host, and http://5ec2e7@other", "http://…@host, and http://…@other"),
         *[
             (same, same)
             for same in (
                 "s3://b/what?.png",
+                "s3://b/a:b@2x.png",
+                "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/images/a@2x.png",
+                "http://[::1]:9000/a@2x.png",
+                "https://host:443/a@2x.png",
                 "random:brush?seed=7&index=1",
                 "https://host/a.parquet#row=1",
                 "https://host/a.png?id=1&w=512",

@@ -66,7 +66,11 @@ def test_redirects_to_logins_and_other_schemes_are_refused(site, target):
 
 @pytest.mark.parametrize(
     "target",
-    ["169.254.169.254", "127.0.0.1", "10.0.0.1", "192.168.1.1", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433"],
+    [
+        *("169.254.169.254", "127.0.0.1", "10.0.0.1", "192.168.1.1", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"),
+        *("2130706433", "%256c%256fcalhost", "%2531%2536%2539.254.169.254", "[::1%2525lo]", "[64:ff9b::a9fe:a9fe]"),
+        *("[2002:7f00:1::]", "no.such.host.invalid"),
+    ],
 )
 def test_a_public_server_cannot_redirect_to_a_private_one(site, monkeypatch, target):
     """``public.example`` stands for a server with a public address."""

@@ -222,6 +222,7 @@ def test_marks_are_private_and_may_be_missing(tmp_path, monkeypatch):
     [
         *("/etc/passwd", "{folder}/../secret.png", "{folder}/link/secret.png", "{folder}x/a.png", "file:///etc/passwd"),
         *("s3://bucket-2/x", "s3://bucket/images-2/x", "s3://bucket/images/../x", "gs://bucket/images/x"),
+        *("s3://bucket/images/a?/../../x", "s3://bucket/images/a#/../../x"),
         *("http://169.254.169.254/latest/meta-data", "http://intranet/x", "https://host.evil/x", "https://host@evil/x"),
         *("https://host/a/../../x", "https://host/a/%2e%2e/x", "https://host/a/%252e%252e/x", "https://host/a\\..\\x"),
     ],
