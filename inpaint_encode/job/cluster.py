@@ -8,18 +8,18 @@ import re
 import secrets
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from inpaint_encode.core.machine import user_folder
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.settings import Workers
 
@@ -301,15 +301,8 @@ def private_folder(name: str = "ray") -> str:
     Ray lets everyone read and write its folder, /tmp/ray by default. The path is short, because those of sockets below
     it must be.
     """
-    root = "/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir()  # noqa: S108 - the folder is checked
-    folder = Path(root, f"inpaint-encode-{os.getuid()}")
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    status = folder.lstat()
-    is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
-    if not is_private:  # another user made it, or its mode was changed
-        folder = Path(tempfile.mkdtemp(prefix="ie-", dir=root))
-    return str(folder / name)
+    root = "/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir()  # noqa: S108 - `user_folder` checks it
+    return str((user_folder(root) or Path(tempfile.mkdtemp(prefix="ie-", dir=root))) / name)
 
 
 def _configure_ray_data() -> None:

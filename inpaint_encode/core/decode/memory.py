@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
-import stat
 import tempfile
 import time
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
-from inpaint_encode.core.machine import machine_memory
+from inpaint_encode.core.machine import machine_memory, user_folder
 
 UNCOUNTED_PIXELS = 2**24
 """Images up to this size reserve nothing: decoding one takes at most 0.3 GB."""
@@ -72,15 +70,7 @@ class DecodingMemory(ExitStack):
 
 @lru_cache
 def _lock_folder() -> Path | None:
-    """Return this user's folder for locks, which no other user can write; None if there is none."""
-    folder = Path(tempfile.gettempdir()) / f"inpaint-encode-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        _LOG.warning("memory for large images is not reserved: %s", error)
-        return None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        _LOG.warning("memory for large images is not reserved: %s belongs to another user", folder)
-        return None
+    folder = user_folder(tempfile.gettempdir())
+    if folder is None:
+        _LOG.warning("memory for large images is not reserved: this user has no private folder for temporary files")
     return folder
