@@ -16,7 +16,7 @@ from typing import NoReturn
 from inpaint_encode.errors import EncodeError, JobFailed, UsageError
 from inpaint_encode.stores.redaction import for_terminal, redacted
 
-from .signals import end_interrupted, prefer_interrupt, stop_on_signals
+from .signals import end_interrupted, ignore_signals, prefer_interrupt, stop_on_signals
 
 TRACEBACK = "INPAINT_ENCODE_TRACEBACK"
 """Environment variable: 1 prints the traceback of an unexpected error."""
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     except BaseException as error:  # also pyo3's PanicException, which is no Exception
         _fail_unexpectedly(error, tokens)
+    finally:
+        ignore_signals()
 
 
 def _run(tokens: list[str]) -> None:

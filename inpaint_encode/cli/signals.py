@@ -66,9 +66,14 @@ def prefer_interrupt() -> Iterator[None]:
         raise
 
 
+def ignore_signals() -> None:
+    """Let no later signal interrupt Python's own end, which would print a traceback; it takes at most `GRACE_S`."""
+    _State.ended = True
+
+
 def end_interrupted() -> int:
     """Finish the clean-up of an interrupted command; return its exit code: 130 after Ctrl-C, 143 after SIGTERM."""
-    _State.ended = True
+    ignore_signals()
     _release_leases()
     return 128 + (_State.received or signal.SIGINT)
 

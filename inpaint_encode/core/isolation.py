@@ -67,6 +67,7 @@ _NO_ANSWER = (OSError, EOFError, ValueError, TypeError, RecursionError)
 _STORE_ERRORS: dict[str, type[OSError]] = {
     "FileNotFoundError": FileNotFoundError,
     "PermissionError": PermissionError,
+    "NotAllowed": storage.NotAllowed,
     "NullValue": NullValue,
     "Changed": Changed,
     "TooLarge": storage.TooLarge,
@@ -130,7 +131,7 @@ class DecodingProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self.stop()
 
     def call(self, function: Literal["read", "image", "mask"], *arguments: Any) -> tuple[dict[str, Any], bytes]:
         """Call a function of the child; return the answer's values and its bytes.
@@ -147,11 +148,11 @@ class DecodingProcess:
                     header, payload = self._answer(child, pickle.dumps((function, arguments)))
                     break
                 except _NO_ANSWER:
-                    code = self._stop()
+                    code = self.stop()
                     if attempt == _TRIES - 1 or -code in (signal.SIGALRM, signal.SIGPROF):
                         raise ProcessCrashed(self._describe(code)) from None
             if header.get("out_of_memory"):
-                self._stop()
+                self.stop()
                 raise ProcessCrashed(f"it needed more than {self.setup.memory / 2**30:.1f} GiB of memory")
         if rejected := header.get("rejected"):
             raise PairRejected(*map(str, rejected))
@@ -171,7 +172,7 @@ class DecodingProcess:
             )
             self._answer(child, pickle.dumps(self.setup))
         except _NO_ANSWER as error:
-            self._stop()
+            self.stop()
             raise JobFailed(f"the process that decodes files one by one cannot be started ({error!r})") from error
         return child
 
@@ -182,7 +183,7 @@ class DecodingProcess:
         header, payload = _read_frame(child.stdout, max(self.setup.max_bytes, 4 * self.setup.decoder.max_pixels))
         return dict(json.loads(header)), payload
 
-    def _stop(self) -> int:
+    def stop(self) -> int:
         """Kill the child, if there is one; return its exit code, negative for the signal that ended it."""
         child, self._child = self._child, None
         if child is None:

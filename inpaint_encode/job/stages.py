@@ -202,6 +202,8 @@ def decode_deferred(
             results = list(fetch_and_decode(pairs, *isolated, breaker, counters, threads=1, max_bytes=memory))
             if breaker.failure:
                 raise JobFailed(breaker.failure)
+            if isinstance(results[0], Deferred):
+                raise JobFailed(f"there is too little memory to decode {results[0].pair.image_uri}")
             pairs = [result.pair for result in results if isinstance(result, Deferred)]
             yield [result for result in results if not isinstance(result, Deferred)]
 

@@ -8,6 +8,7 @@ are numbered here, if the source leaves that to the plan.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -146,6 +147,8 @@ class _Member:
     met: bool = True
     changed_hash: int = 0
     """Of the contents that the source has now; 0: those of the row."""
+    groups: list[_Group] = field(default_factory=list)
+    """The groups that wait for it, if it is not met."""
 
     def equals(self, row: Row) -> bool:
         """Return whether a line repeats this pair as the source has it."""
@@ -162,15 +165,17 @@ class _Group:
     next_number: int = 0
     has_new_image: bool = False
     """Whether another image has replaced the one of the plan."""
-
-    def has_met(self) -> bool:
-        """Return whether the source has had one of the pairs."""
-        return any(one.met for one in self.members.values())
+    has_met: bool = False
+    """Whether the source has had one of the pairs."""
+    unmet: list[tuple[int, int, _Member]] = field(default_factory=list)
+    """Heap of planned pairs that the source may not have had, by mask number and planned row: an image may have a
+    million masks, and each asks for the first one."""
 
     def first_unmet(self) -> _Member | None:
         """Return the first planned pair that the source has not had so far."""
-        unmet = [one for one in self.members.values() if not one.met]
-        return min(unmet, key=lambda one: one.row["mask_index"], default=None)
+        while self.unmet and self.unmet[0][2].met:
+            heapq.heappop(self.unmet)
+        return self.unmet[0][2] if self.unmet else None
 
 
 class _Decisions:
@@ -215,7 +220,7 @@ class _Decisions:
             self._decide_known(position, row, member, group)
         elif has_image and not member and (not rejected or self._may_accept(group)):
             self._decide_new_mask(position, row, group)
-        elif self._new_pairs is NewPairs.ADD or (member.met if member else has_image or group.has_met()):
+        elif self._new_pairs is NewPairs.ADD or (member.met if member else has_image or group.has_met):
             self._reject(position, row, row["key"], group, row["mask_index"])
         elif self._new_pairs is NewPairs.POSTPONE:
             self.postponed.append(position)
@@ -263,10 +268,12 @@ class _Decisions:
     def _supersede(self, row: Row) -> None:
         """Note that a pair is not rejected any more, if it was."""
         if rejected := self._groups.get(_rejected_key(row)):
-            self.superseded += [one.planned_row for one in rejected.members.values()]
+            self.superseded += [one.planned_row for one in rejected.members.values() if one.planned_row >= 0]
 
     def _meet(self, member: _Member) -> None:
         member.met = True
+        for group in member.groups:
+            group.has_met = True
         self.met.append(member.planned_row)
 
     def _reject(self, position: int, row: Row, taken: str, owner: _Group, number: int) -> None:
@@ -290,6 +297,11 @@ class _Decisions:
     def _add(self, key: str, row: Row, member: _Member, next_number: int) -> None:
         group = self._groups.setdefault(key, _Group(row["image_uri"]))
         group.members[row["mask_uri"] if self._numbers_masks else ""] = member
+        if member.met:
+            group.has_met = True
+        else:
+            member.groups.append(group)
+            heapq.heappush(group.unmet, (row["mask_index"], member.planned_row, member))
         group.next_number = max(group.next_number, next_number)
 
     def rows(

@@ -37,10 +37,11 @@ class KnownKeys:
         self._levels: list[list[tuple[NDArray[np.uint64], NDArray[np.uint32]]]] = [[]]
 
     def add(self, hashes: NDArray[np.uint64], unit: int) -> None:
-        """Add the hashes of a unit's keys."""
+        """Add the hashes of a unit's keys, each once: a list may repeat one key in all of its rows."""
+        hashes = np.unique(hashes)
         if not len(hashes):
             return
-        self._levels[0].append((np.sort(hashes), np.full(len(hashes), unit, np.uint32)))
+        self._levels[0].append((hashes, np.full(len(hashes), unit, np.uint32)))
         level = 0
         while len(self._levels[level]) >= _FANOUT and len(self._levels[level][0][0]) * _FANOUT <= _LARGEST_RUN:
             merged = np.concatenate([run for run, _ in self._levels[level]])

@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 _ROW = re.compile(r"^(?P<file>.+\.parquet)#row=(?P<row>\d+)&column=(?P<column>.+)$", re.DOTALL)
-_MEMBER = re.compile(r"^(?P<file>.+?\.tar)#member=.+&offset=(?P<offset>\d+)&size=(?P<size>\d+)$", re.DOTALL)
+_MEMBER = re.compile(
+    r"^(?P<file>(?>.+?\.tar(?=#member=)))#member=.+&offset=(?P<offset>\d+)&size=(?P<size>\d+)$", re.DOTALL
+)
 _ROW_END = r"(?s)\.parquet#row=(\d+)&column=.+$"
 
 

@@ -25,7 +25,7 @@ from .pairs import IMAGE_SUFFIXES, MAX_EXAMPLES, LeftOut
 from .part_uris import member_uris
 from .tar_headers import Member, read_members
 
-_MEMBER_NAME = re.compile(r"^(?:\./)*(?P<sample>(?:.*/)?[^./]+)\.(?:(?P<role>[^/]*)\.)?(?P<suffix>[^./]+)$")
+_MEMBER_NAME = re.compile(r"^(?:\./)*+(?P<sample>(?:.*/)?[^./]+)\.(?:(?P<role>[^/]*)\.)?(?P<suffix>[^./]+)$")
 _BUFFER_BYTES = 2**16
 """Bytes of one request: one reads many small members and texts, and the data of large members is skipped."""
 

@@ -13,6 +13,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -35,8 +36,8 @@ _SECRET_NAME = re.compile(
 _PATH_NAME = re.compile(r"_(?:FILE|PATH|DIR|URI|URL)$|^GOOGLE_(?:APPLICATION_CREDENTIALS|SERVICE_ACCOUNT)$")
 """Names of variables that match `_SECRET_NAME` and have a path."""
 
-_URL = re.compile(r"(?P<start>(?:https?://|\burl: /)[^\s?#\"'<>]*)\?(?P<query>[^\s\"'<>]*)", re.IGNORECASE)
-"""A URL with a query, or a path with a query as urllib3's errors print it."""
+_URL = re.compile(r"(?P<start>(?:https?://|\burl: /)[^\s?#\"'<>]*+)(?:\?(?P<query>[^\s\"'<>]*+))?", re.IGNORECASE)
+"""A URL with or without a query, or a path with a query as urllib3's errors print it."""
 LOGIN = re.compile(
     r"(?<=://)(?:[^\s/?#\"'<>]+@|(?!arn:)[^\s/?#\"'<>@:\[]+:(?!\d{1,5}(?:[/?#\s]|$))[^\s?#\"'<>]{1,200}@)"
 )
@@ -46,6 +47,8 @@ _SECRET_PARAMETER = re.compile(
     r".*(?:token|secret|password|passwd|api-?_?key|auth|credential).*|key|pwd|sas|code|jwt)$",
     re.IGNORECASE,
 )
+# Text of a stranger may have megabytes, so each pattern needs linear time: what may be followed by something else is
+# possessive, and a second alternative without ``kept`` skips a word that is no credential, with all of its parts.
 _PATTERNS = (
     # Headers as libraries quote them: `Authorization: Bearer x`, `{'Authorization': b'AWS4-HMAC-SHA256 ...'}`.
     re.compile(
@@ -53,8 +56,8 @@ _PATTERNS = (
         re.IGNORECASE,
     ),
     re.compile(
-        r"(?P<kept>\b(?:x-(?:amz|goog|ms)-[\w-]*(?:token|signature|credential|key|copy-source)[\w-]*|(?:set-)?cookie|"
-        r"x-api-key)\\?[\"']?\s*[:=,]\s*b?\\?[\"']?)[^\"'\s\\,&]+",
+        r"(?P<kept>\b(?:x-(?:amz|goog|ms)-(?>[\w-]*?(?:token|signature|credential|key|cookie|copy-source))[\w-]*+|"
+        r"(?:set-)?cookie|x-api-key)\\?[\"']?\s*[:=,]\s*b?\\?[\"']?)[^\"'\s\\,&]+|\bx-(?:amz|goog|ms)-[\w-]*+",
         re.IGNORECASE,
     ),
     re.compile(r"(?P<kept>\b(?:bearer|basic|sharedkey|sharedaccesssignature) +)(?=\S*[\d=+/.])[\w+/=.~:-]{8,}", re.I),
@@ -65,7 +68,7 @@ _PATTERNS = (
     # Tokens whose form is known.
     re.compile(
         r"(?P<kept>)\b(?:hf_\w{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|ya29\.[\w.-]+|gh[pousr]_\w{20,}|"
-        r"eyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?)"
+        r"eyJ[\w-]{8,}+\.[\w-]++(?:\.[\w-]*+)?)|\beyJ[\w-]*+"
     ),
     re.compile(r"(?P<kept>-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL),
 )
@@ -84,13 +87,13 @@ def redacted(text: str) -> str:
     variables of the environment, and what `remember_secret` was given; headers with credentials. Only ``http(s)://``
     URIs have queries; elsewhere a ``?`` is part of a name.
     """
-    text = _URL.sub(lambda found: f"{found['start']}?{_safe_query(found['query'])}", text)
+    text = _URL.sub(_without_secrets_in_query, text)
     text = LOGIN.sub(f"{MARK}@", text)
     for secret in _secrets():
         if secret in text:
             text = text.replace(secret, MARK)
     for pattern in _PATTERNS:
-        text = pattern.sub(rf"\g<kept>{MARK}", text)
+        text = pattern.sub(_without_value, text)
     return text
 
 
@@ -174,6 +177,14 @@ def redact_handlers() -> None:
                 handler.addFilter(RedactingFilter())
 
 
+def _without_value(found: re.Match[str]) -> str:
+    return found[0] if found["kept"] is None else found["kept"] + MARK
+
+
+def _without_secrets_in_query(found: re.Match[str]) -> str:
+    return found[0] if found["query"] is None else f"{found['start']}?{_safe_query(found['query'])}"
+
+
 def _safe_query(query: str) -> str:
     """Return a query in which `MARK` stands for values that may be credentials."""
     parts = []
@@ -188,10 +199,16 @@ def _secrets() -> list[str]:
     """Return the parts of all credentials that are known, the longest first."""
     found = set(_remembered)
     for name, value in os.environ.items():
-        is_path = _PATH_NAME.search(name) and not _is_document(value)
-        if len(value) >= _MIN_SECRET and _SECRET_NAME.search(name) and not is_path:
-            found.update(_parts(value))
+        found.update(_secret_parts(name, value))
     return sorted(found, key=len, reverse=True)
+
+
+@lru_cache(maxsize=1024)
+def _secret_parts(name: str, value: str) -> tuple[str, ...]:
+    """Return the parts of an environment variable's credential; none if it has no credential."""
+    is_path = _PATH_NAME.search(name) and not _is_document(value)
+    is_secret = len(value) >= _MIN_SECRET and _SECRET_NAME.search(name) and not is_path
+    return tuple(_parts(value)) if is_secret else ()
 
 
 def _is_document(value: str) -> bool:

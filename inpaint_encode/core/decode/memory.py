@@ -27,6 +27,9 @@ _SHARE_BYTES = 2**28
 _FRACTION = 4
 """Large images take at most a quarter of the machine's memory."""
 
+MAX_WAIT_S = 600.0
+"""Longest wait for memory in seconds, below the time that a file may take to be decoded."""
+
 _POLL_S = 0.02
 _LOG = logging.getLogger(__name__)
 
@@ -37,8 +40,8 @@ class DecodingMemory(ExitStack):
     def reserve(self, pixels: int) -> None:
         """Reserve memory for this number of pixels, in place of an earlier reservation; wait until it is free.
 
-        Processes that wait get their shares in turn. An image that needs more shares than the machine has gets all. If
-        the locks cannot be used, nothing is reserved.
+        Processes that wait get their shares in turn. An image that needs more shares than the machine has gets all.
+        After `MAX_WAIT_S` seconds, or if the locks cannot be used, it is decoded without them.
         """
         self.close()
         if pixels <= UNCOUNTED_PIXELS or (folder := _lock_folder()) is None:
@@ -46,26 +49,29 @@ class DecodingMemory(ExitStack):
         shares = max(1, machine_memory() // _FRACTION // _SHARE_BYTES)
         free = [folder / f"share-{number}" for number in range(shares)]
         missing = min(shares, -(-pixels // _SHARE_PIXELS))
-        with (folder / "queue").open("w") as queue:
-            fcntl.flock(queue, fcntl.LOCK_EX)
-            while True:
-                for path in tuple(free):
-                    if missing and self._lock(path):
+        deadline = time.monotonic() + MAX_WAIT_S
+        with ExitStack() as queue:
+            has_turn = False
+            while missing and time.monotonic() < deadline:
+                has_turn = has_turn or _lock(folder / "queue", queue)
+                for path in tuple(free) if has_turn else ():
+                    if missing and _lock(path, self):
                         free.remove(path)
                         missing -= 1
-                if not missing:
-                    return
-                time.sleep(_POLL_S)
+                if missing:
+                    time.sleep(_POLL_S)
 
-    def _lock(self, path: Path) -> bool:
-        file = path.open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        self.enter_context(file)
-        return True
+
+def _lock(path: Path, stack: ExitStack) -> bool:
+    """Lock a file until the stack is closed; return False if another process has locked it."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    stack.enter_context(file)
+    return True
 
 
 @lru_cache

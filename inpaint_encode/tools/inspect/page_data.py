@@ -168,8 +168,8 @@ def collect_page_data(where: str, options: ReportOptions, on_status: Callable[[s
     gallery = Gallery()
     if finite and options.gallery:
         colors = LatentColors.fit(row.sample for row in finite)
-        inspector = RowInspector(output, options.decoder, options.reading, on_status, _MAX_PIXELS)
-        gallery = _build_gallery(sample, columns, outliers, colors, inspector, options.gallery, on_status)
+        with RowInspector(output, options.decoder, options.reading, on_status, _MAX_PIXELS) as inspector:
+            gallery = _build_gallery(sample, columns, outliers, colors, inspector, options.gallery, on_status)
     if counts.finished and counts.encoded is not None:
         totals = counts.encoded, counts.rejected_by_error, True
     else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.geometry import format_size
+from inpaint_encode.core.isolation import DecodingProcess, IsolatedDecoder, IsolatedReader, ProcessCrashed
 from inpaint_encode.errors import EncodeError, PairRejected
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.reader import Output
@@ -28,7 +29,9 @@ Decoder = Callable[[NDArray[Any]], NDArray[np.uint8]]
 
 
 class RowInspector:
-    """Inspects rows of one output, one after another.
+    """Inspects rows of one output, one after another, inside its ``with`` block.
+
+    A child process reads and decodes the sources: a file may kill the process that decodes it.
 
     Args:
         output: the output.
@@ -51,7 +54,12 @@ class RowInspector:
     ) -> None:
         self._metadata, self._max_pixels, self._job = output.metadata, max_pixels, output.job
         access = source_access(output.uri, output.job, reading)
-        self._reader = PairReader(access, sys.maxsize if access.prefixes is None else Limits().max_bytes)
+        is_own, limits = access.prefixes is None, Limits()
+        reader = PairReader(access, sys.maxsize if is_own else limits.max_bytes)
+        source_decoder = PairDecoder.of(self._metadata, max_pixels=sys.maxsize if is_own else limits.max_pixels)
+        self._process = DecodingProcess(reader, source_decoder)
+        self._reader = IsolatedReader(reader, self._process)
+        self._source_decoder = IsolatedDecoder.in_process(self._process)
         self._decoder: Decoder | None = None
         self._unavailable: dict[str, str] = {}  # errors of stores that did not respond, which get no more requests
         if not options.decode:
@@ -70,6 +78,12 @@ class RowInspector:
             self.not_decoded = str(error)
         except RuntimeError as error:  # from torch: a job may have filled the GPU
             self.not_decoded = f"the VAE cannot be moved to the device ({str(error).splitlines()[0]})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stop()
 
     def inspect(self, row: Mapping[str, Any]) -> InspectedRow:
         """Inspect one row, given as `as_rows` returns it."""
@@ -96,10 +110,9 @@ class RowInspector:
             if sources is None:
                 missing.append("its image or mask was deleted or has changed since it was encoded")
                 return None, None
-            decoder = PairDecoder.of(self._metadata, max_pixels=sys.maxsize)
             image_file, mask_file = sources
-            image = decoder.image(image_file.data)
-            return image.pixels, decoder.mask(mask_file.data, image)
+            image = self._source_decoder.image(image_file.data)
+            return image.pixels, self._source_decoder.mask(mask_file.data, image)
         except storage.NotAllowed:
             uris = [row[name] for name in ("image_uri", "mask_uri") if not row[name].startswith(RANDOM_MASK)]
             options = " ".join(dict.fromkeys(suggest_sources(uri, self._job) for uri in uris))
@@ -110,6 +123,8 @@ class RowInspector:
             missing.append(f"its source cannot be fetched: {error}")
         except PairRejected as rejection:
             missing.append(f"its source can no longer be read: {rejection.message}")
+        except ProcessCrashed as crash:
+            missing.append(f"its source cannot be read: {crash}")
         return None, None
 
     def _decode(self, latent: NDArray[Any], size: tuple[int, ...], missing: list[str]) -> NDArray[np.uint8] | None:

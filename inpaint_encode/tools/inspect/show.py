@@ -55,8 +55,8 @@ def show_row(
     uri = normalize_output_uri(picture, "--picture")
     output = Output.open(where)
     row = read_row(output, find_row(output, key))
-    inspector = RowInspector(output, options.decoder, options.reading, on_status)
-    inspected = inspector.inspect(row)
+    with RowInspector(output, options.decoder, options.reading, on_status) as inspector:
+        inspected = inspector.inspect(row)
     file = io.BytesIO()
     row_sheet(inspected).save(file, "PNG")
     storage.write(uri, file.getvalue())

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from inpaint_encode.core.chunk import EncodedPair, Pair, Reject, encode_chunk
 from inpaint_encode.core.decode import PairDecoder
 from inpaint_encode.core.encoder import BatchEncoder
+from inpaint_encode.core.isolation import DecodingProcess, IsolatedDecoder, IsolatedReader
 from inpaint_encode.errors import JobFailed, UsageError
 from inpaint_encode.metadata import RowMetadata
 from inpaint_encode.output.notes import metadata_of_job
@@ -74,6 +75,8 @@ def reencode_rows(
 ) -> ReencodeResult:
     """Encode rows again and compare them. Rows whose source has changed are counted and not compared.
 
+    A child process reads and decodes the sources: a file may kill the process that decodes it.
+
     Masks are equal on machines with the same instruction set. Between CPUs with and without AVX2, a resized mask may
     differ in one pixel of a hundred thousand.
 
@@ -94,8 +97,9 @@ def reencode_rows(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = BatchEncoder.load(source, replace(metadata, samples_dtype="float32"), device, compiled=False)
     access = source_access(state.output, job, reading)
-    reader = PairReader(access, sys.maxsize if access.prefixes is None else Limits().max_bytes)
-    decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize)
+    is_own, limits = access.prefixes is None, Limits()
+    plain_reader = PairReader(access, sys.maxsize if is_own else limits.max_bytes)
+    plain_decoder = PairDecoder.of(metadata, max_pixels=sys.maxsize if is_own else limits.max_pixels)
     versions = [
         f"{name} {made} in the output, {here} now"
         for name, made in job["versions"].items()
@@ -103,19 +107,22 @@ def reencode_rows(
     ]
     made_with = f" ({'; '.join(versions)})" if versions else ""
     result = ReencodeResult()
-    for chunk, indices in rows.items():
-        file = DataFile(storage.read(state.data_uri(chunk)).data)
-        for row in (row for index, row in enumerate(file.read_rows()) if index in indices):
-            pair, tile = Pair(row["key"], row["image_uri"], row["mask_uri"], row["mask_index"]), row.get("tiled", False)
-            _check_allowed(row, access, job)
-            (encoded,) = encode_chunk([pair], reader, decoder, encoder, batch_size=1, threads=1, tile=tile)
-            if _has_changed(row, encoded):
-                result.changed += 1
-                continue
-            result.rows += 1
-            if differences := "; ".join(_differences(row, encoded, metadata, result)):
-                sentence = f"{row['key']}: {differences}{made_with}"
-                result.problems.append(Problem("reencode", state.data_uri(chunk), sentence, chunk))
+    with DecodingProcess(plain_reader, plain_decoder) as process:
+        reader, decoder = IsolatedReader(plain_reader, process), IsolatedDecoder.in_process(process)
+        for chunk, indices in rows.items():
+            file = DataFile(storage.read(state.data_uri(chunk)).data)
+            for row in (row for index, row in enumerate(file.read_rows()) if index in indices):
+                pair = Pair(row["key"], row["image_uri"], row["mask_uri"], row["mask_index"])
+                tile = row.get("tiled", False)
+                _check_allowed(row, access, job)
+                (encoded,) = encode_chunk([pair], reader, decoder, encoder, batch_size=1, threads=1, tile=tile)
+                if _has_changed(row, encoded):
+                    result.changed += 1
+                    continue
+                result.rows += 1
+                if differences := "; ".join(_differences(row, encoded, metadata, result)):
+                    sentence = f"{row['key']}: {differences}{made_with}"
+                    result.problems.append(Problem("reencode", state.data_uri(chunk), sentence, chunk))
     return result
 
 

@@ -58,6 +58,7 @@ FORKS = """
         child.join()
         time.sleep(1)
         ready()"""
+ENDS = "threading.Thread(target=lambda: (time.sleep(0.5), ready(), time.sleep(1))).start()"
 IN_C = "threading.Timer(0.3, ready).start(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 
 
@@ -122,3 +123,8 @@ def test_sigterm_of_a_forked_child_is_not_the_command_s(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", COMMAND.format(body=FORKS), tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
+
+
+def test_a_signal_while_python_ends_prints_no_traceback(tmp_path):
+    """Python waits for the threads of a command that has ended."""
+    assert run(tmp_path, ENDS, signal.SIGINT)[:2] == (0, "")

@@ -11,6 +11,7 @@ import pytest
 from inpaint_encode.errors import UsageError
 from inpaint_encode.settings import Source
 from inpaint_encode.sources import Changed, PairReader, open_source
+from inpaint_encode.sources.part_uris import parse_part
 from inpaint_encode.sources.tar_headers import read_members
 from tests.unit.sources.make_sources import found_pairs, noise, read_all, read_batches, sample, write_tar
 
@@ -339,3 +340,19 @@ def test_the_members_are_those_of_tarfile(tmp_path):
         with (tmp_path / "x.tar").open("rb") as file:
             found = list(read_members(file, (tmp_path / "x.tar").stat().st_size))
         assert [(one.name.decode(), *one[1:5]) for one in found] == expected
+
+
+@pytest.mark.parametrize("name", [b"./" * 200_000 + b"\n", b"a/" * 200_000, b"a" + b"." * 400_000, b"." * 400_000])
+def test_the_time_for_a_long_name_is_linear(tmp_path, name):
+    """An expression that tries each number of "./" takes hours."""
+    write_tar(f"{tmp_path}/a.tar", {**sample("s"), name.decode(): b"x"})
+    began = time.process_time()
+    assert len(found_pairs(Source(pairs=f"{tmp_path}/a.tar"))) == 1
+    assert time.process_time() - began < 3
+
+
+def test_the_time_for_a_long_uri_is_linear():
+    for part in (".tar#member=", "a.tar#member=b&offset=1&size=", "a.parquet#row=1"):
+        began = time.process_time()
+        assert parse_part(part * (800_000 // len(part))) is None
+        assert time.process_time() - began < 3

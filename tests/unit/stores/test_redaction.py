@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import time
 
 import pytest
 
@@ -189,3 +190,30 @@ def test_commands_print_no_signature(signed, shell, command, code):
     assert done.returncode == code, said
     assert "http://127.0.0.1:1/" in said and "Signature=…" in said.replace("\\u2026", "…")
     assert "5ec2e7" not in said and "AKIA" not in said
+
+
+@pytest.mark.parametrize("start", ["", "http://a?"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("https://", "https://a", "url: /", "://", "a=1&", "%41=1&"),
+        *("x-amz-", "x-amz-a-", "x-amz-token", "x-amz-token-", "x-amz-token ", "cookie", "authorization: "),
+        *("eyJ-", "eyJaaaaaaaa.", "bearer ", "basic  ", "AWS ", "sig=", "-----BEGIN PRIVATE ", "-----END PRIVATE "),
+    ],
+)
+def test_the_time_for_a_text_of_a_stranger_is_linear(start, part):
+    """With a pattern that tries each part of a word, 200 kB took minutes."""
+    began = time.process_time()
+    redacted(start + part * (200_000 // len(part)))
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("name", ["x-amz-meta-x-amz-security-token", "x-goog-cookie", "x-amz-a-token-b"])
+def test_headers_whose_names_contain_others(name):
+    assert redacted(f"{name}: {CANARY}") == f"{name}: …"
+
+
+def test_a_variable_that_changes(monkeypatch):
+    for value in (CANARY, CANARY[::-1]):
+        monkeypatch.setenv("MY_TOKEN", value)
+        assert redacted(f"it is {value}") == "it is …"

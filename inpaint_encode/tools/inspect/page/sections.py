@@ -35,7 +35,7 @@ _FILE_REASONS = {
     "corrupt": "its header or data are damaged",
     "unsupported": "its levels are 32-bit or floating-point, without a known range",
     "too_large": "its header states more pixels than --max-pixels",
-    "crashed": "the file killed the process that decoded it, or exceeded its limit of memory or time",
+    "crashed": "it killed the process that read and decoded it, or exceeded that process's limit of memory or time",
 }
 
 REASONS: Mapping[str, str] = {

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,20 @@ from inpaint_encode.demo.pairs import write_random_pairs
 from inpaint_encode.errors import JobFailed
 from inpaint_encode.output.plan import chunk_name
 from inpaint_encode.output.state import OutputState
-from inpaint_encode.settings import SourceReading
+from inpaint_encode.reader import Output
+from inpaint_encode.settings import LatentDecoding, SourceReading
+from inpaint_encode.stores import storage
+from inpaint_encode.tools.inspect.row_inspector import RowInspector
+from inpaint_encode.tools.inspect.row_sample import read_row
+from inpaint_encode.tools.inspect.show import find_row
 from inpaint_encode.tools.verify.findings import ReencodeResult
 from inpaint_encode.tools.verify.reencode import draw_rows, latent_difference, reencode_rows
+from tests import poison
 from tests.conftest import save_vae
 from tests.damage import CHUNK_ROWS, change_rows, data_file, in_row, with_first
+from tests.files import saved
 from tests.local import encode_here
+from tests.warm import WARM_SITE
 
 PAIRS = 6
 
@@ -140,3 +149,36 @@ class TestLatentDifference:
         values = {"stored": np.ones(8, np.float16), "encoded": np.ones(8, np.float32)}
         values[where][3] = np.nan
         assert latent_difference(**values, dtype="auto", moments=False)[1] == (8 if where == "stored" else 1)
+
+
+@pytest.fixture
+def poisoned(source, monkeypatch):
+    """Replace an image by one that kills its decoder; return its key."""
+    monkeypatch.setenv(poison.VARIABLE, "1")
+    monkeypatch.setattr(sys, "path", [WARM_SITE, *sys.path])
+    image = source / "images/000/000004.png"
+    levels = np.zeros((64, 64, 3), np.uint8)
+    before = image.read_bytes()
+    image.write_bytes(poison.poisoned(saved(levels, "JPEG"), poison.CRASH))
+    yield "000/000004"
+    image.write_bytes(before)
+
+
+def test_a_source_that_kills_its_decoder_is_a_finding(output, poisoned):
+    """It must not kill the command."""
+    result = reencode(output, {1: [0, 1, 2]})
+    (problem,) = result.problems
+    assert f"{poisoned}: its source is rejected now, image.crashed: " in problem[2]
+    assert "ended by SIGSEGV" in problem[2]
+    assert result.rows == 3
+
+
+def test_a_source_that_kills_its_decoder_is_not_shown(output, source, poisoned):
+    opened = Output.open(str(output))
+    row = dict(read_row(opened, find_row(opened, poisoned)))
+    row["image_version"] = storage.stat(row["image_uri"])[1]
+    reading = SourceReading(sources=(str(source),))
+    with RowInspector(opened, LatentDecoding(decode=False), reading, print) as inspector:
+        found = inspector.inspect(row)
+    assert found.image is None
+    assert found.missing == ["its source cannot be read: the process that read and decoded it was ended by SIGSEGV"]
