@@ -40,7 +40,7 @@ class DecodingMemory(ExitStack):
     def reserve(self, pixels: int) -> None:
         """Reserve memory for this number of pixels, in place of an earlier reservation; wait until it is free.
 
-        Processes that wait get their shares in turn. An image that needs more shares than the machine has gets all.
+        Processes collect their shares one after another. An image that needs more shares than the machine has gets all.
         After `MAX_WAIT_S` seconds, or if the locks cannot be used, it is decoded without them.
         """
         self.close()
