@@ -30,15 +30,15 @@ os.environ.setdefault("INPAINT_ENCODE_LOGICAL_GPUS", "1")  # of nodes that tests
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Send all tests that use the shared Ray to one process, and the tests of every other file to any one."""
+    """Send all tests that share a Ray to one process, and the tests of every other file to any one."""
     from xdist.scheduler import LoadFileScheduling
 
-    class ByFileOrRay(LoadFileScheduling):
+    class ByRayOrFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.partition("::")[0]
-            return "ray" if path.startswith(("tests/ray/", "tests/cluster/")) else path
+            return path.rpartition("/")[0] if path.startswith(("tests/ray/", "tests/cluster/")) else path
 
-    return ByFileOrRay(config, log)
+    return ByRayOrFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
