@@ -23,7 +23,8 @@ def help_of(shell, monkeypatch):
     def run(*tokens, columns=100):
         if (tokens, columns) not in _CACHE:
             monkeypatch.setenv("COLUMNS", str(columns))
-            monkeypatch.setattr(app, "_fallback_console", None)  # one that was made before keeps its width
+            for one in (app, *(app[name] for name in COMMANDS)):
+                monkeypatch.setattr(one, "_fallback_console", None)  # one that was made before keeps its width
             done = shell(*tokens)
             assert (done.returncode, done.stderr) == (0, "")
             _CACHE[tokens, columns] = done.stdout
