@@ -1,6 +1,6 @@
 """JSON that is read from storage: parsed with bounds, and checked against types.
 
-Whoever wrote the JSON may be a stranger. Everything that is wrong with it is a ValueError with a short message. The
+A stranger may have written the JSON. Everything that is wrong with it is a ValueError with a short message. The
 base package reads notes, too, so this needs no pydantic.
 """
 

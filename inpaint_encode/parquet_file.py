@@ -2,7 +2,7 @@
 
 A Parquet file may say which Arrow types its columns had (``ARROW:schema`` in the footer). Arrow constructs these types
 while it opens the file. Extension types that Python code registered, such as those of Ray, run that code, and some
-unpickle the values: whoever wrote the file can run any code in the process that reads it. So `read_footer` renames the
+unpickle the values: the file's author can run any code in the process that reads it. So `read_footer` renames the
 key that names extension types, before Arrow sees it. All columns are then read as their storage, which runs no code.
 A column with an extension type that is neither of Arrow nor our tensor cannot be read.
 

@@ -116,9 +116,7 @@ def fetch_stage(
     pairs = [Pair(*(one[name] for name in Pair._fields)) for one in planned.select(PAIRS.names).to_pylist()]
     messages = planned["error"].drop_null().to_pylist()
     rejects = [Reject(pair, DUPLICATE_KEY, message) for pair, message in zip(pairs, messages, strict=False)]
-    reader = _open_reader(pairs, access, max_bytes, find_signed)
-    others = partial(plan.other_images, work["part"], work["chunk"])
-    breaker = CircuitBreaker(reader, others, retried=work["keep"])
+    reader, breaker = _open_reader(work, pairs, access, max_bytes, find_signed)
     limits: dict[str, Any] = {"max_bytes": _task_memory(cpus), "time_limit": time_limit}
     with ExitStack() as stack:
         if attempt >= ISOLATED_FROM:
@@ -137,10 +135,14 @@ def fetch_stage(
     return pack_chunk(work, counters, breaker.failure, decoded=decoded)
 
 
-def _open_reader(pairs: Sequence[Pair], access: Access, max_bytes: int, find_signed: FindSigned) -> PairReader:
-    """Return a reader that has the signed forms of the pairs' URLs."""
+def _open_reader(
+    work: Mapping[str, Any], pairs: Sequence[Pair], access: Access, max_bytes: int, find_signed: FindSigned
+) -> tuple[PairReader, CircuitBreaker]:
+    """Return a reader that has the signed forms of the pairs' URLs, and the circuit breaker of the chunk."""
     urls = [uri for pair in pairs for uri in (pair.image_uri, pair.mask_uri) if uri.startswith(("http://", "https://"))]
-    return PairReader(access, max_bytes, find_signed(urls) if urls else {})
+    reader = PairReader(access, max_bytes, find_signed(urls) if urls else {})
+    others = partial(plan.other_images, work["part"], work["chunk"])
+    return reader, CircuitBreaker(reader, others, retried=work["keep"])
 
 
 def _attempt() -> int:
@@ -192,9 +194,7 @@ def decode_deferred(
     Raises:
         JobFailed: a store fails, or the child process cannot be started.
     """
-    reader = _open_reader(pairs, access, max_bytes, find_signed)
-    others = partial(plan.other_images, work["part"], work["chunk"])
-    breaker = CircuitBreaker(reader, others, retried=work["keep"])
+    reader, breaker = _open_reader(work, pairs, access, max_bytes, find_signed)
     with DecodingProcess(reader, decoder) as process:
         isolated = IsolatedReader(reader, process), IsolatedDecoder.in_process(process)
         while pairs:

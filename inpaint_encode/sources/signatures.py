@@ -1,6 +1,6 @@
 """Signed URLs of a list: what is stored is the URL without its signature, and a run fetches with the signed one.
 
-The signature of an object changes whenever the list is signed again, and grants access to whoever reads it. So plan,
+The signature of an object changes whenever the list is signed again, and grants access to its readers. So plan,
 rows, keys and logs have the URL without it: freshly signed URLs of one object are the same pair. Other parameters of
 the query stay: ``?id=1`` and ``?id=2`` are two objects.
 

@@ -41,7 +41,7 @@ def read_range(uri: str, start: int, length: int, access: Access) -> Blob:
 
 
 def _open(uri: str) -> BinaryIO:
-    """Open a regular file. Others, such as pipes and devices, may have no end, or block whoever opens them."""
+    """Open a regular file. Others, such as pipes and devices, may have no end, or block the process that opens them."""
     file = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(file).st_mode
     if not stat_module.S_ISREG(mode):
